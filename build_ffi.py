@@ -1,0 +1,86 @@
+"""Compiles `pyluo._ffi` from the declarations in pyluo/_uapi (cffi, API mode, stable ABI).
+
+The headers are the one source: the C compiler includes them whole, and cffi is shown the same
+structs with every macro's value left to that compiler.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from cffi import FFI
+
+UAPI = Path(__file__).parent / "pyluo" / "_uapi"
+HEADERS = ("liveupdate.h", "memfd.h", "fcntl.h", "kexec.h", "reboot.h")
+
+CALLS = """
+int pyluo_ioctl(int fd, unsigned long request, void *argument);
+int pyluo_preserve_many(int session, size_t count, const int32_t *fds, const uint64_t *tokens,
+                        size_t *preserved);
+int pyluo_kexec_file_load(int kernel, int initrd, size_t cmdline_length, const char *cmdline,
+                          unsigned long flags);
+int pyluo_reboot(unsigned int command);
+"""
+
+SOURCE = """
+#include <errno.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+static int pyluo_ioctl(int fd, unsigned long request, void *argument)
+{
+    return ioctl(fd, request, argument);
+}
+
+static int pyluo_preserve_many(int session, size_t count, const int32_t *fds,
+                               const uint64_t *tokens, size_t *preserved)
+{
+    for (*preserved = 0; *preserved < count; ) {
+        struct liveupdate_session_preserve_fd request = {
+            .size = sizeof(request),
+            .fd = fds[*preserved],
+            .token = tokens[*preserved],
+        };
+        if (!ioctl(session, LIVEUPDATE_SESSION_PRESERVE_FD, &request))
+            ++*preserved;
+        else if (errno != EINTR)
+            return -1;
+    }
+    return 0;
+}
+
+static int pyluo_kexec_file_load(int kernel, int initrd, size_t cmdline_length,
+                                 const char *cmdline, unsigned long flags)
+{
+    return syscall(SYS_kexec_file_load, kernel, initrd, cmdline_length, cmdline, flags);
+}
+
+static int pyluo_reboot(unsigned int command)
+{
+    return syscall(SYS_reboot, LINUX_REBOOT_MAGIC1, LINUX_REBOOT_MAGIC2, command, NULL);
+}
+"""
+
+
+def declarations(header: str) -> str:
+    """What cffi is to know of a header: its structs, and each macro with the value left open."""
+    body = re.sub(r"^#(include|ifndef|endif).*\n", "", header, flags=re.MULTILINE)
+    body = re.sub(r"^#define PYLUO_UAPI_\w+\n", "", body, flags=re.MULTILINE)
+    return re.sub(r"^#define (\w+) .+$", r"#define \1 ...", body, flags=re.MULTILINE)
+
+
+ffibuilder = FFI()
+for name in HEADERS:
+    ffibuilder.cdef(declarations((UAPI / name).read_text()))
+ffibuilder.cdef(CALLS)
+ffibuilder.set_source(
+    "pyluo._ffi",
+    "".join(f'#include "pyluo/_uapi/{name}"\n' for name in HEADERS) + SOURCE,
+    include_dirs=[str(UAPI.parent.parent)],
+    py_limited_api=True,
+)
+
+if __name__ == "__main__":
+    ffibuilder.compile(verbose=True)

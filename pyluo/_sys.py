@@ -1,0 +1,131 @@
+"""The funnel: the one place where Python meets the kernel's structs and system calls.
+
+Nothing of cffi leaves this module, and no errno passes it unexplained.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+from pyluo import errors
+from pyluo._ffi import ffi, lib
+
+__all__ = ["Ioctl", "Reply", "constant", "kexec_file_load", "preserve_many", "raising", "reboot"]
+
+T = TypeVar("T")
+
+
+def constant(name: str) -> int:
+    """The value of a macro of `_uapi`, by the kernel's name of it."""
+    value = getattr(lib, name)
+    assert isinstance(value, int), name
+    return value
+
+
+@contextmanager
+def raising(operation: str, subject: str = "") -> Iterator[None]:
+    """Turns an OSError of the standard library into the exception of `operation`."""
+    try:
+        yield
+    except errors.LuoError:
+        raise
+    except OSError as error:
+        raise errors.from_errno(error.errno or errno.EIO, operation, subject) from None
+
+
+def _call(operation: str, subject: str, attempt: Callable[[], int]) -> int:
+    """The result of `attempt`, tried again after each signal that interrupts it."""
+    while (result := attempt()) < 0:
+        number = ffi.errno
+        if number != errno.EINTR:
+            raise errors.from_errno(number, operation, subject)
+    return result
+
+
+class Reply:
+    """A struct as the kernel left it."""
+
+    __slots__ = ("_struct",)
+
+    def __init__(self, struct: object) -> None:
+        self._struct = struct
+
+    def integer(self, field: str) -> int:
+        """The value of an integer field."""
+        return int(getattr(self._struct, field))
+
+    def text(self, field: str) -> str:
+        """A zero-terminated array of bytes, decoded as file names are."""
+        raw = bytes(ffi.buffer(getattr(self._struct, field)))
+        return os.fsdecode(raw.split(b"\0", 1)[0])
+
+
+class Ioctl:
+    """One extensible ioctl: its number, and the struct whose first member is its own size."""
+
+    __slots__ = ("_number", "_struct", "name")
+
+    def __init__(self, name: str, struct: str) -> None:
+        self.name = name
+        self._number = constant(name)
+        self._struct = f"struct {struct}"
+
+    def __call__(self, fd: int, subject: str = "", /, **fields: int | bytes) -> Reply:
+        """Calls it with `fields` set and every other byte zero.
+
+        Args:
+            fd: the descriptor to call it on.
+            subject: what it is tried on, for the error.
+            fields: members of the struct; bytes for an array.
+        """
+        struct = ffi.new(f"{self._struct} *", {"size": ffi.sizeof(self._struct)})
+        for field, value in fields.items():
+            if isinstance(value, bytes):
+                ffi.buffer(getattr(struct, field))[: len(value)] = value
+            else:
+                setattr(struct, field, value)
+        _call(self.name, subject, lambda: lib.pyluo_ioctl(fd, self._number, struct))
+        return Reply(struct)
+
+    def refusal_of_a_tail(self, fd: int) -> int:
+        """The errno for a struct with a non-zero tail, which no kernel may carry out."""
+        size = ffi.sizeof(self._struct)
+        struct = ffi.new("unsigned char[]", size + 8)
+        ffi.cast("uint32_t *", struct)[0] = size + 8
+        struct[size] = 1
+        while lib.pyluo_ioctl(fd, self._number, struct) < 0:
+            if (number := ffi.errno) != errno.EINTR:
+                return number
+        raise AssertionError(f"{self.name} accepted a struct that it cannot know")
+
+
+def preserve_many(session: int, fds: Sequence[int], tokens: Sequence[int]) -> tuple[int, int]:
+    """Preserves each descriptor under its token until one fails.
+
+    Returns:
+        How many are in, and the errno that stopped the next one (0 when all are in).
+    """
+    done = ffi.new("size_t *")
+    fd_array = ffi.new("int32_t[]", list(fds))
+    token_array = ffi.new("uint64_t[]", list(tokens))
+    failed = lib.pyluo_preserve_many(session, len(fds), fd_array, token_array, done)
+    return int(done[0]), ffi.errno if failed else 0
+
+
+def kexec_file_load(kernel: int, initrd: int, cmdline: bytes, flags: int, subject: str) -> None:
+    """kexec_file_load(2); `cmdline` without the zero that ends it."""
+    length = len(cmdline) + 1 if cmdline else 0
+    _call(
+        "kexec_file_load",
+        subject,
+        lambda: lib.pyluo_kexec_file_load(kernel, initrd, length, cmdline, flags),
+    )
+
+
+def reboot(command: int) -> None:
+    """reboot(2) with the right magic numbers; returns only by an error."""
+    _call("reboot", "", lambda: lib.pyluo_reboot(command))

@@ -1,0 +1,72 @@
+"""The guest's end of the control channel."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pyluo.guest import wire
+
+__all__ = ["NAME", "Port", "mark"]
+
+NAME = "pyluo.control"
+
+
+class Port:
+    """The virtio-serial port that leads to the host."""
+
+    def __init__(self, path: str) -> None:
+        self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        self._pending = b""
+
+    @classmethod
+    def find(cls) -> Port:
+        """Opens the port by the name that the host gave it.
+
+        Raises:
+            FileNotFoundError: this machine has no such port.
+        """
+        for device in Path("/sys/class/virtio-ports").iterdir():
+            if (device / "name").read_text().strip() == NAME:
+                return cls(f"/dev/{device.name}")
+        raise FileNotFoundError(f"no virtio-serial port is called {NAME}")
+
+    def greet(self, message: wire.Frame) -> None:
+        """The first message of a life; the empty line before it ends whatever was cut short."""
+        self._write(b"\n" + wire.frame(message))
+
+    def send(self, message: wire.Frame) -> None:
+        """Writes one message, whole."""
+        self._write(wire.frame(message))
+
+    def receive(self) -> wire.Frame:
+        """The next message that parses; waits for it."""
+        while True:
+            line, newline, rest = self._pending.partition(b"\n")
+            if not newline:
+                self._pending += os.read(self._fd, 1 << 20)
+                continue
+            self._pending = rest
+            if message := wire.parse(line):
+                return message
+
+    def _write(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._fd, view) :]
+
+
+_port: Port | None = None
+
+
+def use(port: Port) -> None:
+    """Names the port that `mark` writes to."""
+    global _port
+    _port = port
+
+
+def mark(event: str) -> None:
+    """Tells the host, from a function that runs in the guest, that something happened just now."""
+    if _port is None:
+        raise RuntimeError("mark() works only in a function that the host called in a guest")
+    _port.send({"mark": event})

@@ -1,0 +1,122 @@
+"""The worker: does in the guest what the host asks for, one request at a time.
+
+Run by `init` as a script. The process that starts is the guest's first and stays behind to reap
+orphans; its child works. Should the child die, the first process follows it, and the kernel says
+so by a panic: a guest without its worker is a dead guest.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+# Run as a script, without site: neither pyluo nor its compiled part is importable yet.
+if __name__ == "__main__":
+    sys.path[:0] = os.environ["PYLUO_PATH"].split(":")
+
+import importlib.util
+from itertools import count
+from typing import Any
+
+from pyluo import kexec, kho
+from pyluo.guest import port, wire
+
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
+
+
+class Worker:
+    """What the host can ask for; `hold` keeps what it makes until the jump."""
+
+    def __init__(self, channel: port.Port, boot_id: str) -> None:
+        self._channel = channel
+        self._boot_id = boot_id
+        self._held: dict[int, Any] = {}
+        self._numbers = count(1)
+
+    def serve(self) -> None:
+        """Answers requests until the machine is gone."""
+        while True:
+            request = self._channel.receive()
+            # The host may have written this to the life before.
+            if request.get("boot_id") == self._boot_id:
+                self._channel.send({"answer": request["id"], **self._answer(request)})
+
+    def _answer(self, request: wire.Frame) -> wire.Frame:
+        try:
+            action = getattr(self, "do_" + request["do"])
+            return {"result": wire.encode(action(request))}
+        except BaseException as error:
+            return {"error": wire.encode(error)}
+
+    def do_call(self, request: wire.Frame) -> Any:
+        """Runs a function and gives its result back."""
+        sys.path[:] = request["path"]
+        function = _function(request["function"], request["file"])
+        arguments = wire.decode(request["arguments"], self._held.__getitem__)
+        keywords = wire.decode(request["keywords"], self._held.__getitem__)
+        return function(*arguments, **keywords)
+
+    def do_hold(self, request: wire.Frame) -> Any:
+        """Runs a function and keeps its result."""
+        result = self.do_call(request)
+        number = next(self._numbers)
+        self._held[number] = result
+        return [number, repr(result)]
+
+    def do_release(self, request: wire.Frame) -> None:
+        """Lets go of something held."""
+        del self._held[request["number"]]
+
+    def do_jump(self, request: wire.Frame) -> None:
+        """Loads the next kernel and jumps; returns only by an error."""
+        kexec.load(request["image"], cmdline=request["cmdline"])
+        port.mark("loaded")
+        os.sync()
+        port.mark("reboot called")
+        kexec.reboot(sync=False)
+
+
+def _function(reference: str, file: str | None) -> Any:
+    """The function by its module's name, or out of the module's file where it goes by another."""
+    module = reference.partition(":")[0]
+    if module != "__main__" and importlib.util.find_spec(module):
+        return wire.resolve(reference)
+    if file is None:
+        raise ModuleNotFoundError(f"the guest cannot import {module}")
+    name = "__host_main__" if module == "__main__" else module
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, file)
+        assert spec is not None and spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return wire.resolve(name + ":" + reference.partition(":")[2])
+
+
+def _work() -> None:
+    channel = port.Port.find()
+    port.use(channel)
+    if os.environ.get("PYLUO_NETWORK"):
+        from pyluo.guest import network
+
+        network.bring_up()
+    with open(_BOOT_ID) as file:
+        boot_id = file.read().strip()
+    status = kho.status()
+    hello = {"boot_id": boot_id, "release": status.release, "updates": status.updates}
+    channel.greet({"hello": hello})
+    Worker(channel, boot_id).serve()
+
+
+def _stay_behind(worker: int) -> None:
+    while True:
+        child, status = os.wait()
+        if child == worker:
+            print(f"pyluo: the worker ended, wait status {status:#x}", flush=True)
+            os._exit(1)
+
+
+if __name__ == "__main__":
+    child = os.fork()
+    if child:
+        _stay_behind(child)
+    _work()

@@ -1,0 +1,115 @@
+"""The next kernel: load an image, and jump into it.
+
+Only kexec_file_load(2) is used. The older kexec_load(2) jumps just as well and hands nothing over.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from pyluo import _sys
+from pyluo.errors import NoImageLoadedError
+
+__all__ = ["load", "loaded", "reboot", "unload"]
+
+_UNLOAD = _sys.constant("KEXEC_FILE_UNLOAD")
+_NO_INITRAMFS = _sys.constant("KEXEC_FILE_NO_INITRAMFS")
+_REBOOT_KEXEC = _sys.constant("LINUX_REBOOT_CMD_KEXEC")
+_LOADED = Path("/sys/kernel/kexec_loaded")
+_CMDLINE = Path("/proc/cmdline")
+
+
+def load(
+    kernel: str | os.PathLike[str],
+    *,
+    initrd: str | os.PathLike[str] | None = None,
+    cmdline: str | None = None,
+    reuse_cmdline: bool = False,
+) -> None:
+    """Loads the image to jump into, in place of one that was loaded before.
+
+    Sessions may be created and filled before or after it.
+
+    Args:
+        kernel: a bzImage built with CONFIG_RELOCATABLE=y.
+        initrd: its initial ramdisk, if it needs one.
+        cmdline: its command line; it needs ``kho=on liveupdate=on``, unless its configuration
+            turns KHO on.
+        reuse_cmdline: use the command line of the running kernel.
+
+    Raises:
+        ValueError: not exactly one of `cmdline` and `reuse_cmdline` was given.
+        ImageRejectedError: ENOEXEC, not an image that the kernel can load.
+        LuoPermissionError: EPERM, no CAP_SYS_BOOT, or kexec_load_disabled is 1.
+        KexecBusyError: EBUSY.
+        KernelTooOldError: ENOSYS, the kernel lacks CONFIG_KEXEC_FILE.
+        LuoError: ENOENT and others, on opening the files; ENOMEM; EADDRNOTAVAIL, no room for it.
+
+    Source: kexec_file_load(2); include/uapi/linux/kexec.h, KEXEC_FILE_*. Linux 3.17.
+    """
+    if reuse_cmdline == (cmdline is not None):
+        raise ValueError("give either a command line or reuse_cmdline=True")
+    line = _CMDLINE.read_text().rstrip("\n") if cmdline is None else cmdline
+    kernel_fd = _open(kernel)
+    initrd_fd = -1
+    try:
+        if initrd is not None:
+            initrd_fd = _open(initrd)
+        flags = _NO_INITRAMFS if initrd is None else 0
+        subject = f"image {os.fspath(kernel)}"
+        _sys.kexec_file_load(kernel_fd, initrd_fd, os.fsencode(line), flags, subject)
+    finally:
+        os.close(kernel_fd)
+        if initrd_fd >= 0:
+            os.close(initrd_fd)
+
+
+def loaded() -> bool:
+    """Whether there is an image to jump into, by whichever system call it was loaded.
+
+    Raises:
+        FileNotFoundError: the kernel was built without kexec.
+    """
+    return _LOADED.read_text().strip() == "1"
+
+
+def unload() -> None:
+    """Drops the loaded image, if there is one.
+
+    Raises:
+        LuoPermissionError: EPERM.
+        KexecBusyError: EBUSY.
+
+    Source: include/uapi/linux/kexec.h, KEXEC_FILE_UNLOAD. Linux 3.17.
+    """
+    _sys.kexec_file_load(-1, -1, b"", _UNLOAD, "")
+
+
+def reboot(*, sync: bool = True) -> None:
+    """Jumps into the loaded image, at once and without ending any process. Returns only by an error.
+
+    Outgoing sessions whose descriptors are open go over; everything else in memory is gone.
+
+    Args:
+        sync: write dirty file data to disk first; the kernel does not.
+
+    Raises:
+        NoImageLoadedError: EINVAL; nothing was touched.
+        LuoPermissionError: EPERM.
+        KexecBusyError: EBUSY.
+        LuoError: a file could not be frozen; the system runs on with its sessions intact.
+
+    Source: reboot(2); include/uapi/linux/reboot.h, LINUX_REBOOT_CMD_KEXEC. Linux 2.6.13.
+    """
+    if not loaded():
+        raise NoImageLoadedError(errno.EINVAL, "reboot", "this system")
+    if sync:
+        os.sync()
+    _sys.reboot(_REBOOT_KEXEC)
+
+
+def _open(path: str | os.PathLike[str]) -> int:
+    with _sys.raising("open image", os.fspath(path)):
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -1,0 +1,86 @@
+"""/dev/liveupdate: where sessions are created, and where they are found again."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from pyluo import _sys
+from pyluo.descriptor import OwnedFd
+from pyluo.errors import SessionNameError
+from pyluo.session import IncomingSession, OutgoingSession
+
+__all__ = ["DEVICE", "LiveUpdate"]
+
+DEVICE = Path("/dev/liveupdate")
+
+_CREATE_SESSION = _sys.Ioctl("LIVEUPDATE_IOCTL_CREATE_SESSION", "liveupdate_ioctl_create_session")
+_RETRIEVE_SESSION = _sys.Ioctl(
+    "LIVEUPDATE_IOCTL_RETRIEVE_SESSION", "liveupdate_ioctl_retrieve_session"
+)
+_NAME_LIMIT = _sys.constant("LIVEUPDATE_SESSION_NAME_LENGTH") - 1
+
+
+class LiveUpdate(OwnedFd):
+    """The one open file of the device that the system allows at a time.
+
+    Closing it loses nothing: sessions live by their own descriptors. Requests of several threads
+    may run at once.
+
+    Args:
+        path: the device.
+
+    Raises:
+        LiveUpdateUnavailableError: ENOENT, ENODEV or ENXIO; the kernel offers no live update.
+        DeviceBusyError: EBUSY, it is open elsewhere.
+        IncomingStateError: EIO, what the previous kernel handed over could not be read.
+        LuoPermissionError: EACCES.
+
+    Source: kernel/liveupdate/luo_core.c, luo_open(). Linux 6.19.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, path: str | os.PathLike[str] = DEVICE) -> None:
+        with _sys.raising("open", os.fspath(path)):
+            super().__init__(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+
+    def create_session(self, name: str) -> OutgoingSession:
+        """A new session, to be carried over by the next live update.
+
+        Args:
+            name: 1 to 63 bytes in the file system's encoding, none of them zero. A session that
+                came in from the previous kernel may have the same one.
+
+        Raises:
+            SessionNameError: EINVAL.
+            SessionExistsError: EEXIST.
+
+        Source: include/uapi/linux/liveupdate.h, LIVEUPDATE_IOCTL_CREATE_SESSION. Linux 6.19.
+        """
+        encoded = _encode(name, _CREATE_SESSION.name)
+        reply = _CREATE_SESSION(self.fileno(), f"session {name!r}", fd=-1, name=encoded)
+        return OutgoingSession(reply.integer("fd"), name)
+
+    def retrieve_session(self, name: str) -> IncomingSession:
+        """The session of this name that the previous kernel handed over.
+
+        Raises:
+            SessionNameError: EINVAL, no session can have this name.
+            SessionNotFoundError: ENOENT.
+            SessionRetrievedError: EINVAL, it was retrieved before.
+
+        Source: include/uapi/linux/liveupdate.h, LIVEUPDATE_IOCTL_RETRIEVE_SESSION. Linux 6.19.
+        """
+        encoded = _encode(name, _RETRIEVE_SESSION.name)
+        reply = _RETRIEVE_SESSION(self.fileno(), f"session {name!r}", fd=-1, name=encoded)
+        return IncomingSession(reply.integer("fd"), name)
+
+
+def _encode(name: str, operation: str) -> bytes:
+    """The bytes of a session's name; the kernel would cut a name at a zero, and at 63 bytes."""
+    encoded = os.fsencode(name)
+    if not 0 < len(encoded) <= _NAME_LIMIT or b"\0" in encoded:
+        raise SessionNameError(errno.EINVAL, operation, f"session {name!r} ({len(encoded)} bytes)")
+    return encoded

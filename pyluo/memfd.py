@@ -1,0 +1,223 @@
+"""Anonymous files in memory: what live update carries over."""
+
+from __future__ import annotations
+
+import enum
+import errno
+import fcntl
+import mmap
+import os
+from typing import Self
+
+from pyluo._sys import constant, raising
+from pyluo.descriptor import OwnedFd
+from pyluo.errors import from_errno
+
+__all__ = ["Memfd", "Seal", "seals_of"]
+
+_CLOEXEC = constant("MFD_CLOEXEC")
+_ALLOW_SEALING = constant("MFD_ALLOW_SEALING")
+_HUGETLB = constant("MFD_HUGETLB")
+_HUGE_SHIFT = constant("MFD_HUGE_SHIFT")
+_EXEC = constant("MFD_EXEC")
+_NOEXEC_SEAL = constant("MFD_NOEXEC_SEAL")
+_ADD_SEALS = constant("F_ADD_SEALS")
+_GET_SEALS = constant("F_GET_SEALS")
+
+
+class Seal(enum.IntFlag):
+    """What can never be done to a memfd again.
+
+    Source: include/uapi/linux/fcntl.h, F_SEAL_*
+    """
+
+    SEAL = constant("F_SEAL_SEAL")
+    SHRINK = constant("F_SEAL_SHRINK")
+    GROW = constant("F_SEAL_GROW")
+    WRITE = constant("F_SEAL_WRITE")
+    FUTURE_WRITE = constant("F_SEAL_FUTURE_WRITE")
+    EXEC = constant("F_SEAL_EXEC")
+
+
+class Memfd(OwnedFd):
+    """A file of anonymous memory, such as the RAM of a guest.
+
+    Several threads may read, write and map it at once. A close while another thread uses it is the
+    caller's to prevent.
+    """
+
+    __slots__ = ()
+
+    @classmethod
+    def create(
+        cls,
+        name: str,
+        size: int,
+        *,
+        seals: Seal = Seal(0),
+        huge_page_size: int = 0,
+        executable: bool = True,
+    ) -> Self:
+        """A new memfd of `size` bytes, all zero, with close-on-exec set.
+
+        Args:
+            name: shown in /proc/PID/fd; at most 249 bytes, and not carried over a live update.
+            size: in bytes; a multiple of `huge_page_size` if that is given.
+            seals: added once the size is set.
+            huge_page_size: in bytes, a power of two that the machine supports; 0 for plain pages.
+                The kernels up to 7.3 do not preserve huge pages.
+            executable: False makes it MFD_NOEXEC_SEAL. The kernels up to 7.3 give such a memfd
+                back executable and read-only after a live update, so that a session refuses it.
+
+        Raises:
+            ValueError: the size or the huge page size makes no sense.
+            LuoError: EMFILE or ENFILE, too many open files; ENOMEM, no memory or no huge pages
+                reserved; ENODEV, no huge pages of that size; EACCES, vm.memfd_noexec=2 forbids an
+                executable one.
+
+        Source: memfd_create(2); include/uapi/linux/memfd.h, MFD_*. Linux 3.17; seals as in `Seal`.
+        """
+        if size < 0:
+            raise ValueError(f"a memfd of {size} bytes: the size cannot be negative")
+        subject = f"memfd {name!r} of {size} bytes"
+        flags = _CLOEXEC | _ALLOW_SEALING | _page_flags(huge_page_size, size)
+        memfd = cls(_create(name, flags, executable, subject))
+        try:
+            memfd.resize(size)
+            if seals:
+                memfd.seal(seals)
+        except BaseException:
+            memfd.close()
+            raise
+        return memfd
+
+    @classmethod
+    def from_fd(cls, fd: int) -> Self:
+        """Takes over the descriptor of a memfd.
+
+        Raises:
+            LuoError: the descriptor is not open (EBADF), or has no seals as every memfd does
+                (EINVAL); it stays the caller's.
+        """
+        with raising("F_GET_SEALS", f"descriptor {fd}"):
+            fcntl.fcntl(fd, _GET_SEALS)
+        return cls(fd)
+
+    @property
+    def size(self) -> int:
+        """The size in bytes."""
+        return os.fstat(self.fileno()).st_size
+
+    def resize(self, size: int) -> None:
+        """Makes the file `size` bytes long; new bytes are zero.
+
+        Raises:
+            SealedError: EPERM, a seal forbids it, or the file is preserved.
+            LuoError: EINVAL, the size is not a multiple of the huge page size.
+        """
+        with raising("ftruncate", self._subject(f"to {size} bytes")):
+            os.ftruncate(self.fileno(), size)
+
+    @property
+    def seals(self) -> Seal:
+        """The seals in force."""
+        return Seal(fcntl.fcntl(self.fileno(), _GET_SEALS))
+
+    def seal(self, seals: Seal) -> None:
+        """Adds seals; none can ever be taken back.
+
+        Raises:
+            SealedError: EPERM, `Seal.SEAL` is set.
+            LuoError: EBUSY, `Seal.WRITE` while a writable mapping exists.
+
+        Source: fcntl(2), F_ADD_SEALS
+        """
+        with raising("F_ADD_SEALS", self._subject(f"{seals!r}")):
+            fcntl.fcntl(self.fileno(), _ADD_SEALS, int(seals))
+
+    def map(
+        self, offset: int = 0, length: int | None = None, *, writable: bool = True
+    ) -> mmap.mmap:
+        """A shared mapping, which keeps the memory after the memfd is closed.
+
+        Args:
+            offset: of the first byte, a multiple of the page size.
+            length: in bytes; without it, up to the end of the file.
+
+        Raises:
+            ValueError: the range does not lie within the file.
+            SealedError: EPERM, writable though `Seal.WRITE` or `Seal.FUTURE_WRITE` is set.
+            LuoError: ENOMEM, no huge pages reserved.
+        """
+        if length is None:
+            length = self.size - offset
+        if offset < 0 or length <= 0 or offset + length > self.size:
+            raise ValueError(f"{length} bytes at {offset} do not lie within {self.size} bytes")
+        access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
+        with raising("mmap", self._subject(f"{length} bytes at {offset}")):
+            return mmap.mmap(self.fileno(), length, access=access, offset=offset)
+
+    def read(self, length: int, offset: int) -> bytes:
+        """Up to `length` bytes from `offset`; fewer only at the end of the file.
+
+        The file position is neither used nor moved.
+        """
+        chunks = []
+        while length:
+            chunk = os.pread(self.fileno(), min(length, 1 << 30), offset)
+            if not chunk:
+                break
+            chunks.append(chunk)
+            length -= len(chunk)
+            offset += len(chunk)
+        return b"".join(chunks)
+
+    def write(self, data: bytes | bytearray | memoryview | mmap.mmap, offset: int) -> None:
+        """Writes all of `data` at `offset`; the file grows if it has to and may.
+
+        The file position is neither used nor moved. When a write fails half-way, what was written
+        stays written.
+
+        Raises:
+            SealedError: EPERM, a seal forbids it, or it crosses the end of a preserved file.
+            LuoError: ENOSPC, no memory.
+        """
+        view = memoryview(data).cast("B")
+        with raising("pwrite", self._subject(f"{len(view)} bytes at {offset}")):
+            while view:
+                written = os.pwrite(self.fileno(), view, offset)
+                view = view[written:]
+                offset += written
+
+    def _subject(self, what: str) -> str:
+        return f"memfd (descriptor {self.fileno()}): {what}"
+
+
+def seals_of(fd: int) -> Seal:
+    """The seals of any open file; none for a kind of file that has no seals, or is not open."""
+    try:
+        return Seal(fcntl.fcntl(fd, _GET_SEALS))
+    except OSError:
+        return Seal(0)
+
+
+def _page_flags(huge_page_size: int, size: int) -> int:
+    if not huge_page_size:
+        return 0
+    if huge_page_size < 0 or huge_page_size & (huge_page_size - 1):
+        raise ValueError(f"a huge page of {huge_page_size} bytes: not a power of two")
+    if size % huge_page_size:
+        raise ValueError(f"{size} bytes are no multiple of a huge page of {huge_page_size} bytes")
+    return _HUGETLB | (huge_page_size.bit_length() - 1) << _HUGE_SHIFT
+
+
+def _create(name: str, flags: int, executable: bool, subject: str) -> int:
+    """memfd_create with the executable bit asked for by name, since vm.memfd_noexec decides
+    otherwise; kernels before 6.3 know neither flag and always make executable ones."""
+    try:
+        return os.memfd_create(name, flags | (_EXEC if executable else _NOEXEC_SEAL))
+    except OSError as error:
+        if error.errno != errno.EINVAL or not executable:
+            raise from_errno(error.errno or errno.EIO, "memfd_create", subject) from None
+    with raising("memfd_create", subject):
+        return os.memfd_create(name, flags)

@@ -1,0 +1,321 @@
+"""Sessions: the named sets of files that go through a live update together.
+
+Two types, because the kernel keeps two directions strictly apart. Neither has a `close()`: closing
+the last descriptor of an outgoing session gives everything up, and closing that of an incoming one
+destroys what was not retrieved. `OutgoingSession.discard()` and `IncomingSession.finish()` say
+which is meant; a session that is dropped without a word is kept open, and warned about.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import warnings
+from collections.abc import Mapping
+from types import TracebackType
+from typing import ClassVar, Self, TypeVar, overload
+
+from pyluo import _sys
+from pyluo.descriptor import Descriptor, OwnedFd
+from pyluo.errors import (
+    KernelTooOldError,
+    LuoError,
+    NotPreservableError,
+    WrongSessionError,
+    from_errno,
+)
+from pyluo.memfd import Seal, seals_of
+
+__all__ = ["IncomingSession", "OutgoingSession"]
+
+_PRESERVE_FD = _sys.Ioctl("LIVEUPDATE_SESSION_PRESERVE_FD", "liveupdate_session_preserve_fd")
+_RETRIEVE_FD = _sys.Ioctl("LIVEUPDATE_SESSION_RETRIEVE_FD", "liveupdate_session_retrieve_fd")
+_FINISH = _sys.Ioctl("LIVEUPDATE_SESSION_FINISH", "liveupdate_session_finish")
+_GET_NAME = _sys.Ioctl("LIVEUPDATE_SESSION_GET_NAME", "liveupdate_session_get_name")
+_TOKENS = 1 << 64
+_LINK = "anon_inode:[luo_session] "
+
+F = TypeVar("F", bound=OwnedFd)
+
+
+class _Session(Descriptor):
+    """What both directions share. Requests of several threads take turns, as in the kernel."""
+
+    __slots__ = ("_lock", "_name")
+    _direction: ClassVar[str]
+
+    def __init__(self, fd: int, name: str | None = None) -> None:
+        super().__init__(fd)
+        self._lock = threading.Lock()
+        self._name = name
+
+    @classmethod
+    def from_fd(cls, fd: int) -> Self:
+        """Takes over the descriptor of a session, as received from another process.
+
+        Raises:
+            WrongSessionError: it is a session of the other direction, or none at all; the
+                descriptor stays the caller's, and the session as it was.
+        """
+        answer = _RETRIEVE_FD.refusal_of_a_tail(fd)
+        direction = {errno.E2BIG: "incoming", errno.EINVAL: "outgoing"}.get(answer, "no")
+        if not _link(fd).startswith(_LINK):
+            direction = "no"
+        if direction != cls._direction:
+            raise WrongSessionError(
+                errno.EINVAL,
+                "from_fd",
+                f"descriptor {fd}",
+                f"It is {direction} session, where an {cls._direction} one was expected",
+            )
+        return cls(fd)
+
+    @property
+    def name(self) -> str:
+        """The name of the session, as it was created.
+
+        Raises:
+            LuoError: EBADF, the descriptor was closed behind this object's back.
+
+        Source: include/uapi/linux/liveupdate.h, LIVEUPDATE_SESSION_GET_NAME. Linux 7.2; before
+        that, read from the link in /proc/self/fd.
+        """
+        if self._name is None:
+            with self._lock:
+                try:
+                    self._name = _GET_NAME(self.fileno(), "session").text("name")
+                except KernelTooOldError:
+                    self._name = _link(self.fileno()).removeprefix(_LINK)
+        return self._name
+
+    def detach(self) -> int:
+        """Gives the descriptor up, still open; closing the last one is the caller's peril now."""
+        with self._lock:
+            return super().detach()
+
+    def _subject(self, what: str = "") -> str:
+        return f"{self._direction} session {self.name!r}" + (f", {what}" if what else "")
+
+    def _end(self) -> None:
+        with self._lock:
+            self._close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:
+            warnings.warn(
+                f"{self!r} was dropped; its descriptor stays open, since closing it would lose "
+                f"what the session holds",
+                ResourceWarning,
+                stacklevel=2,
+                source=self,
+            )
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"fd={self._fd}"
+        return f"<{type(self).__name__} {self._name or ''!r} {state}>"
+
+
+class OutgoingSession(_Session):
+    """A session that the next live update carries over, as long as its descriptor is open.
+
+    As a context manager it stays open for the jump; an exception discards it. Safe to use from
+    several threads.
+    """
+
+    __slots__ = ()
+    _direction = "outgoing"
+
+    def preserve(self, fd: OwnedFd | int, token: int, *, allow_noexec: bool = False) -> None:
+        """Puts a file into the session, to be retrieved by the same token after the update.
+
+        Every page of the file is allocated and pinned. The file can be used on; its size cannot
+        change any more.
+
+        Args:
+            fd: the file; it stays the caller's, and may be closed: the session keeps the file.
+            token: 0 to 2**64 - 1, chosen by the caller, one for each file of the session.
+            allow_noexec: preserve even a memfd made with MFD_NOEXEC_SEAL, which comes back
+                executable and write-sealed on the kernels up to 7.3.
+
+        Raises:
+            ValueError: the token is out of range.
+            TokenInUseError: EEXIST.
+            AlreadyPreservedError: EBUSY, in any session.
+            NotPreservableError: ENOENT, the kernel has no support for this kind of file;
+                EOPNOTSUPP, its seals; EFBIG, its size; EINVAL, a noexec memfd refused by pyluo.
+            LuoError: EBADF; ENOMEM.
+
+        Source: include/uapi/linux/liveupdate.h, LIVEUPDATE_SESSION_PRESERVE_FD. Linux 6.19.
+        """
+        number = _fileno(fd)
+        _check(number, token, allow_noexec)
+        with self._lock:
+            session = self.fileno()
+            try:
+                _PRESERVE_FD(session, fd=number, token=token)
+            except LuoError as error:
+                raise self._refused(error.errno or errno.EIO, number, token) from None
+
+    def preserve_many(
+        self, files: Mapping[int, OwnedFd | int], *, allow_noexec: bool = False
+    ) -> None:
+        """Puts each file into the session under its token, in the mapping's order, from C.
+
+        Args:
+            files: token to file.
+            allow_noexec: as for `preserve`.
+
+        Raises:
+            LuoError: as `preserve` does, for the first that fails; `preserved` on the exception
+                lists the tokens that are in the session by then. They stay in.
+        """
+        tokens = list(files)
+        numbers = [_fileno(fd) for fd in files.values()]
+        for token, number in zip(tokens, numbers, strict=True):
+            _check(number, token, allow_noexec)
+        with self._lock:
+            done, failure = _sys.preserve_many(self.fileno(), numbers, tokens)
+            if failure:
+                error = self._refused(failure, numbers[done], tokens[done])
+                error.preserved = tuple(tokens[:done])
+                raise error
+
+    def discard(self) -> None:
+        """Gives everything in the session up and closes it; a second time does nothing.
+
+        The files themselves stay as they are, and those who have them open keep them.
+        """
+        self._end()
+
+    def _refused(self, number: int, fd: int, token: int) -> LuoError:
+        name = self._name or _link(self.fileno()).removeprefix(_LINK)
+        subject = f"outgoing session {name!r}, token {token}, {kind_of_file(fd)} (descriptor {fd})"
+        return from_errno(number, _PRESERVE_FD.name, subject)
+
+    def __enter__(self) -> Self:
+        self.fileno()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            self.discard()
+
+
+class IncomingSession(_Session):
+    """A session that came over from the previous kernel.
+
+    As a context manager it is finished at the end; an exception leaves it open, so that nothing is
+    destroyed that was not yet retrieved. Safe to use from several threads.
+    """
+
+    __slots__ = ()
+    _direction = "incoming"
+
+    @overload
+    def retrieve(self, token: int) -> OwnedFd: ...
+
+    @overload
+    def retrieve(self, token: int, type: type[F]) -> F: ...
+
+    def retrieve(self, token: int, type: type[OwnedFd] = OwnedFd) -> OwnedFd:  # noqa: A002
+        """A new descriptor, close-on-exec, of a preserved file.
+
+        Retrieving one token twice gives two descriptors of one open file, with one position.
+
+        Args:
+            token: as given to `OutgoingSession.preserve`.
+            type: what to make of the descriptor, such as `Memfd`.
+
+        Raises:
+            ValueError: the token is out of range.
+            TokenNotFoundError: ENOENT, no such token, or the session is finished.
+            LuoError: the kernel could not restore the file; later attempts give the same errno,
+                and the file is lost.
+
+        Source: include/uapi/linux/liveupdate.h, LIVEUPDATE_SESSION_RETRIEVE_FD. Linux 6.19.
+        """
+        _check_token(token)
+        subject = self._subject(f"token {token}")
+        with self._lock:
+            fd = _RETRIEVE_FD(self.fileno(), subject, fd=-1, token=token).integer("fd")
+        try:
+            return type.from_fd(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def finish(self) -> None:
+        """Ends the session: the kernel lets go of it, and what was not retrieved is destroyed.
+
+        A second time does nothing. If the kernel refuses, the session stays open as it was.
+
+        Raises:
+            LuoError: the kernel could not finish; it may be tried again.
+
+        Source: include/uapi/linux/liveupdate.h, LIVEUPDATE_SESSION_FINISH. Linux 6.19.
+        """
+        if self.closed:
+            return
+        subject = self._subject()
+        with self._lock:
+            if not self.closed:
+                _FINISH(self.fileno(), subject)
+                self._close()
+
+    def __enter__(self) -> Self:
+        self.fileno()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.finish()
+
+
+def kind_of_file(fd: int) -> str:
+    """What a descriptor is, in words, for a message."""
+    link = _link(fd)
+    if link.startswith("/memfd:"):
+        return "a memfd"
+    if link.startswith("anon_inode:"):
+        return f"an anonymous file {link.removeprefix('anon_inode:')}"
+    return link or "no open file"
+
+
+def _link(fd: int) -> str:
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    except OSError:
+        return ""
+
+
+def _fileno(fd: OwnedFd | int) -> int:
+    return fd if isinstance(fd, int) else fd.fileno()
+
+
+def _check_token(token: int) -> None:
+    if not 0 <= token < _TOKENS:
+        raise ValueError(f"token {token}: a token is 0 to 2**64 - 1")
+
+
+def _check(fd: int, token: int, allow_noexec: bool) -> None:
+    _check_token(token)
+    if not allow_noexec and seals_of(fd) & Seal.EXEC:
+        raise NotPreservableError(
+            errno.EINVAL,
+            _PRESERVE_FD.name,
+            f"token {token}, a memfd sealed noexec (descriptor {fd})",
+            "It would come back executable and sealed against writing; create it with MFD_EXEC "
+            "(vm.memfd_noexec=1 makes every other memfd such a one), or allow it with "
+            "allow_noexec=True",
+        )

@@ -1,0 +1,63 @@
+"""Where built kernels are kept, and how several runs share the place."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pyluo.vm.errors import HarnessError
+
+__all__ = ["folder", "lock", "write"]
+
+
+def folder() -> Path:
+    """$XDG_CACHE_HOME/pyluo, made if need be.
+
+    Raises:
+        HarnessError: it cannot be made.
+    """
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    path = Path(base).resolve() / "pyluo"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HarnessError(
+            f"the cache folder {path} cannot be made ({error.strerror})",
+            "set XDG_CACHE_HOME to a folder that you may write to",
+        ) from None
+    return path
+
+
+def write(path: Path, text: str) -> None:
+    """Replaces a file whole: a reader sees the old text or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with open(handle, "w") as file:
+            file.write(text)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+@contextmanager
+def lock(name: str, on_wait: Callable[[], None]) -> Iterator[None]:
+    """Holds a lock among all runs of this user; the kernel drops it with the process.
+
+    Args:
+        name: of the lock.
+        on_wait: called once if another run holds it.
+    """
+    path = folder() / f"{name}.lock"
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_wait()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,74 @@
+"""What the guest's kernel says on its serial line, and the words that mean its death."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Callable
+
+from pyluo.vm.errors import Death
+
+__all__ = ["Console"]
+
+_TAIL = 40
+_TRACE_TIMEOUT = 2.0  # seconds for a dying kernel to finish its trace
+_DEATHS = (
+    (re.compile(r"Kernel panic - not syncing: (.*)"), Death.PANIC),
+    (re.compile(r"((?:Oops|general protection fault|BUG|double fault|divide error)\b.*)"), Death.OOPS),
+)
+_LAST_WORDS = "---[ end Kernel panic"
+_BEGINNING = re.compile(r"Linux version (\S+)")
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
+
+
+class Console:
+    """Reads the serial line as it comes.
+
+    Args:
+        on_beginning: called with the time when a kernel says its first line.
+        on_death: called with what it was and the kernel's words, once its trace is complete.
+    """
+
+    def __init__(
+        self, on_beginning: Callable[[float], None], on_death: Callable[[Death, str], None]
+    ) -> None:
+        self._on_beginning = on_beginning
+        self._on_death = on_death
+        self._lines: list[str] = []
+        self._partial = ""
+        self._dying: tuple[Death, str] | None = None
+
+    async def read(self, stream: asyncio.StreamReader) -> None:
+        """Takes lines until QEMU closes the line."""
+        while data := await stream.read(1 << 16):
+            *lines, self._partial = (self._partial + data.decode(errors="replace")).split("\n")
+            now = time.monotonic()
+            for line in lines:
+                self._take(_CONTROL.sub("", line), now)
+        if self._dying:
+            self._on_death(*self._dying)
+
+    def tail(self) -> tuple[str, ...]:
+        """The last lines, the unfinished one too."""
+        rest = [self._partial] if self._partial else []
+        return tuple((self._lines + rest)[-_TAIL:])
+
+    @property
+    def text(self) -> str:
+        """Everything so far."""
+        return "\n".join([*self._lines, self._partial])
+
+    def _take(self, line: str, now: float) -> None:
+        self._lines.append(line)
+        if _BEGINNING.search(line):
+            self._on_beginning(now)
+        if self._dying:
+            if _LAST_WORDS in line:
+                self._on_death(*self._dying)
+            return
+        for pattern, death in _DEATHS:
+            if match := pattern.search(line):
+                self._dying = (death, match[1].strip())
+                asyncio.get_running_loop().call_later(_TRACE_TIMEOUT, self._on_death, *self._dying)
+                return

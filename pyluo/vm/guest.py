@@ -1,0 +1,255 @@
+"""A running guest, as an asyncio program sees it: what it says, what it answers, how it dies."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import time
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from itertools import count
+from typing import TypeVar
+
+from qemu.qmp import EventListener, Message, QMPClient, QMPError
+
+from pyluo.guest import wire
+from pyluo.vm import timeline
+from pyluo.vm.console import Console
+from pyluo.vm.errors import Death, GuestCrash, HarnessError
+from pyluo.vm.qemu import Machine, QemuProcess
+
+__all__ = ["Guest", "Life"]
+
+T = TypeVar("T")
+_LINE_LIMIT = 1 << 30  # bytes of one message
+_PANIC_GRACE = 3.0  # seconds for the console to say what QMP announced
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """One kernel's time in a guest, from its boot to the jump.
+
+    Attributes:
+        number: 1 for the cold boot; each jump begins another.
+        kernel: the name of the kernel, as the harness was given it.
+        boot_id: the kernel's own name for this boot.
+        release: the kernel's release, as `uname -r` gives it.
+        updates: the number of live updates that the kernel counts; None if its log does not say.
+    """
+
+    number: int
+    kernel: str
+    boot_id: str
+    release: str
+    updates: int | None
+
+
+class Guest:
+    """QEMU with the kernel in it. Everything here runs in one event loop.
+
+    Attributes:
+        console: what the kernel said.
+        qmp: the connection to QEMU's monitor.
+        life: the current one, once the guest has spoken.
+    """
+
+    def __init__(self, machine: Machine, kernel: str) -> None:
+        self.process = QemuProcess(machine)
+        self.console = Console(self._kernel_began, self._died)
+        self.qmp = QMPClient("pyluo")
+        self.life: Life | None = None
+        self._kernel = kernel
+        self._number = 1
+        self._ids = count(1)
+        self._answers: dict[int, asyncio.Future[wire.Frame]] = {}
+        self._started = time.monotonic()
+        self._events: list[timeline.Event] = []
+        self._turn = asyncio.Lock()
+        loop = asyncio.get_running_loop()
+        self._death: asyncio.Future[GuestCrash | HarnessError] = loop.create_future()
+        self._hello: asyncio.Future[wire.Frame] = loop.create_future()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._control: asyncio.StreamWriter | None = None
+
+    async def start(self, timeout: float) -> None:
+        """Waits until the worker in the guest speaks.
+
+        Args:
+            timeout: in seconds; a guest that has not spoken by then counts as dead.
+
+        Raises:
+            HarnessError: QEMU did not start.
+            GuestCrash: the guest died first, or never spoke.
+        """
+        console, _ = await _connect(self.process.sockets["console"])
+        control, self._control = await _connect(self.process.sockets["control"])
+        await self.process.started()
+        self._tasks = [
+            asyncio.create_task(self.console.read(console)),
+            asyncio.create_task(self._listen(control)),
+            asyncio.create_task(self._watch_process()),
+        ]
+        try:
+            await self._or_death(self.qmp.connect(self.process.sockets["qmp"]))
+        except QMPError as error:
+            raise await self._explain_failed_start() from error
+        self._tasks.append(asyncio.create_task(self._watch_panic()))
+        await self._next_life(timeout)
+
+    async def request(self, message: wire.Frame, timeout: float) -> wire.Frame:
+        """Sends a request to the worker and waits for the answer; requests take turns.
+
+        Raises:
+            GuestCrash: the guest died, or did not answer within `timeout` seconds.
+        """
+        async with self._turn:
+            answer = await self._send(message)
+            return await self._until(answer, timeout, Death.HANG, f"{message['do']} got no answer")
+
+    async def jump(
+        self, image: str, cmdline: str, kernel: str, timeout: float
+    ) -> timeline.Timeline | wire.Frame:
+        """Live-updates the guest.
+
+        Returns:
+            When things happened; or the worker's answer, if the guest could not jump.
+
+        Raises:
+            GuestCrash: the guest died on the way, or the next kernel did not speak in time.
+        """
+        async with self._turn:
+            self._started = time.monotonic()
+            self._events = []
+            self._hello = asyncio.get_running_loop().create_future()
+            self._number += 1
+            previous, self._kernel = self._kernel, kernel
+            answer = await self._send({"do": "jump", "image": image, "cmdline": cmdline})
+            first: asyncio.Future[wire.Frame] = asyncio.ensure_future(_first(answer, self._hello))
+            await self._until(first, timeout, Death.SILENT, "no word from the next kernel")
+            if not self._hello.done():
+                self._number -= 1
+                self._kernel = previous
+                return answer.result()
+            await self._next_life(timeout)
+            return self.timeline
+
+    @property
+    def timeline(self) -> timeline.Timeline:
+        """What happened since the guest was started, or last asked to jump."""
+        return timeline.Timeline(self._started, tuple(self._events))
+
+    async def close(self) -> None:
+        """Ends QEMU, whatever state it is in."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        try:
+            await self.qmp.disconnect()
+        except (QMPError, EOFError, OSError):
+            pass
+        if self._control is not None:
+            self._control.close()
+        self._death.cancel()
+        await asyncio.to_thread(self.process.close)
+
+    async def _send(self, message: wire.Frame) -> asyncio.Future[wire.Frame]:
+        """Writes a request to the current life; the future gets the answer."""
+        if self._death.done():
+            raise self._death.result()
+        assert self.life is not None and self._control is not None
+        number = next(self._ids)
+        answer: asyncio.Future[wire.Frame] = asyncio.get_running_loop().create_future()
+        self._answers = {number: answer}
+        frame = wire.frame({"id": number, "boot_id": self.life.boot_id, **message})
+        self._control.write(frame)
+        return answer
+
+    async def _next_life(self, timeout: float) -> None:
+        hello = await self._until(self._hello, timeout, Death.SILENT, "no word from the worker")
+        self.life = Life(
+            self._number, self._kernel, hello["boot_id"], hello["release"], hello["updates"]
+        )
+
+    async def _until(
+        self, awaited: asyncio.Future[T], timeout: float, death: Death, what: str
+    ) -> T:
+        """Waits for one of: the result, the death of the guest, the end of patience."""
+        done, _ = await asyncio.wait(
+            {awaited, self._death}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED
+        )
+        if awaited in done:
+            return awaited.result()
+        if not done:
+            self._died(death, f"{what} within {timeout:g} s")
+        raise self._death.result()
+
+    async def _or_death(self, awaitable: Awaitable[T]) -> T:
+        task = asyncio.ensure_future(awaitable)
+        await asyncio.wait({task, self._death}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        task.cancel()
+        raise self._death.result()
+
+    async def _listen(self, stream: asyncio.StreamReader) -> None:
+        while line := await stream.readline():
+            message = wire.parse(line)
+            if message is None:
+                continue
+            if mark := message.get("mark"):
+                self._events.append(timeline.Event(mark, time.monotonic()))
+            elif hello := message.get("hello"):
+                if not self._hello.done():
+                    self._events.append(timeline.Event(timeline.WORKER_UP, time.monotonic()))
+                    self._hello.set_result(hello)
+            elif answer := self._answers.pop(message.get("answer", 0), None):
+                answer.set_result(message)
+
+    async def _watch_process(self) -> None:
+        status = await self.process.ended()
+        if not self._hello.done() and status > 0:
+            error = await self._explain_failed_start()
+            if not self._death.done():
+                self._death.set_result(error)
+        elif status < 0:
+            self._died(Death.QEMU, f"killed by {signal.Signals(-status).name}")
+        else:
+            self._died(Death.QEMU, f"exit status {status}")
+
+    async def _watch_panic(self) -> None:
+        with EventListener(names="GUEST_PANICKED") as listener:
+            self.qmp.register_listener(listener)
+            event: Message = await listener.get()
+            # The console explains it better, unless it stays silent.
+            await asyncio.sleep(_PANIC_GRACE)
+            self._died(Death.PANIC, f"QEMU reports {event['data']}")
+
+    async def _explain_failed_start(self) -> HarnessError:
+        said = self.process.messages_log.read_text(errors="replace").strip()
+        return HarnessError("QEMU did not start", said or "it gave no reason")
+
+    def _kernel_began(self, at: float) -> None:
+        self._events.append(timeline.Event(timeline.NEW_KERNEL, at))
+
+    def _died(self, death: Death, reason: str) -> None:
+        if not self._death.done():
+            crash = GuestCrash(
+                death,
+                reason,
+                kernel=self._kernel,
+                life=self._number,
+                console=self.console.tail(),
+            )
+            self._death.set_result(crash)
+
+
+async def _connect(
+    channel: socket.socket,
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_unix_connection(sock=channel, limit=_LINE_LIMIT)
+
+
+async def _first(*futures: asyncio.Future[wire.Frame]) -> wire.Frame:
+    done, _ = await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+    return done.pop().result()

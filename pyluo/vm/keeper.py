@@ -1,0 +1,56 @@
+"""Stands between the harness and one QEMU, so that neither outlives the other for long.
+
+Run as a script, without site: `keeper.py FOLDER ALIVE STATUS COMMAND...`. ALIVE is a pipe whose
+other end the harness holds: when that is gone, however the harness ended, QEMU is killed and the
+folder removed. STATUS is a pipe to it: a line with QEMU's process id, then one with its exit
+status. A thread's death would set off a parent-death signal in QEMU; a pipe belongs to a process.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import signal
+import sys
+
+
+def main(folder: str, alive: int, status: int, command: list[str]) -> None:
+    """Runs COMMAND until it ends or the harness does."""
+    qemu = os.fork()
+    if not qemu:
+        os.close(alive)
+        os.close(status)
+        _become(["setpriv", "--pdeathsig", "KILL", "--", *command])
+    _report(status, qemu)
+    handle = os.pidfd_open(qemu)
+    poll = select.poll()
+    poll.register(alive, select.POLLIN)
+    poll.register(handle, select.POLLIN)
+    if not any(fd == handle for fd, _ in poll.poll()):
+        os.kill(qemu, signal.SIGKILL)
+    _, ended = os.waitpid(qemu, 0)
+    _report(status, os.waitstatus_to_exitcode(ended))
+    os.close(status)
+    while os.read(alive, 1):
+        pass
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _become(command: list[str]) -> None:
+    try:
+        os.execvp(command[0], command)
+    except OSError as error:
+        print(f"{command[0]}: {error.strerror}", file=sys.stderr, flush=True)
+        os._exit(127)
+
+
+def _report(status: int, number: int) -> None:
+    try:
+        os.write(status, b"%d\n" % number)
+    except BrokenPipeError:
+        pass  # the harness is gone; what is left to do is to clean up
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])

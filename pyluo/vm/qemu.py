@@ -1,0 +1,175 @@
+"""One QEMU process: its command line, its life, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyluo.guest import port
+from pyluo.vm import keeper
+from pyluo.vm.accelerator import Accelerator
+from pyluo.vm.errors import HarnessError
+
+__all__ = ["BINARY", "Machine", "QemuProcess", "find_binary"]
+
+BINARY = "qemu-system-x86_64"
+_CHANNELS = ("console", "control", "qmp")
+
+
+def find_binary() -> str:
+    """The path of QEMU.
+
+    Raises:
+        HarnessError: it is not installed.
+    """
+    path = shutil.which(BINARY)
+    if path is None:
+        raise HarnessError(f"{BINARY} is not installed", "install it: apt install qemu-system-x86")
+    return path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What QEMU is to emulate.
+
+    Attributes:
+        image: the kernel.
+        cmdline: its command line.
+        accelerator: what runs the guest's instructions.
+        memory: in bytes.
+        cpus: how many.
+        devices: values of further ``-device`` options.
+        network: whether the guest has an interface; it reaches nothing but QEMU itself.
+    """
+
+    image: Path
+    cmdline: str
+    accelerator: Accelerator
+    memory: int
+    cpus: int
+    devices: tuple[str, ...]
+    network: bool
+
+    def options(self) -> list[str]:
+        """QEMU's options for it, but for what the channels need."""
+        options = [
+            "-nodefaults", "-no-user-config", "-display", "none",
+            "-machine", "q35,kernel-irqchip=split" if self.accelerator is Accelerator.KVM else "q35",
+            "-accel", self.accelerator.value,
+            "-cpu", "host" if self.accelerator is Accelerator.KVM else "max",
+            "-m", f"size={self.memory >> 10}K",
+            "-smp", str(self.cpus),
+            "-kernel", os.fspath(self.image),
+            "-append", self.cmdline,
+            # A panic is told by QMP; the kernel goes on and finishes its trace on the console.
+            "-device", "pvpanic-pci",
+            "-action", "panic=none",
+            "-no-reboot",
+            "-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap",
+            "-device", "virtio-9p-pci,fsdev=root,mount_tag=/dev/root",
+            "-object", "rng-random,id=rng,filename=/dev/urandom",
+            "-device", "virtio-rng-pci,rng=rng",
+            "-device", "virtio-serial-pci",
+            "-device", f"virtserialport,chardev=control,name={port.NAME}",
+            "-device", "isa-serial,chardev=console",
+            "-mon", "chardev=qmp,mode=control",
+        ]  # fmt: skip
+        if self.network:
+            options += ["-netdev", "user,id=net,restrict=on", "-device", "virtio-net-pci,netdev=net"]
+        for device in self.devices:
+            options += ["-device", device]
+        return options
+
+
+class QemuProcess:
+    """QEMU under its keeper, with a socket for each channel.
+
+    The sockets have no names. The folder, mode 0700, holds the console's log and QEMU's own
+    messages; the keeper removes it.
+
+    Attributes:
+        folder: that folder.
+        sockets: one for each of console, control and qmp.
+        pid: the process id of QEMU.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        binary = find_binary()
+        self.folder = Path(tempfile.mkdtemp(prefix="pyluo-"))
+        self.sockets: dict[str, socket.socket] = {}
+        theirs: list[socket.socket] = []
+        command = [binary, *machine.options()]
+        for name in _CHANNELS:
+            self.sockets[name], other = socket.socketpair()
+            theirs.append(other)
+            log = f",logfile={_escape(self.console_log)}" if name == "console" else ""
+            command += ["-chardev", f"socket,id={name},fd={other.fileno()}{log}"]
+        alive, self._alive = os.pipe()
+        self._status, status = os.pipe()
+        fds = [alive, status, *(other.fileno() for other in theirs)]
+        try:
+            with self.messages_log.open("wb") as messages:
+                self._keeper = subprocess.Popen(
+                    [sys.executable, "-I", "-S", keeper.__file__, os.fspath(self.folder)]
+                    + [str(alive), str(status), *command],
+                    stdin=subprocess.DEVNULL,
+                    stdout=messages,
+                    stderr=messages,
+                    pass_fds=fds,
+                    start_new_session=True,
+                )
+        except BaseException:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise
+        finally:
+            os.close(alive)
+            os.close(status)
+            for other in theirs:
+                other.close()
+        self.pid = 0
+        self._reports: asyncio.StreamReader | None = None
+
+    @property
+    def console_log(self) -> Path:
+        """All that came over the serial line, as QEMU wrote it down."""
+        return self.folder / "console.log"
+
+    @property
+    def messages_log(self) -> Path:
+        """What QEMU itself had to say."""
+        return self.folder / "qemu.log"
+
+    async def started(self) -> None:
+        """Waits for the process id."""
+        self._reports = asyncio.StreamReader()
+        await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(self._reports),  # type: ignore[arg-type]
+            os.fdopen(self._status, "rb"),
+        )
+        self.pid = int(await self._reports.readline())
+
+    async def ended(self) -> int:
+        """Waits for QEMU's end; its exit status, or the negative number of a signal."""
+        assert self._reports is not None
+        return int(await self._reports.readline() or -9)
+
+    def close(self) -> None:
+        """Ends QEMU if it still runs, and removes the folder; a second time does nothing."""
+        for channel in self.sockets.values():
+            channel.close()
+        if self._alive >= 0:
+            os.close(self._alive)
+            self._alive = -1
+        self._keeper.wait()
+
+
+def _escape(path: Path) -> str:
+    """A path inside a QEMU option, where a comma ends the value."""
+    return os.fspath(path).replace(",", ",,")

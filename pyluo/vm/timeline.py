@@ -1,0 +1,58 @@
+"""When things happened in a live update."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Event", "Timeline"]
+
+LOADED = "loaded"
+REBOOT_CALLED = "reboot called"
+NEW_KERNEL = "first sign of the new kernel"
+WORKER_UP = "worker up"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One moment.
+
+    Attributes:
+        name: what happened.
+        at: seconds on the host's monotonic clock, when word of it reached the host.
+    """
+
+    name: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """The moments of one live update, in order.
+
+    Attributes:
+        started: seconds on the host's monotonic clock, when it was asked for.
+        events: what happened from then on.
+    """
+
+    started: float
+    events: tuple[Event, ...]
+
+    def at(self, name: str) -> float:
+        """Seconds from the start to the first event of this name.
+
+        Raises:
+            KeyError: there is none.
+        """
+        for event in self.events:
+            if event.name == name:
+                return event.at - self.started
+        raise KeyError(name)
+
+    def between(self, first: str, last: str) -> float:
+        """Seconds from one event to another."""
+        return self.at(last) - self.at(first)
+
+    @property
+    def blackout(self) -> float:
+        """Seconds from the call of reboot() to the last event: what a guest of this host sees."""
+        return self.events[-1].at - self.started - self.at(REBOOT_CALLED)

@@ -1,0 +1,340 @@
+"""A guest to live-update, as a test sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import os
+import subprocess
+import sys
+import sysconfig
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ParamSpec, Self, TypeVar
+
+import pyluo
+from pyluo.guest import commands, wire
+from pyluo.guest.wire import Held
+from pyluo.vm.accelerator import Accelerator
+from pyluo.vm.errors import HarnessError
+from pyluo.vm.guest import Guest, Life
+from pyluo.vm.kernel import Kernel
+from pyluo.vm.qemu import Machine, find_binary
+from pyluo.vm.timeline import Timeline
+
+__all__ = ["VM"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_GUEST = Path(pyluo.__file__).parent / "guest"
+_CALL_TIMEOUT = 60.0
+_BOOT_TIMEOUT = 60.0
+_FIXED = (
+    "console=ttyS0,115200 earlyprintk=serial,ttyS0,115200 loglevel=6 panic=0 oops=panic "
+    "rootfstype=9p rootflags=trans=virtio,version=9p2000.L,cache=loose,msize=1048576 ro "
+    "kho=on liveupdate=on"
+)
+
+
+class VM:
+    """A guest that boots on entry of its `with` block and is gone when the block is left.
+
+    Its root is the host's, read-only, so that a function of any module the host can import runs in
+    it unchanged. Requests of several threads take turns.
+
+    Args:
+        kernel: a kernel, or the name of one in kernels.toml, or a path to a bzImage.
+        memory: in bytes.
+        cpus: how many.
+        devices: values of further ``-device`` options for QEMU.
+        append: more words for the kernel's command line.
+        network: give the guest an interface, and bring it and the loopback up.
+        accelerator: KVM or TCG; without it, KVM where it works.
+        boot_timeout: seconds that a kernel has to speak, after the boot and after each jump.
+
+    Raises:
+        HarnessError: on entry, no QEMU, no kernel.
+        GuestCrash: the guest died; on entry, and from then on from every method.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel | str | os.PathLike[str] = "stable",
+        *,
+        memory: int = 1 << 30,
+        cpus: int = 1,
+        devices: Sequence[str] = (),
+        append: str = "",
+        network: bool = False,
+        accelerator: Accelerator | None = None,
+        boot_timeout: float = _BOOT_TIMEOUT,
+    ) -> None:
+        self.kernel = Kernel.find(kernel)
+        self._memory = memory
+        self._cpus = cpus
+        self._devices = tuple(devices)
+        self._append = append
+        self._network = network
+        self._accelerator = accelerator
+        self._boot_timeout = boot_timeout
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._guest: Guest | None = None
+
+    def __enter__(self) -> Self:
+        machine = Machine(
+            image=self.kernel.image,
+            cmdline=self._cmdline(),
+            accelerator=self._accelerator or Accelerator.choose(find_binary()),
+            memory=self._memory,
+            cpus=self._cpus,
+            devices=self._devices,
+            network=self._network,
+        )
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="pyluo-vm", daemon=True)
+        self._thread.start()
+        try:
+            self._guest = self._run(_make(machine, self.kernel.name))
+            self._run(self._guest.start(self._boot_timeout))
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the guest; a second time does nothing."""
+        loop, self._loop = self._loop, None
+        guest, self._guest = self._guest, None
+        if loop is None or self._thread is None:
+            return
+        if guest is not None:
+            asyncio.run_coroutine_threadsafe(guest.close(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        self._thread.join()
+        loop.close()
+
+    def call(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Runs a function in the guest, by reference, and brings its result or exception back.
+
+        Args:
+            function: defined at the top level of a module, or a method of a class there.
+            args: numbers, strings, bytes, paths, enums, dataclasses, containers of these, and
+                what `hold` returned.
+            kwargs: likewise.
+
+        Raises:
+            TypeError: the function or an argument cannot cross.
+            GuestCrash: the guest died, or did not answer within a minute.
+        """
+        result: R = self._request("call", function, args, kwargs)
+        return result
+
+    def hold(self, function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> Held:
+        """Runs a function like `call`, but its result stays alive in the guest, until the jump.
+
+        Returns:
+            A handle, which later calls take as an argument.
+        """
+        number, description = self._request("hold", function, args, kwargs)
+        return Held(self.boot_id, number, description)
+
+    def release(self, held: Held) -> None:
+        """Lets go of something held."""
+        self._check_held(held)
+        self._answer(self._do({"do": "release", "number": held.number}, _CALL_TIMEOUT))
+
+    def run(
+        self, argv: Sequence[str | os.PathLike[str]], timeout: float = _CALL_TIMEOUT
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Runs a program in the guest, in the host's current folder.
+
+        Args:
+            argv: the program, looked up in the guest's PATH, and its arguments.
+            timeout: in seconds; the program is killed after it.
+
+        Returns:
+            Its exit status (the negative number of a signal that ended it), stdout and stderr.
+
+        Raises:
+            subprocess.TimeoutExpired: it was still running.
+            FileNotFoundError: there is no such program.
+        """
+        words = [os.fspath(word) for word in argv]
+        status, stdout, stderr = self._request(
+            "call",
+            commands.run,
+            (words, os.getcwd(), timeout),
+            {},
+            timeout=timeout + _CALL_TIMEOUT,
+        )
+        return subprocess.CompletedProcess(words, status, stdout, stderr)
+
+    def live_update(self, to: Kernel | str | os.PathLike[str] | None = None) -> Timeline:
+        """Loads a kernel, jumps into it and waits until it speaks. What was held is gone then.
+
+        Args:
+            to: the next kernel; without it, the one that runs now.
+
+        Raises:
+            LuoError: the guest could not jump, and runs on.
+            GuestCrash: it died on the way, or the next kernel never spoke.
+        """
+        kernel = self.kernel if to is None else Kernel.find(to)
+        done = self._run(
+            self._alive().jump(
+                os.fspath(kernel.image), self._cmdline(), kernel.name, self._boot_timeout
+            )
+        )
+        if not isinstance(done, Timeline):
+            self._answer(done)
+            raise AssertionError("a jump that did not happen gave no error")
+        self.kernel = kernel
+        return done
+
+    @property
+    def timeline(self) -> Timeline:
+        """The last live update, with what the guest has marked since."""
+        return self._alive().timeline
+
+    @property
+    def life(self) -> Life:
+        """The current life of the guest."""
+        life = self._alive().life
+        assert life is not None
+        return life
+
+    @property
+    def boot_id(self) -> str:
+        """The kernel's name for its boot; another after each jump."""
+        return self.life.boot_id
+
+    @property
+    def updates(self) -> int | None:
+        """How many live updates the guest's kernel counts since its cold boot."""
+        return self.life.updates
+
+    @property
+    def console(self) -> str:
+        """Everything that came over the serial line so far, of all lives."""
+        return self._alive().console.text
+
+    @property
+    def console_log(self) -> Path:
+        """The file that QEMU writes it to, as long as the guest is there."""
+        return self._alive().process.console_log
+
+    @property
+    def dmesg(self) -> str:
+        """The log of the guest's kernel, of this life."""
+        return self.call(commands.dmesg)
+
+    @property
+    def pid(self) -> int:
+        """The process id of QEMU."""
+        return self._alive().process.pid
+
+    def qmp(self, command: str, **arguments: object) -> object:
+        """Runs a command of the QEMU Machine Protocol.
+
+        Returns:
+            What QEMU returned.
+
+        Raises:
+            qemu.qmp.ExecuteError: QEMU refused it.
+        """
+        return self._run(self._alive().qmp.execute(command, arguments or None))
+
+    def _alive(self) -> Guest:
+        if self._guest is None:
+            raise HarnessError("the guest is not running", "use it inside its `with` block")
+        return self._guest
+
+    def _run(self, coroutine: Coroutine[Any, Any, R]) -> R:
+        assert self._loop is not None
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def _do(self, message: wire.Frame, timeout: float) -> wire.Frame:
+        return self._run(self._alive().request(message, timeout))
+
+    def _answer(self, answer: wire.Frame) -> Any:
+        if "error" in answer:
+            raise wire.decode(answer["error"])
+        return wire.decode(answer["result"])
+
+    def _request(
+        self,
+        action: str,
+        function: Callable[..., object],
+        args: Sequence[object],
+        kwargs: dict[str, Any],
+        timeout: float = _CALL_TIMEOUT,
+    ) -> Any:
+        for value in [*args, *kwargs.values()]:
+            if isinstance(value, Held):
+                self._check_held(value)
+        message = {
+            "do": action,
+            "function": wire.reference(function),
+            "file": _source(function),
+            "path": _import_path(),
+            "arguments": wire.encode(tuple(args)),
+            "keywords": wire.encode(kwargs),
+        }
+        return self._answer(self._do(message, timeout))
+
+    def _check_held(self, held: Held) -> None:
+        if held.boot_id != self.boot_id:
+            raise ValueError(f"{held!r} belongs to a life of the guest that is over")
+
+    def _cmdline(self) -> str:
+        """The kernel's command line; the kernel passes PYLUO_* on to init as its environment."""
+        environment = {
+            "PYLUO_PYTHON": os.path.realpath(sys.executable),
+            "PYLUO_WORKER": os.fspath(_GUEST / "worker.py"),
+            "PYLUO_PATH": ":".join(_bare_path()),
+        }
+        if self._network:
+            environment["PYLUO_NETWORK"] = "1"
+        words = [f'"{name}={value}"' for name, value in environment.items()]
+        return " ".join([_FIXED, self._append, *words, f'init=/bin/sh -- "{_GUEST / "init"}"'])
+
+
+async def _make(machine: Machine, kernel: str) -> Guest:
+    return Guest(machine, kernel)
+
+
+def _source(function: Callable[..., object]) -> str | None:
+    try:
+        return os.path.realpath(inspect.getfile(function))
+    except TypeError:
+        return None  # built in: the guest imports it by name
+
+
+@functools.cache
+def _bare_path() -> list[str]:
+    """Where the guest finds pyluo and what it is compiled against, before it knows our sys.path."""
+    return [os.fspath(_GUEST.parent.parent), sysconfig.get_path("platlib")]
+
+
+def _import_path() -> list[str]:
+    """This process's sys.path, with the folder of an editable pyluo, all absolute."""
+    here = [os.path.abspath(entry) for entry in sys.path]
+    return [*here, *(entry for entry in _bare_path() if entry not in here)]

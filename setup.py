@@ -1,0 +1,8 @@
+"""Only what pyproject.toml cannot say: how the extension module is made."""
+
+from setuptools import setup
+
+setup(
+    cffi_modules=["build_ffi.py:ffibuilder"],
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+)

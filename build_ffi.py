@@ -21,11 +21,14 @@ int pyluo_preserve_many(int session, size_t count, const int32_t *fds, const uin
 int pyluo_kexec_file_load(int kernel, int initrd, size_t cmdline_length, const char *cmdline,
                           unsigned long flags);
 int pyluo_reboot(unsigned int command);
+int pyluo_mount(const char *source, const char *target, const char *type, unsigned long flags,
+                const char *options);
 """
 
 SOURCE = """
 #include <errno.h>
 #include <sys/ioctl.h>
+#include <sys/mount.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -60,6 +63,12 @@ static int pyluo_kexec_file_load(int kernel, int initrd, size_t cmdline_length,
 static int pyluo_reboot(unsigned int command)
 {
     return syscall(SYS_reboot, LINUX_REBOOT_MAGIC1, LINUX_REBOOT_MAGIC2, command, NULL);
+}
+
+static int pyluo_mount(const char *source, const char *target, const char *type,
+                       unsigned long flags, const char *options)
+{
+    return mount(source, target, type, flags, options);
 }
 """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyluo import kexec, kho
+from pyluo import kexec
 from pyluo.descriptor import OwnedFd
 from pyluo.errors import (
     AlreadyPreservedError,
@@ -56,5 +56,4 @@ __all__ = [
     "TokenNotFoundError",
     "WrongSessionError",
     "kexec",
-    "kho",
 ]

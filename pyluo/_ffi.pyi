@@ -1,4 +1,4 @@
-"""The part of the compiled module that `_sys` uses."""
+# The part of the compiled module that `_sys` uses.
 
 from typing import Any, Protocol
 
@@ -34,6 +34,9 @@ class _Lib:
         self, kernel: int, initrd: int, cmdline_length: int, cmdline: bytes, flags: int
     ) -> int: ...
     def pyluo_reboot(self, command: int) -> int: ...
+    def pyluo_mount(
+        self, source: bytes, target: bytes, type: bytes, flags: int, options: bytes
+    ) -> int: ...
 
 ffi: _FFI
 lib: _Lib

@@ -7,14 +7,25 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from pyluo import errors
 from pyluo._ffi import ffi, lib
 
-__all__ = ["Ioctl", "Reply", "constant", "kexec_file_load", "preserve_many", "raising", "reboot"]
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+__all__ = [
+    "Ioctl",
+    "Reply",
+    "constant",
+    "kexec_file_load",
+    "mount",
+    "preserve_many",
+    "raising",
+    "reboot",
+]
 
 T = TypeVar("T")
 
@@ -117,7 +128,7 @@ def preserve_many(session: int, fds: Sequence[int], tokens: Sequence[int]) -> tu
 
 
 def kexec_file_load(kernel: int, initrd: int, cmdline: bytes, flags: int, subject: str) -> None:
-    """kexec_file_load(2); `cmdline` without the zero that ends it."""
+    """Loads an image for kexec; `cmdline` without the zero that ends it."""
     length = len(cmdline) + 1 if cmdline else 0
     _call(
         "kexec_file_load",
@@ -127,5 +138,15 @@ def kexec_file_load(kernel: int, initrd: int, cmdline: bytes, flags: int, subjec
 
 
 def reboot(command: int) -> None:
-    """reboot(2) with the right magic numbers; returns only by an error."""
+    """Leaves this kernel; the magic numbers are seen to. Returns only by an error."""
     _call("reboot", "", lambda: lib.pyluo_reboot(command))
+
+
+def mount(source: str, target: str, kind: str, options: str = "") -> None:
+    """Mounts a file system, without flags."""
+    encode = os.fsencode
+    _call(
+        "mount",
+        f"{target} ({kind})",
+        lambda: lib.pyluo_mount(encode(source), encode(target), encode(kind), 0, encode(options)),
+    )

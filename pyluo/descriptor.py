@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import warnings
-from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from pyluo._sys import raising
+
+if TYPE_CHECKING:
+    from types import TracebackType
 
 __all__ = ["Descriptor", "OwnedFd"]
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-from pathlib import Path
 
 from pyluo import _sys
 from pyluo.errors import NoImageLoadedError
@@ -17,8 +16,8 @@ __all__ = ["load", "loaded", "reboot", "unload"]
 _UNLOAD = _sys.constant("KEXEC_FILE_UNLOAD")
 _NO_INITRAMFS = _sys.constant("KEXEC_FILE_NO_INITRAMFS")
 _REBOOT_KEXEC = _sys.constant("LINUX_REBOOT_CMD_KEXEC")
-_LOADED = Path("/sys/kernel/kexec_loaded")
-_CMDLINE = Path("/proc/cmdline")
+_LOADED = "/sys/kernel/kexec_loaded"
+_CMDLINE = "/proc/cmdline"
 
 
 def load(
@@ -51,7 +50,7 @@ def load(
     """
     if reuse_cmdline == (cmdline is not None):
         raise ValueError("give either a command line or reuse_cmdline=True")
-    line = _CMDLINE.read_text().rstrip("\n") if cmdline is None else cmdline
+    line = _read(_CMDLINE) if cmdline is None else cmdline
     kernel_fd = _open(kernel)
     initrd_fd = -1
     try:
@@ -72,7 +71,7 @@ def loaded() -> bool:
     Raises:
         FileNotFoundError: the kernel was built without kexec.
     """
-    return _LOADED.read_text().strip() == "1"
+    return _read(_LOADED) == "1"
 
 
 def unload() -> None:
@@ -88,9 +87,10 @@ def unload() -> None:
 
 
 def reboot(*, sync: bool = True) -> None:
-    """Jumps into the loaded image, at once and without ending any process. Returns only by an error.
+    """Jumps into the loaded image, at once and without ending any process.
 
-    Outgoing sessions whose descriptors are open go over; everything else in memory is gone.
+    It returns only by an error. Outgoing sessions whose descriptors are open go over; everything
+    else in memory is gone.
 
     Args:
         sync: write dirty file data to disk first; the kernel does not.
@@ -113,3 +113,8 @@ def reboot(*, sync: bool = True) -> None:
 def _open(path: str | os.PathLike[str]) -> int:
     with _sys.raising("open image", os.fspath(path)):
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _read(path: str) -> str:
+    with open(path) as file:
+        return file.read().rstrip("\n")

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import errno
 import gzip
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from pyluo.kernel_log import KernelLog
 from pyluo.liveupdate import DEVICE
 
-__all__ = ["KhoStatus", "Obstacle", "messages", "status"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["KhoStatus", "Obstacle", "status"]
 
 _CONFIGS = ("/proc/config.gz", "/boot/config-{release}", "/lib/modules/{release}/config")
 _FIRST_RELEASE = (6, 19)
-_RECORD_LIMIT = 8192
-_UPDATES = re.compile(r"luo: Retrieved live update data, liveupdate number: (\d+)")
-_EXEC_FROM = re.compile(r"KHO: exec from: (\S+) \(count (\d+)\)")
-_FOUND = "KHO: found kexec handover data."
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,81 +63,20 @@ class KhoStatus:
 def status() -> KhoStatus:
     """Reads the kernel's log, its command line and its configuration.
 
-    Source: kernel/liveupdate/kexec_handover.c and luo_core.c, their messages. Linux 6.19; the
-    release and the number of kexecs since 7.0.
+    Source: /dev/kmsg, /proc/cmdline, /proc/config.gz or /boot/config-RELEASE. Linux 6.19.
     """
     release = os.uname().release
-    log = _KernelLog.read()
-    found = log.says(_FOUND)
-    updates = log.search(_UPDATES)
-    origin = log.search(_EXEC_FROM)
-    nothing = 0 if found is False else None
-    live_update = DEVICE.exists()
+    log = KernelLog()
+    live_update = os.path.exists(DEVICE)
     return KhoStatus(
         release=release,
         live_update=live_update,
-        handed_over=found,
-        from_release=origin[1] if origin else None,
-        kexecs=int(origin[2]) if origin else nothing,
-        updates=int(updates[1]) if updates else nothing,
+        handed_over=log.handed_over,
+        from_release=log.from_release,
+        kexecs=log.kexecs,
+        updates=log.updates,
         obstacles=() if live_update else tuple(_obstacles(release)),
     )
-
-
-def messages() -> list[str]:
-    """The kernel's messages of this boot, as far as its log still has them.
-
-    Returns:
-        One string a message; none where the log may not be read.
-    """
-    return _KernelLog.read().messages
-
-
-@dataclass(frozen=True, slots=True)
-class _KernelLog:
-    """The kernel's messages of this boot, and whether the first is still among them."""
-
-    messages: list[str]
-    whole: bool
-
-    @classmethod
-    def read(cls) -> _KernelLog:
-        messages = []
-        first = None
-        for record in _records():
-            header, _, message = record.partition(";")
-            if first is None:
-                first = int(header.split(",")[1])
-            messages.append(message.split("\n", 1)[0])
-        return cls(messages, whole=first == 0)
-
-    def says(self, text: str) -> bool | None:
-        if any(text in message for message in self.messages):
-            return True
-        return False if self.whole else None
-
-    def search(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
-        return next(filter(None, map(pattern.search, self.messages)), None)
-
-
-def _records() -> Iterator[str]:
-    """The records of /dev/kmsg, oldest first; none where reading it is not allowed."""
-    try:
-        fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return
-    try:
-        while True:
-            try:
-                yield os.read(fd, _RECORD_LIMIT).decode(errors="replace")
-            except BlockingIOError:
-                return
-            except OSError as error:
-                # EPIPE: the ring moved on past the record to be read; the next read goes on.
-                if error.errno != errno.EPIPE:
-                    return
-    finally:
-        os.close(fd)
 
 
 def _obstacles(release: str) -> Iterator[Obstacle]:

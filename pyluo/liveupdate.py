@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from pathlib import Path
 
 from pyluo import _sys
 from pyluo.descriptor import OwnedFd
@@ -13,7 +12,7 @@ from pyluo.session import IncomingSession, OutgoingSession
 
 __all__ = ["DEVICE", "LiveUpdate"]
 
-DEVICE = Path("/dev/liveupdate")
+DEVICE = "/dev/liveupdate"
 
 _CREATE_SESSION = _sys.Ioctl("LIVEUPDATE_IOCTL_CREATE_SESSION", "liveupdate_ioctl_create_session")
 _RETRIEVE_SESSION = _sys.Ioctl(

@@ -54,7 +54,7 @@ class Memfd(OwnedFd):
         name: str,
         size: int,
         *,
-        seals: Seal = Seal(0),
+        seals: Seal | None = None,
         huge_page_size: int = 0,
         executable: bool = True,
     ) -> Self:
@@ -143,6 +143,7 @@ class Memfd(OwnedFd):
         Args:
             offset: of the first byte, a multiple of the page size.
             length: in bytes; without it, up to the end of the file.
+            writable: whether it can be written to.
 
         Raises:
             ValueError: the range does not lie within the file.

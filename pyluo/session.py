@@ -12,9 +12,7 @@ import errno
 import os
 import threading
 import warnings
-from collections.abc import Mapping
-from types import TracebackType
-from typing import ClassVar, Self, TypeVar, overload
+from typing import TYPE_CHECKING, ClassVar, Self, TypeVar, overload
 
 from pyluo import _sys
 from pyluo.descriptor import Descriptor, OwnedFd
@@ -26,6 +24,10 @@ from pyluo.errors import (
     from_errno,
 )
 from pyluo.memfd import Seal, seals_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
 
 __all__ = ["IncomingSession", "OutgoingSession"]
 
@@ -223,7 +225,11 @@ class IncomingSession(_Session):
     @overload
     def retrieve(self, token: int, type: type[F]) -> F: ...
 
-    def retrieve(self, token: int, type: type[OwnedFd] = OwnedFd) -> OwnedFd:  # noqa: A002
+    def retrieve(
+        self,
+        token: int,
+        type: type[OwnedFd] = OwnedFd,  # noqa: A002
+    ) -> OwnedFd:
         """A new descriptor, close-on-exec, of a preserved file.
 
         Retrieving one token twice gives two descriptors of one open file, with one position.

@@ -13,8 +13,10 @@ _ADDRESS, _PREFIX, _GATEWAY = "10.0.2.15", 24, "10.0.2.2"
 
 
 def bring_up() -> None:
-    """Brings up the loopback and the interface that has a device, with QEMU's address and gateway."""
-    hardware = next(path.name for path in Path("/sys/class/net").iterdir() if (path / "device").exists())
+    """Brings up the loopback, and the interface of the virtio device with QEMU's addresses."""
+    hardware = next(
+        path.name for path in Path("/sys/class/net").iterdir() if (path / "device").exists()
+    )
     with IPRoute() as netlink:
         for name in ("lo", hardware):
             (index,) = netlink.link_lookup(ifname=name)

@@ -13,9 +13,11 @@ import base64
 import enum
 import importlib
 import json
-from collections.abc import Callable
-from pathlib import PurePath, PosixPath
-from typing import Any
+from pathlib import PosixPath, PurePath
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["Held", "decode", "encode", "frame", "parse", "reference", "resolve"]
 
@@ -62,7 +64,9 @@ def reference(thing: type | Callable[..., Any]) -> str:
     """
     name = f"{thing.__module__}:{thing.__qualname__}"
     if "<" in name:
-        raise TypeError(f"{name} has no name that the guest could import it by: define it in a module")
+        raise TypeError(
+            f"{name} has no name that the guest could import it by: define it in a module"
+        )
     return name
 
 

@@ -1,8 +1,9 @@
 """The worker: does in the guest what the host asks for, one request at a time.
 
-Run by `init` as a script. The process that starts is the guest's first and stays behind to reap
-orphans; its child works. Should the child die, the first process follows it, and the kernel says
-so by a panic: a guest without its worker is a dead guest.
+The kernel runs this file as the first process, `python -I -S worker.py`, with PYLUO_* from its
+command line: under emulation a shell and its mount(8)s would take longer than all of this. That
+process stays behind to reap orphans; its child works. Should the child die, the first process
+follows it, and the kernel says so by a panic: a guest without its worker is a dead guest.
 """
 
 from __future__ import annotations
@@ -10,16 +11,18 @@ from __future__ import annotations
 import os
 import sys
 
-# Run as a script, without site: neither pyluo nor its compiled part is importable yet.
+# Without site, neither pyluo nor its compiled part is importable yet. Last, since every entry
+# before the standard library would be searched first, over 9p.
 if __name__ == "__main__":
-    sys.path[:0] = os.environ["PYLUO_PATH"].split(":")
+    sys.path += os.environ["PYLUO_PATH"].split(":")
 
-import importlib.util
+import importlib
 from itertools import count
 from typing import Any
 
-from pyluo import kexec, kho
-from pyluo.guest import port, wire
+from pyluo import kexec
+from pyluo.guest import mounts, port, wire
+from pyluo.kernel_log import KernelLog
 
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
@@ -79,15 +82,21 @@ class Worker:
 def _function(reference: str, file: str | None) -> Any:
     """The function by its module's name, or out of the module's file where it goes by another."""
     module = reference.partition(":")[0]
-    if module != "__main__" and importlib.util.find_spec(module):
-        return wire.resolve(reference)
-    if file is None:
-        raise ModuleNotFoundError(f"the guest cannot import {module}")
+    if module != "__main__":
+        try:
+            importlib.import_module(module)
+            return wire.resolve(reference)
+        except ModuleNotFoundError as error:
+            if error.name != module or file is None:
+                raise
     name = "__host_main__" if module == "__main__" else module
     if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, file)
-        assert spec is not None and spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
+        from importlib.util import module_from_spec, spec_from_file_location
+
+        spec = spec_from_file_location(name, file)
+        if spec is None or spec.loader is None:
+            raise ImportError(f"{file} is no Python module")
+        sys.modules[name] = module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])
     return wire.resolve(name + ":" + reference.partition(":")[2])
 
@@ -101,9 +110,10 @@ def _work() -> None:
         network.bring_up()
     with open(_BOOT_ID) as file:
         boot_id = file.read().strip()
-    status = kho.status()
-    hello = {"boot_id": boot_id, "release": status.release, "updates": status.updates}
-    channel.greet({"hello": hello})
+    release = os.uname().release
+    channel.greet(
+        {"hello": {"boot_id": boot_id, "release": release, "updates": KernelLog().updates}}
+    )
     Worker(channel, boot_id).serve()
 
 
@@ -116,6 +126,7 @@ def _stay_behind(worker: int) -> None:
 
 
 if __name__ == "__main__":
+    mounts.mount_all()
     child = os.fork()
     if child:
         _stay_behind(child)

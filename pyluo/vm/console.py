@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from pyluo.vm.errors import Death
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["Console"]
 
@@ -15,7 +18,10 @@ _TAIL = 40
 _TRACE_TIMEOUT = 2.0  # seconds for a dying kernel to finish its trace
 _DEATHS = (
     (re.compile(r"Kernel panic - not syncing: (.*)"), Death.PANIC),
-    (re.compile(r"((?:Oops|general protection fault|BUG|double fault|divide error)\b.*)"), Death.OOPS),
+    (
+        re.compile(r"((?:Oops|general protection fault|BUG|double fault|divide error)\b.*)"),
+        Death.OOPS,
+    ),
 )
 _LAST_WORDS = "---[ end Kernel panic"
 _BEGINNING = re.compile(r"Linux version (\S+)")

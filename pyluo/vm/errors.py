@@ -17,7 +17,7 @@ class Death(enum.Enum):
     QEMU = "QEMU ended"
 
 
-class GuestCrash(Exception):  # noqa: N818
+class GuestCrash(Exception):
     """The guest died, or is as good as dead; this is no verdict on what was tested.
 
     Attributes:
@@ -42,7 +42,9 @@ class GuestCrash(Exception):  # noqa: N818
         head = f"{self.death.value}: {self.reason} (kernel {self.kernel}, life {self.life})"
         if not self.console:
             return f"{head}\nThe console stayed empty."
-        return "\n".join([head, "The console's last lines:", *(f"  {line}" for line in self.console)])
+        return "\n".join(
+            [head, "The console's last lines:", *(f"  {line}" for line in self.console)]
+        )
 
     def __reduce__(self) -> tuple[object, ...]:
         return _crash, (self.death, self.reason, self.kernel, self.life, self.console)

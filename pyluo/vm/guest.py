@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import socket
 import time
-from collections.abc import Awaitable
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from qemu.qmp import EventListener, Message, QMPClient, QMPError
+from qemu.qmp import Message, QMPClient, QMPError
 
 from pyluo.guest import wire
 from pyluo.vm import timeline
 from pyluo.vm.console import Console
 from pyluo.vm.errors import Death, GuestCrash, HarnessError
 from pyluo.vm.qemu import Machine, QemuProcess
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Coroutine
 
 __all__ = ["Guest", "Life"]
 
@@ -71,6 +74,7 @@ class Guest:
         self._hello: asyncio.Future[wire.Frame] = loop.create_future()
         self._tasks: list[asyncio.Task[None]] = []
         self._control: asyncio.StreamWriter | None = None
+        self._console_writer: asyncio.StreamWriter | None = None
 
     async def start(self, timeout: float) -> None:
         """Waits until the worker in the guest speaks.
@@ -82,19 +86,19 @@ class Guest:
             HarnessError: QEMU did not start.
             GuestCrash: the guest died first, or never spoke.
         """
-        console, _ = await _connect(self.process.sockets["console"])
+        # A writer closes its socket when it is collected, even one that nothing is written to.
+        console, self._console_writer = await _connect(self.process.sockets["console"])
         control, self._control = await _connect(self.process.sockets["control"])
         await self.process.started()
-        self._tasks = [
-            asyncio.create_task(self.console.read(console)),
-            asyncio.create_task(self._listen(control)),
-            asyncio.create_task(self._watch_process()),
-        ]
+        self._spawn(self.console.read(console))
+        self._spawn(self._listen(control))
+        self._spawn(self._watch_process())
         try:
-            await self._or_death(self.qmp.connect(self.process.sockets["qmp"]))
+            connected = asyncio.ensure_future(self.qmp.connect(self.process.sockets["qmp"]))
+            await self._until(connected, timeout, Death.QEMU, "its monitor did not answer")
         except QMPError as error:
             raise await self._explain_failed_start() from error
-        self._tasks.append(asyncio.create_task(self._watch_panic()))
+        self._spawn(self._watch_panic())
         await self._next_life(timeout)
 
     async def request(self, message: wire.Frame, timeout: float) -> wire.Frame:
@@ -135,6 +139,11 @@ class Guest:
             return self.timeline
 
     @property
+    def dead(self) -> bool:
+        """Whether the guest, or the watch over it, has failed."""
+        return self._death.done()
+
+    @property
     def timeline(self) -> timeline.Timeline:
         """What happened since the guest was started, or last asked to jump."""
         return timeline.Timeline(self._started, tuple(self._events))
@@ -144,20 +153,32 @@ class Guest:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        try:
+        with suppress(QMPError, EOFError, OSError):
             await self.qmp.disconnect()
-        except (QMPError, EOFError, OSError):
-            pass
-        if self._control is not None:
-            self._control.close()
+        for writer in (self._console_writer, self._control):
+            if writer is not None:
+                writer.close()
         self._death.cancel()
         await asyncio.to_thread(self.process.close)
+
+    def _spawn(self, coroutine: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(coroutine)
+        task.add_done_callback(self._check)
+        self._tasks.append(task)
+
+    def _check(self, task: asyncio.Task[None]) -> None:
+        """A watcher that fails must not leave the guest unwatched in silence."""
+        if not task.cancelled() and (error := task.exception()) and not self._death.done():
+            failure = HarnessError(f"the harness failed to watch the guest: {error!r}")
+            failure.__cause__ = error
+            self._death.set_result(failure)
 
     async def _send(self, message: wire.Frame) -> asyncio.Future[wire.Frame]:
         """Writes a request to the current life; the future gets the answer."""
         if self._death.done():
             raise self._death.result()
-        assert self.life is not None and self._control is not None
+        assert self.life is not None
+        assert self._control is not None
         number = next(self._ids)
         answer: asyncio.Future[wire.Frame] = asyncio.get_running_loop().create_future()
         self._answers = {number: answer}
@@ -167,29 +188,19 @@ class Guest:
 
     async def _next_life(self, timeout: float) -> None:
         hello = await self._until(self._hello, timeout, Death.SILENT, "no word from the worker")
-        self.life = Life(
-            self._number, self._kernel, hello["boot_id"], hello["release"], hello["updates"]
-        )
+        self.life = self._life(hello)
 
     async def _until(
         self, awaited: asyncio.Future[T], timeout: float, death: Death, what: str
     ) -> T:
         """Waits for one of: the result, the death of the guest, the end of patience."""
-        done, _ = await asyncio.wait(
-            {awaited, self._death}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED
-        )
-        if awaited in done:
+        either: list[asyncio.Future[Any]] = [awaited, self._death]
+        await asyncio.wait(either, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        if awaited.done():
             return awaited.result()
-        if not done:
+        awaited.cancel()
+        if not self._death.done():
             self._died(death, f"{what} within {timeout:g} s")
-        raise self._death.result()
-
-    async def _or_death(self, awaitable: Awaitable[T]) -> T:
-        task = asyncio.ensure_future(awaitable)
-        await asyncio.wait({task, self._death}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        task.cancel()
         raise self._death.result()
 
     async def _listen(self, stream: asyncio.StreamReader) -> None:
@@ -200,11 +211,28 @@ class Guest:
             if mark := message.get("mark"):
                 self._events.append(timeline.Event(mark, time.monotonic()))
             elif hello := message.get("hello"):
-                if not self._hello.done():
-                    self._events.append(timeline.Event(timeline.WORKER_UP, time.monotonic()))
-                    self._hello.set_result(hello)
+                self._events.append(timeline.Event(timeline.WORKER_UP, time.monotonic()))
+                self._greeted(hello)
             elif answer := self._answers.pop(message.get("answer", 0), None):
                 answer.set_result(message)
+
+    def _greeted(self, hello: wire.Frame) -> None:
+        if not self._hello.done():
+            self._hello.set_result(hello)
+            return
+        # Nobody asked for this jump; who waits for an answer of the last life waits in vain.
+        self._number += 1
+        self.life = self._life(hello)
+        for answer in self._answers.values():
+            if not answer.done():
+                answer.set_exception(
+                    HarnessError("the guest booted again on its own", "jump by vm.live_update()")
+                )
+
+    def _life(self, hello: wire.Frame) -> Life:
+        return Life(
+            self._number, self._kernel, hello["boot_id"], hello["release"], hello["updates"]
+        )
 
     async def _watch_process(self) -> None:
         status = await self.process.ended()
@@ -218,8 +246,7 @@ class Guest:
             self._died(Death.QEMU, f"exit status {status}")
 
     async def _watch_panic(self) -> None:
-        with EventListener(names="GUEST_PANICKED") as listener:
-            self.qmp.register_listener(listener)
+        with self.qmp.listener("GUEST_PANICKED") as listener:
             event: Message = await listener.get()
             # The console explains it better, unless it stays silent.
             await asyncio.sleep(_PANIC_GRACE)

@@ -1,14 +1,119 @@
-"""Kernels to boot (draft)."""
+"""A kernel that can be booted."""
+
 from __future__ import annotations
+
 import os
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+from pyluo.vm import build
+from pyluo.vm.catalogue import KernelSpec, catalogue
+from pyluo.vm.errors import HarnessError
+from pyluo.vm.kconfig import Fragment
+from pyluo.vm.source import Source, Tarball, Tree, choose
+
+__all__ = ["Kernel"]
+
+_TARBALLS = (".tar", ".tar.gz", ".tar.xz", ".tar.zst", ".tar.bz2", ".tgz", ".txz")
+# Documentation/arch/x86/boot.rst, the real-mode header.
+_MAGIC_AT, _MAGIC, _VERSION_AT, _VERSION_BASE = 0x202, b"HdrS", 0x20E, 0x200
+
+
 @dataclass(frozen=True, slots=True)
 class Kernel:
+    """A bootable kernel, and what was kept of its build.
+
+    Attributes:
+        name: as it was asked for.
+        release: as `uname -r` gives it.
+        image: the bzImage.
+        config: its configuration; this and the rest are None for an image that came ready.
+        system_map: its symbols and their addresses.
+        vmlinux: the kernel before compression.
+        headers: the folder of its installed headers, with linux/ in it.
+    """
+
     name: str
+    release: str
     image: Path
+    config: Path | None = None
+    system_map: Path | None = None
+    vmlinux: Path | None = None
+    headers: Path | None = None
+
     @classmethod
-    def find(cls, what):
-        if isinstance(what, Kernel): return what
-        return cls("stable", Path("/tmp/k/b7.3/arch/x86/boot/bzImage"))
+    def find(cls, what: Kernel | str | os.PathLike[str]) -> Kernel:
+        """The kernel that is meant; it is built if it is not in the cache.
+
+        Args:
+            what: a kernel; the name of one in kernels.toml; or the path of a bzImage, of a kernel
+                tree, or of a tarball of one.
+
+        Raises:
+            HarnessError: there is no such kernel, or it cannot be built.
+        """
+        if isinstance(what, Kernel):
+            return what
+        name = os.fspath(what)
+        if name in catalogue():
+            return cls.build(name)
+        path = Path(name).absolute()
+        if path.is_file() and not name.endswith(_TARBALLS):
+            return cls(name, _release(path), path)
+        return cls.build(name)
+
+    @classmethod
+    def build(cls, name: str, *, update: bool = False) -> Kernel:
+        """Builds a kernel of kernels.toml, a tree or a tarball, unless the cache has it.
+
+        Args:
+            name: as for `find`.
+            update: ask the archive for a newer version first.
+
+        Raises:
+            HarnessError: there is no such kernel, or it cannot be built.
+        """
+        spec, source = _recipe(name, update)
+        fragments = tuple(Fragment.load(fragment) for fragment in spec.fragments)
+        folder = build.build(source, fragments)
+        return cls(
+            name,
+            _release(folder / build.IMAGE),
+            folder / build.IMAGE,
+            folder / build.CONFIG,
+            folder / build.SYSTEM_MAP,
+            folder / build.VMLINUX,
+            folder / build.HEADERS / "include",
+        )
+
+
+def _recipe(name: str, update: bool) -> tuple[KernelSpec, Source]:
+    known = catalogue()
+    if name in known:
+        return known[name], choose(known[name], update=update)
+    path = Path(name).absolute()
+    # What is not in kernels.toml is built like its first kernel.
+    spec = next(iter(known.values()))
+    if (path / "Kbuild").is_file():
+        return spec, Tree(path)
+    if path.is_file() and name.endswith(_TARBALLS):
+        return spec, Tarball(path)
+    raise HarnessError(
+        f"there is no kernel {name!r}",
+        f"name one of {', '.join(known)}, or give the path of a bzImage, a tree or a tarball",
+    )
+
+
+def _release(image: Path) -> str:
+    """The release that a bzImage says it is.
+
+    Raises:
+        HarnessError: it is no bzImage.
+    """
+    with image.open("rb") as file:
+        head = file.read(1 << 16)
+    if head[_MAGIC_AT : _MAGIC_AT + 4] != _MAGIC:
+        raise HarnessError(f"{image} is no bzImage", "it lacks the boot header's magic number")
+    (offset,) = struct.unpack_from("<H", head, _VERSION_AT)
+    return head[_VERSION_BASE + offset :].split(b"\0", 1)[0].split(b" ", 1)[0].decode()

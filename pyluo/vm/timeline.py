@@ -10,6 +10,7 @@ LOADED = "loaded"
 REBOOT_CALLED = "reboot called"
 NEW_KERNEL = "first sign of the new kernel"
 WORKER_UP = "worker up"
+DESCRIPTOR_RETRIEVED = "descriptor retrieved"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,5 +55,7 @@ class Timeline:
 
     @property
     def blackout(self) -> float:
-        """Seconds from the call of reboot() to the last event: what a guest of this host sees."""
-        return self.events[-1].at - self.started - self.at(REBOOT_CALLED)
+        """Seconds from the call of reboot() until the guest marked "descriptor retrieved"; without
+        such a mark, until the new kernel's worker was up."""
+        marked = any(event.name == DESCRIPTOR_RETRIEVED for event in self.events)
+        return self.between(REBOOT_CALLED, DESCRIPTOR_RETRIEVED if marked else WORKER_UP)

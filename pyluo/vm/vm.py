@@ -10,10 +10,8 @@ import subprocess
 import sys
 import sysconfig
 import threading
-from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import pyluo
 from pyluo.guest import commands, wire
@@ -23,11 +21,15 @@ from pyluo.vm.errors import HarnessError
 from pyluo.vm.guest import Guest, Life
 from pyluo.vm.kernel import Kernel
 from pyluo.vm.qemu import Machine, find_binary
+from pyluo.vm.usage import usage
 from pyluo.vm.timeline import Timeline
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+    from types import TracebackType
 
 __all__ = ["VM"]
 
-P = ParamSpec("P")
 R = TypeVar("R")
 
 _GUEST = Path(pyluo.__file__).parent / "guest"
@@ -95,6 +97,7 @@ class VM:
             devices=self._devices,
             network=self._network,
         )
+        usage.boots += 1
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="pyluo-vm", daemon=True)
         self._thread.start()
@@ -126,7 +129,7 @@ class VM:
         self._thread.join()
         loop.close()
 
-    def call(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    def call(self, function: Callable[..., R], *args: object, **kwargs: object) -> R:
         """Runs a function in the guest, by reference, and brings its result or exception back.
 
         Args:
@@ -142,7 +145,7 @@ class VM:
         result: R = self._request("call", function, args, kwargs)
         return result
 
-    def hold(self, function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> Held:
+    def hold(self, function: Callable[..., object], *args: object, **kwargs: object) -> Held:
         """Runs a function like `call`, but its result stays alive in the guest, until the jump.
 
         Returns:
@@ -202,7 +205,13 @@ class VM:
             self._answer(done)
             raise AssertionError("a jump that did not happen gave no error")
         self.kernel = kernel
+        usage.live_updates += 1
         return done
+
+    @property
+    def dead(self) -> bool:
+        """Whether the guest died, or was never started; every other method would raise."""
+        return self._guest is None or self._guest.dead
 
     @property
     def timeline(self) -> Timeline:
@@ -272,6 +281,7 @@ class VM:
             raise
 
     def _do(self, message: wire.Frame, timeout: float) -> wire.Frame:
+        usage.requests += 1
         return self._run(self._alive().request(message, timeout))
 
     def _answer(self, answer: wire.Frame) -> Any:
@@ -307,14 +317,14 @@ class VM:
     def _cmdline(self) -> str:
         """The kernel's command line; the kernel passes PYLUO_* on to init as its environment."""
         environment = {
-            "PYLUO_PYTHON": os.path.realpath(sys.executable),
-            "PYLUO_WORKER": os.fspath(_GUEST / "worker.py"),
             "PYLUO_PATH": ":".join(_bare_path()),
         }
         if self._network:
             environment["PYLUO_NETWORK"] = "1"
         words = [f'"{name}={value}"' for name, value in environment.items()]
-        return " ".join([_FIXED, self._append, *words, f'init=/bin/sh -- "{_GUEST / "init"}"'])
+        python = os.path.realpath(sys.executable)
+        words += [f'"init={python}"', "--", "-I", "-S", "-X", "utf8", f'"{_GUEST / "worker.py"}"']
+        return " ".join([_FIXED, self._append, *words])
 
 
 async def _make(machine: Machine, kernel: str) -> Guest:

@@ -1,0 +1,53 @@
+"""`pyluo demo`: see a live update."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING
+
+from pyluo.cli.exit import FAILED, PASSED
+from pyluo.cli.parsers import Commands, size
+
+if TYPE_CHECKING:
+    import argparse
+
+    from pyluo.vm.demo import Report
+
+__all__ = ["add_parser"]
+
+
+def add_parser(commands: Commands) -> None:
+    """Adds the command to the parser."""
+    parser = commands.add_parser("demo", help="carry a memfd through a real live update, in QEMU")
+    parser.add_argument("--kernel", default="stable", metavar="KERNEL", help="to boot")
+    parser.add_argument("--to", metavar="KERNEL", help="to jump into; the same one without it")
+    parser.add_argument("--size", type=size, default="16M", help="of the memfd")
+    parser.add_argument("--corrupt", action="store_true", help="flip a byte, to see it fail")
+    parser.add_argument("--json", action="store_true", help="as data")
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from pyluo.vm import demo
+
+    to = arguments.to or arguments.kernel
+    report = demo.run(arguments.kernel, to, size=arguments.size, corrupt=arguments.corrupt)
+    if arguments.json:
+        data = dataclasses.asdict(report)
+        print(json.dumps(data | {"passed": report.passed, "blackout": report.timeline.blackout}))
+    else:
+        _tell(report)
+    return PASSED if report.passed else FAILED
+
+
+def _tell(report: Report) -> None:
+    print(f"Linux {report.before} live-updated to Linux {report.after}, in QEMU.\n")
+    for event in report.timeline.events:
+        print(f"  {event.at - report.timeline.started:7.3f} s  {event.name}")
+    print(f"\n  blackout {report.timeline.blackout:.3f} s, from reboot() to the descriptor\n")
+    print(f"  preserved  {report.preserved}  {report.size} bytes of random data")
+    print(f"  retrieved  {report.retrieved}")
+    gone = "gone, as they should be" if not report.survivors else ", ".join(report.survivors)
+    print(f"  neighbours that were not preserved: {gone}\n")
+    print("PASSED" if report.passed else "FAILED: the memory did not come through as it went in")

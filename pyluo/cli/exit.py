@@ -1,0 +1,10 @@
+"""What the exit statuses mean."""
+
+from __future__ import annotations
+
+__all__ = ["FAILED", "INTERRUPTED", "PASSED", "UNAVAILABLE"]
+
+PASSED = 0
+FAILED = 1
+UNAVAILABLE = 69  # EX_UNAVAILABLE of sysexits.h
+INTERRUPTED = 130  # as a shell reports SIGINT

@@ -1,0 +1,61 @@
+"""`pyluo kexec`: load the next kernel, look, drop it, or jump."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pyluo import kexec
+from pyluo.cli.exit import FAILED, PASSED
+
+if TYPE_CHECKING:
+    import argparse
+
+    from pyluo.cli.parsers import Commands
+
+__all__ = ["add_parser"]
+
+
+def add_parser(commands: Commands) -> None:
+    """Adds the command to the parser."""
+    parser = commands.add_parser("kexec", help="load the next kernel, or jump into it")
+    actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
+    load = actions.add_parser("load", help="load an image by kexec_file_load(2)")
+    load.add_argument("kernel", type=Path, help="a bzImage")
+    load.add_argument("--initrd", type=Path, metavar="FILE")
+    line = load.add_mutually_exclusive_group(required=True)
+    line.add_argument("--cmdline", metavar="TEXT", help="the next kernel's command line")
+    line.add_argument("--reuse-cmdline", action="store_true", help="that of the running kernel")
+    load.set_defaults(run=_load)
+    for name, run, text in (
+        ("loaded", _loaded, "exit 0 if an image is loaded, else 1"),
+        ("unload", _unload, "drop the loaded image"),
+        ("reboot", _reboot, "jump now, ending no process; open outgoing sessions go over"),
+    ):
+        actions.add_parser(name, help=text).set_defaults(run=run)
+
+
+def _load(arguments: argparse.Namespace) -> int:
+    kexec.load(
+        arguments.kernel,
+        initrd=arguments.initrd,
+        cmdline=arguments.cmdline,
+        reuse_cmdline=arguments.reuse_cmdline,
+    )
+    return PASSED
+
+
+def _loaded(arguments: argparse.Namespace) -> int:
+    loaded = kexec.loaded()
+    print("an image is loaded" if loaded else "no image is loaded")
+    return PASSED if loaded else FAILED
+
+
+def _unload(arguments: argparse.Namespace) -> int:
+    kexec.unload()
+    return PASSED
+
+
+def _reboot(arguments: argparse.Namespace) -> int:
+    kexec.reboot()
+    return FAILED

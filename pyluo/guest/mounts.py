@@ -1,0 +1,47 @@
+"""What every guest mounts over the read-only root of its host."""
+
+from __future__ import annotations
+
+import os
+
+from pyluo._sys import mount
+from pyluo.errors import LuoError
+
+__all__ = ["mount_all"]
+
+
+def mount_all() -> None:
+    """Mounts the kernel's file systems, and room to write where programs expect it."""
+    mount("proc", "/proc", "proc")
+    mount("sysfs", "/sys", "sysfs")
+    mount("tmpfs", "/run", "tmpfs", "mode=0755")
+    _mount_if_known("debugfs", "/sys/kernel/debug", "debugfs")
+    for name, kind, options in (
+        ("shm", "tmpfs", "mode=1777"),
+        ("pts", "devpts", "gid=5,mode=620,ptmxmode=666"),
+    ):
+        os.mkdir(f"/dev/{name}")
+        mount(name, f"/dev/{name}", kind, options)
+    os.symlink("/proc/self/fd", "/dev/fd")
+    for folder in ("/tmp", "/var/tmp"):
+        _make_writable(folder)
+
+
+def _make_writable(folder: str) -> None:
+    """Lays a tmpfs over what the host has there, which stays visible: a checkout or a cache may
+    lie in it. A kernel without overlayfs gets an empty folder instead."""
+    upper, work = f"/run{folder}/upper", f"/run{folder}/work"
+    os.makedirs(upper)
+    os.makedirs(work)
+    os.chmod(upper, 0o1777)
+    options = f"lowerdir={folder},upperdir={upper},workdir={work}"
+    if not _mount_if_known("overlay", folder, "overlay", options):
+        mount("tmpfs", folder, "tmpfs", "mode=1777")
+
+
+def _mount_if_known(source: str, target: str, kind: str, options: str = "") -> bool:
+    try:
+        mount(source, target, kind, options)
+    except LuoError:
+        return False
+    return True

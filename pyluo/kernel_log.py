@@ -1,0 +1,96 @@
+"""The kernel's log, as far as it tells of live updates.
+
+Apart from `kho`, so that a process which only wants the count need not load what `kho` needs.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["KernelLog"]
+
+_RECORD_LIMIT = 8192
+_FOUND = "KHO: found kexec handover data."
+_UPDATES = re.compile(r"luo: Retrieved live update data, liveupdate number: (\d+)")
+_EXEC_FROM = re.compile(r"KHO: exec from: (\S+) \(count (\d+)\)")
+
+
+class KernelLog:
+    """The kernel's messages of this boot, read when it is made.
+
+    What the log does not say is None where it cannot be read, or has lost its beginning.
+
+    Attributes:
+        messages: one string each, oldest first; none where the log may not be read.
+
+    Source: kernel/liveupdate/kexec_handover.c and luo_core.c, their messages. Linux 6.19; the
+    release and the number of kexecs since 7.0.
+    """
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+        first = None
+        for record in _records():
+            header, _, message = record.partition(";")
+            if first is None:
+                first = int(header.split(",")[1])
+            self.messages.append(message.split("\n", 1)[0])
+        self._whole = first == 0
+
+    @property
+    def handed_over(self) -> bool | None:
+        """Whether this kernel was given data by the one before it."""
+        if any(_FOUND in message for message in self.messages):
+            return True
+        return False if self._whole else None
+
+    @property
+    def updates(self) -> int | None:
+        """How many live updates there were since the cold boot."""
+        found = self._search(_UPDATES)
+        return int(found[1]) if found else self._none_yet
+
+    @property
+    def kexecs(self) -> int | None:
+        """How many kexecs with handover there were since the cold boot."""
+        found = self._search(_EXEC_FROM)
+        return int(found[2]) if found else self._none_yet
+
+    @property
+    def from_release(self) -> str | None:
+        """The release of the kernel before this one."""
+        found = self._search(_EXEC_FROM)
+        return found[1] if found else None
+
+    @property
+    def _none_yet(self) -> int | None:
+        return 0 if self.handed_over is False else None
+
+    def _search(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
+        return next(filter(None, map(pattern.search, self.messages)), None)
+
+
+def _records() -> Iterator[str]:
+    """The records of /dev/kmsg, oldest first; none where reading it is not allowed."""
+    try:
+        fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        while True:
+            try:
+                yield os.read(fd, _RECORD_LIMIT).decode(errors="replace")
+            except BlockingIOError:
+                return
+            except OSError as error:
+                # EPIPE: the ring moved on past the record to be read; the next read goes on.
+                if error.errno != errno.EPIPE:
+                    return
+    finally:
+        os.close(fd)

@@ -1,0 +1,228 @@
+"""Builds kernels into the cache: configured, checked, and found again by what they are made of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from pyluo.vm import cache, progress
+from pyluo.vm.errors import HarnessError
+from pyluo.vm.kconfig import Fragment, unmet
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from pyluo.vm.source import Source
+
+__all__ = ["CONFIG", "HEADERS", "IMAGE", "SYSTEM_MAP", "VMLINUX", "build"]
+
+IMAGE, CONFIG, SYSTEM_MAP, VMLINUX, HEADERS = (
+    "bzImage", "config", "System.map", "vmlinux", "headers"
+)  # fmt: skip
+
+_ROOM = 3 << 30  # bytes: 1.8 GB of source, 0.4 GB of objects, and some to spare
+_OBJECTS = 2000  # how many a first build makes, about
+_OBJECT = re.compile(r"  (CC|AS|HOSTCC) ")
+_TOOLS = {
+    "gcc": "gcc", "make": "make", "flex": "flex", "bison": "bison", "bc": "bc", "lz4": "lz4",
+    "xz": "xz-utils", "rsync": "rsync", "perl": "perl",
+}  # fmt: skip
+_LIBELF = Path("/usr/include/gelf.h")
+_UNSET = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "ARCH", "CROSS_COMPILE", "KCONFIG_CONFIG", "O")
+_FIXED = {
+    "LC_ALL": "C",
+    "KBUILD_BUILD_USER": "pyluo",
+    "KBUILD_BUILD_HOST": "pyluo",
+    "KBUILD_BUILD_VERSION": "1",
+    "KBUILD_BUILD_TIMESTAMP": "1970-01-01 00:00:00 UTC",
+}
+
+
+def build(source: Source, fragments: Sequence[Fragment]) -> Path:
+    """The folder of the built kernel; built now, unless the cache has it.
+
+    Only one build runs at a time; others wait for it, and then look in the cache again. What an
+    interrupted build leaves is never taken for a kernel.
+
+    Raises:
+        HarnessError: a tool, room on the disk or the source is missing, or the build failed.
+    """
+    _check_tools()
+    kernels = cache.folder() / "kernels"
+    target = kernels / _key(source, fragments)
+    if target.exists():
+        return target
+    waiting = "waiting for another build of a kernel to end"
+    with cache.lock("build", lambda: progress.say(waiting)):
+        if target.exists():
+            return target
+        _check_room(kernels)
+        _sweep(kernels)
+        with tempfile.TemporaryDirectory(prefix=".building-", dir=kernels) as scratch:
+            done = _Build(source, tuple(fragments), Path(scratch)).run()
+            done.rename(target)
+    return target
+
+
+class _Build:
+    """One build, in a scratch folder that is removed afterwards."""
+
+    def __init__(self, source: Source, fragments: tuple[Fragment, ...], scratch: Path) -> None:
+        self._source = source
+        self._fragments = fragments
+        self._objects = scratch / "objects"
+        self._result = scratch / "result"
+        self._unpacked = scratch / "source"
+        for folder in (self._objects, self._result, self._unpacked):
+            folder.mkdir()
+        self._tree = self._unpacked
+
+    def run(self) -> Path:
+        progress.say(f"building {self._source.description}, once: the cache keeps it")
+        with progress.bar("unpacking", None):
+            self._tree = self._source.unpack(self._unpacked)
+        self._configure()
+        made = self._compile()
+        self._collect()
+        cache.write(_memory(), json.dumps(made))
+        return self._result
+
+    def _configure(self) -> None:
+        self._make("tinyconfig")
+        for fragment in self._fragments:
+            # Kconfig takes the last of several lines for one option.
+            with (self._objects / ".config").open("a") as config:
+                config.write(fragment.text)
+        self._make("olddefconfig")
+        lost = unmet(self._objects / ".config", self._fragments)
+        if lost:
+            raise HarnessError(
+                f"the configuration lost {', '.join(map(str, lost))}",
+                "a dependency of each is missing, or its name changed: mend the fragment",
+            )
+
+    def _compile(self) -> int:
+        """Compiles, and returns how many objects that made."""
+        made = 0
+        tail: list[str] = []
+        command = self._command(f"-j{os.cpu_count() or 1}", "bzImage", "vmlinux")
+        with progress.bar("compiling", _expected()) as reached, _Process(command) as process:
+            for line in process.lines():
+                tail = [*tail[-30:], line]
+                if _OBJECT.match(line):
+                    made += 1
+                    reached(made)
+        if process.status:
+            raise HarnessError("the kernel does not compile", "\n" + "\n".join(tail))
+        return made
+
+    def _collect(self) -> None:
+        self._make("headers_install", f"INSTALL_HDR_PATH={self._result / HEADERS}")
+        for file, name in (
+            ("arch/x86/boot/bzImage", IMAGE),
+            (".config", CONFIG),
+            ("System.map", SYSTEM_MAP),
+            ("vmlinux", VMLINUX),
+        ):
+            shutil.copyfile(self._objects / file, self._result / name)
+
+    def _make(self, *words: str) -> None:
+        with _Process(self._command(*words)) as process:
+            said = list(process.lines())
+        if process.status:
+            raise HarnessError(f"make {words[0]} failed", "\n" + "\n".join(said[-30:]))
+
+    def _command(self, *words: str) -> list[str]:
+        tree, objects = os.fspath(self._tree), os.fspath(self._objects)
+        # An empty LOCALVERSION keeps the "+" of an untagged checkout out of the release.
+        return ["make", "-C", tree, f"O={objects}", "LOCALVERSION=", *words]
+
+
+class _Process:
+    """A program and all it starts, which end with the block, however that ends."""
+
+    def __init__(self, command: list[str]) -> None:
+        environment = {name: value for name, value in os.environ.items() if name not in _UNSET}
+        self._process = subprocess.Popen(
+            command,
+            env=environment | _FIXED,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        self.status = 0
+
+    def lines(self) -> Iterator[str]:
+        """What it says, a line at a time."""
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            yield line.rstrip("\n")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self.status = self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+
+def _key(source: Source, fragments: Sequence[Fragment]) -> str:
+    """The name of the kernel in the cache: a digest of all that it is made of."""
+    compiler = subprocess.run(["gcc", "--version"], capture_output=True, text=True, check=True)
+    ingredients = [
+        source.identity,
+        [(fragment.name, fragment.text) for fragment in fragments],
+        compiler.stdout.partition("\n")[0],
+    ]
+    return hashlib.sha256(json.dumps(ingredients).encode()).hexdigest()[:32]
+
+
+def _check_tools() -> None:
+    missing = [package for tool, package in _TOOLS.items() if shutil.which(tool) is None]
+    if not _LIBELF.exists():
+        missing.append("libelf-dev")
+    if missing:
+        names = " ".join(missing)
+        raise HarnessError(f"to build a kernel, {names} must be there", f"apt install {names}")
+
+
+def _check_room(folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < _ROOM:
+        raise HarnessError(
+            f"{folder} has {free / 1e9:.1f} GB of room, and a build needs {_ROOM / 1e9:.1f} GB",
+            "free some, or set XDG_CACHE_HOME to a folder that has it",
+        )
+
+
+def _sweep(kernels: Path) -> None:
+    """Removes what killed builds left; the caller holds the lock."""
+    for leftover in kernels.glob(".building-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _memory() -> Path:
+    return cache.folder() / "objects.json"
+
+
+def _expected() -> int:
+    """How many objects the last build made."""
+    try:
+        return int(json.loads(_memory().read_text()))
+    except (OSError, ValueError):
+        return _OBJECTS

@@ -1,0 +1,79 @@
+"""Many live updates in a row, and what became of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from statistics import median
+from typing import TYPE_CHECKING
+
+from pyluo.vm import progress
+from pyluo.vm.errors import GuestCrash
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pyluo.vm.vm import VM
+
+__all__ = ["Tally", "run"]
+
+
+@dataclass(slots=True)
+class Tally:
+    """What became of a number of live updates.
+
+    Attributes:
+        hops: how many were tried.
+        blackouts: seconds from reboot() to the next kernel's first word, of those that landed.
+        crashes: the guest's death, of those that did not.
+    """
+
+    hops: int = 0
+    blackouts: list[float] = field(default_factory=list)
+    crashes: list[GuestCrash] = field(default_factory=list)
+
+    @property
+    def landed(self) -> int:
+        """How many came back."""
+        return len(self.blackouts)
+
+    @property
+    def median(self) -> float | None:
+        """The median blackout in seconds; None if none came back."""
+        return median(self.blackouts) if self.blackouts else None
+
+
+def run(boot: Callable[[], VM], *, to: str | None, hops: int) -> Tally:
+    """Live-updates a guest again and again.
+
+    A guest that dies is replaced by a fresh one, and counted: a rate of failure needs the rest of
+    the tries.
+
+    Args:
+        boot: makes a guest.
+        to: the kernel to jump into; without it, the one that runs.
+        hops: how many live updates.
+
+    Raises:
+        HarnessError: a guest could not be started.
+    """
+    tally = Tally()
+    with progress.bar("live updates", hops) as reached:
+        while tally.hops < hops:
+            with boot() as vm:
+                _until_death(vm, to, hops, tally, reached)
+    return tally
+
+
+def _until_death(
+    vm: VM, to: str | None, hops: int, tally: Tally, reached: progress.Reached
+) -> None:
+    while tally.hops < hops:
+        tally.hops += 1
+        try:
+            tally.blackouts.append(vm.live_update(to).blackout)
+        except GuestCrash as crash:
+            tally.crashes.append(crash)
+            progress.say(f"live update {tally.hops} did not come back. {crash}")
+            return
+        finally:
+            reached(tally.hops)

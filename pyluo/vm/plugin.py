@@ -1,0 +1,150 @@
+"""The pytest plugin: fixtures for guests, a marker for tests that run inside one, and the count.
+
+Loaded by its entry point wherever `pyluo[vm]` is installed; until a test asks for a guest, it
+imports nothing of the harness.
+"""
+
+from __future__ import annotations
+
+from copy import copy
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+    from pyluo.vm import VM, Kernel
+    from pyluo.vm.usage import Usage
+
+__all__: list[str] = []
+
+_MARKER = "in_guest"
+_FIXTURES = ("kernel", "shared_vm", "vm")
+_CONSOLE_LINES = 60
+_count_key = pytest.StashKey[int]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds the options."""
+    group = parser.getgroup("pyluo", "guests to live-update")
+    group.addoption(
+        "--kernel",
+        default="stable",
+        help="the kernel of the fixtures `kernel`, `vm` and `shared_vm`: a name, or the path of a "
+        "bzImage, a tree or a tarball (default: stable)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declares the marker, and begins the count."""
+    config.addinivalue_line(
+        "markers",
+        f"{_MARKER}: the body of this test runs in a guest: that of the fixture vm if the test "
+        f"uses it, else the shared one",
+    )
+    config.stash[_count_key] = 0
+
+
+@pytest.fixture(scope="session")
+def kernel(request: pytest.FixtureRequest) -> Kernel:
+    """The kernel that --kernel names, built if need be."""
+    from pyluo.vm import Kernel
+
+    return Kernel.find(request.config.getoption("--kernel"))
+
+
+@pytest.fixture
+def vm(kernel: Kernel) -> Iterator[VM]:
+    """A fresh guest, gone after the test."""
+    from pyluo.vm import VM
+
+    with VM(kernel) as guest:
+        yield guest
+
+
+@pytest.fixture
+def shared_vm(_shared: _SharedGuest) -> VM:
+    """A guest for tests that leave nothing behind; booted once, and again only if it died."""
+    return _shared.alive()
+
+
+@pytest.fixture(scope="session")
+def _shared(kernel: Kernel) -> Iterator[_SharedGuest]:
+    shared = _SharedGuest(kernel)
+    yield shared
+    shared.close()
+
+
+class _SharedGuest:
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self._vm: VM | None = None
+
+    def alive(self) -> VM:
+        from pyluo.vm import VM
+
+        if self._vm is None or self._vm.dead:
+            self.close()
+            self._vm = VM(self._kernel).__enter__()
+        return self._vm
+
+    def close(self) -> None:
+        if self._vm is not None:
+            self._vm.close()
+            self._vm = None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Runs a marked test's body in the guest."""
+    if pyfuncitem.get_closest_marker(_MARKER) is None:
+        return None
+    fixture = "vm" if "vm" in pyfuncitem.fixturenames else "shared_vm"
+    guest = pyfuncitem._request.getfixturevalue(fixture)
+    names = pyfuncitem._fixtureinfo.argnames
+    arguments = {name: pyfuncitem.funcargs[name] for name in names if name not in _FIXTURES}
+    guest.call(pyfuncitem.obj, **arguments)
+    return True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool | None, bool | None]:
+    """Counts the tests that did something with a guest."""
+    before = _usage()
+    result = yield
+    if _usage() != before:
+        item.config.stash[_count_key] += 1
+    return result
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Shows the console of the guest with a test that failed."""
+    report = yield
+    guests = [getattr(item, "funcargs", {}).get(name) for name in ("vm", "shared_vm")]
+    for guest in filter(None, guests):
+        if report.failed and report.when == "call":
+            lines = guest.console.splitlines()[-_CONSOLE_LINES:]
+            report.sections.append(("The guest's console", "\n".join(lines)))
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says how many tests used a guest, and how many guests and jumps that took."""
+    usage = _usage()
+    if usage.boots:
+        count = terminalreporter.config.stash[_count_key]
+        terminalreporter.write_line(
+            f"{count} vm-tests ran: {usage.boots} guests booted, "
+            f"{usage.live_updates} live updates made"
+        )
+
+
+def _usage() -> Usage:
+    """What this process has done with guests so far."""
+    from pyluo.vm.usage import usage
+
+    return copy(usage)

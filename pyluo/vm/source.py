@@ -1,0 +1,197 @@
+"""Where a kernel's source comes from: Debian's archive, a tarball, or a tree being worked in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from pyluo.vm import cache, debian
+from pyluo.vm.catalogue import KernelSpec, Series, suites
+from pyluo.vm.debian import SourcePackage
+from pyluo.vm.errors import HarnessError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["ArchiveSource", "Source", "Tarball", "Tree", "choose"]
+
+
+class Source(Protocol):
+    """A kernel's source."""
+
+    @property
+    def description(self) -> str:
+        """What it is, in a few words."""
+
+    @property
+    def identity(self) -> str:
+        """A string that changes with the content."""
+
+    def unpack(self, folder: Path) -> Path:
+        """The tree: in `folder`, or where it already is."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveSource:
+    """A package of Debian's archive."""
+
+    package: SourcePackage
+
+    @property
+    def description(self) -> str:
+        """The kernel's version and the package's."""
+        return f"Linux {self.package.upstream} ({self.package.name} {self.package.version})"
+
+    @property
+    def identity(self) -> str:
+        """The checksum that the archive signed."""
+        return self.package.sha256
+
+    def unpack(self, folder: Path) -> Path:
+        """Fetches the package if need be, and unpacks the tarball within."""
+        deb = debian.fetch(self.package)
+        inner = f"./usr/src/{self.package.name}.tar.xz"
+        _pipe(
+            ["dpkg-deb", "--fsys-tarfile", os.fspath(deb)],
+            ["tar", "--extract", "--to-stdout", inner],
+            ["tar", "--extract", "--xz", "--strip-components=1", f"--directory={folder}"],
+        )
+        return folder
+
+
+@dataclass(frozen=True, slots=True)
+class Tarball:
+    """A tar file with a kernel tree in its one top folder."""
+
+    path: Path
+
+    @property
+    def description(self) -> str:
+        """Its name."""
+        return self.path.name
+
+    @property
+    def identity(self) -> str:
+        """The checksum of the file."""
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def unpack(self, folder: Path) -> Path:
+        """Unpacks it."""
+        _pipe(
+            [
+                "tar",
+                "--extract",
+                "--strip-components=1",
+                f"--file={self.path}",
+                f"--directory={folder}",
+            ]
+        )
+        return folder
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """A kernel tree, dirty or not; it is built out of tree and never written to."""
+
+    path: Path
+
+    @property
+    def description(self) -> str:
+        """Its path."""
+        return f"the tree {self.path}"
+
+    @property
+    def identity(self) -> str:
+        """For a git checkout the commit's tree, the changes and the new files; else the names,
+        sizes and times of all files."""
+        if (self.path / ".git").exists():
+            return self._git_identity()
+        digest = hashlib.sha256()
+        for folder, folders, files in os.walk(self.path):
+            folders.sort()
+            for name in sorted(files):
+                stat = os.lstat(os.path.join(folder, name))
+                digest.update(f"{folder}/{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
+
+    def unpack(self, folder: Path) -> Path:
+        """Where it is."""
+        return self.path
+
+    def _git_identity(self) -> str:
+        digest = hashlib.sha256()
+        digest.update(self._git("rev-parse", "HEAD^{tree}"))
+        digest.update(self._git("diff", "--binary", "HEAD"))
+        new = self._git("ls-files", "--others", "--exclude-standard", "-z")
+        for name in filter(None, new.split(b"\0")):
+            digest.update(name + b"\0" + (self.path / os.fsdecode(name)).read_bytes())
+        return digest.hexdigest()
+
+    def _git(self, *arguments: str) -> bytes:
+        command = ["git", "-C", os.fspath(self.path), *arguments]
+        done = subprocess.run(command, capture_output=True)
+        if done.returncode:
+            raise HarnessError(f"git cannot read {self.path} ({done.stderr.decode().strip()})")
+        return done.stdout
+
+
+def choose(spec: KernelSpec, *, update: bool) -> ArchiveSource:
+    """The package that a rule of kernels.toml stands for.
+
+    The choice is remembered, so that a run is repeatable and needs no network.
+
+    Args:
+        spec: the kernel.
+        update: ask the archive again, even if there is a choice.
+
+    Raises:
+        HarnessError: the archive cannot be read, or has nothing that fits.
+    """
+    rule = [spec.series.value, spec.candidates]
+    memory = cache.folder() / "chosen" / f"{spec.name}.json"
+    if not update and memory.exists():
+        known = json.loads(memory.read_text())
+        if known["rule"] == rule:
+            return ArchiveSource(SourcePackage(**known["package"]))
+    available = suites(spec.candidates)
+    packages = debian.newest_first(available, candidates=spec.candidates)
+    package = _apply(spec, packages)
+    cache.write(memory, json.dumps({"rule": rule, "package": asdict(package)}))
+    return ArchiveSource(package)
+
+
+def _apply(spec: KernelSpec, packages: list[SourcePackage]) -> SourcePackage:
+    newest = packages[0]
+    if spec.series is Series.NEWEST:
+        return newest
+    older = [package for package in packages if package.series < newest.series]
+    if not older:
+        raise HarnessError(f"the archive has no kernel series before {newest.name}")
+    return older[0]
+
+
+def _pipe(*commands: list[str]) -> None:
+    """Runs programs with each one's output as the next one's input."""
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        for command in commands:
+            stdin = processes[-1].stdout if processes else subprocess.DEVNULL
+            last = command is commands[-1]
+            stdout = subprocess.DEVNULL if last else subprocess.PIPE
+            process = subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE)
+            processes.append(process)
+        for process in processes[:-1]:
+            assert process.stdout is not None
+            process.stdout.close()
+        complaints = [process.communicate()[1].decode().strip() for process in reversed(processes)]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    if any(process.returncode for process in processes):
+        raise HarnessError(f"the kernel source cannot be unpacked ({' '.join(complaints).strip()})")

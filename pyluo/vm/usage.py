@@ -1,0 +1,25 @@
+"""What this process has done with guests, counted for the summary of a test run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Usage", "usage"]
+
+
+@dataclass(slots=True)
+class Usage:
+    """What was done with guests.
+
+    Attributes:
+        boots: how many were started.
+        requests: how many things they were asked for, jumps aside.
+        live_updates: how many jumps they made.
+    """
+
+    boots: int = 0
+    requests: int = 0
+    live_updates: int = 0
+
+
+usage = Usage()

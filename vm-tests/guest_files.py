@@ -1,0 +1,69 @@
+"""What the tests of memfds run in the guest. Imported there: nothing but pyluo and the stdlib."""
+
+from __future__ import annotations
+
+import os
+
+from pyluo import LiveUpdate, Memfd, OutgoingSession, Seal, TokenNotFoundError
+
+PATTERN = bytes(range(256))
+
+
+def preserve(
+    name: str, size: int, *, token: int = 1, seals: Seal | None = None, position: int = 0
+) -> tuple[OutgoingSession, Memfd]:
+    ram = Memfd.create("ram", size)
+    ram.write(pattern(size), 0)
+    if seals:
+        ram.seal(seals)
+    os.lseek(ram.fileno(), position, os.SEEK_SET)
+    with LiveUpdate() as device:
+        session = device.create_session(name)
+    session.preserve(ram, token)
+    return session, ram
+
+
+def pattern(size: int) -> bytes:
+    return (PATTERN * (size // len(PATTERN) + 1))[:size]
+
+
+def look(name: str, *, token: int = 1) -> tuple[bool, int, Seal, int]:
+    """Whether the contents are the pattern; the size, the seals and the position."""
+    with (
+        LiveUpdate() as device,
+        device.retrieve_session(name) as session,
+        session.retrieve(token, Memfd) as ram,
+    ):
+        position = os.lseek(ram.fileno(), 0, os.SEEK_CUR)
+        return ram.read(ram.size, 0) == pattern(ram.size), ram.size, ram.seals, position
+
+
+def hand_on(name: str, *, token: int = 1) -> tuple[OutgoingSession, Memfd]:
+    """Retrieves, finishes, and preserves again for the next update."""
+    with LiveUpdate() as device:
+        with device.retrieve_session(name) as incoming:
+            ram = incoming.retrieve(token, Memfd)
+        outgoing = device.create_session(name)
+    outgoing.preserve(ram, token)
+    return outgoing, ram
+
+
+def leave_files() -> list[str]:
+    paths = ["/run/left", "/dev/shm/left", "/tmp/left"]
+    for path in paths:
+        with open(path, "w") as file:
+            file.write("here before the jump")
+    return paths
+
+
+def existing(paths: list[str]) -> list[str]:
+    return [path for path in paths if os.path.exists(path)]
+
+
+def token_is_known(name: str, token: int) -> bool:
+    with LiveUpdate() as device, device.retrieve_session(name) as session:
+        try:
+            session.retrieve(token).close()
+        except TokenNotFoundError:
+            return False
+        return True

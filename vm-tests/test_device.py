@@ -1,0 +1,251 @@
+"""/dev/liveupdate and the requests on it, in a guest that does not jump."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pyluo import (
+    AlreadyPreservedError,
+    DeviceBusyError,
+    IncomingSession,
+    KernelTooOldError,
+    LiveUpdate,
+    LuoError,
+    Memfd,
+    NotPreservableError,
+    OutgoingSession,
+    SealedError,
+    SessionExistsError,
+    SessionNameError,
+    SessionNotFoundError,
+    TokenInUseError,
+    WrongSessionError,
+)
+
+if TYPE_CHECKING:
+    from pyluo.vm import VM
+
+pytestmark = pytest.mark.in_guest
+
+
+def test_the_device_opens_once_at_a_time() -> None:
+    with LiveUpdate(), pytest.raises(DeviceBusyError) as caught:
+        LiveUpdate()
+    assert caught.value.errno == errno.EBUSY
+    LiveUpdate().close()
+
+
+def test_a_session_outlives_the_device_it_was_made_on() -> None:
+    with LiveUpdate() as device:
+        session = device.create_session("s")
+    with Memfd.create("ram", 4096) as ram:
+        session.preserve(ram, 1)
+    session.discard()
+
+
+def test_a_name_is_taken_until_its_session_is_discarded() -> None:
+    with LiveUpdate() as device:
+        session = device.create_session("s")
+        with pytest.raises(SessionExistsError):
+            device.create_session("s")
+        session.discard()
+        device.create_session("s").discard()
+
+
+@pytest.mark.parametrize("name", ["", "x" * 64, "a\0b"])
+def test_a_name_that_the_kernel_would_cut_is_refused(name: str) -> None:
+    with LiveUpdate() as device, pytest.raises(SessionNameError):
+        device.create_session(name)
+
+
+def test_the_longest_name_comes_back_from_the_kernel() -> None:
+    with LiveUpdate() as device:
+        session = device.create_session("n" * 63)
+    adopted = OutgoingSession.from_fd(session.detach())
+    assert adopted.name == "n" * 63
+    adopted.discard()
+
+
+def test_no_session_came_in_with_a_cold_boot() -> None:
+    with LiveUpdate() as device, pytest.raises(SessionNotFoundError):
+        device.retrieve_session("s")
+
+
+def test_a_token_is_used_once_and_a_file_is_preserved_once() -> None:
+    with (
+        LiveUpdate() as device,
+        Memfd.create("a", 4096) as one,
+        Memfd.create("b", 4096) as other,
+    ):
+        session, second = device.create_session("s"), device.create_session("t")
+        session.preserve(one, 7)
+        with pytest.raises(TokenInUseError):
+            session.preserve(other, 7)
+        with pytest.raises(AlreadyPreservedError):
+            session.preserve(one, 8)
+        with pytest.raises(AlreadyPreservedError):
+            second.preserve(one, 7)
+        session.discard()
+        second.preserve(one, 7)
+        second.discard()
+
+
+@pytest.mark.parametrize("token", [0, (1 << 64) - 1])
+def test_the_extreme_tokens_are_tokens(token: int) -> None:
+    with LiveUpdate() as device, Memfd.create("a", 4096) as memfd:
+        session = device.create_session("s")
+        session.preserve(memfd, token)
+        session.discard()
+
+
+def test_an_unknown_kind_of_file_is_named_in_the_error() -> None:
+    with LiveUpdate() as device:
+        session = device.create_session("s")
+        event = os.eventfd(0)
+        with pytest.raises(NotPreservableError, match="eventfd") as caught:
+            session.preserve(event, 1)
+        os.close(event)
+        session.discard()
+    assert caught.value.errno == errno.ENOENT
+    assert "'s'" in str(caught.value)
+
+
+def test_a_closed_descriptor_is_told_as_such() -> None:
+    with LiveUpdate() as device:
+        session = device.create_session("s")
+        with pytest.raises(LuoError) as caught:
+            session.preserve(1000, 1)
+        session.discard()
+    assert caught.value.errno == errno.EBADF
+
+
+def test_preserving_many_stops_at_the_first_that_fails_and_says_what_is_in() -> None:
+    with LiveUpdate() as device:
+        session = device.create_session("s")
+        memfds = [Memfd.create(str(number), 4096) for number in range(4)]
+        files: dict[int, Memfd | int] = dict(enumerate(memfds))
+        files[2] = 1000
+        with pytest.raises(LuoError, match="token 2") as caught:
+            session.preserve_many(files)
+        assert caught.value.preserved == (0, 1)
+        session.preserve(memfds[2], 2)
+        session.discard()
+        for memfd in memfds:
+            memfd.close()
+
+
+def test_five_hundred_files_go_into_one_session() -> None:
+    with LiveUpdate() as device:
+        session = device.create_session("s")
+        memfds = {token: Memfd.create(str(token), 4096) for token in range(500)}
+        session.preserve_many(memfds)
+        session.discard()
+        for memfd in memfds.values():
+            memfd.close()
+
+
+def test_the_size_of_a_preserved_file_is_fixed_and_its_contents_are_not() -> None:
+    with LiveUpdate() as device, Memfd.create("ram", 8192) as ram:
+        session = device.create_session("s")
+        session.preserve(ram, 1)
+        with pytest.raises(SealedError):
+            ram.resize(4096)
+        with pytest.raises(SealedError):
+            ram.write(b"xx", 8191)
+        ram.write(b"x", 8191)
+        session.discard()
+        ram.resize(4096)
+
+
+def test_a_huge_page_memfd_is_refused() -> None:
+    with open("/proc/sys/vm/nr_hugepages", "w") as file:
+        file.write("2")
+    with LiveUpdate() as device, Memfd.create("huge", 2 << 20, huge_page_size=2 << 20) as huge:
+        with huge.map() as mapping:
+            mapping[0] = 1
+        session = device.create_session("s")
+        with pytest.raises(NotPreservableError):
+            session.preserve(huge, 1)
+        session.discard()
+
+
+def test_huge_pages_that_were_not_reserved_are_told_as_such() -> None:
+    with open("/proc/sys/vm/nr_hugepages", "w") as file:
+        file.write("0")
+    with (
+        Memfd.create("huge", 2 << 20, huge_page_size=2 << 20) as huge,
+        pytest.raises(LuoError, match="nr_hugepages"),
+    ):
+        huge.map()
+
+
+def test_a_memfd_sealed_noexec_is_refused_unless_allowed() -> None:
+    with LiveUpdate() as device, Memfd.create("ram", 4096, executable=False) as ram:
+        session = device.create_session("s")
+        with pytest.raises(NotPreservableError, match="allow_noexec"):
+            session.preserve(ram, 1)
+        with pytest.raises(NotPreservableError, match="allow_noexec"):
+            session.preserve_many({1: ram})
+        session.preserve(ram, 1, allow_noexec=True)
+        session.discard()
+
+
+def test_an_outgoing_session_is_not_adopted_as_an_incoming_one() -> None:
+    with LiveUpdate() as device:
+        session = device.create_session("s")
+        with pytest.raises(WrongSessionError):
+            IncomingSession.from_fd(session.fileno())
+        with Memfd.create("ram", 4096) as ram:
+            with pytest.raises(WrongSessionError):
+                OutgoingSession.from_fd(ram.fileno())
+            session.preserve(ram, 1)
+        session.discard()
+
+
+def test_a_field_that_the_kernel_does_not_know_means_that_it_is_too_old() -> None:
+    from pyluo import _sys
+    from pyluo.errors import from_errno
+
+    request = _sys.Ioctl("LIVEUPDATE_SESSION_PRESERVE_FD", "liveupdate_session_preserve_fd")
+    with LiveUpdate() as device:
+        session = device.create_session("s")
+        answer = request.refusal_of_a_tail(session.fileno())
+        session.discard()
+    assert answer == errno.E2BIG
+    assert isinstance(from_errno(answer, request.name), KernelTooOldError)
+
+
+def test_an_exception_discards_an_outgoing_session() -> None:
+    with LiveUpdate() as device:
+        with pytest.raises(ZeroDivisionError), device.create_session("s"):
+            raise ZeroDivisionError
+        device.create_session("s").discard()
+
+
+def test_many_threads_may_use_one_session_while_one_of_them_discards_it() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with LiveUpdate() as device:
+        session = device.create_session("s")
+        memfds = [Memfd.create(str(number), 4096) for number in range(64)]
+
+        def preserve(number: int) -> str:
+            if number == 40:
+                session.discard()
+            try:
+                session.preserve(memfds[number], number)
+            except ValueError:
+                return "closed"
+            return "preserved"
+
+        with ThreadPoolExecutor(8) as pool:
+            outcomes = set(pool.map(preserve, range(64)))
+        assert session.closed
+        assert "closed" in outcomes
+        device.create_session("s").discard()
+        for memfd in memfds:
+            memfd.close()

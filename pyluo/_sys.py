@@ -10,8 +10,8 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
-from pyluo import errors
 from pyluo._ffi import ffi, lib
+from pyluo.errors import LuoError, from_errno
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -42,10 +42,10 @@ def raising(operation: str, subject: str = "") -> Iterator[None]:
     """Turns an OSError of the standard library into the exception of `operation`."""
     try:
         yield
-    except errors.LuoError:
+    except LuoError:
         raise
     except OSError as error:
-        raise errors.from_errno(error.errno or errno.EIO, operation, subject) from None
+        raise from_errno(error.errno or errno.EIO, operation, subject) from None
 
 
 def _call(operation: str, subject: str, attempt: Callable[[], int]) -> int:
@@ -53,7 +53,7 @@ def _call(operation: str, subject: str, attempt: Callable[[], int]) -> int:
     while (result := attempt()) < 0:
         number = ffi.errno
         if number != errno.EINTR:
-            raise errors.from_errno(number, operation, subject)
+            raise from_errno(number, operation, subject)
     return result
 
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 import errno
 import os
 
-from pyluo import _sys
+from pyluo._sys import constant, kexec_file_load, raising
+from pyluo._sys import reboot as leave_kernel
 from pyluo.errors import NoImageLoadedError
 
 __all__ = ["load", "loaded", "reboot", "unload"]
 
-_UNLOAD = _sys.constant("KEXEC_FILE_UNLOAD")
-_NO_INITRAMFS = _sys.constant("KEXEC_FILE_NO_INITRAMFS")
-_REBOOT_KEXEC = _sys.constant("LINUX_REBOOT_CMD_KEXEC")
+_UNLOAD = constant("KEXEC_FILE_UNLOAD")
+_NO_INITRAMFS = constant("KEXEC_FILE_NO_INITRAMFS")
+_REBOOT_KEXEC = constant("LINUX_REBOOT_CMD_KEXEC")
 _LOADED = "/sys/kernel/kexec_loaded"
 _CMDLINE = "/proc/cmdline"
 
@@ -58,7 +59,7 @@ def load(
             initrd_fd = _open(initrd)
         flags = _NO_INITRAMFS if initrd is None else 0
         subject = f"image {os.fspath(kernel)}"
-        _sys.kexec_file_load(kernel_fd, initrd_fd, os.fsencode(line), flags, subject)
+        kexec_file_load(kernel_fd, initrd_fd, os.fsencode(line), flags, subject)
     finally:
         os.close(kernel_fd)
         if initrd_fd >= 0:
@@ -83,7 +84,7 @@ def unload() -> None:
 
     Source: include/uapi/linux/kexec.h, KEXEC_FILE_UNLOAD. Linux 3.17.
     """
-    _sys.kexec_file_load(-1, -1, b"", _UNLOAD, "")
+    kexec_file_load(-1, -1, b"", _UNLOAD, "")
 
 
 def reboot(*, sync: bool = True) -> None:
@@ -107,11 +108,11 @@ def reboot(*, sync: bool = True) -> None:
         raise NoImageLoadedError(errno.EINVAL, "reboot", "this system")
     if sync:
         os.sync()
-    _sys.reboot(_REBOOT_KEXEC)
+    leave_kernel(_REBOOT_KEXEC)
 
 
 def _open(path: str | os.PathLike[str]) -> int:
-    with _sys.raising("open image", os.fspath(path)):
+    with raising("open image", os.fspath(path)):
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 

@@ -101,15 +101,27 @@ def _obstacles(release: str) -> Iterator[Obstacle]:
         cmdline = Path("/proc/cmdline").read_text().split()
     except OSError:
         cmdline = []
-    if not any(re.fullmatch(r"liveupdate=(1|on|y|yes|true)", word) for word in cmdline):
+    if not _switch("liveupdate", cmdline, default=False):
         yield Obstacle(
             "the kernel command line lacks liveupdate=on",
-            "add `kho=on liveupdate=on` to it and boot again",
+            "boot again with `kho=on liveupdate=on` on it, and without liveupdate=off",
         )
-    if any(re.fullmatch(r"kho=(0|off|n|no|false)", word) for word in cmdline):
-        yield Obstacle("the kernel command line has kho=off", "remove it and boot again")
-    elif "CONFIG_KEXEC_HANDOVER_ENABLE_DEFAULT=y" not in config and "kho=on" not in cmdline:
-        yield Obstacle("the kernel command line lacks kho=on", "add it and boot again")
+    by_default = "\nCONFIG_KEXEC_HANDOVER_ENABLE_DEFAULT=y\n" in config
+    if not _switch("kho", cmdline, default=by_default):
+        off = by_default or any(word.startswith("kho=") for word in cmdline)
+        yield Obstacle(
+            "the kernel command line has kho=off"
+            if off
+            else "the kernel command line lacks kho=on",
+            "boot again with `kho=on liveupdate=on` on it",
+        )
+
+
+def _switch(name: str, cmdline: list[str], *, default: bool) -> bool:
+    """What a switch on the command line is set to, as the kernel reads it: the last one counts."""
+    values = [word.partition("=")[2] for word in cmdline if word.startswith(f"{name}=")]
+    # lib/kstrtox.c, kstrtobool(): one letter decides, or two.
+    return values[-1].lower().startswith(("1", "e", "on", "t", "y")) if values else default
 
 
 def _config(release: str) -> str:

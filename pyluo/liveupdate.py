@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-from pyluo import _sys
+from pyluo._sys import Ioctl, constant, raising
 from pyluo.descriptor import OwnedFd
 from pyluo.errors import SessionNameError
 from pyluo.session import IncomingSession, OutgoingSession
@@ -14,11 +14,9 @@ __all__ = ["DEVICE", "LiveUpdate"]
 
 DEVICE = "/dev/liveupdate"
 
-_CREATE_SESSION = _sys.Ioctl("LIVEUPDATE_IOCTL_CREATE_SESSION", "liveupdate_ioctl_create_session")
-_RETRIEVE_SESSION = _sys.Ioctl(
-    "LIVEUPDATE_IOCTL_RETRIEVE_SESSION", "liveupdate_ioctl_retrieve_session"
-)
-_NAME_LIMIT = _sys.constant("LIVEUPDATE_SESSION_NAME_LENGTH") - 1
+_CREATE_SESSION = Ioctl("LIVEUPDATE_IOCTL_CREATE_SESSION", "liveupdate_ioctl_create_session")
+_RETRIEVE_SESSION = Ioctl("LIVEUPDATE_IOCTL_RETRIEVE_SESSION", "liveupdate_ioctl_retrieve_session")
+_NAME_LIMIT = constant("LIVEUPDATE_SESSION_NAME_LENGTH") - 1
 
 
 class LiveUpdate(OwnedFd):
@@ -42,7 +40,7 @@ class LiveUpdate(OwnedFd):
     __slots__ = ()
 
     def __init__(self, path: str | os.PathLike[str] = DEVICE) -> None:
-        with _sys.raising("open", os.fspath(path)):
+        with raising("open", os.fspath(path)):
             super().__init__(os.open(path, os.O_RDWR | os.O_CLOEXEC))
 
     def create_session(self, name: str) -> OutgoingSession:

@@ -14,7 +14,8 @@ import threading
 import warnings
 from typing import TYPE_CHECKING, ClassVar, Self, TypeVar, overload
 
-from pyluo import _sys
+from pyluo._sys import Ioctl
+from pyluo._sys import preserve_many as preserve_in_one_call
 from pyluo.descriptor import Descriptor, OwnedFd
 from pyluo.errors import (
     KernelTooOldError,
@@ -31,10 +32,10 @@ if TYPE_CHECKING:
 
 __all__ = ["IncomingSession", "OutgoingSession"]
 
-_PRESERVE_FD = _sys.Ioctl("LIVEUPDATE_SESSION_PRESERVE_FD", "liveupdate_session_preserve_fd")
-_RETRIEVE_FD = _sys.Ioctl("LIVEUPDATE_SESSION_RETRIEVE_FD", "liveupdate_session_retrieve_fd")
-_FINISH = _sys.Ioctl("LIVEUPDATE_SESSION_FINISH", "liveupdate_session_finish")
-_GET_NAME = _sys.Ioctl("LIVEUPDATE_SESSION_GET_NAME", "liveupdate_session_get_name")
+_PRESERVE_FD = Ioctl("LIVEUPDATE_SESSION_PRESERVE_FD", "liveupdate_session_preserve_fd")
+_RETRIEVE_FD = Ioctl("LIVEUPDATE_SESSION_RETRIEVE_FD", "liveupdate_session_retrieve_fd")
+_FINISH = Ioctl("LIVEUPDATE_SESSION_FINISH", "liveupdate_session_finish")
+_GET_NAME = Ioctl("LIVEUPDATE_SESSION_GET_NAME", "liveupdate_session_get_name")
 _TOKENS = 1 << 64
 _LINK = "anon_inode:[luo_session] "
 
@@ -177,7 +178,7 @@ class OutgoingSession(_Session):
         for token, number in zip(tokens, numbers, strict=True):
             _check(number, token, allow_noexec)
         with self._lock:
-            done, failure = _sys.preserve_many(self.fileno(), numbers, tokens)
+            done, failure = preserve_in_one_call(self.fileno(), numbers, tokens)
             if failure:
                 error = self._refused(failure, numbers[done], tokens[done])
                 error.preserved = tuple(tokens[:done])

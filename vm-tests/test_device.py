@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -25,9 +24,6 @@ from pyluo import (
     TokenInUseError,
     WrongSessionError,
 )
-
-if TYPE_CHECKING:
-    from pyluo.vm import VM
 
 pytestmark = pytest.mark.in_guest
 

@@ -22,7 +22,7 @@ def add_parser(commands: Commands) -> None:
     parser = commands.add_parser("demo", help="carry a memfd through a real live update, in QEMU")
     parser.add_argument("--kernel", default="stable", metavar="KERNEL", help="to boot")
     parser.add_argument("--to", metavar="KERNEL", help="to jump into; the same one without it")
-    parser.add_argument("--size", type=size, default="16M", help="of the memfd")
+    parser.add_argument("--size", type=size, default="4M", help="of the memfd")
     parser.add_argument("--corrupt", action="store_true", help="flip a byte, to see it fail")
     parser.add_argument("--json", action="store_true", help="as data")
     parser.set_defaults(run=_run)

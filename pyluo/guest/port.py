@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from pyluo.guest import wire
 
 __all__ = ["NAME", "Port", "mark"]
 
 NAME = "pyluo.control"
+_PORTS = "/sys/class/virtio-ports"
 
 
 class Port:
@@ -26,9 +26,10 @@ class Port:
         Raises:
             FileNotFoundError: this machine has no such port.
         """
-        for device in Path("/sys/class/virtio-ports").iterdir():
-            if (device / "name").read_text().strip() == NAME:
-                return cls(f"/dev/{device.name}")
+        for device in os.listdir(_PORTS):
+            with open(f"{_PORTS}/{device}/name") as file:
+                if file.read().strip() == NAME:
+                    return cls(f"/dev/{device}")
         raise FileNotFoundError(f"no virtio-serial port is called {NAME}")
 
     def greet(self, message: wire.Frame) -> None:

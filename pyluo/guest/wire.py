@@ -9,11 +9,11 @@ Nothing is unpickled: classes cross by name, and only exceptions, enums and data
 
 from __future__ import annotations
 
-import base64
+import binascii
 import enum
 import importlib
 import json
-from pathlib import PosixPath, PurePath
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def encode(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, bytes | bytearray):
-        return {"$bytes": base64.b64encode(value).decode()}
+        return {"$bytes": binascii.b2a_base64(value, newline=False).decode()}
     if isinstance(value, list):
         return [encode(item) for item in value]
     if isinstance(value, tuple):
@@ -99,8 +99,8 @@ def encode(value: Any) -> Any:
         return {"$set": [encode(item) for item in value]}
     if isinstance(value, dict):
         return {"$dict": [[encode(key), encode(item)] for key, item in value.items()]}
-    if isinstance(value, PurePath):
-        return {"$path": str(value)}
+    if isinstance(value, os.PathLike):
+        return {"$path": os.fspath(value)}
     if isinstance(value, Held):
         return {"$held": value.number}
     if isinstance(value, BaseException):
@@ -128,7 +128,7 @@ def decode(value: Any, held: Callable[[int], Any] | None = None) -> Any:
     ((kind, content),) = value.items()
     match kind:
         case "$bytes":
-            return base64.b64decode(content)
+            return binascii.a2b_base64(content)
         case "$tuple":
             return tuple(decode(item, held) for item in content)
         case "$set":
@@ -136,7 +136,9 @@ def decode(value: Any, held: Callable[[int], Any] | None = None) -> Any:
         case "$dict":
             return {decode(key, held): decode(item, held) for key, item in content}
         case "$path":
-            return PosixPath(content)
+            from pathlib import Path  # here, since it takes a moment to load in a guest
+
+            return Path(content)
         case "$enum":
             return _class(content[0], enum.Enum)(content[1])
         case "$data":

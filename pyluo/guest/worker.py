@@ -1,28 +1,18 @@
-"""The worker: does in the guest what the host asks for, one request at a time.
-
-The kernel runs this file as the first process, `python -I -S worker.py`, with PYLUO_* from its
-command line: under emulation a shell and its mount(8)s would take longer than all of this. That
-process stays behind to reap orphans; its child works. Should the child die, the first process
-follows it, and the kernel says so by a panic: a guest without its worker is a dead guest.
-"""
+"""The worker: does in the guest what the host asks for, one request at a time."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
-
-# Without site, neither pyluo nor its compiled part is importable yet. Last, since every entry
-# before the standard library would be searched first, over 9p.
-if __name__ == "__main__":
-    sys.path += os.environ["PYLUO_PATH"].split(":")
-
-import importlib
 from itertools import count
 from typing import Any
 
 from pyluo import kexec
-from pyluo.guest import mounts, port, wire
+from pyluo.guest import port, wire
 from pyluo.kernel_log import KernelLog
+
+__all__ = ["work"]
 
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
@@ -101,7 +91,8 @@ def _function(reference: str, file: str | None) -> Any:
     return wire.resolve(name + ":" + reference.partition(":")[2])
 
 
-def _work() -> None:
+def work() -> None:
+    """Says hello to the host and answers it until the machine is gone."""
     channel = port.Port.find()
     port.use(channel)
     if os.environ.get("PYLUO_NETWORK"):
@@ -115,19 +106,3 @@ def _work() -> None:
         {"hello": {"boot_id": boot_id, "release": release, "updates": KernelLog().updates}}
     )
     Worker(channel, boot_id).serve()
-
-
-def _stay_behind(worker: int) -> None:
-    while True:
-        child, status = os.wait()
-        if child == worker:
-            print(f"pyluo: the worker ended, wait status {status:#x}", flush=True)
-            os._exit(1)
-
-
-if __name__ == "__main__":
-    mounts.mount_all()
-    child = os.fork()
-    if child:
-        _stay_behind(child)
-    _work()

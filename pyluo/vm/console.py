@@ -16,15 +16,19 @@ __all__ = ["Console"]
 
 _TAIL = 40
 _TRACE_TIMEOUT = 2.0  # seconds for a dying kernel to finish its trace
+_STAMP = r"\[ *\d+\.\d+\](?:\[[^]]*\])? "  # the kernel's; a program's own words are no death
 _DEATHS = (
-    (re.compile(r"Kernel panic - not syncing: (.*)"), Death.PANIC),
+    (re.compile(_STAMP + r"Kernel panic - not syncing: (.*)"), Death.PANIC),
     (
-        re.compile(r"((?:Oops|general protection fault|BUG|double fault|divide error)\b.*)"),
+        re.compile(
+            _STAMP + r"((?:Oops: |BUG: unable to handle|BUG: kernel NULL|kernel BUG at "
+            r"|general protection fault|double fault|divide error).*)"
+        ),
         Death.OOPS,
     ),
 )
 _LAST_WORDS = "---[ end Kernel panic"
-_BEGINNING = re.compile(r"Linux version (\S+)")
+_BEGINNING = re.compile(_STAMP + r"Linux version ")
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
 
 

@@ -101,25 +101,25 @@ class Guest:
         self._spawn(self._watch_panic())
         await self._next_life(timeout)
 
-    async def request(self, message: wire.Frame, timeout: float) -> wire.Frame:
-        """Sends a request to the worker and waits for the answer; requests take turns.
+    async def request(self, message: wire.Frame, timeout: float) -> Any:
+        """Sends a request to the worker and waits for the result; requests take turns.
 
         Raises:
+            BaseException: what the request raised in the guest.
             GuestCrash: the guest died, or did not answer within `timeout` seconds.
         """
         async with self._turn:
             answer = await self._send(message)
-            return await self._until(answer, timeout, Death.HANG, f"{message['do']} got no answer")
+            what = f"{message['do']} got no answer"
+            return _result(await self._until(answer, timeout, Death.HANG, what))
 
     async def jump(
         self, image: str, cmdline: str, kernel: str, timeout: float
-    ) -> timeline.Timeline | wire.Frame:
+    ) -> timeline.Timeline:
         """Live-updates the guest.
 
-        Returns:
-            When things happened; or the worker's answer, if the guest could not jump.
-
         Raises:
+            LuoError: the guest could not jump, and runs on.
             GuestCrash: the guest died on the way, or the next kernel did not speak in time.
         """
         async with self._turn:
@@ -134,7 +134,7 @@ class Guest:
             if not self._hello.done():
                 self._number -= 1
                 self._kernel = previous
-                return answer.result()
+                _result(answer.result())
             await self._next_life(timeout)
             return self.timeline
 
@@ -275,6 +275,12 @@ async def _connect(
     channel: socket.socket,
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     return await asyncio.open_unix_connection(sock=channel, limit=_LINE_LIMIT)
+
+
+def _result(answer: wire.Frame) -> Any:
+    if "error" in answer:
+        raise wire.decode(answer["error"])
+    return wire.decode(answer["result"])
 
 
 async def _first(*futures: asyncio.Future[wire.Frame]) -> wire.Frame:

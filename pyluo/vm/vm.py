@@ -16,17 +16,19 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import pyluo
 from pyluo.guest import commands, wire
 from pyluo.guest.wire import Held
+from pyluo.vm import bytecode
 from pyluo.vm.accelerator import Accelerator
 from pyluo.vm.errors import HarnessError
 from pyluo.vm.guest import Guest, Life
 from pyluo.vm.kernel import Kernel
 from pyluo.vm.qemu import Machine, find_binary
 from pyluo.vm.usage import usage
-from pyluo.vm.timeline import Timeline
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
     from types import TracebackType
+
+    from pyluo.vm.timeline import Timeline
 
 __all__ = ["VM"]
 
@@ -37,6 +39,7 @@ _CALL_TIMEOUT = 60.0
 _BOOT_TIMEOUT = 60.0
 _FIXED = (
     "console=ttyS0,115200 earlyprintk=serial,ttyS0,115200 loglevel=6 panic=0 oops=panic "
+    "no_timer_check "
     "rootfstype=9p rootflags=trans=virtio,version=9p2000.L,cache=loose,msize=1048576 ro "
     "kho=on liveupdate=on"
 )
@@ -57,6 +60,7 @@ class VM:
         network: give the guest an interface, and bring it and the loopback up.
         accelerator: KVM or TCG; without it, KVM where it works.
         boot_timeout: seconds that a kernel has to speak, after the boot and after each jump.
+        call_timeout: seconds that a function has to return.
 
     Raises:
         HarnessError: on entry, no QEMU, no kernel.
@@ -74,6 +78,7 @@ class VM:
         network: bool = False,
         accelerator: Accelerator | None = None,
         boot_timeout: float = _BOOT_TIMEOUT,
+        call_timeout: float = _CALL_TIMEOUT,
     ) -> None:
         self.kernel = Kernel.find(kernel)
         self._memory = memory
@@ -83,6 +88,7 @@ class VM:
         self._network = network
         self._accelerator = accelerator
         self._boot_timeout = boot_timeout
+        self._call_timeout = call_timeout
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._guest: Guest | None = None
@@ -90,13 +96,14 @@ class VM:
     def __enter__(self) -> Self:
         machine = Machine(
             image=self.kernel.image,
-            cmdline=self._cmdline(),
+            cmdline=self._cmdline(self._append),
             accelerator=self._accelerator or Accelerator.choose(find_binary()),
             memory=self._memory,
             cpus=self._cpus,
             devices=self._devices,
             network=self._network,
         )
+        bytecode.provide_package(_GUEST.parent)
         usage.boots += 1
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="pyluo-vm", daemon=True)
@@ -140,7 +147,7 @@ class VM:
 
         Raises:
             TypeError: the function or an argument cannot cross.
-            GuestCrash: the guest died, or did not answer within a minute.
+            GuestCrash: the guest died, or did not answer in time.
         """
         result: R = self._request("call", function, args, kwargs)
         return result
@@ -157,7 +164,7 @@ class VM:
     def release(self, held: Held) -> None:
         """Lets go of something held."""
         self._check_held(held)
-        self._answer(self._do({"do": "release", "number": held.number}, _CALL_TIMEOUT))
+        self._do({"do": "release", "number": held.number}, self._call_timeout)
 
     def run(
         self, argv: Sequence[str | os.PathLike[str]], timeout: float = _CALL_TIMEOUT
@@ -181,32 +188,30 @@ class VM:
             commands.run,
             (words, os.getcwd(), timeout),
             {},
-            timeout=timeout + _CALL_TIMEOUT,
+            timeout=timeout + self._call_timeout,
         )
         return subprocess.CompletedProcess(words, status, stdout, stderr)
 
-    def live_update(self, to: Kernel | str | os.PathLike[str] | None = None) -> Timeline:
+    def live_update(
+        self, to: Kernel | str | os.PathLike[str] | None = None, *, append: str | None = None
+    ) -> Timeline:
         """Loads a kernel, jumps into it and waits until it speaks. What was held is gone then.
 
         Args:
             to: the next kernel; without it, the one that runs now.
+            append: more words for its command line; without it, those of the guest's boot.
 
         Raises:
             LuoError: the guest could not jump, and runs on.
             GuestCrash: it died on the way, or the next kernel never spoke.
         """
         kernel = self.kernel if to is None else Kernel.find(to)
-        done = self._run(
-            self._alive().jump(
-                os.fspath(kernel.image), self._cmdline(), kernel.name, self._boot_timeout
-            )
-        )
-        if not isinstance(done, Timeline):
-            self._answer(done)
-            raise AssertionError("a jump that did not happen gave no error")
+        cmdline = self._cmdline(self._append if append is None else append)
+        image = os.fspath(kernel.image)
+        timeline = self._run(self._alive().jump(image, cmdline, kernel.name, self._boot_timeout))
         self.kernel = kernel
         usage.live_updates += 1
-        return done
+        return timeline
 
     @property
     def dead(self) -> bool:
@@ -280,14 +285,9 @@ class VM:
             future.cancel()
             raise
 
-    def _do(self, message: wire.Frame, timeout: float) -> wire.Frame:
+    def _do(self, message: wire.Frame, timeout: float) -> Any:
         usage.requests += 1
         return self._run(self._alive().request(message, timeout))
-
-    def _answer(self, answer: wire.Frame) -> Any:
-        if "error" in answer:
-            raise wire.decode(answer["error"])
-        return wire.decode(answer["result"])
 
     def _request(
         self,
@@ -295,26 +295,29 @@ class VM:
         function: Callable[..., object],
         args: Sequence[object],
         kwargs: dict[str, Any],
-        timeout: float = _CALL_TIMEOUT,
+        timeout: float | None = None,
     ) -> Any:
         for value in [*args, *kwargs.values()]:
             if isinstance(value, Held):
                 self._check_held(value)
+        name, source = wire.reference(function), _source(function)
+        if source and not sys.dont_write_bytecode:
+            bytecode.provide([Path(source)])
         message = {
             "do": action,
-            "function": wire.reference(function),
-            "file": _source(function),
+            "function": name,
+            "file": source,
             "path": _import_path(),
             "arguments": wire.encode(tuple(args)),
             "keywords": wire.encode(kwargs),
         }
-        return self._answer(self._do(message, timeout))
+        return self._do(message, timeout or self._call_timeout)
 
     def _check_held(self, held: Held) -> None:
         if held.boot_id != self.boot_id:
             raise ValueError(f"{held!r} belongs to a life of the guest that is over")
 
-    def _cmdline(self) -> str:
+    def _cmdline(self, append: str) -> str:
         """The kernel's command line; the kernel passes PYLUO_* on to init as its environment."""
         environment = {
             "PYLUO_PATH": ":".join(_bare_path()),
@@ -323,8 +326,8 @@ class VM:
             environment["PYLUO_NETWORK"] = "1"
         words = [f'"{name}={value}"' for name, value in environment.items()]
         python = os.path.realpath(sys.executable)
-        words += [f'"init={python}"', "--", "-I", "-S", "-X", "utf8", f'"{_GUEST / "worker.py"}"']
-        return " ".join([_FIXED, self._append, *words])
+        words += [f'"init={python}"', "--", "-I", "-S", "-X", "utf8", f'"{_GUEST / "init.py"}"']
+        return " ".join([_FIXED, append, *words])
 
 
 async def _make(machine: Machine, kernel: str) -> Guest:

@@ -1,0 +1,60 @@
+# make demo    see a live update; sets up what it needs
+# make test    lint, the tests without a guest, the tests with one
+# make lint    ruff, mypy, import-linter
+# make clean   remove what the others made here; the kernels in the cache stay
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+# What a Debian 12 or 13 without anything but git, make and python3 lacks: to build the extension,
+# to fetch and build kernels, and to run them.
+PACKAGES := python3-venv python3-dev gcc libc6-dev make \
+	debian-archive-keyring bc bison flex libelf-dev lz4 perl rsync xz-utils \
+	qemu-system-x86
+
+.DELETE_ON_ERROR:
+.PHONY: demo test lint clean packages
+
+demo: packages $(BIN)/.vm
+	@$(BIN)/pyluo demo
+
+test: lint
+	$(BIN)/pytest tests
+	$(BIN)/pyluo vm kernel build stable previous
+	$(BIN)/pytest vm-tests
+
+lint: packages $(BIN)/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf .venv build dist pyluo.egg-info pyluo/_ffi.c pyluo/_ffi.*.so .hypothesis
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	find pyluo tests vm-tests -name __pycache__ -prune -exec rm -rf {} +
+
+# Asks for a password only if something is missing.
+packages:
+	@missing=$$(for package in $(PACKAGES); do \
+		dpkg-query -W -f '$${db:Status-Status}' $$package 2>/dev/null | grep -qx installed \
+			|| echo $$package; done); \
+	if [ -n "$$missing" ]; then \
+		echo installing $$missing; \
+		root=; [ "$$(id -u)" = 0 ] || root=sudo; \
+		$$root apt-get -qq update && \
+		$$root env DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends \
+			-o Dpkg::Use-Pty=0 install $$missing; \
+	fi
+
+# The environment follows what it is made from.
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+
+$(BIN)/.vm: $(BIN)/python pyproject.toml setup.py build_ffi.py $(wildcard pyluo/_uapi/*.h)
+	$(BIN)/pip install -q --disable-pip-version-check -e '.[vm]'
+	@touch $@
+
+$(BIN)/.dev: $(BIN)/.vm
+	$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]'
+	@touch $@

@@ -1,0 +1,28 @@
+"""The first process of a guest: the kernel runs this file, `python -I -S init.py`.
+
+Python itself, with PYLUO_* from the kernel's command line as its environment: under emulation a
+shell and its mount(8)s would take longer than all of this. It stays behind to reap orphans, and its
+child works. Should the child die, this process follows it, and the kernel says so by a panic: a
+guest without its worker is a dead guest.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+# Without site, neither pyluo nor its compiled part is importable yet. Last, since every entry
+# before the standard library would be searched first, over 9p.
+sys.path += os.environ["PYLUO_PATH"].split(":")
+
+from pyluo.guest import mounts, worker
+
+mounts.mount_all()
+child = os.fork()
+if not child:
+    worker.work()
+while True:
+    ended, status = os.wait()
+    if ended == child:
+        print(f"pyluo: the worker ended, wait status {status:#x}", flush=True)
+        sys.exit(1)

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pyluo.cli import main
+from pyluo.liveupdate import DEVICE
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+without_luo = pytest.mark.skipif(os.path.exists(DEVICE), reason="this host can live-update")
+
+
+@without_luo
+def test_status_says_what_is_missing_and_how_to_get_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status"]) == 1
+    told = capsys.readouterr().out
+    assert "cannot live-update" in told
+    assert "boot" in told
+
+
+@without_luo
+def test_status_tells_a_program_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "--json"]) == 1
+    status = json.loads(capsys.readouterr().out)
+    assert status["live_update"] is False
+    assert status["release"] == os.uname().release
+    assert all(obstacle["missing"] and obstacle["remedy"] for obstacle in status["obstacles"])
+    assert status["obstacles"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["no-such-command"],
+        ["kexec", "load", "image"],
+        ["vm", "live-update", "--hops", "0"],
+        ["demo", "--size", "4X"],
+    ],
+)
+def test_a_wrong_command_line_is_a_matter_of_usage(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "usage: pyluo" in capsys.readouterr().err
+
+
+def test_a_harness_that_cannot_work_says_so_in_a_sentence(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["vm", "kernel", "build", "no-such-kernel"]) == 69
+    complaint = capsys.readouterr().err
+    assert complaint.startswith("pyluo: there is no kernel 'no-such-kernel'")
+    assert complaint.count("\n") == 1
+
+
+def test_without_a_network_and_a_cache_it_says_what_else_would_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", os.fspath(tmp_path))
+    monkeypatch.setenv("PYLUO_DEBIAN_MIRROR", f"file:{tmp_path}/no-archive")
+    assert main(["vm", "kernel", "build"]) == 69
+    assert "the package archive cannot be read" in capsys.readouterr().err
+
+
+def test_a_refusal_of_the_kernel_fails_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["kexec", "load", "/no/such/image", "--reuse-cmdline"]) == 1
+    assert "/no/such/image" in capsys.readouterr().err

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import json
+import math
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyluo.errors import TokenNotFoundError
+from pyluo.guest import wire
+
+scalars = st.none() | st.booleans() | st.integers() | st.text() | st.binary()
+hashable = scalars | st.tuples(scalars, scalars)
+values = st.recursive(
+    scalars | st.floats(allow_nan=False) | st.sets(hashable),
+    lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(hashable, inner),
+)
+
+
+@given(values)
+def test_a_value_crosses_unchanged_whatever_it_is_made_of(value: object) -> None:
+    line = wire.frame({"value": wire.encode(value)})
+    assert line.count(b"\n") == 1
+    message = wire.parse(line)
+    assert message is not None
+    assert same(wire.decode(message["value"]), value)
+
+
+@given(st.binary(max_size=200))
+def test_no_line_makes_the_parser_raise(line: bytes) -> None:
+    message = wire.parse(line)
+    assert message is None or isinstance(message, dict)
+
+
+@given(st.recursive(scalars.filter(lambda value: not isinstance(value, bytes)),
+                    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))  # fmt: skip
+def test_what_was_never_encoded_decodes_to_a_value_or_a_value_error(message: object) -> None:
+    with suppress(ValueError, TypeError, ImportError, AttributeError):
+        wire.decode(json.loads(json.dumps(message)))
+
+
+@pytest.mark.parametrize(
+    "content", [["os:system", "true"], ["builtins:eval", "1"], ["subprocess:Popen", "true"]]
+)
+def test_only_enums_and_dataclasses_are_built_by_name(content: list[str]) -> None:
+    with pytest.raises(ValueError, match="is not a"):
+        wire.decode({"$enum": content})
+    with pytest.raises(ValueError, match="is not a dataclass"):
+        wire.decode({"$data": [content[0], {}]})
+
+
+def test_an_exception_that_is_no_exception_class_stays_text() -> None:
+    content = {"type": "os:system", "arguments": ["true"], "summary": "S", "traceback": "T"}
+    error = wire.decode({"$error": content})
+    assert type(error) is RuntimeError
+    assert str(error) == "S"
+
+
+def test_an_error_keeps_its_class_its_fields_and_the_trace() -> None:
+    try:
+        raise TokenNotFoundError(2, "REQUEST", "a subject")
+    except TokenNotFoundError as error:
+        back = wire.decode(json.loads(json.dumps(wire.encode(error))))
+    assert isinstance(back, TokenNotFoundError)
+    assert (back.errno, back.operation, back.subject) == (2, "REQUEST", "a subject")
+    assert "test_an_error_keeps_its_class" in back.__notes__[0]
+
+
+def test_a_held_object_is_an_argument_by_its_number() -> None:
+    held = wire.Held("boot", 7, "a thing")
+    assert wire.decode(wire.encode([held]), {7: "the thing"}.__getitem__) == ["the thing"]
+
+
+def test_infinity_crosses() -> None:
+    assert math.isinf(wire.decode(json.loads(json.dumps(wire.encode(math.inf)))))
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equality that tells 1 from True and from 1.0, at every depth."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, dict):
+        return len(one) == len(other) and all(map(same, one.items(), other.items()))
+    return bool(one == other)

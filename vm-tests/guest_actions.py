@@ -1,0 +1,81 @@
+"""What the tests of the harness itself run in the guest."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import NoReturn
+
+from pyluo import LuoError
+
+
+class Colour(Enum):
+    RED = "red"
+
+
+@dataclass(frozen=True)
+class Point:
+    x: int
+    label: str
+
+
+def echo(value: object) -> object:
+    return value
+
+
+def panic_now() -> None:
+    Path("/proc/sysrq-trigger").write_text("c")
+
+
+def panic_soon() -> None:
+    threading.Timer(0.2, panic_now).start()
+
+
+def end_worker() -> NoReturn:
+    os._exit(3)
+
+
+def fail(number: int) -> NoReturn:
+    raise LuoError(number, "an operation", "a subject", "a hint")
+
+
+class OddError(Exception):
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(f"{first} and {second}")
+
+
+def fail_oddly() -> NoReturn:
+    raise OddError("this", "that")
+
+
+def make_counter() -> list[int]:
+    return [0]
+
+
+def increment(counter: list[int]) -> int:
+    counter[0] += 1
+    return counter[0]
+
+
+def addresses_that_can_be_bound(candidates: list[str]) -> list[str]:
+    bound = []
+    for address in candidates:
+        with socket.socket() as listener:
+            try:
+                listener.bind((address, 0))
+                listener.listen()
+                with socket.create_connection(listener.getsockname(), timeout=5):
+                    bound.append(address)
+            except OSError:
+                continue
+    return bound
+
+
+def write_to_tmp() -> bool:
+    path = Path("/tmp/pyluo-written-in-the-guest")
+    path.write_text("x")
+    return path.exists()

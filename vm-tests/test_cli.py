@@ -1,0 +1,94 @@
+"""The commands that need a guest, or run in one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pyluo.vm import VM
+
+MODULE = [sys.executable, "-m", "pyluo"]
+
+
+def test_status_on_a_host_that_can_live_update(shared_vm: VM) -> None:
+    done = shared_vm.run([*MODULE, "status", "--json"])
+    assert done.returncode == 0, done.stderr
+    status = json.loads(done.stdout)
+    assert status["live_update"] is True
+    assert status["updates"] == 0
+    told = shared_vm.run([*MODULE, "status"])
+    assert f"Linux {shared_vm.life.release} can live-update" in told.stdout.decode()
+
+
+def test_kexec_loads_looks_and_unloads(shared_vm: VM) -> None:
+    image = os.fspath(shared_vm.kernel.image)
+    for action, status in (
+        (["loaded"], 1),
+        (["load", image, "--reuse-cmdline"], 0),
+        (["loaded"], 0),
+        (["unload"], 0),
+        (["reboot"], 1),
+    ):
+        done = shared_vm.run([*MODULE, "kexec", *action])
+        assert done.returncode == status, (action, done.stderr)
+
+
+def test_the_demo_passes_and_tells_the_moments_in_order() -> None:
+    done = pyluo("demo", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["passed"] is True
+    assert report["preserved"] == report["retrieved"]
+    assert [event["name"] for event in report["timeline"]["events"]] == [
+        "loaded", "reboot called", "first sign of the new kernel", "worker up",
+        "session retrieved", "descriptor retrieved", "finished",
+    ]  # fmt: skip
+    assert report["blackout"] > 0
+
+
+def test_the_demo_fails_when_a_byte_is_flipped() -> None:
+    done = pyluo("demo", "--corrupt")
+    assert done.returncode == 1
+    assert b"FAILED" in done.stdout
+
+
+@pytest.mark.parametrize(("command", "status"), [("exit 5", 5), ("kill -9 $$", 137)])
+def test_run_relays_output_and_status(command: str, status: int) -> None:
+    done = pyluo("vm", "run", "--", "sh", "-c", f"echo out; echo err >&2; {command}")
+    assert (done.returncode, done.stdout) == (status, b"out\n")
+    assert done.stderr.endswith(b"err\n")
+
+
+def test_live_update_runs_a_program_on_each_side() -> None:
+    done = pyluo(
+        "vm", "live-update", "--kernel", "previous", "--to", "stable",
+        "--before", "uname -r", "--after", "uname -r",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    from pyluo.vm import Kernel
+
+    releases = [Kernel.find(name).release for name in ("previous", "stable")]
+    assert done.stdout.decode().split() == releases
+
+
+def test_live_updates_are_counted() -> None:
+    done = pyluo("vm", "live-update", "--hops", "2", "--cpus", "2", "--json")
+    assert done.returncode == 0, done.stderr
+    tally = json.loads(done.stdout)
+    assert (tally["hops"], tally["landed"], tally["crashes"]) == (2, 2, [])
+
+
+def test_a_crash_while_counting_is_counted_and_fails_the_run() -> None:
+    done = pyluo("vm", "live-update", "--before", "sh -c 'echo c > /proc/sysrq-trigger'")
+    assert done.returncode == 1
+    assert b"sysrq triggered crash" in done.stderr
+
+
+def pyluo(*arguments: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run([*MODULE, *arguments], capture_output=True, timeout=120)

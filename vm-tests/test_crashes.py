@@ -1,0 +1,113 @@
+"""Deaths of a guest, provoked: each is told as what it is, and never as a test's verdict."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from threading import Timer
+from typing import TYPE_CHECKING
+
+import guest_actions
+import pytest
+
+from pyluo import kexec
+from pyluo.vm import VM, Death, GuestCrash, HarnessError
+
+if TYPE_CHECKING:
+    from pyluo.vm import Kernel
+
+
+def test_a_panic_is_told_with_the_kernels_words_and_its_trace(vm: VM) -> None:
+    with pytest.raises(GuestCrash) as caught:
+        vm.call(guest_actions.panic_now)
+    crash = caught.value
+    assert crash.death is Death.PANIC
+    assert crash.reason == "sysrq triggered crash"
+    assert any("sysrq_handle_crash" in line for line in crash.console)
+    assert (crash.kernel, crash.life) == (vm.kernel.name, 1)
+
+
+def test_a_panic_between_two_calls_is_told_by_the_next(vm: VM) -> None:
+    vm.call(guest_actions.panic_soon)
+    with pytest.raises(GuestCrash) as caught:
+        vm.call(time.sleep, 60)
+    assert caught.value.death is Death.PANIC
+    assert vm.dead
+
+
+def test_a_dead_guest_stays_dead(vm: VM) -> None:
+    with pytest.raises(GuestCrash) as first:
+        vm.call(guest_actions.panic_now)
+    with pytest.raises(GuestCrash) as second:
+        vm.live_update()
+    assert str(second.value) == str(first.value)
+
+
+def test_a_panic_after_a_jump_names_the_life_it_happened_in(vm: VM) -> None:
+    vm.live_update()
+    with pytest.raises(GuestCrash) as caught:
+        vm.call(guest_actions.panic_now)
+    assert caught.value.life == 2
+
+
+def test_the_death_of_the_worker_is_a_death_of_the_guest(vm: VM) -> None:
+    with pytest.raises(GuestCrash, match="worker ended, wait status 0x300") as caught:
+        vm.call(guest_actions.end_worker)
+    assert caught.value.death is Death.PANIC
+
+
+def test_a_guest_that_never_speaks_is_told_with_its_last_lines(kernel: Kernel) -> None:
+    silent = VM(kernel, append="rootdelay=3600", boot_timeout=8)
+    with pytest.raises(GuestCrash) as caught, silent:
+        pytest.fail("a kernel that waits for its root an hour has spoken")
+    assert caught.value.death is Death.SILENT
+    assert any("Linux version" in line for line in caught.value.console)
+
+
+def test_a_jump_that_never_lands_is_told_as_the_next_life(kernel: Kernel) -> None:
+    with VM(kernel, boot_timeout=12) as vm, pytest.raises(GuestCrash) as caught:
+        vm.live_update(append="rootdelay=3600")
+    assert (caught.value.death, caught.value.life) == (Death.SILENT, 2)
+
+
+def test_a_function_that_does_not_return_is_told_as_a_hang(kernel: Kernel) -> None:
+    with VM(kernel, call_timeout=2) as vm, pytest.raises(GuestCrash) as caught:
+        vm.call(time.sleep, 60)
+    assert caught.value.death is Death.HANG
+
+
+def test_a_qemu_killed_from_outside_is_told_with_the_signal(vm: VM) -> None:
+    killer = Timer(0.5, os.kill, (vm.pid, signal.SIGKILL))
+    killer.start()
+    with pytest.raises(GuestCrash) as caught:
+        vm.call(time.sleep, 60)
+    assert caught.value.death is Death.QEMU
+    assert "SIGKILL" in caught.value.reason
+
+
+def test_a_guest_that_jumps_unasked_is_no_verdict(vm: VM) -> None:
+    before = vm.boot_id
+    image = os.fspath(vm.kernel.image)
+    cmdline = vm.run(["cat", "/proc/cmdline"]).stdout.decode().strip()
+    vm.call(kexec.load, image, cmdline=cmdline)
+    with pytest.raises(HarnessError, match="booted again"):
+        vm.call(kexec.reboot)
+    assert vm.boot_id != before
+    assert vm.call(os.getpid) > 1
+
+
+def test_a_qemu_that_refuses_its_options_is_a_failure_of_the_harness(kernel: Kernel) -> None:
+    broken = VM(kernel, devices=["no-such-device"])
+    with pytest.raises(HarnessError, match="no-such-device"), broken:
+        pytest.fail("QEMU started with a device that does not exist")
+
+
+def test_a_jump_that_the_kernel_refuses_leaves_the_guest_running(vm: VM) -> None:
+    from pyluo import LuoError
+
+    with pytest.raises(LuoError, match="kexec_file_load"):
+        vm.live_update(append="x" * 4096)
+    assert vm.call(os.getpid) > 1
+    vm.live_update()
+    assert vm.updates == 1

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+from typing import Self
 
 from pyluo._sys import Ioctl, constant, raising
 from pyluo.descriptor import OwnedFd
-from pyluo.errors import SessionNameError
+from pyluo.errors import SessionNameError, from_errno
 from pyluo.session import IncomingSession, OutgoingSession
 
 __all__ = ["DEVICE", "LiveUpdate"]
@@ -43,6 +44,23 @@ class LiveUpdate(OwnedFd):
         with raising("open", os.fspath(path)):
             super().__init__(os.open(path, os.O_RDWR | os.O_CLOEXEC))
 
+    @classmethod
+    def from_fd(cls, fd: int) -> Self:
+        """Takes over an open descriptor of the device, as received from another process.
+
+        Raises:
+            LuoError: EBADF, it is not open; ENODEV, it is not of this device. It stays the
+                caller's.
+        """
+        with raising("fstat", f"descriptor {fd}"):
+            device = os.fstat(fd).st_rdev
+        known = _device_number()
+        if known is None or device != known:
+            raise from_errno(errno.ENODEV, "from_fd", f"descriptor {fd}")
+        self = cls.__new__(cls)
+        OwnedFd.__init__(self, fd)
+        return self
+
     def create_session(self, name: str) -> OutgoingSession:
         """A new session, to be carried over by the next live update.
 
@@ -73,6 +91,16 @@ class LiveUpdate(OwnedFd):
         encoded = _encode(name, _RETRIEVE_SESSION.name)
         reply = _RETRIEVE_SESSION(self.fileno(), f"session {name!r}", fd=-1, name=encoded)
         return IncomingSession(reply.integer("fd"), name)
+
+
+def _device_number() -> int | None:
+    """The device's number, as sysfs has it; None where there is no such device."""
+    try:
+        with open("/sys/class/misc/liveupdate/dev") as file:
+            major, minor = file.read().split(":")
+    except OSError:
+        return None
+    return os.makedev(int(major), int(minor))
 
 
 def _encode(name: str, operation: str) -> bytes:

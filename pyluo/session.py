@@ -61,10 +61,11 @@ class _Session(Descriptor):
             WrongSessionError: it is a session of the other direction, or none at all; the
                 descriptor stays the caller's, and the session as it was.
         """
-        answer = _RETRIEVE_FD.refusal_of_a_tail(fd)
-        direction = {errno.E2BIG: "incoming", errno.EINVAL: "outgoing"}.get(answer, "no")
-        if not _link(fd).startswith(_LINK):
-            direction = "no"
+        direction = "no"
+        if _link(fd).startswith(_LINK):
+            # The direction is checked before the tail, and either refusal changes nothing.
+            answer = _RETRIEVE_FD.refusal_of_a_tail(fd)
+            direction = {errno.E2BIG: "incoming", errno.EINVAL: "outgoing"}.get(answer, "no")
         if direction != cls._direction:
             raise WrongSessionError(
                 errno.EINVAL,
@@ -295,7 +296,8 @@ def kind_of_file(fd: int) -> str:
     if link.startswith("/memfd:"):
         return "a memfd"
     if link.startswith("anon_inode:"):
-        return f"an anonymous file {link.removeprefix('anon_inode:')}"
+        kind = link.removeprefix("anon_inode:").strip("[]")
+        return f"an {kind}" if kind[:1] in tuple("aeio") else f"a {kind}"
     return link or "no open file"
 
 

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 import guest_actions
 import pytest
 
-from pyluo import kexec
+from pyluo import ImageRejectedError, kexec
 from pyluo.vm import VM, Death, GuestCrash, HarnessError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pyluo.vm import Kernel
 
 
@@ -103,11 +105,17 @@ def test_a_qemu_that_refuses_its_options_is_a_failure_of_the_harness(kernel: Ker
         pytest.fail("QEMU started with a device that does not exist")
 
 
-def test_a_jump_that_the_kernel_refuses_leaves_the_guest_running(vm: VM) -> None:
-    from pyluo import LuoError
+def test_a_command_line_that_the_kernel_would_cut_is_refused(kernel: Kernel) -> None:
+    too_long = VM(kernel, append="x" * 2048)
+    with pytest.raises(HarnessError, match="2047 bytes"), too_long:
+        pytest.fail("a guest was started with half a command line")
 
-    with pytest.raises(LuoError, match="kexec_file_load"):
-        vm.live_update(append="x" * 4096)
+
+def test_a_jump_that_the_kernel_refuses_leaves_the_guest_running(vm: VM, tmp_path: Path) -> None:
+    broken = tmp_path / "bzImage"
+    broken.write_bytes(vm.kernel.image.read_bytes()[:10_000])
+    with pytest.raises(ImageRejectedError, match="kexec_file_load"):
+        vm.live_update(broken)
     assert vm.call(os.getpid) > 1
     vm.live_update()
     assert vm.updates == 1

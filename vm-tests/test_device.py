@@ -102,7 +102,7 @@ def test_an_unknown_kind_of_file_is_named_in_the_error() -> None:
     with LiveUpdate() as device:
         session = device.create_session("s")
         event = os.eventfd(0)
-        with pytest.raises(NotPreservableError, match="eventfd") as caught:
+        with pytest.raises(NotPreservableError, match="token 1, an eventfd") as caught:
             session.preserve(event, 1)
         os.close(event)
         session.discard()
@@ -188,6 +188,14 @@ def test_a_memfd_sealed_noexec_is_refused_unless_allowed() -> None:
             session.preserve_many({1: ram})
         session.preserve(ram, 1, allow_noexec=True)
         session.discard()
+
+
+def test_the_device_is_adopted_by_its_descriptor_and_nothing_else_is() -> None:
+    device = LiveUpdate.from_fd(LiveUpdate().detach())
+    with device:
+        device.create_session("s").discard()
+        with Memfd.create("ram", 4096) as ram, pytest.raises(LuoError):
+            LiveUpdate.from_fd(ram.fileno())
 
 
 def test_an_outgoing_session_is_not_adopted_as_an_incoming_one() -> None:

@@ -66,6 +66,9 @@ def _add_guest_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kernel", default="stable", help="a name, or the path of a bzImage")
     parser.add_argument("--memory", type=size, default="1G", metavar="SIZE")
     parser.add_argument("--cpus", type=count, default=1, metavar="N")
+    parser.add_argument(
+        "--accel", choices=["kvm", "tcg"], help="KVM where it works and TCG elsewhere without it"
+    )
     parser.add_argument("--append", default="", metavar="TEXT", help="to the command line")
     parser.add_argument("--timeout", type=count, default=600, metavar="S", help="of each CMD")
 
@@ -117,10 +120,11 @@ def _between(arguments: argparse.Namespace) -> int:
 
 
 def _guest(arguments: argparse.Namespace) -> VM:
-    from pyluo.vm import VM
+    from pyluo.vm import VM, Accelerator
 
     return VM(
         arguments.kernel,
+        accelerator=Accelerator(arguments.accel) if arguments.accel else None,
         memory=arguments.memory,
         cpus=arguments.cpus,
         append=arguments.append,

@@ -173,7 +173,11 @@ class QemuProcess:
             lambda: asyncio.StreamReaderProtocol(self._reports),  # type: ignore[arg-type]
             os.fdopen(self._status, "rb"),
         )
-        self.pid = int(await self._reports.readline())
+        report = await self._reports.readline()
+        if not report:
+            said = self.messages_log.read_text(errors="replace").strip()
+            raise HarnessError("QEMU's keeper did not start", said)
+        self.pid = int(report)
 
     async def ended(self) -> int:
         """Waits for QEMU's end; its exit status, or the negative number of a signal."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import importlib.util
 import inspect
 import os
 import subprocess
 import sys
-import sysconfig
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -37,6 +37,7 @@ R = TypeVar("R")
 _GUEST = Path(pyluo.__file__).parent / "guest"
 _CALL_TIMEOUT = 60.0
 _BOOT_TIMEOUT = 60.0
+_CMDLINE_LIMIT = 2048  # arch/x86/include/asm/setup.h, COMMAND_LINE_SIZE
 _FIXED = (
     "console=ttyS0,115200 earlyprintk=serial,ttyS0,115200 loglevel=6 panic=0 oops=panic "
     "no_timer_check "
@@ -324,10 +325,16 @@ class VM:
         }
         if self._network:
             environment["PYLUO_NETWORK"] = "1"
-        words = [f'"{name}={value}"' for name, value in environment.items()]
-        python = os.path.realpath(sys.executable)
-        words += [f'"init={python}"', "--", "-I", "-S", "-X", "utf8", f'"{_GUEST / "init.py"}"']
-        return " ".join([_FIXED, append, *words])
+        words = [f"{name}={value}" for name, value in environment.items()]
+        words += [f"init={os.path.realpath(sys.executable)}", "--", "-I", "-S", "-X", "utf8"]
+        words += [os.fspath(_GUEST / "init.py")]
+        line = " ".join([_FIXED, append, *(f'"{word}"' if " " in word else word for word in words)])
+        if any('"' in word for word in words) or len(line) >= _CMDLINE_LIMIT:
+            raise HarnessError(
+                f"the kernel cannot be given the command line {line}",
+                f"it takes {_CMDLINE_LIMIT - 1} bytes, and no path with a quotation mark",
+            )
+        return line
 
 
 async def _make(machine: Machine, kernel: str) -> Guest:
@@ -344,7 +351,10 @@ def _source(function: Callable[..., object]) -> str | None:
 @functools.cache
 def _bare_path() -> list[str]:
     """Where the guest finds pyluo and what it is compiled against, before it knows our sys.path."""
-    return [os.fspath(_GUEST.parent.parent), sysconfig.get_path("platlib")]
+    backend = importlib.util.find_spec("_cffi_backend")
+    assert backend is not None
+    assert backend.origin is not None
+    return [os.fspath(_GUEST.parent.parent), os.path.dirname(backend.origin)]
 
 
 def _import_path() -> list[str]:

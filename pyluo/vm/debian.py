@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from pyluo.vm.errors import HarnessError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from contextlib import AbstractContextManager
 
 __all__ = ["SourcePackage", "fetch", "newest_first"]
 
@@ -70,6 +72,11 @@ def newest_first(suites: Sequence[str], *, candidates: bool) -> list[SourcePacka
     Raises:
         HarnessError: the archive cannot be reached, or has none.
     """
+    with _lock():
+        return _newest_first(suites, candidates)
+
+
+def _newest_first(suites: Sequence[str], candidates: bool) -> list[SourcePackage]:
     readable = [suite for suite in suites if _update(suite)]
     if not readable:
         raise HarnessError(
@@ -103,18 +110,17 @@ def fetch(package: SourcePackage) -> Path:
     target = folder / f"{package.name}_{package.sha256[:16]}.deb"
     if target.exists():
         return target
-    incoming = folder / f"incoming-{os.getpid()}"
-    incoming.mkdir(parents=True)
-    try:
+    folder.mkdir(parents=True, exist_ok=True)
+    with _lock(), tempfile.TemporaryDirectory(prefix="incoming-", dir=folder) as incoming:
         with progress.bar(f"fetching {package.name} {package.version}", 100) as reached:
-            _download(package, incoming, reached)
-        (deb,) = incoming.glob("*.deb")
+            _download(package, Path(incoming), reached)
+        (deb,) = Path(incoming).glob("*.deb")
         deb.rename(target)
-    finally:
-        for leftover in incoming.iterdir():
-            leftover.unlink()
-        incoming.rmdir()
     return target
+
+
+def _lock() -> AbstractContextManager[None]:
+    return cache.lock("apt", lambda: progress.say("waiting for another run to read the archive"))
 
 
 def _download(package: SourcePackage, folder: Path, reached: progress.Reached) -> None:

@@ -125,15 +125,15 @@ class Guest:
         async with self._turn:
             self._started = time.monotonic()
             self._events = []
+            before = self._hello, self._number, self._kernel
             self._hello = asyncio.get_running_loop().create_future()
             self._number += 1
-            previous, self._kernel = self._kernel, kernel
+            self._kernel = kernel
             answer = await self._send({"do": "jump", "image": image, "cmdline": cmdline})
             first: asyncio.Future[wire.Frame] = asyncio.ensure_future(_first(answer, self._hello))
             await self._until(first, timeout, Death.SILENT, "no word from the next kernel")
             if not self._hello.done():
-                self._number -= 1
-                self._kernel = previous
+                self._hello, self._number, self._kernel = before
                 _result(answer.result())
             await self._next_life(timeout)
             return self.timeline
@@ -236,7 +236,7 @@ class Guest:
 
     async def _watch_process(self) -> None:
         status = await self.process.ended()
-        if not self._hello.done() and status > 0:
+        if self.life is None and status > 0:
             error = await self._explain_failed_start()
             if not self._death.done():
                 self._death.set_result(error)

@@ -30,7 +30,7 @@ lint: packages $(BIN)/.dev
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf .venv build dist pyluo.egg-info pyluo/_ffi.c pyluo/_ffi.*.so .hypothesis
+	rm -rf .venv build dist pyluo.egg-info pyluo/_ffi.c pyluo/_ffi.o pyluo/_ffi.*.so .hypothesis
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find pyluo tests vm-tests -name __pycache__ -prune -exec rm -rf {} +
 
@@ -48,7 +48,7 @@ packages:
 	fi
 
 # The environment follows what it is made from.
-$(BIN)/python:
+$(BIN)/python: | packages
 	$(PYTHON) -m venv .venv
 
 $(BIN)/.vm: $(BIN)/python pyproject.toml setup.py build_ffi.py $(wildcard pyluo/_uapi/*.h)

@@ -157,7 +157,7 @@ class TokenNotFoundError(LuoError, FileNotFoundError):
 
 
 class WrongSessionError(LuoError):
-    """The request does not go with this direction of session."""
+    """The descriptor is of a session of the other direction, or of none."""
 
     default_hint = "Outgoing sessions preserve; incoming sessions retrieve and finish"
 
@@ -198,15 +198,12 @@ _CLASSES: dict[tuple[str, int], type[LuoError]] = {
     ("LIVEUPDATE_IOCTL_CREATE_SESSION", _errno.EEXIST): SessionExistsError,
     ("LIVEUPDATE_IOCTL_RETRIEVE_SESSION", _errno.ENOENT): SessionNotFoundError,
     ("LIVEUPDATE_IOCTL_RETRIEVE_SESSION", _errno.EINVAL): SessionRetrievedError,
-    ("LIVEUPDATE_SESSION_PRESERVE_FD", _errno.EINVAL): WrongSessionError,
     ("LIVEUPDATE_SESSION_PRESERVE_FD", _errno.EEXIST): TokenInUseError,
     ("LIVEUPDATE_SESSION_PRESERVE_FD", _errno.EBUSY): AlreadyPreservedError,
     ("LIVEUPDATE_SESSION_PRESERVE_FD", _errno.ENOENT): NotPreservableError,
     ("LIVEUPDATE_SESSION_PRESERVE_FD", _errno.EOPNOTSUPP): NotPreservableError,
     ("LIVEUPDATE_SESSION_PRESERVE_FD", _errno.EFBIG): NotPreservableError,
     ("LIVEUPDATE_SESSION_RETRIEVE_FD", _errno.ENOENT): TokenNotFoundError,
-    ("LIVEUPDATE_SESSION_RETRIEVE_FD", _errno.EINVAL): WrongSessionError,
-    ("LIVEUPDATE_SESSION_FINISH", _errno.EINVAL): WrongSessionError,
     ("LIVEUPDATE_SESSION_GET_NAME", _errno.EINVAL): KernelTooOldError,
     ("F_ADD_SEALS", _errno.EPERM): SealedError,
     ("ftruncate", _errno.EPERM): SealedError,
@@ -218,12 +215,21 @@ _CLASSES: dict[tuple[str, int], type[LuoError]] = {
     ("kexec_file_load", _errno.ENOEXEC): ImageRejectedError,
     ("kexec_file_load", _errno.EBUSY): KexecBusyError,
     ("kexec_file_load", _errno.ENOSYS): KernelTooOldError,
-    ("reboot", _errno.EINVAL): NoImageLoadedError,
     ("reboot", _errno.EBUSY): KexecBusyError,
     ("reboot", _errno.EPERM): LuoPermissionError,
 }
 
 _HINTS: dict[tuple[str, int], str] = {
+    ("LIVEUPDATE_SESSION_PRESERVE_FD", _errno.EINVAL): (
+        "The support for this kind of file could not preserve it; see dmesg"
+    ),
+    ("LIVEUPDATE_SESSION_RETRIEVE_FD", _errno.EINVAL): (
+        "The kernel could not read what was handed over for this token; see dmesg"
+    ),
+    ("reboot", _errno.EINVAL): (
+        "No image is loaded, or a preserved file could not be frozen: then the system runs on as "
+        "it was, and dmesg tells which"
+    ),
     ("LIVEUPDATE_SESSION_PRESERVE_FD", _errno.EOPNOTSUPP): (
         "The memfd has seals that this kernel cannot carry over"
     ),

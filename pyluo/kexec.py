@@ -98,6 +98,7 @@ def reboot(*, sync: bool = True) -> None:
 
     Raises:
         NoImageLoadedError: EINVAL; nothing was touched.
+        FileNotFoundError: the kernel was built without kexec.
         LuoPermissionError: EPERM.
         KexecBusyError: EBUSY.
         LuoError: a file could not be frozen; the system runs on with its sessions intact.
@@ -117,5 +118,5 @@ def _open(path: str | os.PathLike[str]) -> int:
 
 
 def _read(path: str) -> str:
-    with open(path) as file:
+    with open(path, errors="surrogateescape") as file:
         return file.read().rstrip("\n")

@@ -60,6 +60,12 @@ class KhoStatus:
     obstacles: tuple[Obstacle, ...]
 
 
+_UNEXPLAINED = Obstacle(
+    f"{DEVICE} is not there, though nothing is known to stand against it",
+    "see the lines of `luo:` and `KHO:` in dmesg; in a container, look on its host",
+)
+
+
 def status() -> KhoStatus:
     """Reads the kernel's log, its command line and its configuration.
 
@@ -75,7 +81,7 @@ def status() -> KhoStatus:
         from_release=log.from_release,
         kexecs=log.kexecs,
         updates=log.updates,
-        obstacles=() if live_update else tuple(_obstacles(release)),
+        obstacles=() if live_update else tuple(_obstacles(release)) or (_UNEXPLAINED,),
     )
 
 
@@ -97,6 +103,11 @@ def _obstacles(release: str) -> Iterator[Obstacle]:
             "in a guest with `pyluo demo`",
         )
         return
+    if not config:
+        yield Obstacle(
+            f"the configuration of the kernel {release} cannot be read",
+            "see that it has CONFIG_KEXEC_HANDOVER=y and CONFIG_LIVEUPDATE=y",
+        )
     try:
         cmdline = Path("/proc/cmdline").read_text().split()
     except OSError:

@@ -198,7 +198,7 @@ def seals_of(fd: int) -> Seal:
     """The seals of any open file; none for a kind of file that has no seals, or is not open."""
     try:
         return Seal(fcntl.fcntl(fd, _GET_SEALS))
-    except OSError:
+    except (OSError, ValueError):
         return Seal(0)
 
 

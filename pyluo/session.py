@@ -58,22 +58,26 @@ class _Session(Descriptor):
         """Takes over the descriptor of a session, as received from another process.
 
         Raises:
+            KernelTooOldError: EINVAL, the kernel cannot tell the directions apart. Linux 7.2.
             WrongSessionError: it is a session of the other direction, or none at all; the
                 descriptor stays the caller's, and the session as it was.
         """
-        direction = "no"
-        if _link(fd).startswith(_LINK):
-            # The direction is checked before the tail, and either refusal changes nothing.
-            answer = _RETRIEVE_FD.refusal_of_a_tail(fd)
-            direction = {errno.E2BIG: "incoming", errno.EINVAL: "outgoing"}.get(answer, "no")
+        if not _link(fd).startswith(_LINK):
+            raise WrongSessionError(
+                errno.EINVAL, "from_fd", f"descriptor {fd}", f"It is {kind_of_file(fd)}, no session"
+            )
+        name = _GET_NAME(fd, f"descriptor {fd}").text("name")
+        # The direction is checked before the tail, and either refusal changes nothing.
+        incoming = _RETRIEVE_FD.refusal_of_a_tail(fd) == errno.E2BIG
+        direction = "incoming" if incoming else "outgoing"
         if direction != cls._direction:
             raise WrongSessionError(
                 errno.EINVAL,
                 "from_fd",
                 f"descriptor {fd}",
-                f"It is {direction} session, where an {cls._direction} one was expected",
+                f"It is an {direction} session, where an {cls._direction} one was expected",
             )
-        return cls(fd)
+        return cls(fd, name)
 
     @property
     def name(self) -> str:
@@ -153,7 +157,7 @@ class OutgoingSession(_Session):
         Source: include/uapi/linux/liveupdate.h, LIVEUPDATE_SESSION_PRESERVE_FD. Linux 6.19.
         """
         number = _fileno(fd)
-        _check(number, token, allow_noexec)
+        self._check(number, token, allow_noexec)
         with self._lock:
             session = self.fileno()
             try:
@@ -177,7 +181,7 @@ class OutgoingSession(_Session):
         tokens = list(files)
         numbers = [_fileno(fd) for fd in files.values()]
         for token, number in zip(tokens, numbers, strict=True):
-            _check(number, token, allow_noexec)
+            self._check(number, token, allow_noexec)
         with self._lock:
             done, failure = preserve_in_one_call(self.fileno(), numbers, tokens)
             if failure:
@@ -192,10 +196,25 @@ class OutgoingSession(_Session):
         """
         self._end()
 
+    def _check(self, fd: int, token: int, allow_noexec: bool) -> None:
+        """Refuses what the kernel would take and not give back."""
+        _check_token(token)
+        if not allow_noexec and seals_of(fd) & Seal.EXEC:
+            raise NotPreservableError(
+                errno.EINVAL,
+                _PRESERVE_FD.name,
+                self._about(fd, token) + ", sealed noexec",
+                "It would come back executable and sealed against writing; create it with MFD_EXEC "
+                "(vm.memfd_noexec=1 makes every other memfd such a one), or allow it with "
+                "allow_noexec=True",
+            )
+
     def _refused(self, number: int, fd: int, token: int) -> LuoError:
+        return from_errno(number, _PRESERVE_FD.name, self._about(fd, token))
+
+    def _about(self, fd: int, token: int) -> str:
         name = self._name or _link(self.fileno()).removeprefix(_LINK)
-        subject = f"outgoing session {name!r}, token {token}, {kind_of_file(fd)} (descriptor {fd})"
-        return from_errno(number, _PRESERVE_FD.name, subject)
+        return f"outgoing session {name!r}, token {token}, {kind_of_file(fd)} (descriptor {fd})"
 
     def __enter__(self) -> Self:
         self.fileno()
@@ -295,6 +314,8 @@ def kind_of_file(fd: int) -> str:
     link = _link(fd)
     if link.startswith("/memfd:"):
         return "a memfd"
+    if link.startswith(_LINK):
+        return f"a live update session {link.removeprefix(_LINK)!r}"
     if link.startswith("anon_inode:"):
         kind = link.removeprefix("anon_inode:").strip("[]")
         return f"an {kind}" if kind[:1] in tuple("aeio") else f"a {kind}"
@@ -315,16 +336,3 @@ def _fileno(fd: OwnedFd | int) -> int:
 def _check_token(token: int) -> None:
     if not 0 <= token < _TOKENS:
         raise ValueError(f"token {token}: a token is 0 to 2**64 - 1")
-
-
-def _check(fd: int, token: int, allow_noexec: bool) -> None:
-    _check_token(token)
-    if not allow_noexec and seals_of(fd) & Seal.EXEC:
-        raise NotPreservableError(
-            errno.EINVAL,
-            _PRESERVE_FD.name,
-            f"token {token}, a memfd sealed noexec (descriptor {fd})",
-            "It would come back executable and sealed against writing; create it with MFD_EXEC "
-            "(vm.memfd_noexec=1 makes every other memfd such a one), or allow it with "
-            "allow_noexec=True",
-        )

@@ -68,6 +68,16 @@ def test_a_harmless_line_is_no_death(line: str) -> None:
     assert heard.deaths == []
 
 
+def test_a_lockup_is_an_omen_and_no_death() -> None:
+    heard, console = listen(b"[ 9.0] watchdog: BUG: soft lockup - CPU#0 stuck for 26s!\n")
+    assert heard.deaths == []
+    assert console.omen.startswith("BUG: soft lockup")
+
+
+def test_a_character_cut_in_two_is_one_character() -> None:
+    assert "ü" in listen(b"\xc3", b"\xbc\n")[1].text
+
+
 def test_a_line_cut_in_two_is_one_line() -> None:
     heard, console = listen(b"[0.0] Linux ver", b"sion 7.3.4 (x)\n", b"unfinished")
     assert heard.beginnings == 1
@@ -75,7 +85,8 @@ def test_a_line_cut_in_two_is_one_line() -> None:
 
 
 def test_control_characters_do_not_reach_the_reader() -> None:
-    _, console = listen(b"\x1b[2J\x1bc\x07plain\r\n")
+    _, console = listen(b"\x1b[2J\x1bc\x07plain\r\n\x1b[31m\xc2\x9bred")
     assert "plain" in console.text
+    assert console.tail()[-1] == "red"
     assert "\x1b[" not in console.text
     assert "\x07" not in console.text

@@ -46,14 +46,23 @@ def test_a_public_name_has_a_docstring_and_whole_types(thing: Any) -> None:
     members = [thing]
     if inspect.isclass(thing):
         members = [
-            member
+            function
             for name, member in vars(thing).items()
-            if not name.startswith("_") and inspect.isfunction(member)
+            if not name.startswith("_") and (function := _function(member))
         ]
     for member in members:
         assert member.__doc__, member
         signature = inspect.signature(member)
         assert signature.return_annotation is not inspect.Signature.empty, member
+        for parameter in signature.parameters.values():
+            typed = parameter.annotation is not inspect.Parameter.empty
+            assert typed or parameter.name in ("self", "cls"), (member, parameter)
+
+
+def _function(member: object) -> Any:
+    """The function behind a method, a class method or a property; None behind anything else."""
+    behind = getattr(member, "__func__", None) or getattr(member, "fget", None) or member
+    return behind if inspect.isfunction(behind) else None
 
 
 def test_only_the_funnel_knows_the_compiled_module() -> None:

@@ -49,6 +49,22 @@ def test_a_choice_is_remembered_until_an_update_is_asked_for(
     assert versions == [NEWEST_FIRST[1], NEWEST_FIRST[1], NEWEST_FIRST[0]]
 
 
+def test_all_names_are_chosen_from_one_state_of_the_archive(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    moved_on = [package("7.4", "7.4.1-1"), *NEWEST_FIRST]
+    answers = iter([NEWEST_FIRST, moved_on])
+    monkeypatch.setattr("pyluo.vm.debian.newest_first", lambda *_, **__: next(answers))
+    kernels = catalogue()
+    before = [source.choose(kernels[name], update=False) for name in ("stable", "previous")]
+    assert [each.package.upstream for each in before] == ["7.3.4", "7.2.13"]
+    after = [
+        source.choose(kernels[name], update=update)
+        for name, update in (("stable", True), ("previous", False))
+    ]
+    assert [each.package.upstream for each in after] == ["7.4.1", "7.3.4"]
+
+
 def test_the_catalogue_has_what_the_tests_are_named_after() -> None:
     kernels = catalogue()
     assert kernels["stable"].series is Series.NEWEST

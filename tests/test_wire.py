@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from contextlib import suppress
 from typing import Any
 
@@ -50,6 +51,26 @@ def test_only_enums_and_dataclasses_are_built_by_name(content: list[str]) -> Non
         wire.decode({"$enum": content})
     with pytest.raises(ValueError, match="is not a dataclass"):
         wire.decode({"$data": [content[0], {}]})
+
+
+def test_the_host_imports_nothing_that_a_guest_names() -> None:
+    assert "antigravity" not in sys.modules
+    content = {"type": "antigravity:x", "arguments": [], "state": {}, "summary": "S"}
+    error = wire.decode({"$error": content | {"traceback": "T"}}, find=wire.loaded)
+    assert type(error) is RuntimeError
+    assert "antigravity" not in sys.modules
+    with pytest.raises(ValueError, match="not imported"):
+        wire.decode({"$enum": ["antigravity:x", 1]}, find=wire.loaded)
+
+
+def test_a_guest_cannot_end_the_host() -> None:
+    content = {"type": "builtins:SystemExit", "arguments": [], "state": {}, "summary": "S"}
+    error = wire.decode({"$error": content | {"traceback": "T"}})
+    assert type(error) is RuntimeError
+
+
+def test_a_message_that_is_too_deep_is_no_message() -> None:
+    assert wire.parse(b"[" * 100_000) is None
 
 
 def test_an_exception_that_is_no_exception_class_stays_text() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import os
 import socket
 import threading
@@ -14,7 +15,7 @@ from pyluo import LuoError
 
 
 class Colour(Enum):
-    RED = "red"
+    RED = ("red", b"\xff")
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,27 @@ class OddError(Exception):
 
 def fail_oddly() -> NoReturn:
     raise OddError("this", "that")
+
+
+class CyclicError(Exception):
+    pass
+
+
+def fail_in_a_cycle() -> NoReturn:
+    cycle: list[object] = []
+    cycle.append(cycle)
+    raise CyclicError(cycle)
+
+
+def fail_half_way() -> NoReturn:
+    error = LuoError(1, "an operation")
+    error.preserved = (1, 2)
+    raise error
+
+
+def end_in(name: str) -> NoReturn:
+    kind: type[BaseException] = getattr(builtins, name)
+    raise kind("the end")
 
 
 def make_counter() -> list[int]:

@@ -6,6 +6,7 @@ kernel's. And the other way round: what a kernel's header names, ours has too.
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -115,4 +116,5 @@ def compile_against(name: str, source: str, *options: str) -> subprocess.Complet
         input=source,
         capture_output=True,
         text=True,
+        env=os.environ | {"LC_ALL": "C"},
     )

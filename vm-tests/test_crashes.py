@@ -88,6 +88,21 @@ def test_a_qemu_killed_from_outside_is_told_with_the_signal(vm: VM) -> None:
     assert "SIGKILL" in caught.value.reason
 
 
+def test_the_monitor_of_a_dead_guest_does_not_make_anyone_wait(vm: VM) -> None:
+    os.kill(vm.pid, signal.SIGKILL)
+    with pytest.raises(GuestCrash):
+        vm.call(time.sleep, 60)
+    with pytest.raises(GuestCrash):
+        vm.qmp("query-status")
+
+
+def test_a_panic_that_ends_qemu_at_once_is_still_a_panic(kernel: Kernel) -> None:
+    with VM(kernel, append="panic=-1") as vm, pytest.raises(GuestCrash) as caught:
+        vm.call(guest_actions.panic_now)
+    assert caught.value.death is Death.PANIC
+    assert caught.value.reason == "sysrq triggered crash"
+
+
 def test_a_guest_that_jumps_unasked_is_no_verdict(vm: VM) -> None:
     before = vm.boot_id
     image = os.fspath(vm.kernel.image)

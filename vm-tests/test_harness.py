@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -63,7 +64,8 @@ def test_an_exception_that_cannot_be_rebuilt_comes_back_as_its_text(shared_vm: V
 def test_what_has_no_name_is_refused_before_it_is_sent(shared_vm: VM) -> None:
     def local() -> None: ...
 
-    functions: list[Callable[[], object]] = [local, lambda: None]
+    bound, part = [1].copy, functools.partial(os.getpid)
+    functions: list[Callable[[], object]] = [local, lambda: None, bound, part]
     for function in functions:
         with pytest.raises(TypeError, match="define it in a module"):
             shared_vm.call(function)
@@ -102,6 +104,38 @@ def test_a_programs_status_and_output_come_back(shared_vm: VM) -> None:
     assert done.stdout.decode().strip() == os.getcwd()
 
 
+def test_a_daemon_that_a_program_leaves_behind_is_not_waited_for(shared_vm: VM) -> None:
+    done = shared_vm.run(["sh", "-c", "sleep 1000 & echo left"], timeout=30)
+    assert (done.returncode, done.stdout) == (0, b"left\n")
+    assert shared_vm.run(["pkill", "-x", "sleep"]).returncode == 0
+
+
+def test_programs_of_the_administrator_are_found(shared_vm: VM) -> None:
+    assert shared_vm.run(["mkswap", "--version"]).returncode == 0
+
+
+@pytest.mark.parametrize("ending", [SystemExit, KeyboardInterrupt, RecursionError])
+def test_whatever_a_function_ends_in_neither_side_ends_with_it(
+    shared_vm: VM, ending: type[BaseException]
+) -> None:
+    expected = ending if issubclass(ending, Exception) else RuntimeError
+    with pytest.raises(expected):
+        shared_vm.call(guest_actions.end_in, ending.__name__)
+    assert shared_vm.call(guest_actions.echo, 1) == 1
+
+
+def test_an_exception_that_does_not_cross_does_not_end_the_worker(shared_vm: VM) -> None:
+    with pytest.raises(RuntimeError, match="CyclicError"):
+        shared_vm.call(guest_actions.fail_in_a_cycle)
+    assert shared_vm.call(guest_actions.echo, 1) == 1
+
+
+def test_what_an_error_carries_besides_its_arguments_crosses(shared_vm: VM) -> None:
+    with pytest.raises(LuoError) as caught:
+        shared_vm.call(guest_actions.fail_half_way)
+    assert caught.value.preserved == (1, 2)
+
+
 def test_a_program_that_takes_too_long_is_the_tests_own_failure(shared_vm: VM) -> None:
     with pytest.raises(subprocess.TimeoutExpired):
         shared_vm.run(["sleep", "60"], timeout=0.5)
@@ -131,11 +165,9 @@ def test_dmesg_and_the_console_log_are_those_of_the_guest(shared_vm: VM) -> None
 
 
 def test_the_monitor_answers(shared_vm: VM) -> None:
-    assert shared_vm.qmp("query-status") == {
-        "running": True,
-        "singlestep": False,
-        "status": "running",
-    }
+    status = shared_vm.qmp("query-status")
+    assert isinstance(status, dict)
+    assert status["status"] == "running"
 
 
 def test_each_life_has_its_own_boot_id_and_count(vm: VM) -> None:
@@ -176,18 +208,47 @@ def test_the_bodies_of_marked_tests_run_in_the_guest(pytester: pytest.Pytester) 
         @pytest.mark.parametrize("number", [1, 2])
         def test_fails_once(number):
             assert number == 1
+
+        @pytest.mark.in_guest
+        def test_skips():
+            pytest.skip("told so in the guest")
+
+        @pytest.mark.in_guest
+        def test_asks_for_what_is_not_there(vm):
+            pass
         """
     )
-    outcome = pytester.runpytest_subprocess()
-    outcome.assert_outcomes(passed=2, failed=1)
-    outcome.stdout.fnmatch_lines(["3 vm-tests ran: 1 guests booted, 0 live updates made"])
+    outcome = pytester.runpytest_subprocess("-rs")
+    outcome.assert_outcomes(passed=2, failed=2, skipped=1)
+    outcome.stdout.fnmatch_lines(["*The guest's console*"])
+    outcome.stdout.fnmatch_lines(["*told so in the guest*"])
+    outcome.stdout.fnmatch_lines(["*usefixtures('vm')*"])
+
+
+def test_another_projects_fixture_called_vm_is_left_alone(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.fixture
+        def vm():
+            return "no guest"
+
+        def test_fails(vm):
+            assert vm == "a guest"
+        """
+    )
+    pytester.runpytest_subprocess().assert_outcomes(failed=1)
 
 
 def test_a_run_fails_where_no_guest_can_be_started(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytester.makepyfile("def test_asks_for_a_guest(vm): pass")
-    monkeypatch.setenv("PATH", os.path.dirname(os.path.realpath("/usr/bin/gcc")) + "/nowhere")
+    tools = pytester.mkdir("tools")
+    (tools / "gcc").symlink_to("/usr/bin/gcc")
+    monkeypatch.setenv("PATH", os.fspath(tools))
     outcome = pytester.runpytest_subprocess()
+    outcome.stdout.fnmatch_lines(["*qemu-system-x86_64 is not installed: install it*"])
     outcome.assert_outcomes(errors=1)
     assert outcome.ret == pytest.ExitCode.TESTS_FAILED

@@ -61,6 +61,7 @@ def test_memory_survives_from_one_kernel_to_another(before: str, after: str) -> 
 
     with VM(before) as vm:
         assert vm.life.release == Kernel.find(before).release
+        assert (before == after) == (Kernel.find(before).release == Kernel.find(after).release)
         vm.hold(guest_files.preserve, "vm0", SIZE)
         vm.live_update(after)
         assert vm.life.release == Kernel.find(after).release

@@ -45,12 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _harness_status(error: Exception) -> int:
-    """The status of a run that the harness ended; any other exception is a bug, and goes on up."""
+    """The status of a run that the harness or its host ended; any other exception is a bug."""
     from pyluo.vm.errors import GuestCrash, HarnessError
 
     if isinstance(error, GuestCrash):
         return FAILED
-    if isinstance(error, HarnessError):
+    if isinstance(error, HarnessError | OSError):
         return UNAVAILABLE
     raise error
 

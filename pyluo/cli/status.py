@@ -46,4 +46,5 @@ def _tell(status: kho.KhoStatus) -> None:
         print("It was booted cold: nothing was handed to it.")
     else:
         origin = status.from_release or "a kernel whose release is not logged"
-        print(f"It was handed data by {origin}, after {status.updates} live updates.")
+        count = "an unknown number of" if status.updates is None else status.updates
+        print(f"It was handed data by {origin}; live updates since the cold boot: {count}.")

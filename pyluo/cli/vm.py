@@ -8,7 +8,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from pyluo.cli.exit import FAILED, PASSED
+from pyluo.cli.exit import FAILED, PASSED, USAGE
 from pyluo.cli.parsers import Commands, count, size
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["add_parser"]
 
 # As shells and timeout(1) have it.
-_TIMED_OUT, _NOT_FOUND, _SIGNALLED = 124, 127, 128
+_TIMED_OUT, _NOT_RUNNABLE, _NOT_FOUND, _SIGNALLED = 124, 126, 127, 128
 
 
 def add_parser(commands: Commands) -> None:
@@ -58,7 +58,7 @@ def _add_live_update(actions: Commands) -> None:
     update.add_argument("--after", metavar="CMD", help="to run after the last jump")
     update.add_argument("--to", metavar="KERNEL", help="to jump into; the same one without it")
     update.add_argument("--hops", type=count, default=1, metavar="N", help="how many jumps")
-    update.add_argument("--json", action="store_true", help="as data")
+    update.add_argument("--json", action="store_true", help="the count as data; not with CMD")
     update.set_defaults(run=_live_update)
 
 
@@ -95,6 +95,9 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _live_update(arguments: argparse.Namespace) -> int:
     if arguments.before or arguments.after:
+        if arguments.json:
+            print("pyluo: --json counts live updates, and goes with no program", file=sys.stderr)
+            return USAGE
         return _between(arguments)
     from pyluo.vm import hops
 
@@ -135,9 +138,12 @@ def _program(vm: VM, command: list[str], timeout: int) -> int:
     """Runs a program in the guest, relays what it said, and returns its status as a shell would."""
     try:
         done = vm.run(command, timeout)
-    except FileNotFoundError:
-        print(f"pyluo: the guest has no program {command[0]}", file=sys.stderr)
+    except FileNotFoundError as error:
+        print(f"pyluo: the guest has no {error.filename}", file=sys.stderr)
         return _NOT_FOUND
+    except PermissionError as error:
+        print(f"pyluo: {error.filename} cannot be run", file=sys.stderr)
+        return _NOT_RUNNABLE
     except subprocess.TimeoutExpired:
         print(f"pyluo: {command[0]} still ran after {timeout} s", file=sys.stderr)
         return _TIMED_OUT

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import os
+from typing import BinaryIO
+
 from pyluo.kernel_log import KernelLog
 
 __all__ = ["dmesg", "run"]
 
 
 def run(argv: list[str], folder: str, timeout: float) -> tuple[int, bytes, bytes]:
-    """Runs a program; its exit status, stdout and stderr."""
+    """Runs a program; its exit status, stdout and stderr.
+
+    What it leaves running in the background is not waited for.
+    """
     import subprocess  # here, since no guest should wait for it that runs no programs
 
-    done = subprocess.run(
-        argv, cwd=folder, timeout=timeout, stdin=subprocess.DEVNULL, capture_output=True
-    )
-    return done.returncode, done.stdout, done.stderr
+    with (
+        open(os.memfd_create("stdout"), "w+b") as out,
+        open(os.memfd_create("stderr"), "w+b") as err,
+    ):
+        done = subprocess.run(
+            argv, cwd=folder, timeout=timeout, stdin=subprocess.DEVNULL, stdout=out, stderr=err
+        )
+        return done.returncode, _content(out), _content(err)
+
+
+def _content(file: BinaryIO) -> bytes:
+    file.seek(0)
+    return file.read()
 
 
 def dmesg() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from pyluo import LiveUpdate, Memfd, OutgoingSession, TokenNotFoundError
 from pyluo.guest.port import mark
@@ -63,7 +64,10 @@ def retrieve(corrupt: bool) -> tuple[str, list[str]]:
 def _sha256(memfd: Memfd) -> str:
     # As in the standard library's random: hashlib loads OpenSSL, a third of a second under TCG.
     try:
-        from _sha256 import sha256  # type: ignore[import-not-found]
+        if sys.version_info >= (3, 12):
+            from _sha2 import sha256
+        else:
+            from _sha256 import sha256
     except ImportError:
         from hashlib import sha256
 

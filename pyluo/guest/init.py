@@ -15,6 +15,9 @@ import sys
 # before the standard library would be searched first, over 9p.
 sys.path += os.environ["PYLUO_PATH"].split(":")
 
+# The kernel gives its first process none, and programs are looked up by it.
+os.environ["PATH"] = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
 from pyluo.guest import mounts, worker
 
 mounts.mount_all()

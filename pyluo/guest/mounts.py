@@ -23,6 +23,8 @@ def mount_all() -> None:
         os.mkdir(f"/dev/{name}")
         mount(name, f"/dev/{name}", kind, options)
     os.symlink("/proc/self/fd", "/dev/fd")
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        os.symlink(f"/proc/self/fd/{number}", f"/dev/{name}")
     for folder in ("/tmp", "/var/tmp"):
         _make_writable(folder)
 

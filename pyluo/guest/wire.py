@@ -10,16 +10,23 @@ Nothing is unpickled: classes cross by name, and only exceptions, enums and data
 from __future__ import annotations
 
 import binascii
+import builtins
 import enum
 import importlib
 import json
 import os
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Held", "decode", "encode", "frame", "parse", "reference", "resolve"]
+__all__ = [
+    "MAIN", "Held", "decode", "encode", "frame", "loaded", "parse", "reference", "resolve"
+]  # fmt: skip
+
+MAIN = "__host_main__"  # what the guest calls the module that is __main__ on the host
 
 Frame = dict[str, Any]
 
@@ -51,32 +58,57 @@ def parse(line: bytes) -> Frame | None:
     """The message of a line; None for what is left of one that was cut short."""
     try:
         message = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return message if isinstance(message, dict) else None
 
 
 def reference(thing: type | Callable[..., Any]) -> str:
-    """The name under which the other side can import a class or a function.
+    """The name under which the other side can find a class or a function.
 
     Raises:
-        TypeError: it has none: a lambda, or defined inside a function.
+        TypeError: it has none: a lambda, a bound method, or defined inside a function.
     """
-    name = f"{thing.__module__}:{thing.__qualname__}"
-    if "<" in name:
-        raise TypeError(
-            f"{name} has no name that the guest could import it by: define it in a module"
-        )
+    name = f"{_module(thing)}:{getattr(thing, '__qualname__', repr(thing))}"
+    bound = getattr(thing, "__self__", None)
+    if "<" in name or (bound is not None and not isinstance(bound, ModuleType)):
+        raise TypeError(f"{name} cannot be found by its name in the guest: define it in a module")
     return name
 
 
 def resolve(name: str) -> Any:
-    """What a reference stands for."""
+    """What a reference stands for; its module is imported."""
     module, _, path = name.partition(":")
-    thing: Any = importlib.import_module(module)
+    return _walk(importlib.import_module(module), path)
+
+
+def loaded(name: str) -> Any:
+    """What a reference stands for, in a module that is imported already.
+
+    The host looks names up like this: no guest can make it import anything.
+
+    Raises:
+        ValueError: the module is not there.
+    """
+    module, _, path = name.partition(":")
+    home = sys.modules.get("__main__" if module == MAIN else module)
+    if home is None:
+        raise ValueError(f"{module} is not imported here")
+    return _walk(home, path)
+
+
+def _walk(thing: Any, path: str) -> Any:
     for part in path.split("."):
         thing = getattr(thing, part)
     return thing
+
+
+def _module(thing: Any) -> str:
+    """Where a thing can be found; pytest's outcomes claim to be builtins."""
+    outcomes = sys.modules.get("_pytest.outcomes")
+    if outcomes is not None and getattr(outcomes, getattr(thing, "__name__", ""), None) is thing:
+        return "_pytest.outcomes"
+    return str(thing.__module__)
 
 
 def encode(value: Any) -> Any:
@@ -86,7 +118,7 @@ def encode(value: Any) -> Any:
         TypeError: there is no way to carry a value of this type.
     """
     if isinstance(value, enum.Enum):
-        return {"$enum": [reference(type(value)), value.value]}
+        return {"$enum": [reference(type(value)), encode(value.value)]}
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, bytes | bytearray):
@@ -100,7 +132,7 @@ def encode(value: Any) -> Any:
     if isinstance(value, dict):
         return {"$dict": [[encode(key), encode(item)] for key, item in value.items()]}
     if isinstance(value, os.PathLike):
-        return {"$path": os.fspath(value)}
+        return {"$path": os.fsdecode(value)}
     if isinstance(value, Held):
         return {"$held": value.number}
     if isinstance(value, BaseException):
@@ -114,15 +146,28 @@ def encode(value: Any) -> Any:
     )
 
 
-def decode(value: Any, held: Callable[[int], Any] | None = None) -> Any:
+def decode(
+    value: Any,
+    held: Callable[[int], Any] | None = None,
+    *,
+    find: Callable[[str], Any] = resolve,
+) -> Any:
     """The value that `encode` was given.
 
     Args:
         value: as it came off the wire.
         held: what a held object's number stands for on this side.
+        find: what a class's name stands for on this side: `resolve` or `loaded`.
+
+    Raises:
+        ValueError: nothing was ever encoded like this.
     """
+
+    def inner(item: Any) -> Any:
+        return decode(item, held, find=find)
+
     if isinstance(value, list):
-        return [decode(item, held) for item in value]
+        return [inner(item) for item in value]
     if not isinstance(value, dict):
         return value
     ((kind, content),) = value.items()
@@ -130,62 +175,73 @@ def decode(value: Any, held: Callable[[int], Any] | None = None) -> Any:
         case "$bytes":
             return binascii.a2b_base64(content)
         case "$tuple":
-            return tuple(decode(item, held) for item in content)
+            return tuple(inner(item) for item in content)
         case "$set":
-            return {decode(item, held) for item in content}
+            return {inner(item) for item in content}
         case "$dict":
-            return {decode(key, held): decode(item, held) for key, item in content}
+            return {inner(key): inner(item) for key, item in content}
         case "$path":
             from pathlib import Path  # here, since it takes a moment to load in a guest
 
             return Path(content)
         case "$enum":
-            return _class(content[0], enum.Enum)(content[1])
+            return _class(find(content[0]), enum.Enum)(inner(content[1]))
         case "$data":
-            fields = {name: decode(item, held) for name, item in content[1].items()}
-            return _dataclass(content[0])(**fields)
+            fields = {name: inner(item) for name, item in content[1].items()}
+            return _dataclass(find(content[0]))(**fields)
         case "$held" if held is not None:
             return held(content)
         case "$error":
-            return _decode_error(content)
+            return _decode_error(content, find)
     raise ValueError(f"{kind!r} is no kind of value")
 
 
-def _class(name: str, base: type) -> Any:
-    found = resolve(name)
+def _class(found: Any, base: type) -> Any:
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise ValueError(f"{name} is not a {base.__name__}")
+        raise ValueError(f"{found!r} is not a {base.__name__}")
     return found
 
 
-def _dataclass(name: str) -> Any:
-    found = resolve(name)
+def _dataclass(found: Any) -> Any:
     if not (isinstance(found, type) and hasattr(found, "__dataclass_fields__")):
-        raise ValueError(f"{name} is not a dataclass")
+        raise ValueError(f"{found!r} is not a dataclass")
     return found
 
 
 def _encode_error(error: BaseException) -> Frame:
+    """An exception: its text always, and what rebuilds it where that crosses too."""
     import traceback
 
-    message = "".join(traceback.format_exception(error))
-    plain: Frame = {"traceback": message, "summary": f"{type(error).__name__}: {error}"}
-    reduced = error.__reduce__()
-    if isinstance(reduced, str):
-        return plain
     try:
-        arguments = [encode(item) for item in reduced[1]]
-        return plain | {"type": reference(type(error)), "arguments": arguments}
-    except TypeError:
-        return plain
+        text = {
+            "summary": f"{type(error).__name__}: {error}",
+            "traceback": "".join(traceback.format_exception(error)),
+        }
+    except Exception:
+        text = {"summary": type(error).__name__, "traceback": "it has no text"}
+    try:
+        reduced = error.__reduce__()
+        if isinstance(reduced, str):
+            return text
+        state = reduced[2] if len(reduced) > 2 and isinstance(reduced[2], dict) else {}
+        return text | {
+            "type": reference(type(error)),
+            "arguments": [encode(item) for item in reduced[1]],
+            "state": {name: encode(item) for name, item in state.items()},
+        }
+    except Exception:
+        return text
 
 
-def _decode_error(content: Frame) -> BaseException:
+def _decode_error(content: Frame, find: Callable[[str], Any]) -> BaseException:
+    """The exception; one that cannot be rebuilt, or would end more than a call, is its text."""
     try:
-        kind = _class(content["type"], BaseException)
-        error = kind(*(decode(item) for item in content["arguments"]))
+        kind = _class(find(content["type"]), BaseException)
+        if not issubclass(kind, Exception) and kind.__name__ in vars(builtins):
+            raise ValueError(f"{kind.__name__} is for the guest alone")
+        error: BaseException = kind(*(decode(item, find=find) for item in content["arguments"]))
+        vars(error).update({name: decode(item) for name, item in content["state"].items()})
     except Exception:
         error = RuntimeError(content["summary"])
-    assert isinstance(error, BaseException)
     error.add_note("Raised in the guest:\n" + content["traceback"])
     return error

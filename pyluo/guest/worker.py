@@ -35,6 +35,7 @@ class Worker:
                 self._channel.send({"answer": request["id"], **self._answer(request)})
 
     def _answer(self, request: wire.Frame) -> wire.Frame:
+        """The result or the exception; whatever a function does, the worker goes on."""
         try:
             action = getattr(self, "do_" + request["do"])
             return {"result": wire.encode(action(request))}
@@ -79,7 +80,7 @@ def _function(reference: str, file: str | None) -> Any:
         except ModuleNotFoundError as error:
             if error.name != module or file is None:
                 raise
-    name = "__host_main__" if module == "__main__" else module
+    name = wire.MAIN if module == "__main__" else module
     if name not in sys.modules:
         from importlib.util import module_from_spec, spec_from_file_location
 

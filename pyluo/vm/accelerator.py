@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 from pyluo.vm import cache
+from pyluo.vm.errors import HarnessError
 
 __all__ = ["Accelerator"]
 
@@ -40,13 +41,13 @@ class Accelerator(enum.Enum):
             qemu: the path of QEMU. The verdict on KVM is remembered until the host boots again.
 
         Raises:
-            ValueError: PYLUO_ACCEL names neither.
+            HarnessError: PYLUO_ACCEL names neither.
         """
         if forced := os.environ.get(_VARIABLE):
             try:
                 return cls(forced)
             except ValueError:
-                raise ValueError(f"{_VARIABLE}={forced}: it is either kvm or tcg") from None
+                raise HarnessError(f"{_VARIABLE}={forced}", "it is either kvm or tcg") from None
         if not os.access(_DEVICE, os.R_OK | os.W_OK):
             return cls.TCG
         return cls.KVM if _remembered(qemu) else cls.TCG

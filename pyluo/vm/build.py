@@ -36,7 +36,9 @@ _TOOLS = {
     "xz": "xz-utils", "rsync": "rsync", "perl": "perl",
 }  # fmt: skip
 _LIBELF = Path("/usr/include/gelf.h")
-_UNSET = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "ARCH", "CROSS_COMPILE", "KCONFIG_CONFIG", "O")
+# A build sees this of the environment and no more: what else make and Kconfig would take from it
+# is not in the kernel's key.
+_KEPT = ("PATH", "HOME", "TMPDIR")
 _FIXED = {
     "LC_ALL": "C",
     "KBUILD_BUILD_USER": "pyluo",
@@ -56,6 +58,11 @@ def build(source: Source, fragments: Sequence[Fragment]) -> Path:
         HarnessError: a tool, room on the disk or the source is missing, or the build failed.
     """
     kernels = cache.folder() / "kernels"
+    if re.search(r"[\s:]", os.fspath(kernels)):
+        raise HarnessError(
+            f"a kernel cannot be built in {kernels}",
+            "make(1) takes no path with a space or a colon: set XDG_CACHE_HOME to another",
+        )
     if shutil.which("gcc") is None:
         _check_tools()
     target = kernels / _key(source, fragments)
@@ -70,6 +77,10 @@ def build(source: Source, fragments: Sequence[Fragment]) -> Path:
         _sweep(kernels)
         with tempfile.TemporaryDirectory(prefix=".building-", dir=kernels) as scratch:
             done = _Build(source, tuple(fragments), Path(scratch)).run()
+            if kernels / _key(source, fragments) != target:
+                raise HarnessError(
+                    f"{source.description} changed while it was built", "build it again"
+                )
             done.rename(target)
     return target
 
@@ -152,7 +163,7 @@ class _Process:
     """A program and all it starts, which end with the block, however that ends."""
 
     def __init__(self, command: list[str]) -> None:
-        environment = {name: value for name, value in os.environ.items() if name not in _UNSET}
+        environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
         self._process = subprocess.Popen(
             command,
             env=environment | _FIXED,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import re
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pyluo.vm.errors import Death
@@ -29,7 +31,11 @@ _DEATHS = (
 )
 _LAST_WORDS = "---[ end Kernel panic"
 _BEGINNING = re.compile(_STAMP + r"Linux version ")
-_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
+_OMEN = re.compile(
+    _STAMP + r"(?:watchdog: |rcu: |INFO: )*(BUG: soft lockup.*|.*hard LOCKUP.*|.*detected stalls.*"
+    r"|.*self-detected stall.*|task .* blocked for more than.*)"
+)
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class Console:
@@ -38,6 +44,9 @@ class Console:
     Args:
         on_beginning: called with the time when a kernel says its first line.
         on_death: called with what it was and the kernel's words, once its trace is complete.
+
+    Attributes:
+        omen: the last lockup, stall or hung task that the kernel complained of; it may recover.
     """
 
     def __init__(
@@ -48,29 +57,34 @@ class Console:
         self._lines: list[str] = []
         self._partial = ""
         self._dying: tuple[Death, str] | None = None
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        self.omen = ""
 
     async def read(self, stream: asyncio.StreamReader) -> None:
         """Takes lines until QEMU closes the line."""
-        while data := await stream.read(1 << 16):
-            *lines, self._partial = (self._partial + data.decode(errors="replace")).split("\n")
-            now = time.monotonic()
-            for line in lines:
-                self._take(_CONTROL.sub("", line), now)
+        with suppress(ConnectionResetError):  # QEMU's death, which is an end as well
+            while data := await stream.read(1 << 16):
+                *lines, self._partial = (self._partial + self._decode(data)).split("\n")
+                now = time.monotonic()
+                for line in lines:
+                    self._take(_plain(line), now)
         if self._dying:
             self._on_death(*self._dying)
 
     def tail(self) -> tuple[str, ...]:
         """The last lines, the unfinished one too."""
-        rest = [self._partial] if self._partial else []
+        rest = [_plain(self._partial)] if self._partial else []
         return tuple((self._lines + rest)[-_TAIL:])
 
     @property
     def text(self) -> str:
         """Everything so far."""
-        return "\n".join([*self._lines, self._partial])
+        return "\n".join([*self._lines, _plain(self._partial)])
 
     def _take(self, line: str, now: float) -> None:
         self._lines.append(line)
+        if omen := _OMEN.search(line):
+            self.omen = omen[1]
         if _BEGINNING.search(line):
             self._on_beginning(now)
         if self._dying:
@@ -82,3 +96,7 @@ class Console:
                 self._dying = (death, match[1].strip())
                 asyncio.get_running_loop().call_later(_TRACE_TIMEOUT, self._on_death, *self._dying)
                 return
+
+
+def _plain(line: str) -> str:
+    return _CONTROL.sub("", line)

@@ -134,15 +134,20 @@ def _download(package: SourcePackage, folder: Path, reached: progress.Reached) -
         stderr=subprocess.PIPE,
         pass_fds=[writing],
         text=True,
+        env=_environment(),
     )
     os.close(writing)
-    with open(reading) as status:
-        for line in status:
-            # dlstatus:ITEM:PERCENT:TEXT
-            kind, _, percent, *_ = [*line.split(":"), "", "", ""]
-            if kind == "dlstatus":
-                reached(float(percent))
-    _, complaint = process.communicate()
+    try:
+        with open(reading) as status:
+            for line in status:
+                # dlstatus:ITEM:PERCENT:TEXT
+                kind, _, percent, *_ = [*line.split(":"), "", "", ""]
+                if kind == "dlstatus":
+                    reached(float(percent))
+        _, complaint = process.communicate()
+    finally:
+        process.kill()
+        process.wait()
     if process.returncode:
         raise HarnessError(
             f"{package.name} {package.version} cannot be fetched ({_first_error(complaint)})",
@@ -163,7 +168,8 @@ def _compare(one: SourcePackage, other: SourcePackage) -> int:
         return 1 if one.series > other.series else -1
     if one.version == other.version:
         return 0
-    newer = subprocess.run(["dpkg", "--compare-versions", one.version, "gt", other.version])
+    command = [_program("dpkg"), "--compare-versions", one.version, "gt", other.version]
+    newer = subprocess.run(command)
     return 1 if newer.returncode == 0 else -1
 
 
@@ -171,7 +177,9 @@ def _update(suite: str) -> bool:
     _write_sources([suite])
     # Without it, the lists of the other suites would be swept out.
     command = [*_command("apt-get"), "-o", "APT::Get::List-Cleanup=0", "update"]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=_environment()
+    )
     if done.returncode == 0 and not re.search(r"^(E|W: Failed)", done.stderr, re.MULTILINE):
         return True
     progress.say(f"passing over the suite {suite}: {_first_error(done.stderr)}")
@@ -205,7 +213,8 @@ def _mirror() -> str:
         return forced
     pattern = "$(REPO_URI) $(RELEASE) $(ORIGIN)"
     command = [_program("apt-get"), "indextargets", "--format", pattern, "Created-By: Packages"]
-    targets = subprocess.run(command, capture_output=True, text=True).stdout.split("\n")
+    listed = subprocess.run(command, capture_output=True, text=True, env=_environment())
+    targets = listed.stdout.split("\n")
     words = [target.split() for target in targets if target]
     for uri, release, *origin in words:
         ours = "/" not in release and not release.endswith("-security")
@@ -217,10 +226,16 @@ def _mirror() -> str:
 
 
 def _apt(program: str, *arguments: str) -> str:
-    done = subprocess.run([*_command(program), *arguments], capture_output=True, text=True)
+    command = [*_command(program), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=_environment())
     if done.returncode:
         raise HarnessError(f"{program} failed ({_first_error(done.stderr)})")
     return done.stdout
+
+
+def _environment() -> dict[str, str]:
+    """Apt's words are read here, and must not be translated."""
+    return {**os.environ, "LC_ALL": "C"}
 
 
 def _command(program: str) -> list[str]:
@@ -236,6 +251,7 @@ def _command(program: str) -> list[str]:
         "Dir::Cache::Archives": folder / "archives",
         "Acquire::Languages": "none",
         "Acquire::Retries": "2",
+        "APT::Update::Error-Mode": "any",
         # The folder belongs to whoever runs this, not to the user that apt steps down to.
         "APT::Sandbox::User": "root",
     }

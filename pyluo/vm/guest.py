@@ -27,6 +27,8 @@ __all__ = ["Guest", "Life"]
 T = TypeVar("T")
 _LINE_LIMIT = 1 << 30  # bytes of one message
 _PANIC_GRACE = 3.0  # seconds for the console to say what QMP announced
+_CONSOLE_GRACE = 2.0  # seconds for the rest of the console to be read after QEMU's end
+_MONITOR_TIMEOUT = 60.0  # seconds for QEMU to carry out a command
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +92,9 @@ class Guest:
         console, self._console_writer = await _connect(self.process.sockets["console"])
         control, self._control = await _connect(self.process.sockets["control"])
         await self.process.started()
-        self._spawn(self.console.read(console))
+        reading = self._spawn(self.console.read(console))
         self._spawn(self._listen(control))
-        self._spawn(self._watch_process())
+        self._spawn(self._watch_process(reading))
         try:
             connected = asyncio.ensure_future(self.qmp.connect(self.process.sockets["qmp"]))
             await self._until(connected, timeout, Death.QEMU, "its monitor did not answer")
@@ -101,25 +103,28 @@ class Guest:
         self._spawn(self._watch_panic())
         await self._next_life(timeout)
 
-    async def request(self, message: wire.Frame, timeout: float) -> Any:
-        """Sends a request to the worker and waits for the result; requests take turns.
+    async def request(self, message: wire.Frame, timeout: float) -> wire.Frame:
+        """Sends a request to the worker and waits for the answer; requests take turns.
+
+        The answer is left encoded: what it raises is the caller's, and no business of this loop.
 
         Raises:
-            BaseException: what the request raised in the guest.
             GuestCrash: the guest died, or did not answer within `timeout` seconds.
         """
         async with self._turn:
             answer = await self._send(message)
             what = f"{message['do']} got no answer"
-            return _result(await self._until(answer, timeout, Death.HANG, what))
+            return await self._until(answer, timeout, Death.HANG, what)
 
     async def jump(
         self, image: str, cmdline: str, kernel: str, timeout: float
-    ) -> timeline.Timeline:
+    ) -> wire.Frame | None:
         """Live-updates the guest.
 
+        Returns:
+            The worker's answer if the guest could not jump, and runs on; None if it did.
+
         Raises:
-            LuoError: the guest could not jump, and runs on.
             GuestCrash: the guest died on the way, or the next kernel did not speak in time.
         """
         async with self._turn:
@@ -129,14 +134,32 @@ class Guest:
             self._hello = asyncio.get_running_loop().create_future()
             self._number += 1
             self._kernel = kernel
-            answer = await self._send({"do": "jump", "image": image, "cmdline": cmdline})
-            first: asyncio.Future[wire.Frame] = asyncio.ensure_future(_first(answer, self._hello))
-            await self._until(first, timeout, Death.SILENT, "no word from the next kernel")
-            if not self._hello.done():
-                self._hello, self._number, self._kernel = before
-                _result(answer.result())
-            await self._next_life(timeout)
-            return self.timeline
+            landed = False
+            try:
+                answer = await self._send({"do": "jump", "image": image, "cmdline": cmdline})
+                first = asyncio.ensure_future(_first(answer, self._hello))
+                await self._until(first, timeout, Death.SILENT, "no word from the next kernel")
+                landed = self._hello.done()
+                if not landed:
+                    return answer.result()
+                await self._next_life(timeout)
+                return None
+            finally:
+                # Refused, or given up on: a kernel that comes after all comes unasked.
+                if not landed and not self._death.done():
+                    self._hello, self._number, self._kernel = before
+
+    async def monitor(self, command: str, arguments: dict[str, object]) -> object:
+        """Runs a command of QEMU's monitor.
+
+        Raises:
+            qemu.qmp.ExecuteError: QEMU refused it.
+            GuestCrash: QEMU is gone, or does not answer.
+        """
+        if self._death.done():
+            raise self._death.result()
+        done = asyncio.ensure_future(self.qmp.execute(command, arguments or None))
+        return await self._until(done, _MONITOR_TIMEOUT, Death.QEMU, f"{command} got no answer")
 
     @property
     def dead(self) -> bool:
@@ -161,10 +184,11 @@ class Guest:
         self._death.cancel()
         await asyncio.to_thread(self.process.close)
 
-    def _spawn(self, coroutine: Coroutine[None, None, None]) -> None:
+    def _spawn(self, coroutine: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(coroutine)
         task.add_done_callback(self._check)
         self._tasks.append(task)
+        return task
 
     def _check(self, task: asyncio.Task[None]) -> None:
         """A watcher that fails must not leave the guest unwatched in silence."""
@@ -183,7 +207,8 @@ class Guest:
         answer: asyncio.Future[wire.Frame] = asyncio.get_running_loop().create_future()
         self._answers = {number: answer}
         frame = wire.frame({"id": number, "boot_id": self.life.boot_id, **message})
-        self._control.write(frame)
+        # The empty line ends what a jump may have cut short.
+        self._control.write(b"\n" + frame)
         return answer
 
     async def _next_life(self, timeout: float) -> None:
@@ -204,17 +229,19 @@ class Guest:
         raise self._death.result()
 
     async def _listen(self, stream: asyncio.StreamReader) -> None:
-        while line := await stream.readline():
-            message = wire.parse(line)
-            if message is None:
-                continue
-            if mark := message.get("mark"):
-                self._events.append(timeline.Event(mark, time.monotonic()))
-            elif hello := message.get("hello"):
-                self._events.append(timeline.Event(timeline.WORKER_UP, time.monotonic()))
-                self._greeted(hello)
-            elif answer := self._answers.pop(message.get("answer", 0), None):
-                answer.set_result(message)
+        with suppress(ConnectionResetError):  # QEMU's death, which is an end as well
+            while line := await stream.readline():
+                if message := wire.parse(line):
+                    self._take(message)
+
+    def _take(self, message: wire.Frame) -> None:
+        if mark := message.get("mark"):
+            self._events.append(timeline.Event(mark, time.monotonic()))
+        elif hello := message.get("hello"):
+            self._events.append(timeline.Event(timeline.WORKER_UP, time.monotonic()))
+            self._greeted(hello)
+        elif answer := self._answers.pop(message.get("answer", 0), None):
+            answer.set_result(message)
 
     def _greeted(self, hello: wire.Frame) -> None:
         if not self._hello.done():
@@ -234,8 +261,10 @@ class Guest:
             self._number, self._kernel, hello["boot_id"], hello["release"], hello["updates"]
         )
 
-    async def _watch_process(self) -> None:
+    async def _watch_process(self, reading: asyncio.Task[None]) -> None:
         status = await self.process.ended()
+        # What the kernel said last explains more than that QEMU is gone.
+        await asyncio.wait([reading], timeout=_CONSOLE_GRACE)
         if self.life is None and status > 0:
             error = await self._explain_failed_start()
             if not self._death.done():
@@ -261,6 +290,8 @@ class Guest:
 
     def _died(self, death: Death, reason: str) -> None:
         if not self._death.done():
+            if death in (Death.HANG, Death.SILENT) and self.console.omen:
+                reason += f"; before that the kernel said: {self.console.omen}"
             crash = GuestCrash(
                 death,
                 reason,
@@ -275,12 +306,6 @@ async def _connect(
     channel: socket.socket,
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     return await asyncio.open_unix_connection(sock=channel, limit=_LINE_LIMIT)
-
-
-def _result(answer: wire.Frame) -> Any:
-    if "error" in answer:
-        raise wire.decode(answer["error"])
-    return wire.decode(answer["result"])
 
 
 async def _first(*futures: asyncio.Future[wire.Frame]) -> wire.Frame:

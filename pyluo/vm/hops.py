@@ -59,8 +59,13 @@ def run(boot: Callable[[], VM], *, to: str | None, hops: int) -> Tally:
     tally = Tally()
     with progress.bar("live updates", hops) as reached:
         while tally.hops < hops:
-            with boot() as vm:
-                _until_death(vm, to, hops, tally, reached)
+            try:
+                with boot() as vm:
+                    _until_death(vm, to, hops, tally, reached)
+            except GuestCrash as crash:
+                # A guest that does not even boot has nothing to say on the rate of jumps.
+                tally.crashes.append(crash)
+                break
     return tally
 
 

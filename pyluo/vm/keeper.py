@@ -1,9 +1,10 @@
 """Stands between the harness and one QEMU, so that neither outlives the other for long.
 
 Run as a script, without site: `keeper.py FOLDER ALIVE STATUS COMMAND...`. ALIVE is a pipe whose
-other end the harness holds: when that is gone, however the harness ended, QEMU is killed and the
-folder removed. STATUS is a pipe to it: a line with QEMU's process id, then one with its exit
-status. A thread's death would set off a parent-death signal in QEMU; a pipe belongs to a process.
+other end the harness holds: when a byte comes through it, or that end is gone, however the
+harness ended, QEMU is killed and the folder removed. STATUS is a pipe to it: a line with QEMU's
+process id, then one with its exit status. A thread's death would set off a parent-death signal in
+QEMU; a pipe belongs to a process.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ def main(folder: str, alive: int, status: int, command: list[str]) -> None:
         os.close(alive)
         os.close(status)
         _become(["setpriv", "--pdeathsig", "KILL", "--", *command])
+    # A channel is at its end when QEMU is: nobody else may hold it open.
+    _close_all_but(alive, status)
     _report(status, qemu)
     handle = os.pidfd_open(qemu)
     poll = select.poll()
@@ -33,9 +36,15 @@ def main(folder: str, alive: int, status: int, command: list[str]) -> None:
     _, ended = os.waitpid(qemu, 0)
     _report(status, os.waitstatus_to_exitcode(ended))
     os.close(status)
-    while os.read(alive, 1):
-        pass
+    os.read(alive, 1)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _close_all_but(*kept: int) -> None:
+    for name in os.listdir("/proc/self/fd"):
+        if (fd := int(name)) > 2 and fd not in kept:
+            with suppress(OSError):  # the one that listed the others
+                os.close(fd)
 
 
 def _become(command: list[str]) -> None:

@@ -23,13 +23,14 @@ _MARKER = "in_guest"
 _FIXTURES = ("kernel", "shared_vm", "vm")
 _CONSOLE_LINES = 60
 _count_key = pytest.StashKey[int]()
+_guest_key = pytest.StashKey["VM"]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds the options."""
     group = parser.getgroup("pyluo", "guests to live-update")
     group.addoption(
-        "--kernel",
+        "--pyluo-kernel",
         default="stable",
         help="the kernel of the fixtures `kernel`, `vm` and `shared_vm`: a name, or the path of a "
         "bzImage, a tree or a tarball (default: stable)",
@@ -51,22 +52,24 @@ def kernel(request: pytest.FixtureRequest) -> Kernel:
     """The kernel that --kernel names, built if need be."""
     from pyluo.vm import Kernel
 
-    return Kernel.find(request.config.getoption("--kernel"))
+    return Kernel.find(request.config.getoption("--pyluo-kernel"))
 
 
 @pytest.fixture
-def vm(kernel: Kernel) -> Iterator[VM]:
+def vm(kernel: Kernel, request: pytest.FixtureRequest) -> Iterator[VM]:
     """A fresh guest, gone after the test."""
     from pyluo.vm import VM
 
     with VM(kernel) as guest:
+        request.node.stash[_guest_key] = guest
         yield guest
 
 
 @pytest.fixture
-def shared_vm(_shared: _SharedGuest) -> VM:
+def shared_vm(_shared: _SharedGuest, request: pytest.FixtureRequest) -> VM:
     """A guest for tests that leave nothing behind; booted once, and again only if it died."""
-    return _shared.alive()
+    request.node.stash[_guest_key] = guest = _shared.alive()
+    return guest
 
 
 @pytest.fixture(scope="session")
@@ -103,8 +106,13 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     fixture = "vm" if "vm" in pyfuncitem.fixturenames else "shared_vm"
     guest = pyfuncitem._request.getfixturevalue(fixture)
     names = pyfuncitem._fixtureinfo.argnames
-    arguments = {name: pyfuncitem.funcargs[name] for name in names if name not in _FIXTURES}
-    guest.call(pyfuncitem.obj, **arguments)
+    if any(name in _FIXTURES for name in names):
+        pytest.fail(
+            f"this test runs in the guest, where there is no {' or '.join(_FIXTURES)}: "
+            f"ask for a fresh guest by @pytest.mark.usefixtures('vm')",
+            pytrace=False,
+        )
+    guest.call(pyfuncitem.obj, **{name: pyfuncitem.funcargs[name] for name in names})
     return True
 
 
@@ -124,11 +132,10 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Shows the console of the guest with a test that failed."""
     report = yield
-    guests = [getattr(item, "funcargs", {}).get(name) for name in ("vm", "shared_vm")]
-    for guest in filter(None, guests):
-        if report.failed and report.when == "call":
-            lines = guest.console.splitlines()[-_CONSOLE_LINES:]
-            report.sections.append(("The guest's console", "\n".join(lines)))
+    guest = item.stash.get(_guest_key, None)
+    if guest is not None and guest.running and report.failed and report.when == "call":
+        lines = guest.console.splitlines()[-_CONSOLE_LINES:]
+        report.sections.append(("The guest's console", "\n".join(lines)))
     return report
 
 

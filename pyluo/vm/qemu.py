@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -189,9 +190,13 @@ class QemuProcess:
         for channel in self.sockets.values():
             channel.close()
         if self._alive >= 0:
+            # A byte, since a forked child of this process may hold the pipe open.
+            with suppress(BrokenPipeError):
+                os.write(self._alive, b"\n")
             os.close(self._alive)
             self._alive = -1
         self._keeper.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)  # if the keeper was killed
 
 
 def _escape(path: Path) -> str:

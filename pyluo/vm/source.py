@@ -126,10 +126,12 @@ class Tree:
     def _git_identity(self) -> str:
         digest = hashlib.sha256()
         digest.update(self._git("rev-parse", "HEAD^{tree}"))
-        digest.update(self._git("diff", "--binary", "HEAD"))
+        digest.update(self._git("diff", "--binary", "--no-ext-diff", "--no-textconv", "HEAD"))
         new = self._git("ls-files", "--others", "--exclude-standard", "-z")
         for name in filter(None, new.split(b"\0")):
-            digest.update(name + b"\0" + (self.path / os.fsdecode(name)).read_bytes())
+            file = self.path / os.fsdecode(name)
+            content = os.fsencode(os.readlink(file)) if file.is_symlink() else file.read_bytes()
+            digest.update(name + b"\0" + content)
         return digest.hexdigest()
 
     def _git(self, *arguments: str) -> bytes:
@@ -143,26 +145,30 @@ class Tree:
 def choose(spec: KernelSpec, *, update: bool) -> ArchiveSource:
     """The package that a rule of kernels.toml stands for.
 
-    The choice is remembered, so that a run is repeatable and needs no network.
+    What the archive had is remembered, so that a run is repeatable and needs no network, and all
+    rules are applied to the same state of it.
 
     Args:
         spec: the kernel.
-        update: ask the archive again, even if there is a choice.
+        update: ask the archive again, even if its state is remembered.
 
     Raises:
         HarnessError: the archive cannot be read, or has nothing that fits.
     """
-    rule = [spec.series.value, spec.candidates]
-    memory = cache.folder() / "chosen" / f"{spec.name}.json"
-    if not update and memory.exists():
-        known = json.loads(memory.read_text())
-        if known["rule"] == rule:
-            return ArchiveSource(SourcePackage(**known["package"]))
-    available = suites(spec.candidates)
-    packages = debian.newest_first(available, candidates=spec.candidates)
-    package = _apply(spec, packages)
-    cache.write(memory, json.dumps({"rule": rule, "package": asdict(package)}))
-    return ArchiveSource(package)
+    wanted = suites(spec.candidates)
+    memory = cache.folder() / f"archive-{'-'.join(wanted)}.json"
+    packages = None if update else _remembered(memory)
+    if packages is None:
+        packages = debian.newest_first(wanted, candidates=spec.candidates)
+        cache.write(memory, json.dumps([asdict(package) for package in packages]))
+    return ArchiveSource(_apply(spec, packages))
+
+
+def _remembered(memory: Path) -> list[SourcePackage] | None:
+    try:
+        return [SourcePackage(**fields) for fields in json.loads(memory.read_text())]
+    except (OSError, ValueError, TypeError):
+        return None  # never written, or damaged: the archive knows better
 
 
 def _apply(spec: KernelSpec, packages: list[SourcePackage]) -> SourcePackage:

@@ -57,7 +57,8 @@ class VM:
         memory: in bytes.
         cpus: how many.
         devices: values of further ``-device`` options for QEMU.
-        append: more words for the kernel's command line.
+        append: more words for the kernel's command line; a word without "=" that the kernel does
+            not know would be taken for an argument of the guest's first process.
         network: give the guest an interface, and bring it and the loopback up.
         accelerator: KVM or TCG; without it, KVM where it works.
         boot_timeout: seconds that a kernel has to speak, after the boot and after each jump.
@@ -141,7 +142,7 @@ class VM:
         """Runs a function in the guest, by reference, and brings its result or exception back.
 
         Args:
-            function: defined at the top level of a module, or a method of a class there.
+            function: defined at the top level of a module, or a static method of a class there.
             args: numbers, strings, bytes, paths, enums, dataclasses, containers of these, and
                 what `hold` returned.
             kwargs: likewise.
@@ -209,10 +210,18 @@ class VM:
         kernel = self.kernel if to is None else Kernel.find(to)
         cmdline = self._cmdline(self._append if append is None else append)
         image = os.fspath(kernel.image)
-        timeline = self._run(self._alive().jump(image, cmdline, kernel.name, self._boot_timeout))
+        guest = self._alive()
+        refusal = self._run(guest.jump(image, cmdline, kernel.name, self._boot_timeout))
+        if refusal is not None:
+            raise wire.decode(refusal["error"], find=wire.loaded)
         self.kernel = kernel
         usage.live_updates += 1
-        return timeline
+        return guest.timeline
+
+    @property
+    def running(self) -> bool:
+        """Whether there is a guest, dead or alive: within the `with` block."""
+        return self._guest is not None
 
     @property
     def dead(self) -> bool:
@@ -269,8 +278,9 @@ class VM:
 
         Raises:
             qemu.qmp.ExecuteError: QEMU refused it.
+            GuestCrash: QEMU is gone.
         """
-        return self._run(self._alive().qmp.execute(command, arguments or None))
+        return self._run(self._alive().monitor(command, arguments))
 
     def _alive(self) -> Guest:
         if self._guest is None:
@@ -288,7 +298,10 @@ class VM:
 
     def _do(self, message: wire.Frame, timeout: float) -> Any:
         usage.requests += 1
-        return self._run(self._alive().request(message, timeout))
+        answer = self._run(self._alive().request(message, timeout))
+        if "error" in answer:
+            raise wire.decode(answer["error"], find=wire.loaded)
+        return wire.decode(answer["result"], find=wire.loaded)
 
     def _request(
         self,
@@ -321,7 +334,7 @@ class VM:
     def _cmdline(self, append: str) -> str:
         """The kernel's command line; the kernel passes PYLUO_* on to init as its environment."""
         environment = {
-            "PYLUO_PATH": ":".join(_bare_path()),
+            "PYLUO_PATH": ":".join(_bare_path(self._network)),
         }
         if self._network:
             environment["PYLUO_NETWORK"] = "1"
@@ -329,10 +342,12 @@ class VM:
         words += [f"init={os.path.realpath(sys.executable)}", "--", "-I", "-S", "-X", "utf8"]
         words += [os.fspath(_GUEST / "init.py")]
         line = " ".join([_FIXED, append, *(f'"{word}"' if " " in word else word for word in words)])
-        if any('"' in word for word in words) or len(line) >= _CMDLINE_LIMIT:
+        unfit = any(character in word for word in words for character in '"\t\n')
+        if unfit or "--" in append.split() or len(os.fsencode(line)) >= _CMDLINE_LIMIT:
             raise HarnessError(
                 f"the kernel cannot be given the command line {line}",
-                f"it takes {_CMDLINE_LIMIT - 1} bytes, and no path with a quotation mark",
+                f"it takes {_CMDLINE_LIMIT - 1} bytes, no -- of one's own, and no path with a "
+                f"quotation mark or a line break",
             )
         return line
 
@@ -349,12 +364,15 @@ def _source(function: Callable[..., object]) -> str | None:
 
 
 @functools.cache
-def _bare_path() -> list[str]:
-    """Where the guest finds pyluo and what it is compiled against, before it knows our sys.path."""
-    backend = importlib.util.find_spec("_cffi_backend")
-    assert backend is not None
-    assert backend.origin is not None
-    return [os.fspath(_GUEST.parent.parent), os.path.dirname(backend.origin)]
+def _bare_path(network: bool = False) -> list[str]:
+    """Where the guest finds pyluo and what it stands on, before it knows our sys.path."""
+    folders = [_GUEST.parent.parent]
+    for module, needed in (("_cffi_backend", True), ("pyroute2", network)):
+        spec = importlib.util.find_spec(module) if needed else None
+        if spec is not None and spec.origin is not None:
+            origin = Path(spec.origin)
+            folders.append((origin.parent if spec.submodule_search_locations else origin).parent)
+    return list(dict.fromkeys(map(os.fspath, folders)))
 
 
 def _import_path() -> list[str]:

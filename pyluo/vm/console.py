@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Console"]
 
-_TAIL = 40
+_TAIL = 60
 _TRACE_TIMEOUT = 2.0  # seconds for a dying kernel to finish its trace
 _STAMP = r"\[ *\d+\.\d+\](?:\[[^]]*\])? "  # the kernel's; a program's own words are no death
 _DEATHS = (

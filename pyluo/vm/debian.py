@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SourcePackage", "fetch", "newest_first"]
 
-_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+_KEYRINGS = ("gpg", "pgp")  # endings: the one up to Debian 12, and the one since
 _MIRROR = "PYLUO_DEBIAN_MIRROR"
 _NAME = re.compile(r"linux-source-(\d+)\.(\d+)")
 
@@ -200,11 +200,13 @@ def _write_sources(suites: Sequence[str]) -> None:
 
 
 def _keyring() -> Path:
-    if not _KEYRING.exists():
-        raise HarnessError(
-            "Debian's keyring is not installed", "install it: apt install debian-archive-keyring"
-        )
-    return _KEYRING
+    for ending in _KEYRINGS:
+        path = Path(f"/usr/share/keyrings/debian-archive-keyring.{ending}")
+        if path.exists():
+            return path
+    raise HarnessError(
+        "Debian's keyring is not installed", "install it: apt install debian-archive-keyring"
+    )
 
 
 def _mirror() -> str:

@@ -7,6 +7,7 @@ imports nothing of the harness.
 from __future__ import annotations
 
 from copy import copy
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,7 +23,17 @@ __all__: list[str] = []
 _MARKER = "in_guest"
 _FIXTURES = ("kernel", "shared_vm", "vm")
 _CONSOLE_LINES = 60
-_count_key = pytest.StashKey[int]()
+
+
+@dataclass(slots=True)
+class _Count:
+    """The tests that ran, and those of them that did something with a guest of this process."""
+
+    ran: int = 0
+    drove: int = 0
+
+
+_count_key = pytest.StashKey[_Count]()
 _guest_key = pytest.StashKey["VM"]()
 
 
@@ -44,7 +55,7 @@ def pytest_configure(config: pytest.Config) -> None:
         f"{_MARKER}: the body of this test runs in a guest: that of the fixture vm if the test "
         f"uses it, else the shared one",
     )
-    config.stash[_count_key] = 0
+    config.stash[_count_key] = _Count()
 
 
 @pytest.fixture(scope="session")
@@ -118,11 +129,12 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool | None, bool | None]:
-    """Counts the tests that did something with a guest."""
+    """Counts the tests, and those that did something with a guest."""
     before = _usage()
     result = yield
-    if _usage() != before:
-        item.config.stash[_count_key] += 1
+    count = item.config.stash[_count_key]
+    count.ran += 1
+    count.drove += _usage() != before
     return result
 
 
@@ -145,8 +157,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if usage.boots:
         count = terminalreporter.config.stash[_count_key]
         terminalreporter.write_line(
-            f"{count} vm-tests ran: {usage.boots} guests booted, "
-            f"{usage.live_updates} live updates made"
+            f"vm-tests: {count.ran} ran, {count.drove} of them drove a guest; "
+            f"guests booted: {usage.boots}, live updates made: {usage.live_updates}"
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pyluo import kexec
 from pyluo.descriptor import OwnedFd
 from pyluo.errors import (
@@ -56,4 +58,19 @@ __all__ = [
     "TokenNotFoundError",
     "WrongSessionError",
     "kexec",
+    "kho",
 ]
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from pyluo import kho
+
+
+def __getattr__(name: str) -> ModuleType:
+    # Loaded when it is asked for: what it needs is a tenth of a second of a guest's every jump.
+    if name == "kho":
+        from importlib import import_module
+
+        return import_module("pyluo.kho")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

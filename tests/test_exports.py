@@ -70,6 +70,10 @@ def test_only_the_funnel_knows_the_compiled_module() -> None:
     assert [path.name for path in sources if "pyluo._ffi" in path.read_text()] == ["_sys.py"]
 
 
+def test_everything_that_is_exported_is_there() -> None:
+    assert [name for name in pyluo.__all__ if not hasattr(pyluo, name)] == []
+
+
 def test_importing_pyluo_opens_nothing_and_brings_nothing_along() -> None:
     script = (
         "import os, sys; before = set(os.listdir('/proc/self/fd')); import pyluo;"

@@ -22,7 +22,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def package(series: str, version: str) -> SourcePackage:
-    return SourcePackage(f"linux-source-{series}", version, "0" * 64)
+    return SourcePackage(f"linux-source-{series}", version, "0" * 64, ("a-suite",))
 
 
 NEWEST_FIRST = [package("7.3", "7.3.4-1"), package("7.2", "7.2.13-1"), package("7.2", "7.2.9-1")]

@@ -61,6 +61,9 @@ def test_the_host_imports_nothing_that_a_guest_names() -> None:
     assert "antigravity" not in sys.modules
     with pytest.raises(ValueError, match="not imported"):
         wire.decode({"$enum": ["antigravity:x", 1]}, find=wire.loaded)
+    hidden = {"type": "builtins:ValueError", "state": {"x": {"$data": ["antigravity:x", {}]}}}
+    wire.decode({"$error": content | hidden | {"traceback": "T"}}, find=wire.loaded)
+    assert "antigravity" not in sys.modules
 
 
 def test_a_guest_cannot_end_the_host() -> None:
@@ -92,7 +95,9 @@ def test_an_error_keeps_its_class_its_fields_and_the_trace() -> None:
 
 def test_a_held_object_is_an_argument_by_its_number() -> None:
     held = wire.Held("boot", 7, "a thing")
-    assert wire.decode(wire.encode([held]), {7: "the thing"}.__getitem__) == ["the thing"]
+    assert wire.decode(wire.encode([held]), lambda *name: {("boot", 7): "the thing"}[name]) == [
+        "the thing"
+    ]
 
 
 def test_infinity_crosses() -> None:

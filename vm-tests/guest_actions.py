@@ -74,6 +74,15 @@ def end_in(name: str) -> NoReturn:
     raise kind("the end")
 
 
+def make_what_json_cannot_carry(kind: str) -> object:
+    if kind == "number":
+        return 10**5000
+    nested: list[object] = []
+    for _ in range(5000):
+        nested = [nested]
+    return nested
+
+
 def make_counter() -> list[int]:
     return [0]
 

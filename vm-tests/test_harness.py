@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import re
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,9 @@ from pyluo.vm import VM, Kernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+README = Path(__file__).parent.parent / "README.md"
 
 
 @pytest.mark.parametrize(
@@ -87,8 +91,11 @@ def test_what_is_held_stays_alive_and_can_be_used(shared_vm: VM) -> None:
 def test_what_was_held_before_a_jump_is_refused_after_it(vm: VM) -> None:
     counter = vm.hold(guest_actions.make_counter)
     vm.live_update()
+    vm.hold(guest_actions.make_counter)
     with pytest.raises(ValueError, match="a life of the guest that is over"):
         vm.call(guest_actions.increment, counter)
+    with pytest.raises(ValueError, match="a life of the guest that is over"):
+        vm.call(guest_actions.echo, [counter])
 
 
 def test_threads_of_the_host_take_turns(shared_vm: VM) -> None:
@@ -127,6 +134,15 @@ def test_whatever_a_function_ends_in_neither_side_ends_with_it(
 def test_an_exception_that_does_not_cross_does_not_end_the_worker(shared_vm: VM) -> None:
     with pytest.raises(RuntimeError, match="CyclicError"):
         shared_vm.call(guest_actions.fail_in_a_cycle)
+    assert shared_vm.call(guest_actions.echo, 1) == 1
+
+
+@pytest.mark.parametrize(("kind", "error"), [("number", ValueError), ("nesting", RecursionError)])
+def test_a_result_beyond_json_is_the_callers_error(
+    shared_vm: VM, kind: str, error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        shared_vm.call(guest_actions.make_what_json_cannot_carry, kind)
     assert shared_vm.call(guest_actions.echo, 1) == 1
 
 
@@ -224,6 +240,13 @@ def test_the_bodies_of_marked_tests_run_in_the_guest(pytester: pytest.Pytester) 
     outcome.stdout.fnmatch_lines(["vm-tests: 5 ran, 5 of them drove a guest; guests booted: 2, *"])
     outcome.stdout.fnmatch_lines(["*told so in the guest*"])
     outcome.stdout.fnmatch_lines(["*usefixtures('vm')*"])
+
+
+def test_the_readmes_own_test_passes_as_it_stands(pytester: pytest.Pytester) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+    (example,) = (block for block in blocks if "def test_" in block)
+    pytester.makepyfile(example)
+    pytester.runpytest_subprocess().assert_outcomes(passed=1)
 
 
 def test_another_projects_fixture_called_vm_is_left_alone(pytester: pytest.Pytester) -> None:

@@ -139,7 +139,8 @@ def _program(vm: VM, command: list[str], timeout: int) -> int:
     try:
         done = vm.run(command, timeout)
     except FileNotFoundError as error:
-        print(f"pyluo: the guest has no {error.filename}", file=sys.stderr)
+        missing = error.filename or "current folder of the host"
+        print(f"pyluo: the guest has no {missing}", file=sys.stderr)
         return _NOT_FOUND
     except PermissionError as error:
         print(f"pyluo: {error.filename} cannot be run", file=sys.stderr)

@@ -79,7 +79,7 @@ def reference(thing: type | Callable[..., Any]) -> str:
 def resolve(name: str) -> Any:
     """What a reference stands for; its module is imported."""
     module, _, path = name.partition(":")
-    return _walk(importlib.import_module(module), path)
+    return _walk(importlib.import_module(MAIN if module == "__main__" else module), path)
 
 
 def loaded(name: str) -> Any:
@@ -134,7 +134,7 @@ def encode(value: Any) -> Any:
     if isinstance(value, os.PathLike):
         return {"$path": os.fsdecode(value)}
     if isinstance(value, Held):
-        return {"$held": value.number}
+        return {"$held": [value.boot_id, value.number]}
     if isinstance(value, BaseException):
         return {"$error": _encode_error(value)}
     if hasattr(value, "__dataclass_fields__") and not isinstance(value, type):
@@ -148,7 +148,7 @@ def encode(value: Any) -> Any:
 
 def decode(
     value: Any,
-    held: Callable[[int], Any] | None = None,
+    held: Callable[[str, int], Any] | None = None,
     *,
     find: Callable[[str], Any] = resolve,
 ) -> Any:
@@ -156,7 +156,7 @@ def decode(
 
     Args:
         value: as it came off the wire.
-        held: what a held object's number stands for on this side.
+        held: what a held object's boot id and number stand for on this side.
         find: what a class's name stands for on this side: `resolve` or `loaded`.
 
     Raises:
@@ -190,7 +190,7 @@ def decode(
             fields = {name: inner(item) for name, item in content[1].items()}
             return _dataclass(find(content[0]))(**fields)
         case "$held" if held is not None:
-            return held(content)
+            return held(*content)
         case "$error":
             return _decode_error(content, find)
     raise ValueError(f"{kind!r} is no kind of value")
@@ -224,11 +224,13 @@ def _encode_error(error: BaseException) -> Frame:
         if isinstance(reduced, str):
             return text
         state = reduced[2] if len(reduced) > 2 and isinstance(reduced[2], dict) else {}
-        return text | {
+        whole = text | {
             "type": reference(type(error)),
             "arguments": [encode(item) for item in reduced[1]],
             "state": {name: encode(item) for name, item in state.items()},
         }
+        frame(whole)  # JSON itself has limits
+        return whole
     except Exception:
         return text
 
@@ -240,7 +242,8 @@ def _decode_error(content: Frame, find: Callable[[str], Any]) -> BaseException:
         if not issubclass(kind, Exception) and kind.__name__ in vars(builtins):
             raise ValueError(f"{kind.__name__} is for the guest alone")
         error: BaseException = kind(*(decode(item, find=find) for item in content["arguments"]))
-        vars(error).update({name: decode(item) for name, item in content["state"].items()})
+        state = {name: decode(item, find=find) for name, item in content["state"].items()}
+        vars(error).update(state)
     except Exception:
         error = RuntimeError(content["summary"])
     error.add_note("Raised in the guest:\n" + content["traceback"])

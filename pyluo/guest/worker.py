@@ -38,16 +38,23 @@ class Worker:
         """The result or the exception; whatever a function does, the worker goes on."""
         try:
             action = getattr(self, "do_" + request["do"])
-            return {"result": wire.encode(action(request))}
+            answer = {"result": wire.encode(action(request))}
+            wire.frame(answer)  # what JSON cannot carry is an exception here, not the worker's end
+            return answer
         except BaseException as error:
             return {"error": wire.encode(error)}
+
+    def _find(self, boot_id: str, number: int) -> Any:
+        if boot_id != self._boot_id:
+            raise ValueError("an argument was held in a life of the guest that is over")
+        return self._held[number]
 
     def do_call(self, request: wire.Frame) -> Any:
         """Runs a function and gives its result back."""
         sys.path[:] = request["path"]
         function = _function(request["function"], request["file"])
-        arguments = wire.decode(request["arguments"], self._held.__getitem__)
-        keywords = wire.decode(request["keywords"], self._held.__getitem__)
+        arguments = wire.decode(request["arguments"], self._find)
+        keywords = wire.decode(request["keywords"], self._find)
         return function(*arguments, **keywords)
 
     def do_hold(self, request: wire.Frame) -> Any:
@@ -78,7 +85,8 @@ def _function(reference: str, file: str | None) -> Any:
             importlib.import_module(module)
             return wire.resolve(reference)
         except ModuleNotFoundError as error:
-            if error.name != module or file is None:
+            # The module, or a package that it is said to be in, is not importable by that name.
+            if file is None or not f"{module}.".startswith(f"{error.name}."):
                 raise
     name = wire.MAIN if module == "__main__" else module
     if name not in sys.modules:
@@ -88,7 +96,11 @@ def _function(reference: str, file: str | None) -> Any:
         if spec is None or spec.loader is None:
             raise ImportError(f"{file} is no Python module")
         sys.modules[name] = module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
+        try:
+            spec.loader.exec_module(sys.modules[name])
+        except BaseException:
+            del sys.modules[name]
+            raise
     return wire.resolve(name + ":" + reference.partition(":")[2])
 
 

@@ -64,7 +64,7 @@ def build(source: Source, fragments: Sequence[Fragment]) -> Path:
             "make(1) takes no path with a space or a colon: set XDG_CACHE_HOME to another",
         )
     if shutil.which("gcc") is None:
-        _check_tools()
+        _check_tools()  # even the key needs the compiler
     target = kernels / _key(source, fragments)
     if target.exists():
         return target

@@ -68,6 +68,9 @@ class Console:
                 now = time.monotonic()
                 for line in lines:
                     self._take(_plain(line), now)
+        if self._partial:
+            self._take(_plain(self._partial), time.monotonic())
+            self._partial = ""
         if self._dying:
             self._on_death(*self._dying)
 
@@ -86,6 +89,7 @@ class Console:
         if omen := _OMEN.search(line):
             self.omen = omen[1]
         if _BEGINNING.search(line):
+            self.omen = ""  # that was another life's
             self._on_beginning(now)
         if self._dying:
             if _LAST_WORDS in line:

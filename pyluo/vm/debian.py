@@ -38,11 +38,13 @@ class SourcePackage:
         name: linux-source-X.Y.
         version: of the package.
         sha256: of the .deb, from the archive's signed index.
+        suites: that were readable when it was found.
     """
 
     name: str
     version: str
     sha256: str
+    suites: tuple[str, ...]
 
     @property
     def series(self) -> tuple[int, int]:
@@ -89,7 +91,7 @@ def _newest_first(suites: Sequence[str], candidates: bool) -> list[SourcePackage
         package
         for name in _apt("apt-cache", "pkgnames", "linux-source-").split()
         if _NAME.fullmatch(name)
-        for package in _versions(name)
+        for package in _versions(name, tuple(readable))
         if candidates or not package.candidate
     ]
     if not packages:
@@ -111,12 +113,19 @@ def fetch(package: SourcePackage) -> Path:
     if target.exists():
         return target
     folder.mkdir(parents=True, exist_ok=True)
-    with _lock(), tempfile.TemporaryDirectory(prefix="incoming-", dir=folder) as incoming:
+    with _lock():
+        if not target.exists():
+            _write_sources(package.suites)
+            _fetch(package, target)
+    return target
+
+
+def _fetch(package: SourcePackage, target: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="incoming-", dir=target.parent) as incoming:
         with progress.bar(f"fetching {package.name} {package.version}", 100) as reached:
             _download(package, Path(incoming), reached)
         (deb,) = Path(incoming).glob("*.deb")
         deb.rename(target)
-    return target
 
 
 def _lock() -> AbstractContextManager[None]:
@@ -156,11 +165,11 @@ def _download(package: SourcePackage, folder: Path, reached: progress.Reached) -
         )
 
 
-def _versions(name: str) -> Iterable[SourcePackage]:
+def _versions(name: str, suites: tuple[str, ...]) -> Iterable[SourcePackage]:
     for paragraph in _apt("apt-cache", "show", "--all-versions", name).split("\n\n"):
         fields = dict(re.findall(r"^(\w+): (.*)$", paragraph, re.MULTILINE))
         if "SHA256" in fields:
-            yield SourcePackage(name, fields["Version"], fields["SHA256"])
+            yield SourcePackage(name, fields["Version"], fields["SHA256"], suites)
 
 
 def _compare(one: SourcePackage, other: SourcePackage) -> int:

@@ -66,6 +66,8 @@ class Guest:
         self.life: Life | None = None
         self._kernel = kernel
         self._number = 1
+        self._next: str | None = None  # the kernel that is being jumped into
+        self._next_began = False
         self._ids = count(1)
         self._answers: dict[int, asyncio.Future[wire.Frame]] = {}
         self._started = time.monotonic()
@@ -130,10 +132,9 @@ class Guest:
         async with self._turn:
             self._started = time.monotonic()
             self._events = []
-            before = self._hello, self._number, self._kernel
+            before = self._hello
             self._hello = asyncio.get_running_loop().create_future()
-            self._number += 1
-            self._kernel = kernel
+            self._next, self._next_began = kernel, False
             landed = False
             try:
                 answer = await self._send({"do": "jump", "image": image, "cmdline": cmdline})
@@ -142,12 +143,14 @@ class Guest:
                 landed = self._hello.done()
                 if not landed:
                     return answer.result()
+                self._number, self._kernel = self._number + 1, kernel
                 await self._next_life(timeout)
                 return None
             finally:
+                self._next = None
                 # Refused, or given up on: a kernel that comes after all comes unasked.
-                if not landed and not self._death.done():
-                    self._hello, self._number, self._kernel = before
+                if not landed:
+                    self._hello = before
 
     async def monitor(self, command: str, arguments: dict[str, object]) -> object:
         """Runs a command of QEMU's monitor.
@@ -173,16 +176,19 @@ class Guest:
 
     async def close(self) -> None:
         """Ends QEMU, whatever state it is in."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        with suppress(QMPError, EOFError, OSError):
-            await self.qmp.disconnect()
-        for writer in (self._console_writer, self._control):
-            if writer is not None:
-                writer.close()
-        self._death.cancel()
-        await asyncio.to_thread(self.process.close)
+        if not self._death.done():
+            self._death.set_result(HarnessError("the guest was closed"))
+        try:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            with suppress(Exception):  # whatever its tasks ended in, QEMU is to end now
+                await self.qmp.disconnect()
+            for writer in (self._console_writer, self._control):
+                if writer is not None:
+                    writer.transport.abort()
+        finally:
+            await asyncio.to_thread(self.process.close)
 
     def _spawn(self, coroutine: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(coroutine)
@@ -220,7 +226,11 @@ class Guest:
     ) -> T:
         """Waits for one of: the result, the death of the guest, the end of patience."""
         either: list[asyncio.Future[Any]] = [awaited, self._death]
-        await asyncio.wait(either, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        try:
+            await asyncio.wait(either, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            awaited.cancel()
+            raise
         if awaited.done():
             return awaited.result()
         awaited.cancel()
@@ -286,19 +296,19 @@ class Guest:
         return HarnessError("QEMU did not start", said or "it gave no reason")
 
     def _kernel_began(self, at: float) -> None:
+        self._next_began = True
         self._events.append(timeline.Event(timeline.NEW_KERNEL, at))
 
     def _died(self, death: Death, reason: str) -> None:
         if not self._death.done():
             if death in (Death.HANG, Death.SILENT) and self.console.omen:
                 reason += f"; before that the kernel said: {self.console.omen}"
-            crash = GuestCrash(
-                death,
-                reason,
-                kernel=self._kernel,
-                life=self._number,
-                console=self.console.tail(),
-            )
+            number, kernel = self._number, self._kernel
+            # In a jump the old kernel can die as well, up to the new one's first line.
+            if self._next and (self._next_began or death is Death.SILENT):
+                number, kernel = number + 1, self._next
+            console = self.console.tail()
+            crash = GuestCrash(death, reason, kernel=kernel, life=number, console=console)
             self._death.set_result(crash)
 
 

@@ -60,7 +60,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def kernel(request: pytest.FixtureRequest) -> Kernel:
-    """The kernel that --kernel names, built if need be."""
+    """The kernel that --pyluo-kernel names, built if need be."""
     from pyluo.vm import Kernel
 
     return Kernel.find(request.config.getoption("--pyluo-kernel"))

@@ -116,6 +116,7 @@ class QemuProcess:
     def __init__(self, machine: Machine) -> None:
         binary = find_binary()
         self.folder = Path(tempfile.mkdtemp(prefix="pyluo-"))
+        self._alive = self._status = -1
         self.sockets: dict[str, socket.socket] = {}
         theirs: list[socket.socket] = []
         command = [binary, *machine.options()]
@@ -147,6 +148,7 @@ class QemuProcess:
                     start_new_session=True,
                 )
         except BaseException:
+            self._close_channels()
             shutil.rmtree(self.folder, ignore_errors=True)
             raise
         finally:
@@ -174,6 +176,7 @@ class QemuProcess:
             lambda: asyncio.StreamReaderProtocol(self._reports),  # type: ignore[arg-type]
             os.fdopen(self._status, "rb"),
         )
+        self._status = -1
         report = await self._reports.readline()
         if not report:
             said = self.messages_log.read_text(errors="replace").strip()
@@ -187,16 +190,21 @@ class QemuProcess:
 
     def close(self) -> None:
         """Ends QEMU if it still runs, and removes the folder; a second time does nothing."""
+        self._close_channels()
+        self._keeper.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)  # if the keeper was killed
+
+    def _close_channels(self) -> None:
         for channel in self.sockets.values():
             channel.close()
         if self._alive >= 0:
             # A byte, since a forked child of this process may hold the pipe open.
             with suppress(BrokenPipeError):
                 os.write(self._alive, b"\n")
-            os.close(self._alive)
-            self._alive = -1
-        self._keeper.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)  # if the keeper was killed
+        for fd in (self._alive, self._status):
+            if fd >= 0:
+                os.close(fd)
+        self._alive = self._status = -1
 
 
 def _escape(path: Path) -> str:

@@ -129,9 +129,8 @@ class Tree:
         digest.update(self._git("diff", "--binary", "--no-ext-diff", "--no-textconv", "HEAD"))
         new = self._git("ls-files", "--others", "--exclude-standard", "-z")
         for name in filter(None, new.split(b"\0")):
-            file = self.path / os.fsdecode(name)
-            content = os.fsencode(os.readlink(file)) if file.is_symlink() else file.read_bytes()
-            digest.update(name + b"\0" + content)
+            content = _content(self.path / os.fsdecode(name))
+            digest.update(b"%s\0%d\0%s" % (name, len(content), content))
         return digest.hexdigest()
 
     def _git(self, *arguments: str) -> bytes:
@@ -142,11 +141,21 @@ class Tree:
         return done.stdout
 
 
+def _content(file: Path) -> bytes:
+    """What a new path of a tree holds: a file, a link, or a repository of its own."""
+    try:
+        if file.is_symlink():
+            return os.fsencode(os.readlink(file))
+        return Tree(file).identity.encode() if file.is_dir() else file.read_bytes()
+    except OSError as error:
+        raise HarnessError(f"{file} cannot be read ({error.strerror})") from None
+
+
 def choose(spec: KernelSpec, *, update: bool) -> ArchiveSource:
     """The package that a rule of kernels.toml stands for.
 
-    What the archive had is remembered, so that a run is repeatable and needs no network, and all
-    rules are applied to the same state of it.
+    What the archive had is remembered, so that a run is repeatable and needs no network, and that
+    all rules which look in the same suites are applied to one state of them.
 
     Args:
         spec: the kernel.
@@ -166,8 +175,9 @@ def choose(spec: KernelSpec, *, update: bool) -> ArchiveSource:
 
 def _remembered(memory: Path) -> list[SourcePackage] | None:
     try:
-        return [SourcePackage(**fields) for fields in json.loads(memory.read_text())]
-    except (OSError, ValueError, TypeError):
+        known = json.loads(memory.read_text())
+        return [SourcePackage(**{**each, "suites": tuple(each["suites"])}) for each in known]
+    except (OSError, ValueError, TypeError, KeyError):
         return None  # never written, or damaged: the archive knows better
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import importlib.util
-import inspect
 import os
 import subprocess
 import sys
@@ -66,7 +65,7 @@ class VM:
 
     Raises:
         HarnessError: on entry, no QEMU, no kernel.
-        GuestCrash: the guest died; on entry, and from then on from every method.
+        GuestCrash: the guest died; on entry, and from then on whenever it is asked for something.
     """
 
     def __init__(
@@ -132,11 +131,13 @@ class VM:
         guest, self._guest = self._guest, None
         if loop is None or self._thread is None:
             return
-        if guest is not None:
-            asyncio.run_coroutine_threadsafe(guest.close(), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
-        self._thread.join()
-        loop.close()
+        try:
+            if guest is not None:
+                asyncio.run_coroutine_threadsafe(guest.close(), loop).result()
+        finally:
+            loop.call_soon_threadsafe(loop.stop)
+            self._thread.join()
+            loop.close()
 
     def call(self, function: Callable[..., R], *args: object, **kwargs: object) -> R:
         """Runs a function in the guest, by reference, and brings its result or exception back.
@@ -225,7 +226,7 @@ class VM:
 
     @property
     def dead(self) -> bool:
-        """Whether the guest died, or was never started; every other method would raise."""
+        """Whether the guest died, or was never started: then nothing can be asked of it."""
         return self._guest is None or self._guest.dead
 
     @property
@@ -314,7 +315,8 @@ class VM:
         for value in [*args, *kwargs.values()]:
             if isinstance(value, Held):
                 self._check_held(value)
-        name, source = wire.reference(function), _source(function)
+        name = wire.reference(function)
+        source = _source(name)
         if source and not sys.dont_write_bytecode:
             bytecode.provide([Path(source)])
         message = {
@@ -356,11 +358,11 @@ async def _make(machine: Machine, kernel: str) -> Guest:
     return Guest(machine, kernel)
 
 
-def _source(function: Callable[..., object]) -> str | None:
-    try:
-        return os.path.realpath(inspect.getfile(function))
-    except TypeError:
-        return None  # built in: the guest imports it by name
+def _source(name: str) -> str | None:
+    """The file of a reference's module; None for what is built in."""
+    module = sys.modules.get(name.partition(":")[0])
+    file = getattr(module, "__file__", None)
+    return os.path.realpath(file) if file else None
 
 
 @functools.cache

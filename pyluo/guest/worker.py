@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 from itertools import count
@@ -66,7 +65,8 @@ class Worker:
 
     def do_release(self, request: wire.Frame) -> None:
         """Lets go of something held."""
-        del self._held[request["number"]]
+        wire.decode(request["held"], self._find)  # or it says which life it was held in
+        del self._held[request["held"]["$held"][1]]
 
     def do_jump(self, request: wire.Frame) -> None:
         """Loads the next kernel and jumps; returns only by an error."""
@@ -82,7 +82,6 @@ def _function(reference: str, file: str | None) -> Any:
     module = reference.partition(":")[0]
     if module != "__main__":
         try:
-            importlib.import_module(module)
             return wire.resolve(reference)
         except ModuleNotFoundError as error:
             # The module, or a package that it is said to be in, is not importable by that name.

@@ -22,14 +22,21 @@ class Tally:
     """What became of a number of live updates.
 
     Attributes:
-        hops: how many were tried.
+        asked: how many were asked for.
+        hops: how many were tried; fewer if a guest did not even boot.
         blackouts: seconds from reboot() to the next kernel's first word, of those that landed.
         crashes: the guest's death, of those that did not.
     """
 
+    asked: int
     hops: int = 0
     blackouts: list[float] = field(default_factory=list)
     crashes: list[GuestCrash] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        """Whether all that were asked for came back."""
+        return self.landed == self.asked
 
     @property
     def landed(self) -> int:
@@ -56,7 +63,7 @@ def run(boot: Callable[[], VM], *, to: str | None, hops: int) -> Tally:
     Raises:
         HarnessError: a guest could not be started.
     """
-    tally = Tally()
+    tally = Tally(hops)
     with progress.bar("live updates", hops) as reached:
         while tally.hops < hops:
             try:
@@ -65,6 +72,7 @@ def run(boot: Callable[[], VM], *, to: str | None, hops: int) -> Tally:
             except GuestCrash as crash:
                 # A guest that does not even boot has nothing to say on the rate of jumps.
                 tally.crashes.append(crash)
+                progress.say(f"a guest did not boot. {crash}")
                 break
     return tally
 

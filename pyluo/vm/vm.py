@@ -150,6 +150,7 @@ class VM:
 
         Raises:
             TypeError: the function or an argument cannot cross.
+            ValueError: an argument was held in an earlier life of the guest.
             GuestCrash: the guest died, or did not answer in time.
         """
         result: R = self._request("call", function, args, kwargs)
@@ -166,8 +167,7 @@ class VM:
 
     def release(self, held: Held) -> None:
         """Lets go of something held."""
-        self._check_held(held)
-        self._do({"do": "release", "number": held.number}, self._call_timeout)
+        self._do({"do": "release", "held": wire.encode(held)}, self._call_timeout)
 
     def run(
         self, argv: Sequence[str | os.PathLike[str]], timeout: float = _CALL_TIMEOUT
@@ -312,9 +312,6 @@ class VM:
         kwargs: dict[str, Any],
         timeout: float | None = None,
     ) -> Any:
-        for value in [*args, *kwargs.values()]:
-            if isinstance(value, Held):
-                self._check_held(value)
         name = wire.reference(function)
         source = _source(name)
         if source and not sys.dont_write_bytecode:
@@ -328,10 +325,6 @@ class VM:
             "keywords": wire.encode(kwargs),
         }
         return self._do(message, timeout or self._call_timeout)
-
-    def _check_held(self, held: Held) -> None:
-        if held.boot_id != self.boot_id:
-            raise ValueError(f"{held!r} belongs to a life of the guest that is over")
 
     def _cmdline(self, append: str) -> str:
         """The kernel's command line; the kernel passes PYLUO_* on to init as its environment."""

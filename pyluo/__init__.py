@@ -9,6 +9,7 @@ from pyluo.descriptor import OwnedFd
 from pyluo.errors import (
     AlreadyPreservedError,
     DeviceBusyError,
+    FdStoreError,
     ImageRejectedError,
     IncomingStateError,
     KernelTooOldError,
@@ -18,6 +19,7 @@ from pyluo.errors import (
     LuoPermissionError,
     NoImageLoadedError,
     NotPreservableError,
+    PreservedMemoryError,
     SealedError,
     SessionExistsError,
     SessionNameError,
@@ -34,6 +36,8 @@ from pyluo.session import IncomingSession, OutgoingSession
 __all__ = [
     "AlreadyPreservedError",
     "DeviceBusyError",
+    "FdStore",
+    "FdStoreError",
     "ImageRejectedError",
     "IncomingSession",
     "IncomingStateError",
@@ -48,6 +52,7 @@ __all__ = [
     "NotPreservableError",
     "OutgoingSession",
     "OwnedFd",
+    "PreservedMemoryError",
     "Seal",
     "SealedError",
     "SessionExistsError",
@@ -62,15 +67,17 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
     from pyluo import kho
+    from pyluo.fdstore import FdStore
+
+# Loaded when they are asked for: what they need is a tenth of a second of a guest's every jump.
+_LATER = {"kho": "pyluo.kho", "FdStore": "pyluo.fdstore"}
 
 
-def __getattr__(name: str) -> ModuleType:
-    # Loaded when it is asked for: what it needs is a tenth of a second of a guest's every jump.
-    if name == "kho":
-        from importlib import import_module
+def __getattr__(name: str) -> object:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
 
-        return import_module("pyluo.kho")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module(_LATER[name])
+    return getattr(module, name, module)

@@ -13,6 +13,7 @@ from typing import Any
 __all__ = [
     "AlreadyPreservedError",
     "DeviceBusyError",
+    "FdStoreError",
     "ImageRejectedError",
     "IncomingStateError",
     "KernelTooOldError",
@@ -22,6 +23,7 @@ __all__ = [
     "LuoPermissionError",
     "NoImageLoadedError",
     "NotPreservableError",
+    "PreservedMemoryError",
     "SealedError",
     "SessionExistsError",
     "SessionNameError",
@@ -150,6 +152,12 @@ class NotPreservableError(LuoError):
     default_hint = "The kernel preserves memfds and unnamed files of a tmpfs, without huge pages"
 
 
+class PreservedMemoryError(LuoError, MemoryError):
+    """There is not enough memory of the kind that can be preserved; refused by pyluo."""
+
+    default_hint = "Preserving allocates every page of the file, holes too"
+
+
 class TokenNotFoundError(LuoError, FileNotFoundError):
     """The session has no file under this token, or is finished."""
 
@@ -178,6 +186,22 @@ class KexecBusyError(LuoError):
     """Another kexec operation is running."""
 
     default_hint = "Another kexec load, unload or reboot is running: try again"
+
+
+class FdStoreError(LuoError):
+    """A descriptor store was asked for what it cannot do, or its table cannot be read.
+
+    Attributes:
+        session: the incoming session of a table that cannot be read: open, with nothing finished,
+            so that its files can still be retrieved by their tokens. It does not cross to another
+            process with the exception.
+    """
+
+    session: Any = None
+
+    def __reduce__(self) -> tuple[type[LuoError], tuple[Any, ...], dict[str, Any]]:
+        kind, arguments, state = super().__reduce__()
+        return kind, arguments, {name: item for name, item in state.items() if name != "session"}
 
 
 class NoImageLoadedError(LuoError):

@@ -12,19 +12,19 @@ import errno
 import os
 import threading
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Self, TypeVar, overload
 
+from pyluo import guards
 from pyluo._sys import Ioctl
 from pyluo._sys import preserve_many as preserve_in_one_call
 from pyluo.descriptor import Descriptor, OwnedFd
 from pyluo.errors import (
     KernelTooOldError,
     LuoError,
-    NotPreservableError,
     WrongSessionError,
     from_errno,
 )
-from pyluo.memfd import Seal, seals_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -152,14 +152,16 @@ class OutgoingSession(_Session):
             AlreadyPreservedError: EBUSY, in any session.
             NotPreservableError: ENOENT, the kernel has no support for this kind of file;
                 EOPNOTSUPP, its seals; EFBIG, its size; EINVAL, a noexec memfd refused by pyluo.
-            LuoError: EBADF; ENOMEM.
+            PreservedMemoryError: ENOMEM, refused by pyluo: the kernel would run out of memory.
+            LuoError: EBADF; ENOMEM, ENOSPC.
 
         Source: include/uapi/linux/liveupdate.h, LIVEUPDATE_SESSION_PRESERVE_FD. Linux 6.19.
         """
         number = _fileno(fd)
-        self._check(number, token, allow_noexec)
+        _check_token(token)
         with self._lock:
             session = self.fileno()
+            self._guard([number], [token], allow_noexec)
             try:
                 _PRESERVE_FD(session, fd=number, token=token)
             except LuoError as error:
@@ -180,10 +182,12 @@ class OutgoingSession(_Session):
         """
         tokens = list(files)
         numbers = [_fileno(fd) for fd in files.values()]
-        for token, number in zip(tokens, numbers, strict=True):
-            self._check(number, token, allow_noexec)
+        for token in tokens:
+            _check_token(token)
         with self._lock:
-            done, failure = preserve_in_one_call(self.fileno(), numbers, tokens)
+            session = self.fileno()
+            self._guard(numbers, tokens, allow_noexec)
+            done, failure = preserve_in_one_call(session, numbers, tokens)
             if failure:
                 error = self._refused(failure, numbers[done], tokens[done])
                 error.preserved = tuple(tokens[:done])
@@ -196,18 +200,12 @@ class OutgoingSession(_Session):
         """
         self._end()
 
-    def _check(self, fd: int, token: int, allow_noexec: bool) -> None:
-        """Refuses what the kernel would take and not give back."""
-        _check_token(token)
-        if not allow_noexec and seals_of(fd) & Seal.EXEC:
-            raise NotPreservableError(
-                errno.EINVAL,
-                _PRESERVE_FD.name,
-                self._about(fd, token) + ", sealed noexec",
-                "It would come back executable and sealed against writing; create it with MFD_EXEC "
-                "(vm.memfd_noexec=1 makes every other memfd such a one), or allow it with "
-                "allow_noexec=True",
-            )
+    def _guard(self, fds: list[int], tokens: list[int], allow_noexec: bool) -> None:
+        """Refuses what the kernel would take and not give back, before anything is done."""
+        if not allow_noexec:
+            for fd, token in zip(fds, tokens, strict=True):
+                guards.refuse_noexec(fd, partial(self._about, fd, token))
+        guards.refuse_overload(fds, self._subject)
 
     def _refused(self, number: int, fd: int, token: int) -> LuoError:
         return from_errno(number, _PRESERVE_FD.name, self._about(fd, token))

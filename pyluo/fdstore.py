@@ -1,0 +1,580 @@
+"""A session whose files have names, an order and metadata, and that can be carried on and on.
+
+What the store knows is kept in the session itself, in a memfd at token 0, which is right at every
+moment up to the jump: an entry is written down before it is preserved, as an intention, and again
+once it is in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import threading
+from contextlib import nullcontext
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
+
+from pyluo import contents, guards
+from pyluo._sys import raising
+from pyluo.contents import Contents, Entry
+from pyluo.descriptor import OwnedFd
+from pyluo.errors import FdStoreError, LuoError, TokenNotFoundError
+from pyluo.liveupdate import LiveUpdate
+from pyluo.memfd import Memfd
+from pyluo.session import IncomingSession, OutgoingSession
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping
+    from contextlib import AbstractContextManager
+    from types import TracebackType
+
+__all__ = ["FdStore"]
+
+_TABLE_TOKEN = 0
+_TABLE_SIZE = 1 << 16
+_TYPES: dict[str, type[OwnedFd]] = {"memfd": Memfd}
+
+F = TypeVar("F", bound=OwnedFd)
+
+
+class FdStore:
+    """Named descriptors that go through live updates together.
+
+    On the way out (`create`) entries are added and removed; after the jump (`retrieve`) they are
+    had back, and either the store is finished or `renew()` makes it ready for the next jump. The
+    store keeps descriptors of its own: what a caller passes in or gets out stays the caller's.
+
+    As a context manager an exception discards a store that was created, and leaves one that was
+    retrieved as it is, renewed or not; leaving normally finishes an incoming one. Safe to use from
+    several threads, which take turns.
+
+    Args:
+        session: an outgoing session without a file under token 0, or an incoming one that was a
+            store.
+        table_size: bytes kept for the table of contents, twice; some 120 bytes are used by each
+            entry, and what its metadata takes as JSON.
+
+    Raises:
+        FdStoreError: the table of an incoming session is damaged (EBADMSG) or newer than this
+            pyluo (EPROTONOSUPPORT), or there is none (ENOENT). Nothing is finished; the session is
+            on the exception.
+        TokenInUseError: the outgoing session has a file under token 0.
+    """
+
+    def __init__(
+        self, session: OutgoingSession | IncomingSession, *, table_size: int = _TABLE_SIZE
+    ) -> None:
+        self._files: dict[str, OwnedFd] = {}
+        self._table: _Table | None = None
+        self._lock = threading.RLock()
+        self._session = session
+        self._created = isinstance(session, OutgoingSession)
+        self._name = session.name
+        self._entries: dict[str, Entry] = {}
+        self._meta: dict[str, Any] = {}
+        self._table_size = table_size
+        self._retrieved: set[str] = set()
+        self._lost: tuple[str, ...] = ()
+        if isinstance(session, IncomingSession):
+            self._read_table(session)
+        else:
+            table = _Table(self._name, table_size)
+            try:
+                table.write(self._contents())
+                session.preserve(table.memfd, _TABLE_TOKEN)
+            except BaseException:
+                table.memfd.close()
+                raise
+            self._table = table
+
+    @classmethod
+    def create(
+        cls, name: str, *, device: LiveUpdate | None = None, table_size: int = _TABLE_SIZE
+    ) -> Self:
+        """An empty store in a new session, for the next live update.
+
+        Args:
+            name: of the session.
+            device: opened for the while of the call if it is not given.
+            table_size: as for the class.
+
+        Raises:
+            LuoError: as `LiveUpdate` and `LiveUpdate.create_session` do.
+        """
+        with _open(device) as luo:
+            session = luo.create_session(name)
+        try:
+            return cls(session, table_size=table_size)
+        except BaseException:
+            session.discard()
+            raise
+
+    @classmethod
+    def retrieve(cls, name: str, *, device: LiveUpdate | None = None) -> Self:
+        """The store of this name that the previous kernel handed over.
+
+        Raises:
+            LuoError: as `LiveUpdate` and `LiveUpdate.retrieve_session` do.
+            FdStoreError: as for the class.
+        """
+        with _open(device) as luo:
+            session = luo.retrieve_session(name)
+        return cls(session)
+
+    @property
+    def name(self) -> str:
+        """The name of the store's session."""
+        return self._name
+
+    @property
+    def session(self) -> OutgoingSession | IncomingSession:
+        """The session that holds the store now; `renew` and `remove` put another in its place."""
+        return self._session
+
+    @property
+    def incoming(self) -> bool:
+        """Whether the store came in from the previous kernel, and is not yet renewed."""
+        return isinstance(self._session, IncomingSession)
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """What is in the store, in order."""
+        with self._lock:
+            return tuple(self._entries.values())
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """A copy of the store's own metadata; `set_meta` changes it."""
+        with self._lock:
+            return dict(self._meta)
+
+    @property
+    def lost(self) -> tuple[str, ...]:
+        """Names that were about to be preserved when the jump came, and did not come along."""
+        return self._lost
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([entry.name for entry in self.entries])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __getitem__(self, name: str) -> OwnedFd:
+        return self.get(name)
+
+    @overload
+    def get(self, name: str) -> OwnedFd: ...
+
+    @overload
+    def get(self, name: str, type: type[F]) -> F: ...
+
+    def get(
+        self,
+        name: str,
+        type: type[OwnedFd] | None = None,  # noqa: A002
+    ) -> OwnedFd:
+        """A new descriptor of an entry, the caller's to close.
+
+        From an incoming store the files that it requires are retrieved before it.
+
+        Args:
+            name: of the entry.
+            type: what to make of the descriptor; without it, what was added: a `Memfd` for a file
+                with seals.
+
+        Raises:
+            KeyError: there is no such entry.
+            LuoError: as `IncomingSession.retrieve` does.
+        """
+        with self._lock:
+            entry = self._entries[name]
+            chosen = type or _TYPES.get(entry.kind, OwnedFd)
+            if name in self._files:
+                return _adopt(_duplicate(self._files[name]), chosen)
+            for needed in entry.requires:
+                if needed not in self._retrieved:
+                    self.get(needed, OwnedFd).close()
+            fd = self._incoming("get").retrieve(entry.token, chosen)
+            self._retrieved.add(name)
+            return fd
+
+    def add(
+        self,
+        name: str,
+        fd: OwnedFd | int,
+        *,
+        requires: Collection[str] = (),
+        meta: Mapping[str, Any] | None = None,
+        allow_noexec: bool = False,
+    ) -> Entry:
+        """Preserves a file under a name, after everything that is in the store already.
+
+        Args:
+            name: of the new entry.
+            fd: the file; the store keeps a descriptor of its own.
+            requires: names of entries that have to be retrieved before it, and finished after it.
+            meta: what to remember of it: whatever JSON carries.
+            allow_noexec: as for `OutgoingSession.preserve`.
+
+        Raises:
+            FdStoreError: EEXIST, the name is taken; ENOENT, something required is not in the
+                store; ENOSPC, the table of contents is full; EPERM, the store is incoming.
+            LuoError: as `OutgoingSession.preserve` does. The store is as it was then.
+        """
+        with self._lock:
+            session = self._outgoing("add")
+            if not name or name in self._entries:
+                raise self._refusal("add", errno.EEXIST, f"entry {name!r}", "Choose another name")
+            if missing := [needed for needed in requires if needed not in self._entries]:
+                raise self._refusal(
+                    "add", errno.ENOENT, f"entry {name!r} requires {missing}", "Add these first"
+                )
+            own = OwnedFd(_duplicate(fd))
+            try:
+                entry = Entry(
+                    name=name,
+                    token=max((entry.token for entry in self._entries.values()), default=0) + 1,
+                    kind="memfd" if _has_seals(own) else "file",
+                    requires=tuple(requires),
+                    meta=dict(meta or {}),
+                    settled=False,
+                )
+                self._write({**self._entries, name: entry})
+                try:
+                    session.preserve(own, entry.token, allow_noexec=allow_noexec)
+                except BaseException:
+                    self._write({key: old for key, old in self._entries.items() if key != name})
+                    raise
+            except BaseException:
+                own.close()
+                raise
+            self._files[name] = own
+            entry = dataclasses.replace(entry, settled=True)
+            self._write({**self._entries, name: entry})
+            return entry
+
+    def set_meta(self, meta: Mapping[str, Any], *, name: str | None = None) -> None:
+        """Replaces the metadata of the store, or of one entry.
+
+        Raises:
+            KeyError: there is no such entry.
+            FdStoreError: ENOSPC, the table is full; EPERM, the store is incoming. The metadata is
+                what it was.
+        """
+        with self._lock:
+            self._outgoing("set_meta")
+            if name is None:
+                self._write(self._entries, dict(meta))
+            else:
+                entry = dataclasses.replace(self._entries[name], meta=dict(meta))
+                self._write({**self._entries, name: entry})
+
+    def remove(self, name: str, *, device: LiveUpdate | None = None) -> None:
+        """Takes one entry out; its file is the caller's alone again.
+
+        The kernel gives up whole sessions only, so the session is discarded and made anew with the
+        rest: a jump in the meantime would find nothing. If that fails half-way, the store knows
+        what is not in, and `renew()` takes it up again.
+
+        Raises:
+            KeyError: there is no such entry.
+            FdStoreError: EBUSY, other entries require it; EPERM, the store is incoming.
+            DeviceBusyError: the device is open elsewhere; nothing was touched.
+            LuoError: as `OutgoingSession.preserve` does.
+        """
+        with self._lock:
+            self._outgoing("remove")
+            entry = self._entries[name]
+            if needing := [other.name for other in self.entries if name in other.requires]:
+                raise self._refusal(
+                    "remove", errno.EBUSY, f"entry {name!r}", f"Remove {needing} first"
+                )
+            with _open(device) as luo:
+                rest = {key: old for key, old in self._entries.items() if key != entry.name}
+                self._entries = rest
+                self._files.pop(name).close()
+                self._rebuild(luo)
+
+    def renew(
+        self,
+        *,
+        destroy: Collection[str] = (),
+        device: LiveUpdate | None = None,
+        allow_noexec: bool = False,
+    ) -> None:
+        """Carries everything on to the next live update, by the same names and in the same order.
+
+        Retrieves what was not yet, finishes the incoming session and preserves all of it in a new
+        one. Between the two this process alone has the files: they would go with it. On an
+        outgoing store it preserves what a failure left out, and is nothing otherwise.
+
+        Args:
+            destroy: names of entries to leave behind.
+            device: opened for the while of the call if it is not given.
+            allow_noexec: as for `OutgoingSession.preserve`.
+
+        Raises:
+            FdStoreError: ENOENT, no such entry to destroy; EBUSY, another entry requires it.
+            LuoError: a file could not be retrieved: nothing is finished yet, and `destroy` leaves
+                it behind. Or one could not be preserved: the store still has all the files, and
+                `renew` can be called again.
+        """
+        with self._lock:
+            if not isinstance(self._session, IncomingSession):
+                if destroy:
+                    raise self._refusal("renew", errno.EPERM, f"{destroy}", "Use remove()")
+                if self._session.closed:
+                    with _open(device) as luo:
+                        self._rebuild(luo, allow_noexec=allow_noexec)
+                else:
+                    self._preserve_rest(self._session, allow_noexec)
+                return
+            kept = self._without("renew", destroy)
+            for name in kept:
+                if name not in self._files:
+                    self._files[name] = self.get(name, OwnedFd)
+                if not allow_noexec:
+                    guards.refuse_noexec(
+                        self._files[name].fileno(), partial(str, f"entry {name!r}")
+                    )
+            with _open(device) as luo:
+                outgoing = luo.create_session(self._name)
+            table = _Table(self._name, self._table_size)
+            try:
+                unsettled = _unsettled(kept)
+                table.write(Contents(tuple(unsettled.values()), self._meta))
+                outgoing.preserve(table.memfd, _TABLE_TOKEN)
+                self._session.finish()
+            except BaseException:
+                outgoing.discard()
+                table.memfd.close()
+                raise
+            self._session, self._table, self._entries = outgoing, table, unsettled
+            self._retrieved.clear()
+            self._preserve_rest(outgoing, allow_noexec)
+
+    def finish(self, *, destroy: Collection[str] = ()) -> None:
+        """Ends an incoming store, in the reverse of its order; a second time does nothing.
+
+        Args:
+            destroy: names of entries that were not retrieved, and need not be.
+
+        Raises:
+            FdStoreError: EBUSY, entries would be destroyed that were neither retrieved through
+                this store nor named; ENOENT, a name is not in the store; EPERM, the store is
+                outgoing. Nothing is finished.
+            LuoError: as `IncomingSession.finish` does.
+        """
+        with self._lock:
+            session = self._incoming("finish")
+            if session.closed:
+                return
+            self._check_names("finish", destroy)
+            if left := [name for name in self if name not in {*self._retrieved, *destroy}]:
+                raise self._refusal(
+                    "finish",
+                    errno.EBUSY,
+                    f"entries {left} not retrieved",
+                    f"They would be destroyed: get() them, or say finish(destroy={left})",
+                )
+            session.finish()
+            self._release()
+
+    def discard(self) -> None:
+        """Gives an outgoing store up; the files stay with those who have them open.
+
+        The store's own descriptors are closed: of a renewed store, a file that nobody took out
+        with `get` is gone.
+
+        Raises:
+            FdStoreError: EPERM, the store is incoming.
+        """
+        with self._lock:
+            self._outgoing("discard").discard()
+            self._release()
+
+    def __enter__(self) -> Self:
+        self._session.fileno()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self.incoming and kind is None:
+            self.finish()
+        elif self._created and kind is not None:
+            self.discard()
+
+    def __del__(self) -> None:
+        # The session warns of itself; what is in it does not hang on these.
+        self._release()
+
+    def __repr__(self) -> str:
+        direction = "incoming" if self.incoming else "outgoing"
+        return f"<FdStore {self._name!r} {direction} entries={len(self)}>"
+
+    def _contents(self) -> Contents:
+        return Contents(tuple(self._entries.values()), self._meta)
+
+    def _read_table(self, session: IncomingSession) -> None:
+        """Takes the table's word, but for entries that were on their way in at the jump."""
+        try:
+            with session.retrieve(_TABLE_TOKEN, Memfd) as memfd:
+                self._table_size = memfd.size // 2
+                read, _, _ = contents.decode(memfd.read(memfd.size, 0))
+        except TokenNotFoundError as error:
+            refusal = self._refusal("retrieve", errno.ENOENT, "no table of contents", error.hint)
+            refusal.session = session
+            raise refusal from None
+        except FdStoreError as error:
+            error.session = session
+            raise
+        self._meta = read.meta
+        lost = []
+        for entry in read.entries:
+            try:
+                if not entry.settled:
+                    session.retrieve(entry.token).close()
+            except TokenNotFoundError:
+                lost.append(entry.name)
+                continue
+            self._entries[entry.name] = dataclasses.replace(
+                entry,
+                settled=True,
+                requires=tuple(name for name in entry.requires if name not in lost),
+            )
+        self._lost = tuple(lost)
+
+    def _write(self, entries: dict[str, Entry], meta: dict[str, Any] | None = None) -> None:
+        """Makes this the store's contents, in the table first."""
+        meta = self._meta if meta is None else meta
+        assert self._table is not None
+        self._table.write(Contents(tuple(entries.values()), meta))
+        self._entries, self._meta = entries, meta
+
+    def _rebuild(self, luo: LiveUpdate, *, allow_noexec: bool = True) -> None:
+        """A new session with the table and all entries; what was in the old one is allowed."""
+        assert isinstance(self._session, OutgoingSession)
+        assert self._table is not None
+        self._session.discard()
+        self._session = luo.create_session(self._name)
+        self._write(_unsettled(self._entries))
+        self._session.preserve(self._table.memfd, _TABLE_TOKEN)
+        self._preserve_rest(self._session, allow_noexec)
+
+    def _preserve_rest(self, session: OutgoingSession, allow_noexec: bool) -> None:
+        """Preserves the entries that are not in, in order; writes down those that are then."""
+        rest = [entry for entry in self.entries if not entry.settled]
+        files = {entry.token: self._files[entry.name] for entry in rest}
+        done: Collection[int] = files
+        try:
+            session.preserve_many(files, allow_noexec=allow_noexec)
+        except LuoError as error:
+            done = error.preserved
+            raise
+        finally:
+            self._write(
+                {
+                    name: dataclasses.replace(entry, settled=entry.settled or entry.token in done)
+                    for name, entry in self._entries.items()
+                }
+            )
+
+    def _without(self, operation: str, names: Collection[str]) -> dict[str, Entry]:
+        """The entries that stay when `names` go."""
+        self._check_names(operation, names)
+        kept = {name: entry for name, entry in self._entries.items() if name not in names}
+        for entry in kept.values():
+            if needed := set(entry.requires) & set(names):
+                raise self._refusal(
+                    operation,
+                    errno.EBUSY,
+                    f"entries {sorted(needed)}",
+                    f"Entry {entry.name!r} requires them",
+                )
+        return kept
+
+    def _check_names(self, operation: str, names: Collection[str]) -> None:
+        if unknown := [name for name in names if name not in self._entries]:
+            raise self._refusal(
+                operation, errno.ENOENT, f"entries {unknown}", f"The store has {list(self)}"
+            )
+
+    def _incoming(self, operation: str) -> IncomingSession:
+        if isinstance(self._session, IncomingSession):
+            return self._session
+        raise self._refusal(operation, errno.EPERM, "", "Only an incoming store can do this")
+
+    def _outgoing(self, operation: str) -> OutgoingSession:
+        if isinstance(self._session, OutgoingSession):
+            return self._session
+        raise self._refusal(
+            operation, errno.EPERM, "", "Only an outgoing store can do this: renew() it first"
+        )
+
+    def _refusal(self, operation: str, number: int, what: str, hint: str) -> FdStoreError:
+        subject = f"store {self._name!r}" + (f", {what}" if what else "")
+        return FdStoreError(number, f"FdStore.{operation}", subject, hint)
+
+    def _release(self) -> None:
+        """Closes the descriptors that are the store's own."""
+        files, self._files = self._files, {}
+        for file in files.values():
+            file.close()
+        table, self._table = self._table, None
+        if table is not None:
+            table.memfd.close()
+
+
+class _Table:
+    """The memfd of the table of contents, and which of its two slots is written next."""
+
+    def __init__(self, name: str, room: int) -> None:
+        self._room = room
+        self._generation = 0
+        self.memfd = Memfd.create(f"pyluo table of {name}"[:60], 2 * room)
+
+    def write(self, contents_now: Contents) -> None:
+        """Writes in place; until it is whole, the table before it counts."""
+        generation = self._generation + 1
+        slot = contents.encode(contents_now, generation, self._room)
+        self.memfd.write(slot, (generation % 2) * self._room)
+        self._generation = generation
+
+
+def _unsettled(entries: Mapping[str, Entry]) -> dict[str, Entry]:
+    return {name: dataclasses.replace(entry, settled=False) for name, entry in entries.items()}
+
+
+def _open(device: LiveUpdate | None) -> AbstractContextManager[LiveUpdate]:
+    """The device given, which stays open, or one of its own for the while."""
+    return nullcontext(device) if device is not None else LiveUpdate()
+
+
+def _duplicate(fd: OwnedFd | int) -> int:
+    number = fd if isinstance(fd, int) else fd.fileno()
+    with raising("dup", f"descriptor {number}"):
+        return os.dup(number)
+
+
+def _adopt(fd: int, kind: type[F]) -> F:
+    try:
+        return kind.from_fd(fd)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def _has_seals(fd: OwnedFd) -> bool:
+    try:
+        Memfd.from_fd(fd.fileno()).detach()
+    except LuoError:
+        return False
+    return True

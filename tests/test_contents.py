@@ -1,0 +1,173 @@
+"""The table of contents of a descriptor store: what is written, and whatever else may be read."""
+
+from __future__ import annotations
+
+import errno
+import json
+import struct
+import zlib
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyluo import FdStoreError
+from pyluo.contents import VERSION, Contents, Entry, decode, encode
+
+ROOM = 4096
+HEADER = struct.Struct("<8sIIQQ")
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8) | st.floats(allow_nan=False),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=8,
+)
+METADATA = st.dictionaries(st.text(max_size=8), JSON, max_size=3)
+
+
+@st.composite
+def any_contents(draw: st.DrawFn) -> Contents:
+    names = draw(st.lists(st.text(min_size=1, max_size=12), unique=True, max_size=5))
+    tokens = draw(
+        st.lists(st.integers(1, 2**64 - 1), unique=True, min_size=len(names), max_size=len(names))
+    )
+    entries = []
+    for position, (name, token) in enumerate(zip(names, tokens, strict=True)):
+        before = names[:position]
+        entries.append(
+            Entry(
+                name=name,
+                token=token,
+                kind=draw(st.sampled_from(["memfd", "file"])),
+                requires=tuple(draw(st.lists(st.sampled_from(before), unique=True)))
+                if before
+                else (),
+                meta=draw(METADATA),
+                settled=draw(st.booleans()),
+            )
+        )
+    return Contents(tuple(entries), draw(METADATA))
+
+
+def slot(text: bytes, *, version: int = VERSION, generation: int = 1) -> bytes:
+    """A slot that is whole, whatever is in it; written from the format's description."""
+    header = HEADER.pack(b"pyluoFDS", version, 0, generation, len(text))
+    check = zlib.crc32(text, zlib.crc32(header))
+    return HEADER.pack(b"pyluoFDS", version, check, generation, len(text)) + text
+
+
+def table(*slots: bytes, room: int = ROOM) -> bytes:
+    return b"".join(part.ljust(room, b"\0") for part in (*slots, b"")[:2])
+
+
+@given(any_contents(), st.integers(1, 2**63))
+def test_what_is_written_is_read_back(contents: Contents, generation: int) -> None:
+    written = encode(contents, generation, 1 << 16)
+    assert decode(table(written, room=1 << 16)) == (contents, generation, 0)
+    assert decode(table(b"", written, room=1 << 16)) == (contents, generation, 1)
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_make_anything_but_a_store_error(data: bytes) -> None:
+    with pytest.raises(FdStoreError) as caught:
+        decode(data)
+    assert caught.value.errno == errno.EBADMSG
+
+
+@given(st.binary(max_size=200) | JSON.map(lambda tree: json.dumps(tree).encode()))
+def test_no_text_in_a_whole_slot_makes_anything_but_a_store_error(text: bytes) -> None:
+    with pytest.raises(FdStoreError) as caught:
+        decode(table(slot(text)))
+    assert caught.value.errno == errno.EBADMSG
+
+
+ENTRY = {"name": "a", "token": 1, "kind": "file", "requires": [], "meta": {}, "settled": True}
+FIELDS = st.sampled_from(sorted(ENTRY))
+
+
+@given(field=FIELDS, value=JSON, version=st.integers(1, VERSION))
+def test_an_entry_of_other_types_is_read_or_refused_and_never_half_read(
+    field: str, value: Any, version: int
+) -> None:
+    text = json.dumps({"meta": {}, "entries": [ENTRY | {field: value}]}).encode()
+    try:
+        contents, _, _ = decode(table(slot(text, version=version)))
+    except FdStoreError:
+        return
+    (entry,) = contents.entries
+    assert entry.name
+    assert 0 < entry.token < 2**64
+    assert isinstance(entry.meta, dict)
+    assert isinstance(entry.settled, bool)
+    assert entry.requires == ()
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [ENTRY, ENTRY | {"token": 2}],
+        [ENTRY, ENTRY | {"name": "b"}],
+        [ENTRY | {"requires": ["b"]}, ENTRY | {"name": "b", "token": 2}],
+        [ENTRY | {"token": 0}],
+        [ENTRY | {"token": True}],
+        [ENTRY | {"token": 2**64}],
+        [{"name": "a", "token": 1}],
+    ],
+    ids=["name twice", "token twice", "order", "own token", "no number", "range", "fields"],
+)
+def test_a_table_that_contradicts_itself_is_refused(entries: list[dict[str, Any]]) -> None:
+    with pytest.raises(FdStoreError, match="cannot be understood"):
+        decode(table(slot(json.dumps({"meta": {}, "entries": entries}).encode())))
+
+
+def test_json_deeper_than_the_stack_is_damage() -> None:
+    deep = b'{"meta":' + b"[" * 100_000 + b"]" * 100_000 + b',"entries":[]}'
+    with pytest.raises(FdStoreError):
+        decode(table(slot(deep), room=1 << 20))
+
+
+def test_a_torn_write_leaves_the_table_before_it() -> None:
+    old = encode(Contents((Entry("a", 1),)), 7, ROOM)
+    new = encode(Contents((Entry("a", 1), Entry("b", 2))), 8, ROOM)
+    older = encode(Contents(()), 6, ROOM)
+    for length in range(len(new)):
+        torn = new[:length] + older[length:].ljust(ROOM - length, b"\0")
+        contents, generation, _ = decode(table(torn, old))
+        assert (contents.entries, generation) == ((Entry("a", 1),), 7)
+    assert decode(table(new, old))[1] == 8
+
+
+def test_a_flipped_bit_anywhere_is_noticed() -> None:
+    written = bytearray(encode(Contents((Entry("a", 1),)), 1, ROOM))
+    for position in range(len(written)):
+        written[position] ^= 1
+        with pytest.raises(FdStoreError):
+            decode(table(bytes(written)))
+        written[position] ^= 1
+
+
+def test_a_table_of_version_1_is_read() -> None:
+    text = json.dumps({"entries": [{"name": "ram", "token": 9, "meta": {"at": 1}}]}).encode()
+    contents, _, _ = decode(table(slot(text, version=1)))
+    assert contents == Contents((Entry("ram", 9, meta={"at": 1}),))
+
+
+@pytest.mark.parametrize("text", [b"{}", b"\xff not json"])
+def test_a_newer_version_is_named_and_not_looked_into(text: bytes) -> None:
+    old = encode(Contents(), 1, ROOM)
+    with pytest.raises(FdStoreError, match=f"version {VERSION + 1}") as caught:
+        decode(table(slot(text, version=VERSION + 1, generation=2), old))
+    assert caught.value.errno == errno.EPROTONOSUPPORT
+
+
+def test_a_table_that_does_not_fit_is_refused_before_it_is_written() -> None:
+    with pytest.raises(FdStoreError, match="table_size") as caught:
+        encode(Contents((Entry("n" * ROOM, 1),)), 1, ROOM)
+    assert caught.value.errno == errno.ENOSPC
+
+
+@pytest.mark.parametrize("meta", [{"a": object()}, {"a": float("nan")}])
+def test_metadata_that_json_cannot_carry_is_refused(meta: dict[str, Any]) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        encode(Contents(meta=meta), 1, ROOM)

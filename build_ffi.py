@@ -20,6 +20,7 @@ int pyluo_preserve_many(int session, size_t count, const int32_t *fds, const uin
                         size_t *preserved);
 int pyluo_kexec_file_load(int kernel, int initrd, size_t cmdline_length, const char *cmdline,
                           unsigned long flags);
+int pyluo_kexec_load(unsigned long flags);
 int pyluo_reboot(unsigned int command);
 int pyluo_mount(const char *source, const char *target, const char *type, unsigned long flags,
                 const char *options);
@@ -58,6 +59,11 @@ static int pyluo_kexec_file_load(int kernel, int initrd, size_t cmdline_length,
                                  const char *cmdline, unsigned long flags)
 {
     return syscall(SYS_kexec_file_load, kernel, initrd, cmdline_length, cmdline, flags);
+}
+
+static int pyluo_kexec_load(unsigned long flags)
+{
+    return syscall(SYS_kexec_load, 0, 0, NULL, flags);
 }
 
 static int pyluo_reboot(unsigned int command)

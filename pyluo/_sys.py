@@ -21,6 +21,7 @@ __all__ = [
     "Reply",
     "constant",
     "kexec_file_load",
+    "kexec_load_exists",
     "mount",
     "preserve_many",
     "raising",
@@ -135,6 +136,14 @@ def kexec_file_load(kernel: int, initrd: int, cmdline: bytes, flags: int, subjec
         subject,
         lambda: lib.pyluo_kexec_file_load(kernel, initrd, length, cmdline, flags),
     )
+
+
+def kexec_load_exists() -> bool:
+    """Whether this kernel has kexec_load(2), which refuses flags that no kernel knows.
+
+    It counts as a try where kernel.kexec_load_limit_reboot is set.
+    """
+    return lib.pyluo_kexec_load(0xFFFF) == 0 or ffi.errno != errno.ENOSYS
 
 
 def reboot(command: int) -> None:

@@ -14,6 +14,7 @@ __all__ = [
     "AlreadyPreservedError",
     "DeviceBusyError",
     "FdStoreError",
+    "HandoverError",
     "ImageRejectedError",
     "IncomingStateError",
     "KernelTooOldError",
@@ -55,7 +56,8 @@ class LuoError(OSError):
         super().__init__(errno, os.strerror(errno))
         self.operation = operation
         self.subject = subject
-        self.hint = hint or self.default_hint
+        # The release is of the kernel that answered, also when the error crosses to another.
+        self.hint = (hint or self.default_hint).replace("{release}", os.uname().release)
 
     def __str__(self) -> str:
         on = f" on {self.subject}" if self.subject else ""
@@ -104,7 +106,7 @@ class LuoPermissionError(LuoError, PermissionError):
 class KernelTooOldError(LuoError):
     """The running kernel does not know this request, or a field of it."""
 
-    default_hint = "This kernel is older than the request"
+    default_hint = "Linux {release} is older than the request"
 
 
 class SessionNameError(LuoError, ValueError):
@@ -149,7 +151,10 @@ class AlreadyPreservedError(LuoError):
 class NotPreservableError(LuoError):
     """The kernel has no live update support for this kind of file."""
 
-    default_hint = "The kernel preserves memfds and unnamed files of a tmpfs, without huge pages"
+    default_hint = (
+        "Linux {release} has no live update support for this kind of file; `pyluo probe` lists the "
+        "kinds that it has support for"
+    )
 
 
 class PreservedMemoryError(LuoError, MemoryError):
@@ -197,11 +202,18 @@ class FdStoreError(LuoError):
             process with the exception.
     """
 
+    default_hint = "Nothing was finished, and nothing is lost"
     session: Any = None
 
     def __reduce__(self) -> tuple[type[LuoError], tuple[Any, ...], dict[str, Any]]:
         kind, arguments, state = super().__reduce__()
         return kind, arguments, {name: item for name, item in state.items() if name != "session"}
+
+
+class HandoverError(LuoError):
+    """The next kernel would take nothing over, or may not; refused by pyluo."""
+
+    default_hint = "What is preserved would be lost"
 
 
 class NoImageLoadedError(LuoError):
@@ -263,7 +275,13 @@ _HINTS: dict[tuple[str, int], str] = {
         "Preserving allocates every page of the file, holes too: free memory, or preserve less"
     ),
     ("LIVEUPDATE_SESSION_GET_NAME", _errno.EINVAL): (
-        "Sessions have told their names by ioctl since Linux 7.2"
+        "Sessions tell their names by ioctl since Linux 7.2, and this is {release}"
+    ),
+    ("LIVEUPDATE_SESSION_PRESERVE_FD", _errno.ENOSPC): (
+        "Linux {release} has no room for a further file in this session"
+    ),
+    ("LIVEUPDATE_SESSION_FINISH", _errno.EBUSY): (
+        "The kernel still needs one of the files; nothing is finished, and it may be tried again"
     ),
     ("kexec_file_load", _errno.ENOSYS): "The kernel needs CONFIG_KEXEC_FILE=y",
     ("kexec_file_load", _errno.EPERM): (

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pyluo.cmdline import switch
 from pyluo.kernel_log import KernelLog
 from pyluo.liveupdate import DEVICE
 
@@ -112,13 +113,13 @@ def _obstacles(release: str) -> Iterator[Obstacle]:
         cmdline = Path("/proc/cmdline").read_text().split()
     except OSError:
         cmdline = []
-    if not _switch("liveupdate", cmdline, default=False):
+    if not switch("liveupdate", cmdline, default=False):
         yield Obstacle(
             "the kernel command line lacks liveupdate=on",
             "boot again with `kho=on liveupdate=on` on it, and without liveupdate=off",
         )
     by_default = "\nCONFIG_KEXEC_HANDOVER_ENABLE_DEFAULT=y\n" in config
-    if not _switch("kho", cmdline, default=by_default):
+    if not switch("kho", cmdline, default=by_default):
         off = by_default or any(word.startswith("kho=") for word in cmdline)
         yield Obstacle(
             "the kernel command line has kho=off"
@@ -126,13 +127,6 @@ def _obstacles(release: str) -> Iterator[Obstacle]:
             else "the kernel command line lacks kho=on",
             "boot again with `kho=on liveupdate=on` on it",
         )
-
-
-def _switch(name: str, cmdline: list[str], *, default: bool) -> bool:
-    """What a switch on the command line is set to, as the kernel reads it: the last one counts."""
-    values = [word.partition("=")[2] for word in cmdline if word.startswith(f"{name}=")]
-    # lib/kstrtox.c, kstrtobool(): one letter decides, or two.
-    return values[-1].lower().startswith(("1", "e", "on", "t", "y")) if values else default
 
 
 def _config(release: str) -> str:

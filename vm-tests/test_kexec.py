@@ -20,7 +20,7 @@ GARBAGE = Path("/run/garbage")
 
 def test_an_image_is_loaded_and_dropped(shared_vm: VM) -> None:
     assert not shared_vm.call(kexec.loaded)
-    shared_vm.call(kexec.load, os.fspath(shared_vm.kernel.image), cmdline="kho=on")
+    shared_vm.call(kexec.load, os.fspath(shared_vm.kernel.image), reuse_cmdline=True)
     assert shared_vm.call(kexec.loaded)
     shared_vm.call(kexec.unload)
     assert not shared_vm.call(kexec.loaded)

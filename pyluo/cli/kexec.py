@@ -26,13 +26,24 @@ def add_parser(commands: Commands) -> None:
     line = load.add_mutually_exclusive_group(required=True)
     line.add_argument("--cmdline", metavar="TEXT", help="the next kernel's command line")
     line.add_argument("--reuse-cmdline", action="store_true", help="that of the running kernel")
+    load.add_argument(
+        "--no-handover",
+        action="store_true",
+        help="load it even if its command line turns live update off",
+    )
     load.set_defaults(run=_load)
     for name, run, text in (
         ("loaded", _loaded, "exit 0 if an image is loaded, else 1"),
         ("unload", _unload, "drop the loaded image"),
-        ("reboot", _reboot, "jump now, ending no process; open outgoing sessions go over"),
     ):
         actions.add_parser(name, help=text).set_defaults(run=run)
+    reboot = actions.add_parser(
+        "reboot", help="jump now, ending no process; open outgoing sessions go over"
+    )
+    reboot.add_argument(
+        "--trust-image", action="store_true", help="jump into an image that pyluo did not load"
+    )
+    reboot.set_defaults(run=_reboot)
 
 
 def _load(arguments: argparse.Namespace) -> int:
@@ -41,6 +52,7 @@ def _load(arguments: argparse.Namespace) -> int:
         initrd=arguments.initrd,
         cmdline=arguments.cmdline,
         reuse_cmdline=arguments.reuse_cmdline,
+        handover=not arguments.no_handover,
     )
     return PASSED
 
@@ -57,5 +69,5 @@ def _unload(arguments: argparse.Namespace) -> int:
 
 
 def _reboot(arguments: argparse.Namespace) -> int:
-    kexec.reboot()
+    kexec.reboot(trust_image=arguments.trust_image)
     return FAILED

@@ -1,0 +1,24 @@
+"""A kernel's command line, read as the kernel reads it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["switch"]
+
+
+def switch(name: str, words: Sequence[str], *, default: bool) -> bool:
+    """What a switch is set to: the last one counts.
+
+    Args:
+        name: of the switch, such as ``liveupdate``.
+        words: of the command line.
+        default: what counts when it is not there.
+
+    Source: lib/kstrtox.c, kstrtobool(): one letter decides, or two.
+    """
+    values = [word.partition("=")[2] for word in words if word.startswith(f"{name}=")]
+    return values[-1].lower().startswith(("1", "e", "on", "t", "y")) if values else default

@@ -1,0 +1,142 @@
+"""Raw requests, past what pyluo checks first. Imports nothing but pyluo and the stdlib."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pyluo import IncomingSession, LiveUpdate, LuoError, Memfd, OutgoingSession
+from pyluo._sys import Ioctl
+
+CREATE = Ioctl("LIVEUPDATE_IOCTL_CREATE_SESSION", "liveupdate_ioctl_create_session")
+RETRIEVE = Ioctl("LIVEUPDATE_IOCTL_RETRIEVE_SESSION", "liveupdate_ioctl_retrieve_session")
+PRESERVE_FD = Ioctl("LIVEUPDATE_SESSION_PRESERVE_FD", "liveupdate_session_preserve_fd")
+RETRIEVE_FD = Ioctl("LIVEUPDATE_SESSION_RETRIEVE_FD", "liveupdate_session_retrieve_fd")
+FINISH = Ioctl("LIVEUPDATE_SESSION_FINISH", "liveupdate_session_finish")
+GET_NAME = Ioctl("LIVEUPDATE_SESSION_GET_NAME", "liveupdate_session_get_name")
+
+Answer = tuple[str, int | None]
+
+
+def answer(request: Ioctl, on: int, /, **fields: int | bytes) -> Answer:
+    """The class and the errno of what came of a request; ("", 0) when it was carried out."""
+    try:
+        request(on, "", **fields)
+    except LuoError as error:
+        return type(error).__name__, error.errno
+    return "", 0
+
+
+def retrieve(name: str) -> IncomingSession:
+    with LiveUpdate() as device:
+        return device.retrieve_session(name)
+
+
+def ask_incoming(name: str) -> dict[str, Answer]:
+    """What an incoming session answers to each request, in an order that spares the next."""
+    session = retrieve(name)
+    fd = session.fileno()
+    with Memfd.create("x", 4096) as memfd:
+        answers = {
+            "preserve": answer(PRESERVE_FD, fd, fd=memfd.fileno(), token=9),
+            "unknown token": answer(RETRIEVE_FD, fd, fd=-1, token=99),
+            "name": answer(GET_NAME, fd),
+            "reserved": answer(FINISH, fd, reserved=1),
+            "still there": answer(RETRIEVE_FD, fd, fd=-1, token=1),
+            "finish": answer(FINISH, fd),
+            "finish again": answer(FINISH, fd),
+            "after the finish": answer(RETRIEVE_FD, fd, fd=-1, token=1),
+        }
+    os.close(session.detach())
+    return answers
+
+
+def ask_for_it_twice(name: str) -> list[Answer]:
+    encoded = name.encode()
+    with LiveUpdate() as device:
+        fd = device.retrieve_session(name)
+        answers = [answer(RETRIEVE, device.fileno(), fd=-1, name=encoded)]
+        fd.finish()
+        answers.append(answer(RETRIEVE, device.fileno(), fd=-1, name=encoded))
+    return answers
+
+
+def tails(name: str) -> tuple[int, int, bool]:
+    """The errnos for an unknown field, on an incoming and an outgoing session; all kept then."""
+    incoming = retrieve(name)
+    with LiveUpdate() as device, Memfd.create("x", 4096) as memfd:
+        outgoing = device.create_session("tails")
+        outgoing.preserve(memfd, 1)
+        errnos = (
+            RETRIEVE_FD.refusal_of_a_tail(incoming.fileno()),
+            RETRIEVE_FD.refusal_of_a_tail(outgoing.fileno()),
+        )
+        with incoming.retrieve(1, Memfd) as kept:
+            whole = kept.size == 4096
+        try:
+            memfd.resize(8192)
+            whole = False
+        except LuoError:
+            outgoing.discard()
+    incoming.finish()
+    return *errnos, whole
+
+
+def preserve_named(names: list[str]) -> list[OutgoingSession]:
+    sessions = []
+    with LiveUpdate() as device:
+        for name in names:
+            sessions.append(device.create_session(name))
+            with Memfd.create("ram", 4096) as memfd:
+                memfd.write(name.encode(), 0)
+                sessions[-1].preserve(memfd, 1)
+    return sessions
+
+
+def allow_faults() -> None:
+    """Lets the allocations fail that /proc/self/fail-nth counts."""
+    folder = Path("/sys/kernel/debug/failslab")
+    if not folder.exists():
+        from pyluo import _sys
+
+        _sys.mount("debugfs", "/sys/kernel/debug", "debugfs")
+    (folder / "ignore-gfp-wait").write_text("N")
+
+
+def open_with_a_fault() -> list[Answer]:
+    """What two opens of the device answer, the first of which runs out of memory on the way."""
+    allow_faults()
+    answers = []
+    for fault in (True, False):
+        answers.append(_open_device(fault))
+    return answers
+
+
+def _open_device(fault: bool) -> Answer:
+    for nth in range(1, 30) if fault else (0,):
+        Path("/proc/thread-self/fail-nth").write_text(str(nth))
+        try:
+            LiveUpdate().close()
+        except LuoError as error:
+            if type(error) is not LuoError:
+                return type(error).__name__, error.errno
+        finally:
+            Path("/proc/thread-self/fail-nth").write_text("0")
+    return "", 0
+
+
+def retrieve_with_a_fault(name: str) -> list[Answer]:
+    """What retrieving one file answers: under a fault, and twice without one."""
+    allow_faults()
+    session = retrieve(name)
+    answers = []
+    for nth in range(1, 60):
+        Path("/proc/thread-self/fail-nth").write_text(str(nth))
+        answers.append(answer(RETRIEVE_FD, session.fileno(), fd=-1, token=1))
+        Path("/proc/thread-self/fail-nth").write_text("0")
+        after = answer(RETRIEVE_FD, session.fileno(), fd=-1, token=1)
+        if after != ("", 0):
+            break
+    answers += [after, answer(RETRIEVE_FD, session.fileno(), fd=-1, token=1)]
+    session.finish()
+    return answers[-3:]

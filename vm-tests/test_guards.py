@@ -1,0 +1,162 @@
+"""What pyluo refuses before the kernel can lose it, or die of it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+import guest_files
+import pytest
+
+from pyluo import (
+    HandoverError,
+    LiveUpdate,
+    Memfd,
+    OutgoingSession,
+    PreservedMemoryError,
+    guards,
+    kexec,
+)
+from pyluo.vm import VM, GuestCrash, HarnessError
+
+if TYPE_CHECKING:
+    from pyluo.vm import Kernel
+
+
+@pytest.mark.parametrize("memory", [512 << 20, 1 << 30])
+def test_all_that_pyluo_preserves_the_next_kernel_can_carry(kernel: Kernel, memory: int) -> None:
+    with VM(kernel, memory=memory) as vm:
+        filled = vm.hold(fill_up)
+        refusal, size = vm.call(what_filled, filled)
+        assert "64 MiB beyond them are left to the kernel" in refusal
+        vm.live_update()
+        assert vm.call(count_preserved) == size
+        assert size > memory // 4
+
+
+def test_without_the_guard_the_kernel_dies_of_it(vm: VM) -> None:
+    with pytest.raises(GuestCrash):
+        vm.call(fill_up, guarded=False)
+
+
+def test_pages_that_lie_in_scratch_memory_count_as_well(kernel: Kernel) -> None:
+    """A file that was filled before it is preserved has pages there, and they have to move out."""
+    with VM(kernel, memory=1 << 30) as vm:
+        assert "MiB to allocate" in vm.call(preserve_a_filled_file)
+        assert vm.call(count_sessions) == 1
+
+
+@pytest.mark.in_guest
+def test_a_file_that_was_refused_for_its_size_is_as_it_was() -> None:
+    with LiveUpdate() as device, Memfd.create("sparse", 1 << 40) as sparse:
+        session = device.create_session("s")
+        with pytest.raises(PreservedMemoryError) as caught:
+            session.preserve(sparse, 1)
+        assert caught.value.errno == errno.ENOMEM
+        assert isinstance(caught.value, MemoryError)
+        assert os.fstat(sparse.fileno()).st_blocks == 0
+        sparse.resize(4096)
+        session.preserve(sparse, 1)
+        with Memfd.create("second", 1 << 40) as second, pytest.raises(PreservedMemoryError):
+            session.preserve_many({2: second})
+        session.discard()
+
+
+@pytest.mark.parametrize("cmdline", ["", "kho=on", "kho=on liveupdate=on liveupdate=off", "kho=0"])
+def test_a_command_line_that_would_lose_everything_is_refused(shared_vm: VM, cmdline: str) -> None:
+    image = os.fspath(shared_vm.kernel.image)
+    with pytest.raises(HandoverError, match="take nothing over"):
+        shared_vm.call(kexec.load, image, cmdline=cmdline)
+    assert not shared_vm.call(kexec.loaded)
+    shared_vm.call(kexec.load, image, cmdline=cmdline, handover=False)
+    shared_vm.call(kexec.unload)
+
+
+def test_an_image_of_unknown_origin_is_not_jumped_into_unless_trusted() -> None:
+    with VM("selftest") as vm:
+        vm.hold(guest_files.preserve, "vm0", 4096)
+        vm.call(load_the_old_way)
+        assert vm.call(kexec.loaded)
+        with pytest.raises(HandoverError, match="trust_image"):
+            vm.call(kexec.reboot)
+        assert vm.call(guest_files.existing, ["/run/pyluo/image"]) == []
+        cmdline = vm.run(["cat", "/proc/cmdline"]).stdout.decode().strip()
+        vm.call(kexec.load, os.fspath(vm.kernel.image), cmdline=cmdline)
+        with pytest.raises(HarnessError, match="booted again"):
+            vm.call(kexec.reboot)
+        assert vm.call(guest_files.look, "vm0")[0]
+
+
+def fill_up(*, guarded: bool = True) -> tuple[OutgoingSession, str, int]:
+    """Preserves ever smaller files until that is refused."""
+    with LiveUpdate() as device:
+        session = device.create_session("fill")
+    if not guarded:
+        guards.RESERVE = -(1 << 40)
+    size, token, total, refusal = 64 << 20, 0, 0, ""
+    while size >= 1 << 20:
+        with Memfd.create("part", size) as part:
+            try:
+                session.preserve(part, token)
+            except PreservedMemoryError as error:
+                refusal = str(error)
+                size //= 2
+                continue
+        token, total = token + 1, total + size
+    return session, refusal, total
+
+
+def what_filled(filled: tuple[OutgoingSession, str, int]) -> tuple[str, int]:
+    return filled[1], filled[2]
+
+
+def count_preserved() -> int:
+    from pyluo import TokenNotFoundError
+
+    total = 0
+    with LiveUpdate() as device, device.retrieve_session("fill") as session:
+        for token in range(1000):
+            try:
+                with session.retrieve(token, Memfd) as part:
+                    total += part.size
+            except TokenNotFoundError:
+                break
+    return total
+
+
+def preserve_a_filled_file() -> str:
+    """Fills all memory but a little with one file, so that it reaches into scratch memory."""
+    total = guards._meminfo()["MemAvailable"] - (48 << 20)
+    ram = Memfd.create("ram", total // 4096 * 4096)
+    chunk = b"\x5a" * (1 << 20)
+    for offset in range(0, ram.size - len(chunk), len(chunk)):
+        ram.write(chunk, offset)
+    with LiveUpdate() as device:
+        session = device.create_session("s")
+    try:
+        session.preserve(ram, 1)
+    except PreservedMemoryError as error:
+        return str(error)
+    finally:
+        session.discard()
+        ram.close()
+    return ""
+
+
+def count_sessions() -> int:
+    with LiveUpdate() as device:
+        device.create_session("s").discard()
+    return 1
+
+
+def load_the_old_way() -> None:
+    """Loads one page of nothing by kexec_load(2)."""
+    import ctypes
+
+    page = ctypes.create_string_buffer(4096)
+    segment = (ctypes.c_size_t * 4)(ctypes.addressof(page), 4096, 0x4000000, 4096)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syscall(246, 0x4000000, 1, segment, 62 << 16):
+        raise OSError(ctypes.get_errno(), "kexec_load")
+

@@ -32,7 +32,7 @@ from pyluo.errors import (
 )
 from pyluo.liveupdate import LiveUpdate
 from pyluo.memfd import Memfd, Seal
-from pyluo.session import IncomingSession, OutgoingSession
+from pyluo.session import IncomingSession, OutgoingSession, session_from_fd
 
 __all__ = [
     "AlreadyPreservedError",
@@ -66,6 +66,7 @@ __all__ = [
     "WrongSessionError",
     "kexec",
     "kho",
+    "session_from_fd",
 ]
 
 if TYPE_CHECKING:

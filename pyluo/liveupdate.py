@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from typing import Self
 
 from pyluo._sys import Ioctl, constant, raising
@@ -23,8 +24,8 @@ _NAME_LIMIT = constant("LIVEUPDATE_SESSION_NAME_LENGTH") - 1
 class LiveUpdate(OwnedFd):
     """The one open file of the device that the system allows at a time.
 
-    Closing it loses nothing: sessions live by their own descriptors. Requests of several threads
-    may run at once.
+    Closing it loses nothing: sessions live by their own descriptors. Safe to use from several
+    threads, which take turns.
 
     Args:
         path: the device.
@@ -38,11 +39,12 @@ class LiveUpdate(OwnedFd):
     Source: kernel/liveupdate/luo_core.c, luo_open(). Linux 6.19.
     """
 
-    __slots__ = ()
+    __slots__ = ("_lock",)
 
     def __init__(self, path: str | os.PathLike[str] = DEVICE) -> None:
         with raising("open", os.fspath(path)):
             super().__init__(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+        self._lock = threading.Lock()
 
     @classmethod
     def from_fd(cls, fd: int) -> Self:
@@ -59,7 +61,13 @@ class LiveUpdate(OwnedFd):
             raise from_errno(errno.ENODEV, "from_fd", f"descriptor {fd}")
         self = cls.__new__(cls)
         OwnedFd.__init__(self, fd)
+        self._lock = threading.Lock()
         return self
+
+    def close(self) -> None:
+        """Closes the device, for another to open it; a second time does nothing."""
+        with self._lock:
+            super().close()
 
     def create_session(self, name: str) -> OutgoingSession:
         """A new session, to be carried over by the next live update.
@@ -75,7 +83,8 @@ class LiveUpdate(OwnedFd):
         Source: include/uapi/linux/liveupdate.h, LIVEUPDATE_IOCTL_CREATE_SESSION. Linux 6.19.
         """
         encoded = _encode(name, _CREATE_SESSION.name)
-        reply = _CREATE_SESSION(self.fileno(), f"session {name!r}", fd=-1, name=encoded)
+        with self._lock:
+            reply = _CREATE_SESSION(self.fileno(), f"session {name!r}", fd=-1, name=encoded)
         return OutgoingSession(reply.integer("fd"), name)
 
     def retrieve_session(self, name: str) -> IncomingSession:
@@ -89,7 +98,8 @@ class LiveUpdate(OwnedFd):
         Source: include/uapi/linux/liveupdate.h, LIVEUPDATE_IOCTL_RETRIEVE_SESSION. Linux 6.19.
         """
         encoded = _encode(name, _RETRIEVE_SESSION.name)
-        reply = _RETRIEVE_SESSION(self.fileno(), f"session {name!r}", fd=-1, name=encoded)
+        with self._lock:
+            reply = _RETRIEVE_SESSION(self.fileno(), f"session {name!r}", fd=-1, name=encoded)
         return IncomingSession(reply.integer("fd"), name)
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
 
-__all__ = ["IncomingSession", "OutgoingSession"]
+__all__ = ["IncomingSession", "OutgoingSession", "session_from_fd"]
 
 _PRESERVE_FD = Ioctl("LIVEUPDATE_SESSION_PRESERVE_FD", "liveupdate_session_preserve_fd")
 _RETRIEVE_FD = Ioctl("LIVEUPDATE_SESSION_RETRIEVE_FD", "liveupdate_session_retrieve_fd")
@@ -54,22 +54,22 @@ class _Session(Descriptor):
         self._name = name
 
     @classmethod
-    def from_fd(cls, fd: int) -> Self:
+    def from_fd(cls, fd: int, *, trusted: bool = False) -> Self:
         """Takes over the descriptor of a session, as received from another process.
+
+        Args:
+            fd: the descriptor.
+            trusted: take the caller's word for the direction, as kernels before 7.2 need.
 
         Raises:
             KernelTooOldError: EINVAL, the kernel cannot tell the directions apart. Linux 7.2.
             WrongSessionError: it is a session of the other direction, or none at all; the
                 descriptor stays the caller's, and the session as it was.
         """
-        if not _link(fd).startswith(_LINK):
-            raise WrongSessionError(
-                errno.EINVAL, "from_fd", f"descriptor {fd}", f"It is {kind_of_file(fd)}, no session"
-            )
-        name = _GET_NAME(fd, f"descriptor {fd}").text("name")
-        # The direction is checked before the tail, and either refusal changes nothing.
-        incoming = _RETRIEVE_FD.refusal_of_a_tail(fd) == errno.E2BIG
-        direction = "incoming" if incoming else "outgoing"
+        if trusted:
+            _check_link(fd)
+            return cls(fd)
+        name, direction = _name_of(fd), _direction_of(fd)
         if direction != cls._direction:
             raise WrongSessionError(
                 errno.EINVAL,
@@ -305,6 +305,35 @@ class IncomingSession(_Session):
     ) -> None:
         if kind is None:
             self.finish()
+
+
+def session_from_fd(fd: int) -> OutgoingSession | IncomingSession:
+    """Takes over the descriptor of a session, whichever its direction.
+
+    Raises:
+        KernelTooOldError: EINVAL, the kernel cannot tell the directions apart. Linux 7.2.
+        WrongSessionError: it is no session; it stays the caller's.
+    """
+    name = _name_of(fd)
+    kind = IncomingSession if _direction_of(fd) == "incoming" else OutgoingSession
+    return kind(fd, name)
+
+
+def _name_of(fd: int) -> str:
+    _check_link(fd)
+    return _GET_NAME(fd, f"descriptor {fd}").text("name")
+
+
+def _check_link(fd: int) -> None:
+    if not _link(fd).startswith(_LINK):
+        raise WrongSessionError(
+            errno.EINVAL, "from_fd", f"descriptor {fd}", f"It is {kind_of_file(fd)}, no session"
+        )
+
+
+def _direction_of(fd: int) -> str:
+    """Since 7.2 the direction is checked before the tail, and either refusal changes nothing."""
+    return "incoming" if _RETRIEVE_FD.refusal_of_a_tail(fd) == errno.E2BIG else "outgoing"
 
 
 def kind_of_file(fd: int) -> str:

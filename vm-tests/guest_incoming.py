@@ -20,6 +20,7 @@ from pyluo import (
     SessionRetrievedError,
     TokenNotFoundError,
     WrongSessionError,
+    session_from_fd,
 )
 
 
@@ -166,3 +167,39 @@ def drop_without_a_word(name: str) -> tuple[bool, bool]:
     warned = [warning.category for warning in caught] == [ResourceWarning]
     with IncomingSession.from_fd(fd) as again, again.retrieve(1, Memfd) as ram:
         return warned, ram.size == 4096
+
+
+def adopt_either(name: str) -> list[str]:
+    """The types that a session of each direction is adopted as."""
+    incoming = retrieve(name)
+    with LiveUpdate() as device:
+        outgoing = device.create_session(name)
+    adopted = [session_from_fd(incoming.detach()), session_from_fd(outgoing.detach())]
+    kinds = [type(session).__name__ for session in adopted]
+    trusted = IncomingSession.from_fd(adopted[0].detach(), trusted=True)
+    kinds.append(trusted.name)
+    trusted.finish()
+    OutgoingSession.from_fd(adopted[1].detach(), trusted=True).discard()
+    return kinds
+
+
+def retrieve_from_many_threads(name: str) -> tuple[int, int, bool]:
+    """How many of 64 retrievals came before the finish, how many after it; all told apart."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    session = retrieve(name)
+
+    def attempt(number: int) -> str:
+        if number == 40:
+            session.finish()
+        try:
+            session.retrieve(1).close()
+        except ValueError:
+            return "closed"
+        except TokenNotFoundError:
+            return "finished"
+        return "retrieved"
+
+    with ThreadPoolExecutor(8) as pool:
+        outcomes = list(pool.map(attempt, range(64)))
+    return outcomes.count("retrieved"), outcomes.count("closed"), session.closed

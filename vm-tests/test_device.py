@@ -253,3 +253,25 @@ def test_many_threads_may_use_one_session_while_one_of_them_discards_it() -> Non
         device.create_session("s").discard()
         for memfd in memfds:
             memfd.close()
+
+
+def test_many_threads_may_use_the_device_while_one_of_them_closes_it() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    device = LiveUpdate()
+
+    def create(number: int) -> OutgoingSession | None:
+        if number == 40:
+            device.close()
+        try:
+            return device.create_session(f"s{number}")
+        except ValueError:
+            return None
+
+    with ThreadPoolExecutor(8) as pool:
+        sessions = [session for session in pool.map(create, range(64)) if session is not None]
+    assert device.closed
+    assert 0 < len(sessions) < 64
+    for session in sessions:
+        session.discard()
+    LiveUpdate().close()

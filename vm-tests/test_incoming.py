@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from pyluo.vm import Kernel
 
-NAMES = [f"s{number}" for number in range(10)]
+NAMES = [f"s{number}" for number in range(12)]
 
 
 @pytest.fixture(scope="module")
@@ -63,3 +63,19 @@ def test_a_file_of_another_kind_than_expected_stays_in_the_session(landed: VM) -
 
 def test_a_session_dropped_without_a_word_stays_open_and_warns(landed: VM) -> None:
     assert landed.call(guest_incoming.drop_without_a_word, "s9") == (True, True)
+
+
+def test_a_descriptor_is_adopted_as_the_session_that_it_is(landed: VM) -> None:
+    assert landed.call(guest_incoming.adopt_either, "s10") == [
+        "IncomingSession",
+        "OutgoingSession",
+        "s10",
+    ]
+
+
+def test_many_threads_may_use_an_incoming_session_while_one_finishes_it(landed: VM) -> None:
+    retrieved, closed, ended = landed.call(guest_incoming.retrieve_from_many_threads, "s11")
+    assert retrieved + closed == 64
+    assert retrieved >= 33  # the threads before the one that finishes, less those under way
+    assert closed > 0
+    assert ended

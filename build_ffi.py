@@ -12,10 +12,11 @@ from pathlib import Path
 from cffi import FFI
 
 UAPI = Path(__file__).parent / "pyluo" / "_uapi"
-HEADERS = ("liveupdate.h", "memfd.h", "fcntl.h", "kexec.h", "reboot.h")
+HEADERS = ("liveupdate.h", "memfd.h", "fcntl.h", "kexec.h", "kvm.h", "reboot.h")
 
 CALLS = """
 int pyluo_ioctl(int fd, unsigned long request, void *argument);
+int pyluo_pidfd_getfd(int pidfd, int fd);
 int pyluo_preserve_many(int session, size_t count, const int32_t *fds, const uint64_t *tokens,
                         size_t *preserved);
 int pyluo_kexec_file_load(int kernel, int initrd, size_t cmdline_length, const char *cmdline,
@@ -36,6 +37,11 @@ SOURCE = """
 static int pyluo_ioctl(int fd, unsigned long request, void *argument)
 {
     return ioctl(fd, request, argument);
+}
+
+static int pyluo_pidfd_getfd(int pidfd, int fd)
+{
+    return syscall(SYS_pidfd_getfd, pidfd, fd, 0);
 }
 
 static int pyluo_preserve_many(int session, size_t count, const int32_t *fds,

@@ -20,9 +20,11 @@ __all__ = [
     "Ioctl",
     "Reply",
     "constant",
+    "ioctl_for_fd",
     "kexec_file_load",
     "kexec_load_exists",
     "mount",
+    "pidfd_getfd",
     "preserve_many",
     "raising",
     "reboot",
@@ -59,12 +61,13 @@ def _call(operation: str, subject: str, attempt: Callable[[], int]) -> int:
 
 
 class Reply:
-    """A struct as the kernel left it."""
+    """A struct as the kernel left it, and what the system call returned."""
 
-    __slots__ = ("_struct",)
+    __slots__ = ("_struct", "result")
 
-    def __init__(self, struct: object) -> None:
+    def __init__(self, struct: object, result: int) -> None:
         self._struct = struct
+        self.result = result
 
     def integer(self, field: str) -> int:
         """The value of an integer field."""
@@ -77,7 +80,7 @@ class Reply:
 
 
 class Ioctl:
-    """One extensible ioctl: its number, and the struct whose first member is its own size."""
+    """One ioctl: its number, and its struct, whose `size` is its own unless set otherwise."""
 
     __slots__ = ("_number", "_struct", "name")
 
@@ -100,8 +103,8 @@ class Ioctl:
                 ffi.buffer(getattr(struct, field))[: len(value)] = value
             else:
                 setattr(struct, field, value)
-        _call(self.name, subject, lambda: lib.pyluo_ioctl(fd, self._number, struct))
-        return Reply(struct)
+        result = _call(self.name, subject, lambda: lib.pyluo_ioctl(fd, self._number, struct))
+        return Reply(struct, result)
 
     def refusal_of_a_tail(self, fd: int) -> int:
         """The errno for a struct with a non-zero tail, which no kernel may carry out."""
@@ -115,6 +118,12 @@ class Ioctl:
         raise AssertionError(f"{self.name} accepted a struct that it cannot know")
 
 
+def ioctl_for_fd(name: str, fd: int) -> int:
+    """The descriptor that an ioctl without a struct makes."""
+    number = constant(name)
+    return _call(name, "", lambda: lib.pyluo_ioctl(fd, number, ffi.NULL))
+
+
 def preserve_many(session: int, fds: Sequence[int], tokens: Sequence[int]) -> tuple[int, int]:
     """Preserves each descriptor under its token until one fails.
 
@@ -126,6 +135,12 @@ def preserve_many(session: int, fds: Sequence[int], tokens: Sequence[int]) -> tu
     token_array = ffi.new("uint64_t[]", list(tokens))
     failed = lib.pyluo_preserve_many(session, len(fds), fd_array, token_array, done)
     return int(done[0]), ffi.errno if failed else 0
+
+
+def pidfd_getfd(pidfd: int, fd: int) -> int:
+    """A duplicate, close-on-exec, of another process's descriptor."""
+    subject = f"descriptor {fd} of another process"
+    return _call("pidfd_getfd", subject, lambda: lib.pyluo_pidfd_getfd(pidfd, fd))
 
 
 def kexec_file_load(kernel: int, initrd: int, cmdline: bytes, flags: int, subject: str) -> None:

@@ -30,14 +30,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
 
-__all__ = ["IncomingSession", "OutgoingSession", "session_from_fd"]
+__all__ = ["LINK", "IncomingSession", "OutgoingSession", "direction_of", "session_from_fd"]
 
 _PRESERVE_FD = Ioctl("LIVEUPDATE_SESSION_PRESERVE_FD", "liveupdate_session_preserve_fd")
 _RETRIEVE_FD = Ioctl("LIVEUPDATE_SESSION_RETRIEVE_FD", "liveupdate_session_retrieve_fd")
 _FINISH = Ioctl("LIVEUPDATE_SESSION_FINISH", "liveupdate_session_finish")
 _GET_NAME = Ioctl("LIVEUPDATE_SESSION_GET_NAME", "liveupdate_session_get_name")
 _TOKENS = 1 << 64
-_LINK = "anon_inode:[luo_session] "
+LINK = "anon_inode:[luo_session] "
+"""What the link of a session in /proc/PID/fd begins with; the name follows."""
 
 F = TypeVar("F", bound=OwnedFd)
 
@@ -69,7 +70,7 @@ class _Session(Descriptor):
         if trusted:
             _check_link(fd)
             return cls(fd)
-        name, direction = _name_of(fd), _direction_of(fd)
+        name, direction = _name_of(fd), direction_of(fd)
         if direction != cls._direction:
             raise WrongSessionError(
                 errno.EINVAL,
@@ -94,7 +95,7 @@ class _Session(Descriptor):
                 try:
                     self._name = _GET_NAME(self.fileno(), "session").text("name")
                 except KernelTooOldError:
-                    self._name = _link(self.fileno()).removeprefix(_LINK)
+                    self._name = _link(self.fileno()).removeprefix(LINK)
         return self._name
 
     def detach(self) -> int:
@@ -211,7 +212,7 @@ class OutgoingSession(_Session):
         return from_errno(number, _PRESERVE_FD.name, self._about(fd, token))
 
     def _about(self, fd: int, token: int) -> str:
-        name = self._name or _link(self.fileno()).removeprefix(_LINK)
+        name = self._name or _link(self.fileno()).removeprefix(LINK)
         return f"outgoing session {name!r}, token {token}, {kind_of_file(fd)} (descriptor {fd})"
 
     def __enter__(self) -> Self:
@@ -315,7 +316,7 @@ def session_from_fd(fd: int) -> OutgoingSession | IncomingSession:
         WrongSessionError: it is no session; it stays the caller's.
     """
     name = _name_of(fd)
-    kind = IncomingSession if _direction_of(fd) == "incoming" else OutgoingSession
+    kind = IncomingSession if direction_of(fd) == "incoming" else OutgoingSession
     return kind(fd, name)
 
 
@@ -325,14 +326,19 @@ def _name_of(fd: int) -> str:
 
 
 def _check_link(fd: int) -> None:
-    if not _link(fd).startswith(_LINK):
+    if not _link(fd).startswith(LINK):
         raise WrongSessionError(
             errno.EINVAL, "from_fd", f"descriptor {fd}", f"It is {kind_of_file(fd)}, no session"
         )
 
 
-def _direction_of(fd: int) -> str:
-    """Since 7.2 the direction is checked before the tail, and either refusal changes nothing."""
+def direction_of(fd: int) -> str:
+    """Whether the descriptor of a session is "incoming" or "outgoing"; the session stays as it is.
+
+    Raises:
+        KernelTooOldError: EINVAL, the kernel checks the direction too late to tell. Linux 7.2.
+    """
+    _name_of(fd)  # came with the check of the direction, before that of the tail
     return "incoming" if _RETRIEVE_FD.refusal_of_a_tail(fd) == errno.E2BIG else "outgoing"
 
 
@@ -341,8 +347,8 @@ def kind_of_file(fd: int) -> str:
     link = _link(fd)
     if link.startswith("/memfd:"):
         return "a memfd"
-    if link.startswith(_LINK):
-        return f"a live update session {link.removeprefix(_LINK)!r}"
+    if link.startswith(LINK):
+        return f"a live update session {link.removeprefix(LINK)!r}"
     if link.startswith("anon_inode:"):
         kind = link.removeprefix("anon_inode:").strip("[]")
         return f"an {kind}" if kind[:1] in tuple("aeio") else f"a {kind}"

@@ -24,11 +24,13 @@ HEADERS = {
     "memfd.h": r"MFD_\w+",
     "fcntl.h": r"F_(?:SEAL_\w+|(?:ADD|GET)_SEALS)",
     "kexec.h": r"KEXEC_\w+",
+    "kvm.h": r"KVM_CREATE_(?:VM|GUEST_MEMFD)",
     "reboot.h": r"LINUX_REBOOT_\w+",
 }
 STRUCTS = {
     "liveupdate.h": r"liveupdate_\w+",
     "kexec.h": r"kexec_\w+",
+    "kvm.h": r"kvm_create_guest_memfd",
 }
 
 pytestmark = [

@@ -11,7 +11,7 @@ import sys
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from pyluo.cli import demo, kexec, status, vm
+from pyluo.cli import demo, kexec, probe, status, vm
 from pyluo.cli.exit import FAILED, INTERRUPTED, UNAVAILABLE
 from pyluo.errors import LuoError
 
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="pyluo", description="Live update of the Linux kernel.")
     parser.add_argument("--version", action="version", version=f"pyluo {version('pyluo')}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (status, kexec, vm, demo):
+    for command in (status, probe, kexec, vm, demo):
         command.add_parser(commands)
     arguments = parser.parse_args(argv)
     try:

@@ -1,4 +1,4 @@
-"""`pyluo status`: whether this system can live-update, and where it came from."""
+"""`pyluo status`: whether this system can live-update, where it came from, and what it holds."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING
 
-from pyluo import kho
+from pyluo import guards, holders, kexec, kho
 from pyluo.cli.exit import FAILED, PASSED
 
 if TYPE_CHECKING:
@@ -27,10 +27,22 @@ def add_parser(commands: Commands) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     status = kho.status()
     if arguments.json:
-        print(json.dumps(dataclasses.asdict(status), indent=2))
+        print(json.dumps(_data(status), indent=2))
     else:
         _tell(status)
+        if status.live_update:
+            _tell_held(holders.holders())
+            _tell_ready()
     return PASSED if status.live_update else FAILED
+
+
+def _data(status: kho.KhoStatus) -> dict[str, object]:
+    data = dataclasses.asdict(status)
+    if status.live_update:
+        data["held"] = [dataclasses.asdict(holder) for holder in holders.holders()]
+        data["image_loaded"] = kexec.loaded()
+        data["preservable"] = max(guards.preservable() - guards.RESERVE, 0)
+    return data
 
 
 def _tell(status: kho.KhoStatus) -> None:
@@ -48,3 +60,23 @@ def _tell(status: kho.KhoStatus) -> None:
         origin = status.from_release or "a kernel whose release is not logged"
         count = "an unknown number of" if status.updates is None else status.updates
         print(f"It was handed data by {origin}; live updates since the cold boot: {count}.")
+
+
+def _tell_held(held: list[holders.Holder]) -> None:
+    sessions = [holder for holder in held if holder.session is not None]
+    print(f"Sessions held: {len(sessions) or 'none'}{':' if sessions else '.'}")
+    for holder in sessions:
+        direction = holder.direction or "of unknown direction"
+        print(
+            f"  {holder.session!r}, {direction}, by {holder.command} (pid {holder.pid}, "
+            f"fd {holder.fd})"
+        )
+    for holder in held:
+        if holder.session is None:
+            print(f"The device is open in {holder.command} (pid {holder.pid}, fd {holder.fd}).")
+
+
+def _tell_ready() -> None:
+    room = max(guards.preservable() - guards.RESERVE, 0) >> 20
+    image = "is loaded" if kexec.loaded() else "is not loaded yet"
+    print(f"About {room} MiB more can be preserved; the next kernel {image}.")

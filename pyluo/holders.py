@@ -1,0 +1,89 @@
+"""Who on this system holds sessions: the kernel keeps no list, but descriptors can be found."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pyluo._sys import pidfd_getfd
+from pyluo.errors import LuoError
+from pyluo.liveupdate import DEVICE
+from pyluo.session import LINK, direction_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Holder", "holders"]
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A descriptor of a session, or of the device, in some process.
+
+    Attributes:
+        pid: of the process.
+        command: what the process calls itself.
+        fd: the number of the descriptor there.
+        session: the name of the session; None for the device.
+        direction: "incoming" or "outgoing"; None for the device, and where the caller may not look
+            or the kernel is older than 7.2.
+    """
+
+    pid: int
+    command: str
+    fd: int
+    session: str | None
+    direction: str | None
+
+
+def holders() -> list[Holder]:
+    """All descriptors of sessions, and of the device, in the processes that the caller may see.
+
+    A process that ends meanwhile is left out. A session that came in and was not retrieved is held
+    by the kernel alone, and told by nobody.
+
+    Source: /proc/PID/fd; pidfd_getfd(2), Linux 5.6, for the direction.
+    """
+    found: list[Holder] = []
+    for entry in os.listdir("/proc"):
+        if entry.isdecimal():
+            with suppress(OSError):
+                found += _of(int(entry))
+    return sorted(found, key=lambda holder: (holder.pid, holder.fd))
+
+
+def _of(pid: int) -> Iterator[Holder]:
+    folder = f"/proc/{pid}/fd"
+    for number in os.listdir(folder):
+        with suppress(FileNotFoundError):
+            link = os.readlink(f"{folder}/{number}")
+            if link == DEVICE:
+                yield Holder(pid, _command(pid), int(number), None, None)
+            elif link.startswith(LINK):
+                name = link.removeprefix(LINK)
+                yield Holder(pid, _command(pid), int(number), name, _direction(pid, int(number)))
+
+
+def _command(pid: int) -> str:
+    with open(f"/proc/{pid}/comm", errors="replace") as file:
+        return file.read().rstrip("\n")
+
+
+def _direction(pid: int, fd: int) -> str | None:
+    """Asked of a duplicate; should its owner end now, closing it does what the end would have."""
+    try:
+        pidfd = os.pidfd_open(pid)
+        try:
+            duplicate = pidfd_getfd(pidfd, fd)
+        finally:
+            os.close(pidfd)
+    except (OSError, LuoError):
+        return None
+    try:
+        return direction_of(duplicate)
+    except LuoError:
+        return None
+    finally:
+        os.close(duplicate)

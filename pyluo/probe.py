@@ -1,0 +1,173 @@
+"""Which kinds of file the running kernel preserves, found by asking it.
+
+Each kind is offered to a session that is discarded afterwards, so that nothing outlives the asking.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pyluo._sys import Ioctl, ioctl_for_fd
+from pyluo.descriptor import OwnedFd
+from pyluo.errors import LuoError, NotPreservableError
+from pyluo.liveupdate import LiveUpdate
+from pyluo.memfd import Memfd, Seal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pyluo.session import OutgoingSession
+
+__all__ = ["Finding", "Verdict", "probe"]
+
+_MIB = 1 << 20
+_CREATE_GUEST_MEMFD = Ioctl("KVM_CREATE_GUEST_MEMFD", "kvm_create_guest_memfd")
+
+
+class Verdict(enum.Enum):
+    """What the kernel said to a kind of file."""
+
+    PRESERVED = "preserved"
+    """It goes into a session."""
+    REFUSED = "refused"
+    """The kernel has no live update support for it, or none that can be used."""
+    ABSENT = "absent"
+    """This system has no such file to offer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What came of one kind of file.
+
+    Attributes:
+        kind: its name, as in the manual.
+        verdict: what the kernel said.
+        errno: by which errno it was refused, or could not be made; 0 if it was preserved.
+        reason: in words, why it was refused, could not be made, or should not be preserved.
+    """
+
+    kind: str
+    verdict: Verdict
+    errno: int
+    reason: str
+
+
+def probe(device: LiveUpdate | None = None) -> list[Finding]:
+    """Offers a file of each kind to the kernel.
+
+    Args:
+        device: opened for the while of the call if it is not given.
+
+    Raises:
+        LuoError: as `LiveUpdate` and `LiveUpdate.create_session` do.
+    """
+    if device is None:
+        with LiveUpdate() as own:
+            return probe(own)
+    session = device.create_session(f"pyluo probe {os.getpid()}")
+    try:
+        return [_ask(session, token, kind) for token, kind in enumerate(_KINDS)]
+    finally:
+        session.discard()
+
+
+def _ask(session: OutgoingSession, token: int, kind: str) -> Finding:
+    try:
+        file = _KINDS[kind]()
+    except OSError as error:
+        return Finding(kind, Verdict.ABSENT, error.errno or 0, error.strerror or str(error))
+    with file:
+        try:
+            session.preserve(file, token, allow_noexec=True)
+        except NotPreservableError as error:
+            known = error.errno == errno.ENOENT
+            reason = "the kernel has no live update support for it" if known else error.hint
+            return Finding(kind, Verdict.REFUSED, error.errno or 0, reason)
+        except LuoError as error:
+            return Finding(kind, Verdict.REFUSED, error.errno or 0, str(error))
+    return Finding(kind, Verdict.PRESERVED, 0, _CAVEATS.get(kind, ""))
+
+
+def _plain() -> OwnedFd:
+    return Memfd.create("probe", 4096)
+
+
+def _sealed() -> OwnedFd:
+    return Memfd.create("probe", 4096, seals=Seal.SHRINK | Seal.GROW | Seal.WRITE | Seal.SEAL)
+
+
+def _noexec() -> OwnedFd:
+    return Memfd.create("probe", 4096, executable=False)
+
+
+def _huge(size: int) -> Callable[[], OwnedFd]:
+    return lambda: Memfd.create("probe", size, huge_page_size=size)
+
+
+def _unnamed() -> OwnedFd:
+    """A file without a name, on the first of the usual places that is a tmpfs."""
+    for folder in ("/dev/shm", "/run", "/tmp"):
+        try:
+            fd = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        except OSError:
+            continue
+        try:
+            file: OwnedFd = Memfd.from_fd(fd)  # only the files of a tmpfs have seals
+        except LuoError:
+            os.close(fd)
+            continue
+        os.ftruncate(file.fileno(), 4096)
+        return file
+    raise OSError(errno.ENOENT, "no tmpfs at /dev/shm, /run or /tmp")
+
+
+def _event() -> OwnedFd:
+    return OwnedFd(os.eventfd(0, os.EFD_CLOEXEC))
+
+
+def _open(path: str) -> OwnedFd:
+    return OwnedFd(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+
+
+def _vfio() -> OwnedFd:
+    devices = sorted(Path("/dev/vfio/devices").glob("vfio*"))
+    if not devices:
+        raise OSError(errno.ENODEV, "no device is bound to a VFIO driver")
+    return _open(os.fspath(devices[0]))
+
+
+def _kvm() -> OwnedFd:
+    with _open("/dev/kvm") as kvm:
+        return OwnedFd(ioctl_for_fd("KVM_CREATE_VM", kvm.fileno()))
+
+
+def _guest_memfd() -> OwnedFd:
+    with _kvm() as machine:
+        return OwnedFd(_CREATE_GUEST_MEMFD(machine.fileno(), "a VM", size=4096).result)
+
+
+_KINDS: dict[str, Callable[[], OwnedFd]] = {
+    "memfd": _plain,
+    "memfd, sealed": _sealed,
+    "memfd, noexec": _noexec,
+    "memfd, 2 MiB huge pages": _huge(2 * _MIB),
+    "memfd, 1 GiB huge pages": _huge(1024 * _MIB),
+    "unnamed file of a tmpfs": _unnamed,
+    "eventfd": _event,
+    "iommufd": lambda: _open("/dev/iommu"),
+    "VFIO device": _vfio,
+    "KVM VM": _kvm,
+    "guest_memfd": _guest_memfd,
+}
+
+_CAVEATS = {
+    "memfd, noexec": (
+        "it comes back executable and sealed against writing on the kernels up to 7.3, so pyluo "
+        "refuses it unless told otherwise"
+    ),
+}

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+from pyluo.cli import selftests
 from pyluo.cli.exit import FAILED, PASSED, USAGE
 from pyluo.cli.parsers import Commands, count, size
 
@@ -29,6 +30,7 @@ def add_parser(commands: Commands) -> None:
     _add_kernel(actions)
     _add_run(actions)
     _add_live_update(actions)
+    _add_selftests(actions)
 
 
 def _add_kernel(actions: Commands) -> None:
@@ -60,6 +62,16 @@ def _add_live_update(actions: Commands) -> None:
     update.add_argument("--hops", type=count, default=1, metavar="N", help="how many jumps")
     update.add_argument("--json", action="store_true", help="the count as data; not with CMD")
     update.set_defaults(run=_live_update)
+
+
+def _add_selftests(actions: Commands) -> None:
+    tests = actions.add_parser("selftests", help="run the kernel's own selftests")
+    _add_guest_options(tests)
+    tests.set_defaults(kernel=None, memory=None)  # each suite has its own
+    tests.add_argument("suite", nargs="?", default="liveupdate", metavar="SUITE")
+    tests.add_argument("--to", metavar="KERNEL", help="to jump into; the same one without it")
+    tests.add_argument("--json", action="store_true", help="as data")
+    tests.set_defaults(run=_selftests)
 
 
 def _add_guest_options(parser: argparse.ArgumentParser) -> None:
@@ -120,6 +132,25 @@ def _between(arguments: argparse.Namespace) -> int:
         for _ in range(arguments.hops):
             vm.live_update(arguments.to)
         return _program(vm, shlex.split(arguments.after or "true"), arguments.timeout)
+
+
+def _selftests(arguments: argparse.Namespace) -> int:
+    from pyluo.vm import Kernel
+    from pyluo.vm.selftests import SUITES, programs
+    from pyluo.vm.verdicts import run
+
+    suite = SUITES.get(arguments.suite)
+    if suite is None:
+        known = ", ".join(SUITES)
+        print(f"pyluo: there is no suite {arguments.suite}: name one of {known}", file=sys.stderr)
+        return USAGE
+    kernel = arguments.kernel = Kernel.find(arguments.kernel or suite.kernel)
+    arguments.memory = arguments.memory or suite.memory
+    arguments.append = f"{suite.append} {arguments.append}".strip()
+    tests = programs(suite, kernel)
+    verdicts = run(tests, lambda: _guest(arguments), to=arguments.to, timeout=arguments.timeout)
+    show = selftests.show_json if arguments.json else selftests.show
+    return PASSED if show(suite.name, kernel, verdicts) else FAILED
 
 
 def _guest(arguments: argparse.Namespace) -> VM:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from pyluo.vm.source import Source
 
-__all__ = ["CONFIG", "HEADERS", "IMAGE", "SYSTEM_MAP", "VMLINUX", "build"]
+__all__ = ["CONFIG", "HEADERS", "IMAGE", "SYSTEM_MAP", "VMLINUX", "build", "compiler", "run"]
 
 IMAGE, CONFIG, SYSTEM_MAP, VMLINUX, HEADERS = (
     "bzImage", "config", "System.map", "vmlinux", "headers"
@@ -83,6 +83,29 @@ def build(source: Source, fragments: Sequence[Fragment]) -> Path:
                 )
             done.rename(target)
     return target
+
+
+def run(what: str, command: list[str]) -> list[str]:
+    """Runs a program in the environment that kernels are built in, and returns the lines it said.
+
+    Args:
+        what: the name of the work.
+        command: the program and its arguments.
+
+    Raises:
+        HarnessError: it failed.
+    """
+    with _Process(command) as process:
+        said = list(process.lines())
+    if process.status:
+        raise HarnessError(f"{what} failed", "\n" + "\n".join(said[-30:]))
+    return said
+
+
+def compiler() -> str:
+    """What the C compiler calls itself."""
+    done = subprocess.run(["gcc", "--version"], capture_output=True, text=True, check=True)
+    return done.stdout.partition("\n")[0]
 
 
 class _Build:
@@ -148,10 +171,7 @@ class _Build:
             shutil.copyfile(self._objects / file, self._result / name)
 
     def _make(self, *words: str) -> None:
-        with _Process(self._command(*words)) as process:
-            said = list(process.lines())
-        if process.status:
-            raise HarnessError(f"make {words[0]} failed", "\n" + "\n".join(said[-30:]))
+        run(f"make {words[0]}", self._command(*words))
 
     def _command(self, *words: str) -> list[str]:
         tree, objects = os.fspath(self._tree), os.fspath(self._objects)
@@ -195,11 +215,10 @@ class _Process:
 
 def _key(source: Source, fragments: Sequence[Fragment]) -> str:
     """The name of the kernel in the cache: a digest of all that it is made of."""
-    compiler = subprocess.run(["gcc", "--version"], capture_output=True, text=True, check=True)
     ingredients = [
         source.identity,
         [(fragment.name, fragment.text) for fragment in fragments],
-        compiler.stdout.partition("\n")[0],
+        compiler(),
     ]
     return hashlib.sha256(json.dumps(ingredients).encode()).hexdigest()[:32]
 

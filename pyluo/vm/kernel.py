@@ -32,6 +32,7 @@ class Kernel:
         system_map: its symbols and their addresses.
         vmlinux: the kernel before compression.
         headers: the folder of its installed headers, with linux/ in it.
+        source: what it was built from.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Kernel:
     system_map: Path | None = None
     vmlinux: Path | None = None
     headers: Path | None = None
+    source: Source | None = None
 
     @classmethod
     def find(cls, what: Kernel | str | os.PathLike[str]) -> Kernel:
@@ -85,6 +87,7 @@ class Kernel:
             folder / build.SYSTEM_MAP,
             folder / build.VMLINUX,
             folder / build.HEADERS / "include",
+            source,
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -15,6 +16,7 @@ from pyluo.vm.debian import SourcePackage
 from pyluo.vm.errors import HarnessError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 __all__ = ["ArchiveSource", "Source", "Tarball", "Tree", "choose"]
@@ -33,6 +35,17 @@ class Source(Protocol):
 
     def unpack(self, folder: Path) -> Path:
         """The tree: in `folder`, or where it already is."""
+
+    def extract(self, patterns: Sequence[str], folder: Path) -> None:
+        """Copies a part of the tree into `folder`, for a build that may write there.
+
+        Args:
+            patterns: of paths in the tree, as a shell has them; a folder stands for all in it.
+            folder: which takes the place of the tree's top.
+
+        Raises:
+            HarnessError: a pattern fits nothing.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +66,21 @@ class ArchiveSource:
 
     def unpack(self, folder: Path) -> Path:
         """Fetches the package if need be, and unpacks the tarball within."""
+        self._untar(folder)
+        return folder
+
+    def extract(self, patterns: Sequence[str], folder: Path) -> None:
+        """Likewise, but a part of it."""
+        self._untar(folder, *_members(patterns))
+
+    def _untar(self, folder: Path, *members: str) -> None:
         deb = debian.fetch(self.package)
         inner = f"./usr/src/{self.package.name}.tar.xz"
         _pipe(
             ["dpkg-deb", "--fsys-tarfile", os.fspath(deb)],
             ["tar", "--extract", "--to-stdout", inner],
-            ["tar", "--extract", "--xz", "--strip-components=1", f"--directory={folder}"],
+            ["tar", "--extract", "--xz", "--strip-components=1", f"--directory={folder}", *members],
         )
-        return folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +102,14 @@ class Tarball:
 
     def unpack(self, folder: Path) -> Path:
         """Unpacks it."""
+        self._untar(folder)
+        return folder
+
+    def extract(self, patterns: Sequence[str], folder: Path) -> None:
+        """Unpacks a part of it."""
+        self._untar(folder, *_members(patterns))
+
+    def _untar(self, folder: Path, *members: str) -> None:
         _pipe(
             [
                 "tar",
@@ -89,9 +117,9 @@ class Tarball:
                 "--strip-components=1",
                 f"--file={self.path}",
                 f"--directory={folder}",
+                *members,
             ]
         )
-        return folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +150,21 @@ class Tree:
     def unpack(self, folder: Path) -> Path:
         """Where it is."""
         return self.path
+
+    def extract(self, patterns: Sequence[str], folder: Path) -> None:
+        """Copies what fits, but for the objects of an earlier build, which make would trust."""
+        for pattern in patterns:
+            found = list(self.path.glob(pattern))
+            if not found:
+                raise HarnessError(f"{self.description} has no {pattern}")
+            for path in found:
+                target = folder / path.relative_to(self.path)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if path.is_dir():
+                    objects = shutil.ignore_patterns("*.o", "*.d")
+                    shutil.copytree(path, target, symlinks=True, ignore=objects, dirs_exist_ok=True)
+                else:
+                    shutil.copy2(path, target)
 
     def _git_identity(self) -> str:
         digest = hashlib.sha256()
@@ -189,6 +232,11 @@ def _apply(spec: KernelSpec, packages: list[SourcePackage]) -> SourcePackage:
     if not older:
         raise HarnessError(f"the archive has no kernel series before {newest.name}")
     return older[0]
+
+
+def _members(patterns: Sequence[str]) -> list[str]:
+    """The words that make tar extract only what fits, below the archive's one top folder."""
+    return ["--wildcards", "--no-wildcards-match-slash", *(f"*/{each}" for each in patterns)]
 
 
 def _pipe(*commands: list[str]) -> None:

@@ -11,7 +11,7 @@ for all versions, and JSON::
     bytes 24-31  length of the JSON, in bytes
 
 All numbers are little-endian. Version 1 had names, tokens and metadata; version 2 added the
-prerequisites, the kind of the file, and whether it is in yet.
+prerequisites, the kind and size of the file, and whether it is in yet.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class Entry:
         name: by which the store knows it.
         token: by which the session does; the order of the entries is apart from it.
         kind: "memfd", or "file" for what has no class of its own.
+        size: in bytes, when it was added; 0 where that says nothing.
         requires: names of entries before this one that it needs.
         meta: what the owner of the store wants to remember of it: whatever JSON carries.
         settled: whether the session has it; False from the intention to preserve it until it is in.
@@ -50,6 +51,7 @@ class Entry:
     name: str
     token: int
     kind: str = "file"
+    size: int = 0
     requires: tuple[str, ...] = ()
     meta: dict[str, Any] = field(default_factory=dict)
     settled: bool = True
@@ -83,6 +85,7 @@ def encode(contents: Contents, generation: int, room: int) -> bytes:
                 "name": entry.name,
                 "token": entry.token,
                 "kind": entry.kind,
+                "size": entry.size,
                 "requires": list(entry.requires),
                 "meta": entry.meta,
                 "settled": entry.settled,
@@ -164,12 +167,17 @@ def _entry_1(item: Any) -> Entry:
 
 
 def _entry(item: Any) -> Entry:
-    if not isinstance(item["settled"], bool) or not isinstance(item["requires"], list):
+    if (
+        not isinstance(item["settled"], bool)
+        or not isinstance(item["requires"], list)
+        or type(item["size"]) is not int
+    ):
         raise TypeError("an entry with fields of other types")
     return Entry(
         name=_name(item["name"]),
         token=_token(item["token"]),
         kind=_name(item["kind"]),
+        size=item["size"],
         requires=tuple(_name(name) for name in item["requires"]),
         meta=_mapping(item["meta"]),
         settled=item["settled"],

@@ -255,12 +255,29 @@ _CLASSES: dict[tuple[str, int], type[LuoError]] = {
     ("reboot", _errno.EPERM): LuoPermissionError,
 }
 
+_LOST = (
+    "the kernel gives every later attempt the same answer, and the file is lost: a session is best "
+    "retrieved early, by root, outside any memory limit"
+)
+
 _HINTS: dict[tuple[str, int], str] = {
     ("LIVEUPDATE_SESSION_PRESERVE_FD", _errno.EINVAL): (
         "The support for this kind of file could not preserve it; see dmesg"
     ),
     ("LIVEUPDATE_SESSION_RETRIEVE_FD", _errno.EINVAL): (
-        "The kernel could not read what was handed over for this token; see dmesg"
+        "The kernel could not read what was handed over for this token, see dmesg; " + _LOST
+    ),
+    ("LIVEUPDATE_SESSION_RETRIEVE_FD", _errno.ENOMEM): (
+        "There was no memory for the file, or none in the caller's memory cgroup; " + _LOST
+    ),
+    ("LIVEUPDATE_SESSION_RETRIEVE_FD", _errno.ENOSPC): (
+        "There was no memory for the file, or vm.overcommit_memory=2 allows no more; " + _LOST
+    ),
+    ("LIVEUPDATE_SESSION_RETRIEVE_FD", _errno.ENFILE): (
+        "The system has too many open files, see fs.file-max; " + _LOST
+    ),
+    ("LIVEUPDATE_SESSION_RETRIEVE_FD", _errno.EMFILE): (
+        "This process has too many open files, see RLIMIT_NOFILE; the file is still in the session"
     ),
     ("reboot", _errno.EINVAL): (
         "No image is loaded, or a preserved file could not be frozen: then the system runs on as "

@@ -133,6 +133,15 @@ class FdStore:
         return self._session
 
     @property
+    def outgoing(self) -> OutgoingSession:
+        """The session, of an outgoing store.
+
+        Raises:
+            FdStoreError: EPERM, the store is incoming.
+        """
+        return self._outgoing("outgoing")
+
+    @property
     def incoming(self) -> bool:
         """Whether the store came in from the previous kernel, and is not yet renewed."""
         return isinstance(self._session, IncomingSession)
@@ -188,6 +197,8 @@ class FdStore:
 
         Raises:
             KeyError: there is no such entry.
+            PreservedMemoryError: ENOMEM, refused by pyluo: the caller's memory cgroup has no room
+                for it; it is still in the session.
             LuoError: as `IncomingSession.retrieve` does.
         """
         with self._lock:
@@ -198,7 +209,10 @@ class FdStore:
             for needed in entry.requires:
                 if needed not in self._retrieved:
                     self.get(needed, OwnedFd).close()
-            fd = self._incoming("get").retrieve(entry.token, chosen)
+            session = self._incoming("get")
+            if name not in self._retrieved:
+                guards.refuse_small_group(entry.size, f"store {self._name!r}, entry {name!r}")
+            fd = session.retrieve(entry.token, chosen)
             self._retrieved.add(name)
             return fd
 
@@ -239,6 +253,7 @@ class FdStore:
                     name=name,
                     token=max((entry.token for entry in self._entries.values()), default=0) + 1,
                     kind="memfd" if _has_seals(own) else "file",
+                    size=os.fstat(own.fileno()).st_size,
                     requires=tuple(requires),
                     meta=dict(meta or {}),
                     settled=False,
@@ -396,6 +411,17 @@ class FdStore:
         with self._lock:
             self._outgoing("discard").discard()
             self._release()
+
+    def detach(self) -> int:
+        """Gives up the descriptor of the session, still open, and closes the store's own.
+
+        Returns:
+            The descriptor: what its end means is the caller's to mind now.
+        """
+        with self._lock:
+            fd = self._session.detach()
+            self._release()
+            return fd
 
     def __enter__(self) -> Self:
         self._session.fileno()

@@ -1,10 +1,11 @@
-"""What pyluo refuses to preserve, since the kernel would take it and lose it, or die of it."""
+"""What pyluo refuses, since the kernel would take it and lose it, or die of it."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pyluo._sys import constant
@@ -14,7 +15,7 @@ from pyluo.memfd import Seal, seals_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["RESERVE", "preservable", "refuse_noexec", "refuse_overload"]
+__all__ = ["RESERVE", "preservable", "refuse_noexec", "refuse_overload", "refuse_small_group"]
 
 RESERVE = 64 << 20
 """Bytes outside the scratch areas that preserving leaves to the kernel.
@@ -24,9 +25,11 @@ that preserves runs out of memory in the request and kills init.
 """
 
 _OPERATION = "LIVEUPDATE_SESSION_PRESERVE_FD"
+_CGROUPS = "/sys/fs/cgroup"
 _MEMINFO = "/proc/meminfo"
 _PAGETYPEINFO = "/proc/pagetypeinfo"
 _GET_SEALS = constant("F_GET_SEALS")
+_SIZE_LIMIT = 1 << 40
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -56,8 +59,18 @@ def refuse_overload(fds: Sequence[int], subject: Callable[[], str]) -> None:
 
     Raises:
         PreservedMemoryError: ENOMEM.
+        NotPreservableError: EFBIG, a file of a tebibyte or more, for which no kernel up to 7.3 can
+            make its list of pages, whatever memory there is.
     """
-    wanted = sum(map(_allocation, fds))
+    sizes = [_allocation(fd) for fd in fds]
+    if max(sizes, default=0) >= _SIZE_LIMIT:
+        raise NotPreservableError(
+            errno.EFBIG,
+            _OPERATION,
+            f"{subject()}: a file of {max(sizes)} bytes",
+            "Split it into files of less than 1 TiB each",
+        )
+    wanted = sum(sizes)
     room = preservable() - RESERVE
     if wanted <= room:
         return
@@ -73,6 +86,56 @@ def refuse_overload(fds: Sequence[int], subject: Callable[[], str]) -> None:
             f"{_mib(RESERVE)} beyond them are left to the kernel; free memory, preserve less, or "
             f"make the areas smaller with kho_scratch= on the kernel command line",
         )
+
+
+def refuse_small_group(size: int, subject: str) -> None:
+    """Refuses to retrieve a file that the caller's memory cgroup has no room for.
+
+    The kernel charges its pages to that group, and a retrieval that fails loses the file; where
+    somebody in the group may be killed, it is the one that retrieves, and with it the session.
+
+    Args:
+        size: of the file, in bytes.
+        subject: what is to be retrieved, for the error.
+
+    Raises:
+        PreservedMemoryError: ENOMEM.
+    """
+    room, group = _room_in_groups()
+    if size > room:
+        raise PreservedMemoryError(
+            errno.ENOMEM,
+            "LIVEUPDATE_SESSION_RETRIEVE_FD",
+            f"{subject}: {_mib(size)}, where the memory cgroup {group} has room for {_mib(room)}",
+            "The file would be lost: raise memory.max, or retrieve outside of the group; it is "
+            "still in the session",
+        )
+
+
+def _room_in_groups() -> tuple[float, str]:
+    """The bytes that the caller's cgroup and those above it have left, and which is the tightest.
+
+    Source: Documentation/admin-guide/cgroup-v2.rst, memory.max, memory.current
+    """
+    room, tightest = float("inf"), "/"
+    path = ""
+    with suppress(OSError), open("/proc/self/cgroup") as file:
+        for line in file:
+            if line.startswith("0::"):
+                path = line.removeprefix("0::").strip()
+    while path not in ("", "/"):
+        with suppress(OSError, ValueError):
+            limit = _number(f"{_CGROUPS}{path}/memory.max")
+            left = limit - _number(f"{_CGROUPS}{path}/memory.current")
+            if left < room:
+                room, tightest = max(left, 0), path
+        path = os.path.dirname(path)
+    return room, tightest
+
+
+def _number(path: str) -> int:
+    with open(path) as file:
+        return int(file.read())  # "max" is none, and no limit
 
 
 def preservable() -> int:
@@ -135,5 +198,5 @@ def _meminfo() -> dict[str, int]:
     return fields
 
 
-def _mib(size: int) -> str:
+def _mib(size: float) -> str:
     return f"{size / (1 << 20):.0f} MiB"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from contextlib import suppress
 from typing import Self
 
 from pyluo._sys import Ioctl, constant, raising
 from pyluo.descriptor import OwnedFd
-from pyluo.errors import SessionNameError, from_errno
+from pyluo.errors import LuoError, SessionExistsError, SessionNameError, from_errno
 from pyluo.session import IncomingSession, OutgoingSession
 
 __all__ = ["DEVICE", "LiveUpdate"]
@@ -84,8 +85,25 @@ class LiveUpdate(OwnedFd):
         """
         encoded = _encode(name, _CREATE_SESSION.name)
         with self._lock:
-            reply = _CREATE_SESSION(self.fileno(), f"session {name!r}", fd=-1, name=encoded)
+            try:
+                reply = _CREATE_SESSION(self.fileno(), f"session {name!r}", fd=-1, name=encoded)
+            except SessionExistsError:
+                self._give_back_room()
+                raise
         return OutgoingSession(reply.integer("fd"), name)
+
+    def _give_back_room(self) -> None:
+        """Undoes what a refused name leaves behind on the kernels up to 7.3.
+
+        After EEXIST they keep room for a session more than there is, and with a multiple of 51
+        sessions the next kernel takes the empty block for damage and panics. The end of any
+        outgoing session gives the room back: so one of a name that nobody has is made and ended.
+
+        Source: kernel/liveupdate/luo_session.c, luo_session_insert(), luo_session_remove()
+        """
+        with suppress(LuoError):
+            unused = os.urandom(16).hex().encode()
+            os.close(_CREATE_SESSION(self.fileno(), "", fd=-1, name=unused).integer("fd"))
 
     def retrieve_session(self, name: str) -> IncomingSession:
         """The session of this name that the previous kernel handed over.

@@ -37,6 +37,7 @@ _RETRIEVE_FD = Ioctl("LIVEUPDATE_SESSION_RETRIEVE_FD", "liveupdate_session_retri
 _FINISH = Ioctl("LIVEUPDATE_SESSION_FINISH", "liveupdate_session_finish")
 _GET_NAME = Ioctl("LIVEUPDATE_SESSION_GET_NAME", "liveupdate_session_get_name")
 _TOKENS = 1 << 64
+_RETRIEVED = "/ (deleted)"  # the link of a memfd that came over, on the kernels up to 7.3
 LINK = "anon_inode:[luo_session] "
 """What the link of a session in /proc/PID/fd begins with; the name follows."""
 
@@ -138,8 +139,9 @@ class OutgoingSession(_Session):
     def preserve(self, fd: OwnedFd | int, token: int, *, allow_noexec: bool = False) -> None:
         """Puts a file into the session, to be retrieved by the same token after the update.
 
-        Every page of the file is allocated and pinned. The file can be used on; its size cannot
-        change any more.
+        Every page of the file is allocated and pinned. The file can be used on, but its size
+        cannot change any more, and holes cannot be punched. Seals count as they are now: one that
+        is added later is lost on the kernels up to 7.3, as is that a descriptor was read-only.
 
         Args:
             fd: the file; it stays the caller's, and may be closed: the session keeps the file.
@@ -152,7 +154,8 @@ class OutgoingSession(_Session):
             TokenInUseError: EEXIST.
             AlreadyPreservedError: EBUSY, in any session.
             NotPreservableError: ENOENT, the kernel has no support for this kind of file;
-                EOPNOTSUPP, its seals; EFBIG, its size; EINVAL, a noexec memfd refused by pyluo.
+                EOPNOTSUPP, its seals; EFBIG, a tebibyte or more; EINVAL, a noexec memfd, refused
+                by pyluo.
             PreservedMemoryError: ENOMEM, refused by pyluo: the kernel would run out of memory.
             LuoError: EBADF; ENOMEM, ENOSPC.
 
@@ -345,7 +348,7 @@ def direction_of(fd: int) -> str:
 def kind_of_file(fd: int) -> str:
     """What a descriptor is, in words, for a message."""
     link = _link(fd)
-    if link.startswith("/memfd:"):
+    if link.startswith("/memfd:") or link == _RETRIEVED:
         return "a memfd"
     if link.startswith(LINK):
         return f"a live update session {link.removeprefix(LINK)!r}"

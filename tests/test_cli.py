@@ -80,3 +80,12 @@ def test_without_a_network_and_a_cache_it_says_what_else_would_do(
 def test_a_refusal_of_the_kernel_fails_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["kexec", "load", "/no/such/image", "--reuse-cmdline"]) == 1
     assert "/no/such/image" in capsys.readouterr().err
+
+
+def test_the_version_is_the_installed_one(capsys: pytest.CaptureFixture[str]) -> None:
+    from importlib.metadata import version
+
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"pyluo {version('pyluo')}\n"

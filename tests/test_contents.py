@@ -44,6 +44,7 @@ def any_contents(draw: st.DrawFn) -> Contents:
                 name=name,
                 token=token,
                 kind=draw(st.sampled_from(["memfd", "file"])),
+                size=draw(st.integers(0, 2**63 - 1)),
                 requires=tuple(draw(st.lists(st.sampled_from(before), unique=True)))
                 if before
                 else (),
@@ -86,7 +87,15 @@ def test_no_text_in_a_whole_slot_makes_anything_but_a_store_error(text: bytes) -
     assert caught.value.errno == errno.EBADMSG
 
 
-ENTRY = {"name": "a", "token": 1, "kind": "file", "requires": [], "meta": {}, "settled": True}
+ENTRY = {
+    "name": "a",
+    "token": 1,
+    "kind": "file",
+    "size": 1,
+    "requires": [],
+    "meta": {},
+    "settled": True,
+}
 FIELDS = st.sampled_from(sorted(ENTRY))
 
 

@@ -104,8 +104,8 @@ def preserve_again(name: str) -> tuple[bool, bool]:
         outgoing = device.create_session(name)
         try:
             outgoing.preserve(ram, 1)
-        except AlreadyPreservedError:
-            refused = True
+        except AlreadyPreservedError as error:
+            refused = "a memfd" in str(error)  # though its link no longer says so
         incoming.finish()
         outgoing.preserve(ram, 1)
         outgoing.discard()

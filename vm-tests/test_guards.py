@@ -7,14 +7,17 @@ import os
 from typing import TYPE_CHECKING
 
 import guest_files
+import guest_store
 import pytest
 
 from pyluo import (
     HandoverError,
     LiveUpdate,
     Memfd,
+    NotPreservableError,
     OutgoingSession,
     PreservedMemoryError,
+    SessionExistsError,
     guards,
     kexec,
 )
@@ -49,16 +52,20 @@ def test_pages_that_lie_in_scratch_memory_count_as_well(kernel: Kernel) -> None:
 
 @pytest.mark.in_guest
 def test_a_file_that_was_refused_for_its_size_is_as_it_was() -> None:
-    with LiveUpdate() as device, Memfd.create("sparse", 1 << 40) as sparse:
+    with LiveUpdate() as device, Memfd.create("sparse", 1 << 39) as sparse:
         session = device.create_session("s")
         with pytest.raises(PreservedMemoryError) as caught:
             session.preserve(sparse, 1)
         assert caught.value.errno == errno.ENOMEM
         assert isinstance(caught.value, MemoryError)
+        sparse.resize(1 << 40)
+        with pytest.raises(NotPreservableError, match="less than 1 TiB") as too_big:
+            session.preserve(sparse, 1)
+        assert too_big.value.errno == errno.EFBIG
         assert os.fstat(sparse.fileno()).st_blocks == 0
         sparse.resize(4096)
         session.preserve(sparse, 1)
-        with Memfd.create("second", 1 << 40) as second, pytest.raises(PreservedMemoryError):
+        with Memfd.create("second", 1 << 39) as second, pytest.raises(PreservedMemoryError):
             session.preserve_many({2: second})
         session.discard()
 
@@ -86,6 +93,54 @@ def test_an_image_of_unknown_origin_is_not_jumped_into_unless_trusted() -> None:
         with pytest.raises(HarnessError, match="booted again"):
             vm.call(kexec.reboot)
         assert vm.call(guest_files.look, "vm0")[0]
+
+
+def test_a_name_that_is_taken_does_not_cost_the_next_kernel_its_life(vm: VM) -> None:
+    """51 sessions fill a block; what a refusal leaves behind it would kill the next kernel."""
+    vm.hold(fifty_one_sessions_and_one_again)
+    vm.live_update()
+    assert vm.call(guest_files.token_is_known, "s50", 1) is False
+
+
+def test_a_store_does_not_retrieve_what_its_memory_group_has_no_room_for(vm: VM) -> None:
+    vm.hold(guest_store.make, "store", {"ram": 32 << 20})
+    vm.live_update()
+    refusal, whole = vm.call(retrieve_in_a_small_group)
+    assert "/small has room for" in refusal
+    assert "still in the session" in refusal
+    assert whole
+
+
+def fifty_one_sessions_and_one_again() -> list[OutgoingSession]:
+    with LiveUpdate() as device:
+        sessions = [device.create_session(f"s{number}") for number in range(51)]
+        with pytest.raises(SessionExistsError):
+            device.create_session("s0")
+    return sessions
+
+
+def retrieve_in_a_small_group() -> tuple[str, bool]:
+    """The refusal, and whether the file could be had once the group may have more."""
+    import pathlib
+
+    from pyluo import FdStore, _sys
+
+    _sys.mount("cgroup", "/sys/fs/cgroup", "cgroup2")
+    top = pathlib.Path("/sys/fs/cgroup")
+    (top / "cgroup.subtree_control").write_text("+memory")
+    group = top / "small"
+    group.mkdir()
+    (group / "memory.max").write_text(str(24 << 20))
+    store = FdStore.retrieve("store")
+    (group / "cgroup.procs").write_text(str(os.getpid()))
+    try:
+        store["ram"].close()
+    except PreservedMemoryError as error:
+        refusal = str(error)
+    (group / "memory.max").write_text("max")
+    whole = guest_store.intact(store)
+    store.finish()
+    return refusal, whole
 
 
 def fill_up(*, guarded: bool = True) -> tuple[OutgoingSession, str, int]:
@@ -159,4 +214,3 @@ def load_the_old_way() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.syscall(246, 0x4000000, 1, segment, 62 << 16):
         raise OSError(ctypes.get_errno(), "kexec_load")
-

@@ -13,7 +13,7 @@ import guest_incoming
 import pytest
 
 from pyluo import IncomingSession, LiveUpdate, OutgoingSession
-from pyluo.holders import holders
+from pyluo.held import held
 from pyluo.probe import Verdict, probe
 from pyluo.vm import VM
 
@@ -68,12 +68,12 @@ def test_sessions_are_found_by_who_holds_them_and_which_way_they_go(kernel: Kern
     with VM(kernel) as vm:
         vm.hold(guest_files.preserve, "vm0", 4096)
         vm.live_update()
-        held, worker = vm.hold(hold_both_ways), vm.call(os.getpid)
-        found = {holder.session: holder for holder in vm.call(holders)}
+        both, worker = vm.hold(hold_both_ways), vm.call(os.getpid)
+        found = {holder.session: holder for holder in vm.call(held)}
         told = vm.run([PYLUO, "status"]).stdout.decode()
         data = json.loads(vm.run([PYLUO, "status", "--json"]).stdout)
-        vm.call(end_both_ways, held)
-        assert vm.call(holders) == []
+        vm.call(end_both_ways, both)
+        assert vm.call(held) == []
     assert found["vm0"].direction == "incoming"
     assert found["next"].direction == "outgoing"
     assert found[None].fd != found["vm0"].fd
@@ -89,10 +89,10 @@ def test_sessions_are_found_by_who_holds_them_and_which_way_they_go(kernel: Kern
 def test_looking_at_a_session_leaves_it_as_it_is(kernel: Kernel) -> None:
     with VM(kernel) as vm:
         vm.hold(guest_files.preserve, "vm0", 4096)
-        assert len(vm.call(holders)) == 1
+        assert len(vm.call(held)) == 1
         vm.live_update()
         session = vm.hold(guest_incoming.retrieve, "vm0")
-        assert [holder.direction for holder in vm.call(holders)] == ["incoming"]
+        assert [holder.direction for holder in vm.call(held)] == ["incoming"]
         assert vm.call(size_of_the_first_file, session) == 4096
 
 
@@ -101,8 +101,8 @@ def hold_both_ways() -> tuple[LiveUpdate, IncomingSession, OutgoingSession]:
     return device, device.retrieve_session("vm0"), device.create_session("next")
 
 
-def end_both_ways(held: tuple[LiveUpdate, IncomingSession, OutgoingSession]) -> None:
-    device, incoming, outgoing = held
+def end_both_ways(both: tuple[LiveUpdate, IncomingSession, OutgoingSession]) -> None:
+    device, incoming, outgoing = both
     device.close()
     incoming.finish()
     outgoing.discard()

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from pyluo.cli import demo, kexec, probe, status, vm
+from pyluo.cli import demo, kexec, probe, saved, status, vm
 from pyluo.cli.exit import FAILED, INTERRUPTED, UNAVAILABLE
 from pyluo.errors import LuoError
 
@@ -24,9 +23,9 @@ __all__ = ["main"]
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit status."""
     parser = argparse.ArgumentParser(prog="pyluo", description="Live update of the Linux kernel.")
-    parser.add_argument("--version", action="version", version=f"pyluo {version('pyluo')}")
+    parser.add_argument("--version", action=_Version, help="show pyluo's version and exit")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (status, probe, kexec, vm, demo):
+    for command in (status, probe, saved, kexec, vm, demo):
         command.add_parser(commands)
     arguments = parser.parse_args(argv)
     try:
@@ -42,6 +41,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         return _complain(str(error), _harness_status(error))
     return code
+
+
+class _Version(argparse.Action):
+    """Looks the version up when it is asked for: that costs as much as the rest of a command."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:  # noqa: A002
+        super().__init__(option_strings, dest=argparse.SUPPRESS, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        print(f"pyluo {version('pyluo')}")
+        parser.exit()
 
 
 def _harness_status(error: Exception) -> int:

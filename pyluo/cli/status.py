@@ -6,8 +6,9 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING
 
-from pyluo import guards, holders, kexec, kho
+from pyluo import guards, kexec, kho
 from pyluo.cli.exit import FAILED, PASSED
+from pyluo.held import Held, held
 
 if TYPE_CHECKING:
     import argparse
@@ -31,7 +32,7 @@ def _run(arguments: argparse.Namespace) -> int:
     else:
         _tell(status)
         if status.live_update:
-            _tell_held(holders.holders())
+            _tell_held(held())
             _tell_ready()
     return PASSED if status.live_update else FAILED
 
@@ -39,7 +40,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _data(status: kho.KhoStatus) -> dict[str, object]:
     data = dataclasses.asdict(status)
     if status.live_update:
-        data["held"] = [dataclasses.asdict(holder) for holder in holders.holders()]
+        data["held"] = [dataclasses.asdict(each) for each in held()]
         data["image_loaded"] = kexec.loaded()
         data["preservable"] = max(guards.preservable() - guards.RESERVE, 0)
     return data
@@ -62,18 +63,15 @@ def _tell(status: kho.KhoStatus) -> None:
         print(f"It was handed data by {origin}; live updates since the cold boot: {count}.")
 
 
-def _tell_held(held: list[holders.Holder]) -> None:
-    sessions = [holder for holder in held if holder.session is not None]
+def _tell_held(found: list[Held]) -> None:
+    sessions = [each for each in found if each.session is not None]
     print(f"Sessions held: {len(sessions) or 'none'}{':' if sessions else '.'}")
-    for holder in sessions:
-        direction = holder.direction or "of unknown direction"
-        print(
-            f"  {holder.session!r}, {direction}, by {holder.command} (pid {holder.pid}, "
-            f"fd {holder.fd})"
-        )
-    for holder in held:
-        if holder.session is None:
-            print(f"The device is open in {holder.command} (pid {holder.pid}, fd {holder.fd}).")
+    for each in sessions:
+        direction = each.direction or "of unknown direction"
+        print(f"  {each.session!r}, {direction}, by {each.command} (pid {each.pid}, fd {each.fd})")
+    for each in found:
+        if each.session is None:
+            print(f"The device is open in {each.command} (pid {each.pid}, fd {each.fd}).")
 
 
 def _tell_ready() -> None:

@@ -15,11 +15,11 @@ from pyluo.session import LINK, direction_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Holder", "holders"]
+__all__ = ["Held", "held"]
 
 
 @dataclass(frozen=True, slots=True)
-class Holder:
+class Held:
     """A descriptor of a session, or of the device, in some process.
 
     Attributes:
@@ -38,7 +38,7 @@ class Holder:
     direction: str | None
 
 
-def holders() -> list[Holder]:
+def held() -> list[Held]:
     """All descriptors of sessions, and of the device, in the processes that the caller may see.
 
     A process that ends meanwhile is left out. A session that came in and was not retrieved is held
@@ -46,24 +46,24 @@ def holders() -> list[Holder]:
 
     Source: /proc/PID/fd; pidfd_getfd(2), Linux 5.6, for the direction.
     """
-    found: list[Holder] = []
+    found: list[Held] = []
     for entry in os.listdir("/proc"):
         if entry.isdecimal():
             with suppress(OSError):
                 found += _of(int(entry))
-    return sorted(found, key=lambda holder: (holder.pid, holder.fd))
+    return sorted(found, key=lambda each: (each.pid, each.fd))
 
 
-def _of(pid: int) -> Iterator[Holder]:
+def _of(pid: int) -> Iterator[Held]:
     folder = f"/proc/{pid}/fd"
     for number in os.listdir(folder):
         with suppress(FileNotFoundError):
             link = os.readlink(f"{folder}/{number}")
             if link == DEVICE:
-                yield Holder(pid, _command(pid), int(number), None, None)
+                yield Held(pid, _command(pid), int(number), None, None)
             elif link.startswith(LINK):
                 name = link.removeprefix(LINK)
-                yield Holder(pid, _command(pid), int(number), name, _direction(pid, int(number)))
+                yield Held(pid, _command(pid), int(number), name, _direction(pid, int(number)))
 
 
 def _command(pid: int) -> str:

@@ -1,0 +1,114 @@
+"""`pyluo save`, `pyluo restore`, `pyluo discard`: files over a live update."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pyluo import saved
+from pyluo.cli.exit import PASSED, USAGE
+from pyluo.errors import LuoError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+
+    from pyluo.cli.parsers import Commands
+
+__all__ = ["add_parser"]
+
+
+def add_parser(commands: Commands) -> None:
+    """Adds the three commands to the parser."""
+    save = commands.add_parser("save", help="preserve copies of files for the next kernel")
+    save.add_argument("name", metavar="NAME", help="of the session; 1 to 63 bytes")
+    save.add_argument("files", type=Path, nargs="+", metavar="FILE")
+    save.set_defaults(run=_save)
+    restore = commands.add_parser("restore", help="write out what was saved, after the jump")
+    restore.add_argument("name", metavar="NAME")
+    restore.add_argument("folder", type=Path, metavar="DIR", help="made if it is not there")
+    restore.add_argument("--force", action="store_true", help="replace files of the same names")
+    restore.set_defaults(run=_restore)
+    discard = commands.add_parser("discard", help="give up what was saved")
+    discard.add_argument("name", metavar="NAME")
+    discard.set_defaults(run=_discard)
+    for parser in (save, restore, discard):
+        parser.add_argument("--json", action="store_true", help="as data")
+
+
+def _save(arguments: argparse.Namespace) -> int:
+    try:
+        with _bar("saving", sum(_size(path) for path in arguments.files)) as report:
+            files, holder = saved.save(arguments.name, arguments.files, report=report)
+    except LuoError:
+        raise
+    except ValueError as error:
+        print(f"pyluo: {error}", file=sys.stderr)
+        return USAGE
+    if arguments.json:
+        _print({"session": arguments.name, "pid": holder.pid, "files": [asdict(f) for f in files]})
+    else:
+        _tell(files)
+        print(f"Session {arguments.name!r} is held by process {holder.pid} until the jump.")
+    return PASSED
+
+
+def _restore(arguments: argparse.Namespace) -> int:
+    with _bar("restoring", None) as report:
+        files = saved.restore(
+            arguments.name, arguments.folder, force=arguments.force, report=report
+        )
+    if arguments.json:
+        _print({"session": arguments.name, "files": [asdict(file) for file in files]})
+    else:
+        _tell(files)
+        print(f"Session {arguments.name!r} is finished.")
+    return PASSED
+
+
+def _discard(arguments: argparse.Namespace) -> int:
+    direction = saved.discard(arguments.name)
+    if arguments.json:
+        _print({"session": arguments.name, "direction": direction})
+    else:
+        print(f"The {direction} session {arguments.name!r} is gone, and what it held.")
+    return PASSED
+
+
+def _tell(files: list[saved.SavedFile]) -> None:
+    for file in files:
+        print(f"{file.sha256}  {file.mode:04o}  {file.size:>12}  {file.name}")
+
+
+def _print(data: dict[str, object]) -> None:
+    print(json.dumps(data, indent=2))
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _bar(what: str, total: int | None) -> AbstractContextManager[Callable[[int], None]]:
+    """A progress bar where there is a terminal, and rich to draw it: the binding needs neither."""
+    if os.isatty(2):
+        try:
+            from pyluo.vm import progress
+        except ModuleNotFoundError:
+            pass
+        else:
+            return _mebibytes(progress.bar(f"{what}, MiB", total and total / (1 << 20)))
+    return nullcontext(lambda done: None)
+
+
+@contextmanager
+def _mebibytes(
+    bar: AbstractContextManager[Callable[[float], None]],
+) -> Iterator[Callable[[int], None]]:
+    with bar as reached:
+        yield lambda done: reached(done // (1 << 20))

@@ -1,0 +1,308 @@
+"""Files that are carried over a live update: saved before it, restored after it.
+
+They lie in memfds of an `FdStore` whose session a holder process keeps. On the way back another
+holder keeps it until the last file is on disk, so that a restore which fails can be run again.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import stat
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from pyluo import guards, holder
+from pyluo._sys import raising
+from pyluo.errors import FdStoreError, LuoError, PreservedMemoryError
+from pyluo.fdstore import FdStore
+from pyluo.memfd import Memfd
+from pyluo.session import IncomingSession
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import Any
+
+    from pyluo.contents import Entry
+    from pyluo.holder import Holder
+
+    Report = Callable[[int], None]
+
+__all__ = ["SavedFile", "discard", "restore", "save"]
+
+_CHUNK = 1 << 20
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True, slots=True)
+class SavedFile:
+    """One file, as it was when it was saved.
+
+    Attributes:
+        name: the last part of its path.
+        size: in bytes.
+        mode: its permission bits.
+        sha256: of its contents, in hexadecimal.
+    """
+
+    name: str
+    size: int
+    mode: int
+    sha256: str
+
+
+def _further(report: Report, saved: list[SavedFile], done: int) -> None:
+    report(sum(file.size for file in saved) + done)
+
+
+def _silent(done: int) -> None:
+    """What is told of the progress when nobody asks."""
+
+
+def save(
+    name: str, paths: Sequence[str | os.PathLike[str]], *, report: Report = _silent
+) -> tuple[list[SavedFile], Holder]:
+    """Copies files into a session of this name, and leaves it with a holder process.
+
+    Args:
+        name: of the session.
+        paths: regular files, no two of one name.
+        report: called with the bytes read so far.
+
+    Returns:
+        What was saved, and the process that holds it until the jump.
+
+    Raises:
+        ValueError: no files, two files of one name, or one that is no regular file.
+        PreservedMemoryError: ENOMEM, they do not fit; nothing was done.
+        LuoError: as `FdStore.create` and `FdStore.add` do, or a file cannot be read. Nothing is
+            left behind then.
+    """
+    files = _look_at(paths)
+    wanted = sum(-(-size // _PAGE) * _PAGE for _, size in files)
+    room = guards.preservable() - guards.RESERVE
+    if wanted > room:
+        raise PreservedMemoryError(
+            errno.ENOMEM,
+            "save",
+            f"session {name!r}: {wanted} bytes in {len(files)} files, {max(room, 0)} bytes to be "
+            f"had",
+        )
+    store = FdStore.create(name, table_size=sum(_entry_size(path) for path, _ in files) + 4096)
+    try:
+        saved: list[SavedFile] = []
+        for path, size in files:
+            saved.append(_copy_in(store, path, size, partial(_further, report, saved)))
+        kept_by = holder.hold(store.outgoing)
+    except BaseException:
+        store.discard()
+        raise
+    os.close(store.detach())  # the holder has it
+    return saved, kept_by
+
+
+def restore(
+    name: str, folder: str | os.PathLike[str], *, force: bool = False, report: Report = _silent
+) -> list[SavedFile]:
+    """Writes what was saved under this name into a folder, then lets go of it.
+
+    Nothing is finished until all files are on disk, and are what was saved: until then it can be
+    run again.
+
+    Args:
+        name: of the session.
+        folder: which is made if it is not there.
+        force: replace files of the same names.
+        report: called with the bytes written so far.
+
+    Raises:
+        FdStoreError: the session is no store, or holds what `save` did not put there.
+        SessionNotFoundError: ENOENT, nothing of this name came in.
+        LuoError: EEXIST, files of these names are there; ENOSPC, no room for them; EBADMSG, a file
+            is not what was saved; and what writing raises.
+    """
+    kept_by = holder.find(name, "incoming") or holder.retrieve(name)
+    session = kept_by.session()
+    assert isinstance(session, IncomingSession)
+    try:
+        store = FdStore(session)
+    except FdStoreError:
+        os.close(session.detach())
+        raise
+    try:
+        saved = [_saved_file(store, entry) for entry in store.entries]
+        _check_folder(folder, saved, force)
+        _copy_out(store, saved, os.fspath(folder), force, report)
+        store.finish()
+    except BaseException:
+        if not store.session.closed:
+            os.close(store.detach())  # the holder has it still
+        raise
+    kept_by.release()
+    return saved
+
+
+def discard(name: str) -> str:
+    """Gives up what was saved under this name, on either side of the jump.
+
+    Returns:
+        The direction of the session that is gone: "outgoing" or "incoming".
+
+    Raises:
+        SessionNotFoundError: ENOENT, there is nothing of this name.
+    """
+    if (kept_by := holder.find(name, "outgoing")) is not None:
+        kept_by.release()
+        return "outgoing"
+    kept_by = holder.find(name, "incoming") or holder.retrieve(name)
+    session = kept_by.session()
+    assert isinstance(session, IncomingSession)
+    session.finish()
+    kept_by.release()
+    return "incoming"
+
+
+def _look_at(paths: Sequence[str | os.PathLike[str]]) -> list[tuple[str, int]]:
+    """The paths and sizes, of files that can be saved together."""
+    if not paths:
+        raise ValueError("no files to save")
+    found: dict[str, tuple[str, int]] = {}
+    for path in [os.fspath(path) for path in paths]:
+        name = os.path.basename(path)
+        with raising("stat file", path):
+            status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"{path} is no regular file")
+        if name in found:
+            raise ValueError(f"{found[name][0]} and {path} have one name: save one of them")
+        found[name] = path, status.st_size
+    return list(found.values())
+
+
+def _entry_size(path: str) -> int:
+    """The bytes that a file takes in the table of contents, at most."""
+    return 320 + len(json.dumps(os.path.basename(path)))
+
+
+def _copy_in(store: FdStore, path: str, size: int, report: Report) -> SavedFile:
+    with raising("read file", path):
+        source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    name = os.path.basename(path)
+    digest = hashlib.sha256()
+    try:
+        with Memfd.create(name[:200], size) as memfd:
+            done = 0
+            with raising("read file", path):
+                while chunk := os.read(source, _CHUNK):
+                    if done + len(chunk) > size:
+                        break
+                    memfd.write(chunk, done)
+                    digest.update(chunk)
+                    done += len(chunk)
+                    report(done)
+            if done != size or os.fstat(source).st_size != size:
+                raise LuoError(errno.EAGAIN, "read file", path, "It changed while it was read")
+            mode = stat.S_IMODE(os.fstat(source).st_mode)
+            saved = SavedFile(name, size, mode, digest.hexdigest())
+            store.add(name, memfd, meta={"mode": mode, "size": size, "sha256": saved.sha256})
+            return saved
+    finally:
+        os.close(source)
+
+
+def _saved_file(store: FdStore, entry: Entry) -> SavedFile:
+    """An entry as the file that `save` made of it, and not a path to elsewhere."""
+    meta: dict[str, Any] = entry.meta
+    size, mode, sha256 = meta.get("size"), meta.get("mode"), meta.get("sha256")
+    plain = os.path.basename(entry.name) == entry.name and entry.name not in (".", "..")
+    if (
+        plain
+        and "\0" not in entry.name
+        and isinstance(size, int)
+        and isinstance(mode, int)
+        and isinstance(sha256, str)
+    ):
+        return SavedFile(entry.name, size, stat.S_IMODE(mode), sha256)
+    raise FdStoreError(
+        errno.EBADMSG,
+        "restore",
+        f"store {store.name!r}, entry {entry.name!r}",
+        "It was not made by `pyluo save`; retrieve it with FdStore",
+    )
+
+
+def _check_folder(folder: str | os.PathLike[str], saved: list[SavedFile], force: bool) -> None:
+    """Refuses, before anything is written, what would not fit or would overwrite."""
+    with raising("make folder", os.fspath(folder)):
+        os.makedirs(folder, exist_ok=True)
+    there = [file.name for file in saved if os.path.lexists(os.path.join(folder, file.name))]
+    if there and not force:
+        raise LuoError(
+            errno.EEXIST,
+            "restore",
+            f"{', '.join(there)} in {os.fspath(folder)}",
+            "Choose another folder, or replace them with --force; nothing was written",
+        )
+    room = os.statvfs(folder)
+    wanted = sum(file.size for file in saved)
+    if wanted > room.f_bavail * room.f_frsize:
+        raise LuoError(
+            errno.ENOSPC,
+            "restore",
+            f"{wanted} bytes to {os.fspath(folder)}",
+            "Make room, or choose another folder; nothing was written",
+        )
+
+
+def _copy_out(
+    store: FdStore, saved: list[SavedFile], folder: str, force: bool, report: Report
+) -> None:
+    """Writes all files under passing names, and gives them theirs once all are whole."""
+    with tempfile.TemporaryDirectory(prefix=".pyluo-", dir=folder) as scratch:
+        done = 0
+        for file in saved:
+            for size in _write(store, file, os.path.join(scratch, file.name)):
+                done += size
+                report(done)
+        for file in saved:
+            passing, final = os.path.join(scratch, file.name), os.path.join(folder, file.name)
+            with raising("restore", final):
+                if force:
+                    os.replace(passing, final)
+                else:
+                    os.link(passing, final)  # which never replaces
+        with suppress(OSError):
+            _sync_folder(folder)
+
+
+def _write(store: FdStore, file: SavedFile, path: str) -> Iterator[int]:
+    digest = hashlib.sha256()
+    with store.get(file.name, Memfd) as memfd, raising("write file", path), open(path, "xb") as out:
+        for offset in range(0, memfd.size, _CHUNK):
+            chunk = memfd.read(_CHUNK, offset)
+            digest.update(chunk)
+            out.write(chunk)
+            yield len(chunk)
+        if (memfd.size, digest.hexdigest()) != (file.size, file.sha256):
+            raise LuoError(
+                errno.EBADMSG,
+                "restore",
+                f"store {store.name!r}, file {file.name!r}",
+                "It is not what was saved; nothing was finished, and nothing was written",
+            )
+        os.fchmod(out.fileno(), file.mode)
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def _sync_folder(folder: str) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,357 @@
+"""What the tests of the kernel's bugs run in the guest. Imported there: nothing but pyluo and the
+stdlib.
+
+The requests go to the kernel as they are, past whatever pyluo guards against.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+import struct
+import threading
+from typing import TYPE_CHECKING, cast
+
+from pyluo import LiveUpdate, Memfd, OutgoingSession, Seal
+from pyluo._sys import constant, mount
+from pyluo.kernel_log import KernelLog
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+CREATE = constant("LIVEUPDATE_IOCTL_CREATE_SESSION")
+RETRIEVE_SESSION = constant("LIVEUPDATE_IOCTL_RETRIEVE_SESSION")
+PRESERVE = constant("LIVEUPDATE_SESSION_PRESERVE_FD")
+RETRIEVE = constant("LIVEUPDATE_SESSION_RETRIEVE_FD")
+FINISH = constant("LIVEUPDATE_SESSION_FINISH")
+
+OK = "ok"
+PAGE = 4096
+MIB = 1 << 20
+TOKEN = 1
+USER = 1000  # any that is not root
+UNRETRIEVED = 40 * MIB
+
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_long,
+]
+libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+libc.ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p]
+
+
+class Unmet(Exception):
+    """What a test takes for granted does not hold: it has shown nothing."""
+
+
+def require(condition: object, what: str) -> None:
+    if not condition:
+        raise Unmet(what)
+
+
+def name_argument(name: str) -> bytes:
+    return struct.pack("=Ii64s", 72, -1, name.encode())
+
+
+def file_argument(token: int, fd: int = -1) -> bytes:
+    return struct.pack("=IiQ", 16, fd, token)
+
+
+def finish_argument() -> bytes:
+    return struct.pack("=II", 8, 0)
+
+
+def request(fd: int, number: int, argument: bytes) -> str:
+    """The name of the errno, or OK; a descriptor that comes back stays open."""
+    return _answer(fd, number, ctypes.create_string_buffer(argument, len(argument)))
+
+
+def request_from_read_only_memory(fd: int, number: int, argument: bytes) -> str:
+    """Like `request`, but the kernel can read the argument and cannot write its answer."""
+    access, kind = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    page = libc.mmap(None, PAGE, access, kind, -1, 0)
+    ctypes.memmove(page, argument, len(argument))
+    require(libc.mprotect(page, PAGE, mmap.PROT_READ) == 0, "mprotect")
+    return _answer(fd, number, page)
+
+
+def _answer(fd: int, number: int, argument: object) -> str:
+    failed = libc.ioctl(fd, number, argument) < 0
+    return errno.errorcode[ctypes.get_errno()] if failed else OK
+
+
+def outcome(attempt: Callable[[], object]) -> str:
+    try:
+        attempt()
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
+    return OK
+
+
+def in_child(action: Callable[[], Sequence[str]]) -> list[str]:
+    """What `action` returned in a process of its own, or by which signal that was ended."""
+    read, write = os.pipe()
+    if not (pid := os.fork()):
+        try:
+            os.write(write, "\n".join(action()).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        answers = pipe.read().splitlines()
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return answers or [f"ended by signal {-status}"]
+
+
+def put(path: str, value: object) -> None:
+    with open(path, "w") as file:
+        file.write(str(value))
+
+
+def memory(field: str) -> int:
+    with open("/proc/meminfo") as file:
+        lines = dict(line.split(":") for line in file)
+    return int(lines[field].split()[0]) << 10
+
+
+def filled(size: int) -> Memfd:
+    ram = Memfd.create("ram", size)
+    for offset in range(0, size, MIB):
+        ram.write(b"\x5a" * min(MIB, size - offset), offset)
+    return ram
+
+
+# Before the jump.
+
+
+def preserve_for_all() -> list[OutgoingSession]:
+    """A session for each test that looks at what came over the jump."""
+    sessions = {}
+    with LiveUpdate() as device:
+        for name, size in (
+            ("unanswered", PAGE),
+            ("unfinished", PAGE),
+            ("overcommit", MIB),
+            ("cgroup", 32 * MIB),
+            ("leak", UNRETRIEVED),
+            ("plain", PAGE),
+        ):
+            sessions[name] = device.create_session(name)
+            with filled(size) as ram:
+                sessions[name].preserve(ram, TOKEN)
+        sessions["sealed"] = device.create_session("sealed")
+        sessions["read-only"] = device.create_session("read-only")
+    with filled(PAGE) as ram:
+        sessions["sealed"].preserve(ram, TOKEN)
+        ram.seal(Seal.SHRINK | Seal.GROW)
+    with filled(PAGE) as ram:
+        read_only = os.open(f"/proc/self/fd/{ram.fileno()}", os.O_RDONLY)
+    sessions["read-only"].preserve(read_only, TOKEN)
+    os.close(read_only)
+    return list(sessions.values())
+
+
+def create_sessions_and_one_twice(count: int) -> list[OutgoingSession]:
+    with LiveUpdate() as device:
+        sessions = [device.create_session(f"s{number}") for number in range(count)]
+        answer = request(device.fileno(), CREATE, name_argument("s0"))
+    require(answer == "EEXIST", f"a name in use was answered by {answer}")
+    return sessions
+
+
+def preserve_from_read_only_memory() -> tuple[str, str]:
+    """The answers to it, and to the same request from memory that can be written."""
+    with LiveUpdate() as device, device.create_session("s") as session, filled(PAGE) as ram:
+        argument = file_argument(TOKEN, ram.fileno())
+        first = request_from_read_only_memory(session.fileno(), PRESERVE, argument)
+        second = request(session.fileno(), PRESERVE, argument)
+        session.discard()
+    return first, second
+
+
+def preserve_a_sparse_file(size: int) -> tuple[str, list[str]]:
+    """The answer, and the kernel's warnings."""
+    with LiveUpdate() as device, device.create_session("s") as session:
+        with Memfd.create("ram", size) as ram:
+            answer = request(session.fileno(), PRESERVE, file_argument(TOKEN, ram.fileno()))
+        session.discard()
+    return answer, [line for line in KernelLog().messages if line.startswith("WARNING:")]
+
+
+def preserve_what_does_not_fit_its_tmpfs() -> tuple[str, int, int]:
+    """The answer, and the bytes that the file takes before and after."""
+    os.mkdir("/run/small")
+    mount("small", "/run/small", "tmpfs", "size=64k")
+    fd = os.open("/run/small", os.O_TMPFILE | os.O_RDWR)
+    os.ftruncate(fd, MIB)
+    before = os.fstat(fd).st_blocks * 512
+    with LiveUpdate() as device, device.create_session("s") as session:
+        answer = request(session.fileno(), PRESERVE, file_argument(TOKEN, fd))
+        session.discard()
+    after = os.fstat(fd).st_blocks * 512
+    os.close(fd)
+    return answer, before, after
+
+
+def preserve_a_file_in_memory(size: int) -> tuple[str, int]:
+    """The answer, or how the process that asked ended; and the bytes available beside the file."""
+
+    def look() -> list[str]:
+        with filled(size):
+            return [str(memory("MemAvailable"))]
+
+    def preserve() -> list[str]:
+        put("/proc/self/oom_score_adj", 1000)  # it, and not what the guest cannot do without
+        with LiveUpdate() as device, filled(size) as ram:
+            session = device.create_session("s")
+            argument = file_argument(TOKEN, ram.fileno())
+            answer = request(session.fileno(), PRESERVE, argument)
+            session.discard()
+        return [answer]
+
+    available = int(in_child(look)[0])
+    return in_child(preserve)[0], available
+
+
+# After the jump.
+
+
+def retrieve_a_session_into_read_only_memory() -> tuple[str, str]:
+    """The answers to it, and to the same request from memory that can be written."""
+    argument = name_argument("unanswered")
+    with LiveUpdate() as device:
+        first = request_from_read_only_memory(device.fileno(), RETRIEVE_SESSION, argument)
+        return first, request(device.fileno(), RETRIEVE_SESSION, argument)
+
+
+def finish_from_read_only_memory() -> tuple[str, str]:
+    """The answers to it, and to a retrieve after it."""
+    with LiveUpdate() as device, device.retrieve_session("unfinished") as session:
+        fd = session.fileno()
+        first = request_from_read_only_memory(fd, FINISH, finish_argument())
+        return first, request(fd, RETRIEVE, file_argument(TOKEN))
+
+
+def retrieve_while_memory_is_overcommitted() -> tuple[str, str]:
+    """The answers to it, and to a retrieve once it is not any more."""
+    with LiveUpdate() as device:
+        session = device.retrieve_session("overcommit")
+    argument = ctypes.create_string_buffer(file_argument(TOKEN), 16)
+    put("/proc/sys/vm/overcommit_kbytes", 1)
+    # Under the strict policy this process could not allocate either: no Python in between.
+    with open("/proc/sys/vm/overcommit_memory", "w") as policy:
+        policy.write("2")
+        policy.flush()
+        first = _answer(session.fileno(), RETRIEVE, argument)
+        policy.seek(0)
+        policy.write("0")
+        policy.flush()
+    second = request(session.fileno(), RETRIEVE, file_argument(TOKEN))
+    session.finish()
+    return first, second
+
+
+def retrieve_in_a_small_cgroup() -> tuple[str, str]:
+    """The answers to it, and to a retrieve once the group may have more."""
+    os.makedirs("/run/cgroup")
+    mount("cgroup", "/run/cgroup", "cgroup2")
+    put("/run/cgroup/cgroup.subtree_control", "+memory")
+    os.mkdir("/run/cgroup/small")
+    put("/run/cgroup/small/memory.max", 20 * MIB)
+    with LiveUpdate() as device:
+        session = device.retrieve_session("cgroup")
+
+    def retrieve() -> list[str]:
+        put("/proc/self/oom_score_adj", -1000)
+        put("/run/cgroup/small/cgroup.procs", os.getpid())
+        first = request(session.fileno(), RETRIEVE, file_argument(TOKEN))
+        put("/run/cgroup/small/memory.max", "max")
+        return [first, request(session.fileno(), RETRIEVE, file_argument(TOKEN))]
+
+    answers = in_child(retrieve)
+    session.finish()
+    require(len(answers) == 2, answers[0])
+    return answers[0], answers[1]
+
+
+def lose_a_file_for_want_of_open_files() -> tuple[str, int]:
+    """The answer to a retrieve, and the bytes that the finish after it gave back."""
+    limit = "/proc/sys/fs/file-max"
+    with open(limit) as file:
+        usual = file.read().strip()
+    with LiveUpdate() as device:
+        session = device.retrieve_session("leak")
+
+    def retrieve() -> list[str]:
+        os.setuid(USER)
+        return [request(session.fileno(), RETRIEVE, file_argument(TOKEN))]
+
+    put(limit, 0)
+    answer = in_child(retrieve)[0]
+    put(limit, usual)
+    before = memory("MemTotal")
+    session.finish()
+    return answer, memory("MemTotal") - before
+
+
+def seals_after() -> Seal:
+    with (
+        LiveUpdate() as device,
+        device.retrieve_session("sealed") as session,
+        session.retrieve(TOKEN, Memfd) as ram,
+    ):
+        return ram.seals
+
+
+def access_mode_after() -> int:
+    with (
+        LiveUpdate() as device,
+        device.retrieve_session("read-only") as session,
+        session.retrieve(TOKEN) as ram,
+    ):
+        return fcntl.fcntl(ram.fileno(), fcntl.F_GETFL) & os.O_ACCMODE
+
+
+def link_after() -> str:
+    with (
+        LiveUpdate() as device,
+        device.retrieve_session("plain") as session,
+        session.retrieve(TOKEN) as ram,
+    ):
+        return os.readlink(f"/proc/self/fd/{ram.fileno()}")
+
+
+def open_the_device_while_allocations_fail() -> str:
+    """The answer to an open after one that failed with EIO, for one allocation that failed."""
+    for name in ("failslab", "fail_page_alloc"):
+        put(f"/sys/kernel/debug/{name}/ignore-gfp-wait", "N")
+    for number in range(1, 20):
+        answer = _open_with_a_failure(number)
+        if answer == "EIO":
+            return outcome(lambda: LiveUpdate().close())
+        require(answer == "ENOMEM", f"failure {number} led to {answer}")
+    raise Unmet("no failure led to EIO")
+
+
+def _open_with_a_failure(number: int) -> str:
+    """The answer to an open in which the allocation of that number fails."""
+    task = f"/proc/self/task/{threading.get_native_id()}/fail-nth"
+    fault = os.open(task, os.O_RDWR)
+    path = b"/dev/liveupdate"
+    os.pwrite(fault, str(number).encode(), 0)
+    fd = cast("int", libc.open(path, os.O_RDWR | os.O_CLOEXEC))
+    answer = errno.errorcode[ctypes.get_errno()] if fd < 0 else OK
+    os.pwrite(fault, b"0", 0)
+    os.close(fault)
+    if fd >= 0:
+        os.close(fd)
+    return answer

@@ -1,0 +1,147 @@
+"""What the tests of saved files run in the guest. Imports nothing but pyluo and the stdlib."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from pyluo import FdStore, Memfd, holder
+from pyluo.fdstore import FdStore as Store
+
+FOLDER = Path("/run/source")
+FILES = {"empty": (0, 0o600), "two pages": (8192, 0o644), "run me": (3 << 20, 0o4755), "-x": (5, 0)}
+
+
+def make_files() -> dict[str, tuple[int, int, str]]:
+    """Makes the files, and says what they are: size, mode, digest."""
+    FOLDER.mkdir()
+    for name, (size, mode) in FILES.items():
+        path = FOLDER / name
+        path.write_bytes((name.encode() * (size // len(name) + 1))[:size])
+        path.chmod(mode)
+    return describe(FOLDER)
+
+
+def describe(folder: Path) -> dict[str, tuple[int, int, str]]:
+    return {
+        path.name: (
+            path.stat().st_size,
+            path.stat().st_mode & 0o7777,
+            hashlib.sha256(path.read_bytes()).hexdigest(),
+        )
+        for path in folder.iterdir()
+    }
+
+
+def make_sparse(size: int) -> str:
+    path = "/run/sparse"
+    with open(path, "wb") as file:
+        file.truncate(size)
+    return path
+
+
+def sockets() -> list[str]:
+    return sorted(path.name for path in Path("/run/pyluo").glob("*-*"))
+
+
+def kill(name: str, direction: str) -> None:
+    """Kills a holder, and waits until it is gone."""
+    found = holder.find(name, direction)
+    assert found is not None
+    pidfd = os.pidfd_open(found.pid)
+    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    import select
+
+    select.select([pidfd], [], [])
+    os.close(pidfd)
+
+
+def ask_as_another_user() -> tuple[str, bytes]:
+    """What a user that may not finds: at the folder, and at a socket that was left open to all."""
+    code = (
+        "import os, socket, sys\n"
+        "os.setuid(1000)\n"
+        "s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)\n"
+        "try:\n"
+        "    s.connect(sys.argv[1])\n"
+        "    s.send(b'session')\n"
+        "    print('answered', socket.recv_fds(s, 64, 1)[:2])\n"
+        "except OSError as error:\n"
+        "    print(type(error).__name__)\n"
+    )
+    (address,) = Path("/run/pyluo").glob("*-outgoing")
+
+    def ask() -> bytes:
+        return subprocess.run(
+            [sys.executable, "-c", code, os.fspath(address)], capture_output=True, check=True
+        ).stdout.strip()
+
+    first = ask()
+    os.chmod("/run/pyluo", 0o755)
+    address.chmod(0o777)
+    try:
+        second = ask()
+    finally:
+        os.chmod("/run/pyluo", 0o700)
+    return first.decode(), second
+
+
+def use_a_folder_that_others_may_enter() -> str:
+    os.chmod("/run/pyluo", 0o755)
+    try:
+        holder.find("s", "outgoing")
+    except PermissionError as error:
+        return str(error)
+    finally:
+        os.chmod("/run/pyluo", 0o700)
+    return ""
+
+
+def stay_silent() -> bool:
+    """Whether a holder answers others after a client that says nothing."""
+    (address,) = Path("/run/pyluo").glob("*-outgoing")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as silent:
+        silent.connect(os.fspath(address))
+    found = holder.find("vm0", "outgoing")
+    assert found is not None
+    session = found.session()
+    name = session.name
+    os.close(session.detach())
+    return name == "vm0"
+
+
+def make_stores_that_save_did_not_make() -> list[FdStore]:
+    stores = []
+    for name, entry, digest in (("wrong digest", "file", "0" * 64), ("elsewhere", "../evil", "")):
+        store = Store.create(name)
+        with Memfd.create("x", 4096) as memfd:
+            meta = {"size": 4096, "mode": 0o644, "sha256": digest}
+            store.add(entry, memfd, meta=meta)
+        stores.append(store)
+    return stores
+
+
+def size_of_the_entry(name: str, entry: str) -> int:
+    """Taken from the session that a failed restore left with its holder."""
+    found = holder.find(name, "incoming")
+    assert found is not None
+    session = found.session()
+    store = FdStore(session)
+    with store.get(entry, Memfd) as memfd:
+        size = memfd.size
+    os.close(store.detach())
+    return size
+
+
+def names(folder: str) -> list[str]:
+    return sorted(os.listdir(folder)) if os.path.exists(folder) else []
+
+
+def occupy(folder: str, name: str) -> None:
+    os.makedirs(folder, exist_ok=True)
+    Path(folder, name).write_text("mine")

@@ -1,5 +1,6 @@
 # make demo    see a live update; sets up what it needs
 # make test    lint, the tests without a guest, the tests with one
+# make soak    the state machine and the descriptor store for hours: see SOAK_* below
 # make lint    ruff, mypy, import-linter
 # make clean   remove what the others made here; the kernels in the cache stay
 
@@ -12,16 +13,25 @@ PACKAGES := python3-venv python3-dev gcc libc6-dev make \
 	debian-archive-keyring bc bison flex libelf-dev lz4 perl rsync xz-utils \
 	qemu-system-x86
 
+# How far a soak goes: live updates of one store, and steps of the state machine.
+SOAK_HOPS ?= 500
+SOAK_STEPS ?= 20000
+
 .DELETE_ON_ERROR:
-.PHONY: demo test lint clean packages
+.PHONY: demo test soak lint clean packages
 
 demo: packages $(BIN)/.vm
 	@$(BIN)/pyluo demo
 
 test: lint
 	$(BIN)/pytest tests
-	$(BIN)/pyluo vm kernel build stable previous
+	$(BIN)/pyluo vm kernel build stable previous selftest
 	$(BIN)/pytest vm-tests
+
+soak: packages $(BIN)/.dev
+	PYLUO_STORE_HOPS=$(SOAK_HOPS) PYLUO_MACHINE_STEPS=$(SOAK_STEPS) $(BIN)/pytest -rA \
+		vm-tests/test_fdstore.py::test_a_store_is_renewed_hop_after_hop_and_nothing_is_lost \
+		vm-tests/test_state_machine.py
 
 lint: packages $(BIN)/.dev
 	$(BIN)/ruff check

@@ -19,28 +19,23 @@ from pyluo import (
     OutgoingSession,
     SessionExistsError,
 )
-from pyluo.vm import VM, Kernel
-from pyluo.vm.selftests import SUITES
+from pyluo.vm import VM
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from pyluo.vm import Kernel
 
 
 @pytest.mark.parametrize("name", ["stable", "previous"])
-def test_every_case_of_the_kernels_has_its_equivalent_here(name: str, tmp_path: Path) -> None:
-    source = Kernel.find(name).source
-    assert source is not None
-    folder = SUITES["liveupdate"].folder
-    source.extract([folder], tmp_path)
-    cases = set(
-        re.findall(
-            r"^TEST_F\(\w+, (\w+)\)",
-            (tmp_path / folder / "liveupdate.c").read_text(),
-            re.MULTILINE,
-        )
-    )
-    cases |= {path.stem for path in (tmp_path / folder).glob("luo_*.c")} - {"luo_test_utils"}
+def test_every_case_of_the_kernels_has_its_equivalent_here(
+    name: str, selftest_source: Callable[[str], Path]
+) -> None:
+    folder = selftest_source(name)
+    text = (folder / "liveupdate.c").read_text()
+    cases = set(re.findall(r"^TEST_F\(\w+, (\w+)\)", text, re.MULTILINE))
+    cases |= {path.stem for path in folder.glob("luo_*.c")} - {"luo_test_utils"}
     assert len(cases) > 10
     assert cases - {test.removeprefix("test_") for test in globals()} == set()
 

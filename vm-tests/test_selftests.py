@@ -16,6 +16,7 @@ from pyluo.vm.selftests import SUITES, Program, programs
 from pyluo.vm.verdicts import Verdict, passed, run
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 SUITE = SUITES["liveupdate"]
@@ -24,11 +25,10 @@ WHOLE = "echo 1..1; echo ok 1 a"
 
 
 @pytest.mark.parametrize("name", ["stable", "previous"])
-def test_every_test_that_the_kernels_source_declares_passes(name: str, tmp_path: Path) -> None:
-    source = Kernel.find(name).source
-    assert source is not None
-    source.extract([SUITE.folder], tmp_path)
-    expected = declared(tmp_path / SUITE.folder)
+def test_every_test_that_the_kernels_source_declares_passes(
+    name: str, selftest_source: Callable[[str], Path]
+) -> None:
+    expected = declared(selftest_source(name))
     assert len(expected) > 4
     done = subprocess.run(
         [*COMMAND, "--kernel", name, "--json"], capture_output=True, text=True, timeout=600

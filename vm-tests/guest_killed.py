@@ -1,0 +1,190 @@
+"""Processes that are killed between two steps of a live update; imports only pyluo and stdlib.
+
+A victim is a fork of the worker. It goes as far as it is told, hands what is to be shared to the
+worker, and waits to be killed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from dataclasses import dataclass
+
+from pyluo import (
+    IncomingSession,
+    LiveUpdate,
+    LuoError,
+    Memfd,
+    OutgoingSession,
+    SessionExistsError,
+    TokenNotFoundError,
+    kexec,
+    session_from_fd,
+)
+
+BEFORE = ("create", "preserve", "load")
+AFTER = ("jump", "retrieve the session", "retrieve the file", "finish")
+SHARED = ("nothing", "the session", "the file")
+DATA = b"what must not be lost"
+
+
+@dataclass
+class Case:
+    """One kill: after which step, what somebody else had open, and what that is."""
+
+    step: str
+    shared: str
+    kept: OutgoingSession | IncomingSession | Memfd | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.step}, {self.shared}"
+
+
+def cases(steps: tuple[str, ...]) -> list[Case]:
+    # Before the file is retrieved, nobody can have it open.
+    return [
+        Case(step, shared)
+        for step in steps
+        for shared in SHARED
+        if not (shared == "the file" and step in ("jump", "retrieve the session"))
+    ]
+
+
+def kill_all_before(image: str, cmdline: str) -> tuple[dict[str, str], list[object]]:
+    """Kills after each step; what is known before the jump, and what has to stay open for it."""
+    known: dict[str, str] = {}
+    kept: list[object] = []
+    for case in cases(BEFORE):
+        _kill_a_victim(case, image, cmdline)
+        known[case.name] = _outcome_here(case)
+        kept.append(case.kept)
+    assert kexec.loaded()  # a victim did it, and is dead
+    return known, kept
+
+
+def preserve_for_after() -> list[OutgoingSession]:
+    return [session for session, _ in map(_preserved, cases(AFTER))]
+
+
+def kill_all_after() -> dict[str, str]:
+    outcomes = {}
+    for case in cases(AFTER):
+        if case.step != "jump":
+            _kill_a_victim(case, "", "")
+        outcomes[case.name] = _outcome_landed(case)
+    return outcomes
+
+
+def outcomes_after_the_jump(known: dict[str, str]) -> dict[str, str]:
+    """What was not known before: whether a session came over, and the file in it."""
+    outcomes = {}
+    for case in cases(BEFORE):
+        outcome = known[case.name]
+        if outcome == "session":
+            outcome = "carried" if _retrieved(case) else "lost"
+        outcomes[case.name] = outcome
+    return outcomes
+
+
+def _kill_a_victim(case: Case, image: str, cmdline: str) -> None:
+    ours, theirs = socket.socketpair()
+    pid = os.fork()
+    if not pid:
+        try:
+            _go(case, theirs, image, cmdline)
+        finally:
+            os._exit(1)
+    theirs.close()
+    with ours:
+        message, fds, _, _ = socket.recv_fds(ours, 64, 1)
+    assert message == b"done", message
+    os.kill(pid, signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    if fds:
+        adopt = Memfd.from_fd if case.shared == "the file" else session_from_fd
+        case.kept = adopt(fds[0])
+
+
+def _go(case: Case, channel: socket.socket, image: str, cmdline: str) -> None:
+    """The victim's life."""
+    if case.step in BEFORE:
+        session, memfd = _preserved(case) if case.step != "create" else _created(case)
+        if case.step == "load":
+            kexec.load(image, cmdline=cmdline)
+        _share(case, channel, session.fileno(), memfd.fileno())
+    else:
+        with LiveUpdate() as device:
+            incoming = device.retrieve_session(case.name)
+        fd = -1
+        if case.step != "retrieve the session":
+            fd = incoming.retrieve(1).detach()
+        if case.step == "finish":
+            shared = os.dup(incoming.fileno())
+            incoming.finish()
+            _share(case, channel, shared, fd)
+        else:
+            _share(case, channel, incoming.fileno(), fd)
+    while True:
+        signal.pause()
+
+
+def _share(case: Case, channel: socket.socket, session: int, file: int) -> None:
+    fds = {"nothing": [], "the session": [session], "the file": [file]}[case.shared]
+    socket.send_fds(channel, [b"done"], fds)
+
+
+def _created(case: Case) -> tuple[OutgoingSession, Memfd]:
+    memfd = Memfd.create("ram", 4096)
+    memfd.write(DATA, 0)
+    with LiveUpdate() as device:
+        return device.create_session(case.name), memfd
+
+
+def _preserved(case: Case) -> tuple[OutgoingSession, Memfd]:
+    session, memfd = _created(case)
+    session.preserve(memfd, 1)
+    return session, memfd
+
+
+def _outcome_here(case: Case) -> str:
+    """Before the jump: "here" if somebody has the file, "session" if the session is there."""
+    with LiveUpdate() as device:
+        try:
+            device.create_session(case.name).discard()
+            there = False
+        except SessionExistsError:
+            there = True
+    assert there == (case.shared == "the session")
+    if isinstance(case.kept, Memfd):
+        assert case.kept.read(len(DATA), 0) == DATA
+        case.kept.resize(8192)  # it is in no session any more
+        return "here"
+    return "session" if there else "lost"
+
+
+def _outcome_landed(case: Case) -> str:
+    if isinstance(case.kept, Memfd):
+        with case.kept:
+            return "here" if case.kept.read(len(DATA), 0) == DATA else "lost"
+    if isinstance(case.kept, IncomingSession):
+        with case.kept as session:
+            return "retrievable" if _whole(session) else "lost"
+    return "retrievable" if _retrieved(case) else "lost"
+
+
+def _retrieved(case: Case) -> bool:
+    try:
+        with LiveUpdate() as device, device.retrieve_session(case.name) as session:
+            return _whole(session)
+    except LuoError:
+        return False
+
+
+def _whole(session: IncomingSession) -> bool:
+    try:
+        with session.retrieve(1, Memfd) as memfd:
+            return memfd.read(len(DATA), 0) == DATA
+    except TokenNotFoundError:
+        return False

@@ -11,7 +11,7 @@ BIN := .venv/bin
 # to fetch and build kernels, and to run them.
 PACKAGES := python3-venv python3-dev gcc libc6-dev make \
 	debian-archive-keyring bc bison flex libelf-dev lz4 perl rsync xz-utils \
-	qemu-system-x86
+	qemu-system-x86 kexec-tools
 
 # How far a soak goes: live updates of one store, and steps of the state machine.
 SOAK_HOPS ?= 500

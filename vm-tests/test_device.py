@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 
 import pytest
 
@@ -96,18 +95,6 @@ def test_the_extreme_tokens_are_tokens(token: int) -> None:
         session = device.create_session("s")
         session.preserve(memfd, token)
         session.discard()
-
-
-def test_an_unknown_kind_of_file_is_named_in_the_error() -> None:
-    with LiveUpdate() as device:
-        session = device.create_session("s")
-        event = os.eventfd(0)
-        with pytest.raises(NotPreservableError, match="token 1, an eventfd") as caught:
-            session.preserve(event, 1)
-        os.close(event)
-        session.discard()
-    assert caught.value.errno == errno.ENOENT
-    assert "'s'" in str(caught.value)
 
 
 def test_a_closed_descriptor_is_told_as_such() -> None:

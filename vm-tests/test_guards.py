@@ -18,8 +18,10 @@ from pyluo import (
     OutgoingSession,
     PreservedMemoryError,
     SessionExistsError,
+    SessionNotFoundError,
     guards,
     kexec,
+    kho,
 )
 from pyluo.vm import VM, GuestCrash, HarnessError
 
@@ -80,19 +82,27 @@ def test_a_command_line_that_would_lose_everything_is_refused(shared_vm: VM, cmd
     shared_vm.call(kexec.unload)
 
 
-def test_an_image_of_unknown_origin_is_not_jumped_into_unless_trusted() -> None:
+def test_an_image_of_unknown_origin_is_not_jumped_into() -> None:
     with VM("selftest") as vm:
         vm.hold(guest_files.preserve, "vm0", 4096)
-        vm.call(load_the_old_way)
-        assert vm.call(kexec.loaded)
+        cmdline = load_by_the_older_call(vm)
         with pytest.raises(HandoverError, match="trust_image"):
             vm.call(kexec.reboot)
-        assert vm.call(guest_files.existing, ["/run/pyluo/image"]) == []
-        cmdline = vm.run(["cat", "/proc/cmdline"]).stdout.decode().strip()
         vm.call(kexec.load, os.fspath(vm.kernel.image), cmdline=cmdline)
         with pytest.raises(HarnessError, match="booted again"):
             vm.call(kexec.reboot)
         assert vm.call(guest_files.look, "vm0")[0]
+
+
+def test_an_image_loaded_by_the_older_call_takes_nothing_over_and_says_nothing() -> None:
+    with VM("selftest") as vm:
+        vm.hold(guest_files.preserve, "vm0", 4096)
+        load_by_the_older_call(vm)
+        with pytest.raises(HarnessError, match="booted again"):
+            vm.call(kexec.reboot, trust_image=True)
+        with pytest.raises(SessionNotFoundError):
+            vm.call(guest_files.look, "vm0")
+        assert vm.call(kho.status).handed_over is False
 
 
 def test_a_name_that_is_taken_does_not_cost_the_next_kernel_its_life(vm: VM) -> None:
@@ -205,12 +215,11 @@ def count_sessions() -> int:
     return 1
 
 
-def load_the_old_way() -> None:
-    """Loads one page of nothing by kexec_load(2)."""
-    import ctypes
-
-    page = ctypes.create_string_buffer(4096)
-    segment = (ctypes.c_size_t * 4)(ctypes.addressof(page), 4096, 0x4000000, 4096)
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.syscall(246, 0x4000000, 1, segment, 62 << 16):
-        raise OSError(ctypes.get_errno(), "kexec_load")
+def load_by_the_older_call(vm: VM) -> str:
+    """Loads the running kernel's image by kexec_load(2); its command line comes back."""
+    cmdline = vm.run(["cat", "/proc/cmdline"]).stdout.decode().strip()
+    image = os.fspath(vm.kernel.image)
+    done = vm.run(["kexec", "--kexec-syscall", "--load", image, "--command-line", cmdline])
+    assert done.returncode == 0, done.stderr
+    assert vm.call(kexec.loaded)
+    return cmdline

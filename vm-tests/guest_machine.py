@@ -84,34 +84,54 @@ def do_retrieve_session(number: int, name: str) -> None:
 
 
 def do_preserve(session: int, file: int, token: int) -> None:
-    """Past the types, so that the kernel is asked of both directions."""
-    PRESERVE_FD(sessions[session].fileno(), "", fd=files[file].fileno(), token=token)
+    to = sessions[session]
+    if isinstance(to, OutgoingSession):
+        to.preserve(files[file], token)
+    else:  # which pyluo's types rule out; the kernel is asked all the same
+        PRESERVE_FD(to.fileno(), "", fd=files[file].fileno(), token=token)
 
 
-def do_preserve_many(session: int, tokens: dict[int, int]) -> tuple[int, ...] | None:
-    """The tokens that were in before one failed; None if none did."""
+def do_preserve_many(session: int, tokens: dict[int, int]) -> tuple[tuple[int, ...], str, int]:
+    """The tokens that were in before one failed, and how that did; nothing if none did."""
     outgoing = sessions[session]
     assert isinstance(outgoing, OutgoingSession)
     try:
         outgoing.preserve_many({token: files[file] for token, file in tokens.items()})
     except LuoError as error:
-        return error.preserved
-    return None
+        return error.preserved, type(error).__name__, error.errno or 0
+    return tuple(tokens), "", 0
 
 
 def do_retrieve(session: int, token: int, number: int) -> None:
-    fd = RETRIEVE_FD(sessions[session].fileno(), "", fd=-1, token=token).integer("fd")
-    files[number] = Memfd.from_fd(fd)
+    of = sessions[session]
+    if isinstance(of, IncomingSession):
+        files[number] = of.retrieve(token, Memfd)
+    else:
+        RETRIEVE_FD(of.fileno(), "", fd=-1, token=token)
 
 
 def do_finish(session: int) -> None:
+    """Ends an incoming session, and closes this descriptor of it."""
+    of = sessions[session]
+    if isinstance(of, IncomingSession):
+        of.finish()
+        del sessions[session]
+    else:
+        FINISH(of.fileno())
+
+
+def do_finish_and_stay(session: int) -> None:
     """The request alone: the descriptor stays open."""
     FINISH(sessions[session].fileno())
 
 
 def do_end(session: int) -> None:
-    """Closes one descriptor, as discard() and finish() do at last."""
-    os.close(sessions.pop(session).detach())
+    """Closes one descriptor."""
+    of = sessions.pop(session)
+    if isinstance(of, OutgoingSession):
+        of.discard()
+    else:
+        os.close(of.detach())
 
 
 def do_duplicate(session: int, number: int) -> str:

@@ -30,6 +30,8 @@ __all__ = [
     "reboot",
 ]
 
+_NO_FLAGS = 0xFFF0  # none that kexec_load(2) knows
+
 T = TypeVar("T")
 
 
@@ -158,7 +160,7 @@ def kexec_load_exists() -> bool:
 
     It counts as a try where kernel.kexec_load_limit_reboot is set.
     """
-    return lib.pyluo_kexec_load(0xFFFF) == 0 or ffi.errno != errno.ENOSYS
+    return lib.pyluo_kexec_load(_NO_FLAGS) == 0 or ffi.errno != errno.ENOSYS
 
 
 def reboot(command: int) -> None:

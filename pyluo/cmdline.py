@@ -15,10 +15,12 @@ def switch(name: str, words: Sequence[str], *, default: bool) -> bool:
 
     Args:
         name: of the switch, such as ``liveupdate``.
-        words: of the command line.
+        words: of the command line; those behind ``--`` are for the first process.
         default: what counts when it is not there.
 
     Source: lib/kstrtox.c, kstrtobool(): one letter decides, or two.
     """
+    if "--" in words:
+        words = words[: words.index("--")]
     values = [word.partition("=")[2] for word in words if word.startswith(f"{name}=")]
     return values[-1].lower().startswith(("1", "e", "on", "t", "y")) if values else default

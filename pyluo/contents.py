@@ -21,9 +21,12 @@ import json
 import struct
 import zlib
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyluo.errors import FdStoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["VERSION", "Contents", "Entry", "decode", "encode"]
 
@@ -31,6 +34,7 @@ VERSION = 2
 _MAGIC = b"pyluoFDS"
 _HEADER = struct.Struct("<8sIIQQ")
 _TOKENS = range(1, 1 << 64)  # 0 is the table's own
+_LONGEST = 64 << 20  # bytes of JSON; a header that says more is no table's
 _READING = "FdStore table"
 
 
@@ -75,7 +79,7 @@ def encode(contents: Contents, generation: int, room: int) -> bytes:
 
     Raises:
         FdStoreError: ENOSPC, it does not fit.
-        TypeError: the metadata is not what JSON carries.
+        TypeError: the metadata is not what JSON carries, or a name is none.
         ValueError: likewise, or a number that is none.
     """
     tree = {
@@ -88,12 +92,13 @@ def encode(contents: Contents, generation: int, room: int) -> bytes:
                 "size": entry.size,
                 "requires": list(entry.requires),
                 "meta": entry.meta,
-                "settled": entry.settled,
+                "settled": int(entry.settled),  # as long either way
             }
             for entry in contents.entries
         ],
     }
     text = json.dumps(tree, separators=(",", ":"), allow_nan=False).encode()
+    _contents(json.loads(text), VERSION)  # or nobody could read it after the jump
     if _HEADER.size + len(text) > room:
         raise FdStoreError(
             errno.ENOSPC,
@@ -105,15 +110,21 @@ def encode(contents: Contents, generation: int, room: int) -> bytes:
     return _HEADER.pack(_MAGIC, VERSION, check, generation, len(text)) + text
 
 
-def decode(data: bytes) -> tuple[Contents, int, int]:
+def decode(read: Callable[[int, int], bytes], size: int) -> tuple[Contents, int, int]:
     """What the newest table in a file says, with its generation and the number of its slot.
+
+    No more of the file is read than a table takes: it may be a guest's RAM.
+
+    Args:
+        read: gives so many bytes, from that offset.
+        size: of the file, in bytes.
 
     Raises:
         FdStoreError: EPROTONOSUPPORT, the table is of a newer version; EBADMSG, it is damaged, or
             no table.
     """
-    room = len(data) // 2
-    slots = [_read_slot(data[start : start + room]) for start in (0, room)] if room else []
+    room = size // 2
+    slots = [_read_slot(read, number * room, room) for number in (0, 1)]
     found = [(slot, number) for number, slot in enumerate(slots) if slot is not None]
     if not found:
         raise _damage("neither of its copies is whole")
@@ -132,14 +143,17 @@ def decode(data: bytes) -> tuple[Contents, int, int]:
         raise _damage(f"it cannot be understood: {type(error).__name__}: {error}") from None
 
 
-def _read_slot(slot: bytes) -> tuple[int, int, bytes] | None:
+def _read_slot(
+    read: Callable[[int, int], bytes], offset: int, room: int
+) -> tuple[int, int, bytes] | None:
     """The version, the generation and the JSON of a slot; None for an empty or a torn one."""
-    if len(slot) < _HEADER.size:
+    header = read(_HEADER.size, offset)
+    if room < _HEADER.size or len(header) < _HEADER.size:
         return None
-    magic, version, check, generation, length = _HEADER.unpack_from(slot)
-    text = slot[_HEADER.size : _HEADER.size + length]
-    if magic != _MAGIC or len(text) != length or not version:
+    magic, version, check, generation, length = _HEADER.unpack(header)
+    if magic != _MAGIC or not version or length > min(room - _HEADER.size, _LONGEST):
         return None
+    text = read(length, offset + _HEADER.size)
     return (version, generation, text) if check == _checksum(version, generation, text) else None
 
 
@@ -167,20 +181,18 @@ def _entry_1(item: Any) -> Entry:
 
 
 def _entry(item: Any) -> Entry:
-    if (
-        not isinstance(item["settled"], bool)
-        or not isinstance(item["requires"], list)
-        or type(item["size"]) is not int
-    ):
+    settled, requires, size = item["settled"], item["requires"], item["size"]
+    whole = type(settled) is int and type(size) is int and isinstance(requires, list)
+    if not whole or settled not in (0, 1):
         raise TypeError("an entry with fields of other types")
     return Entry(
         name=_name(item["name"]),
         token=_token(item["token"]),
         kind=_name(item["kind"]),
-        size=item["size"],
-        requires=tuple(_name(name) for name in item["requires"]),
+        size=size,
+        requires=tuple(_name(name) for name in requires),
         meta=_mapping(item["meta"]),
-        settled=item["settled"],
+        settled=bool(settled),
     )
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from pyluo._sys import raising
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["Descriptor", "OwnedFd"]
+__all__ = ["Descriptor", "OwnedFd", "adopt"]
+
+D = TypeVar("D", bound="Descriptor")
 
 
 class Descriptor:
@@ -96,3 +98,12 @@ class OwnedFd(Descriptor):
         if getattr(self, "_fd", -1) >= 0:
             warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=2, source=self)
             self._close()
+
+
+def adopt(fd: int, kind: type[D]) -> D:
+    """Makes a new descriptor that nobody else knows of into an object, or closes it."""
+    try:
+        return kind.from_fd(fd)
+    except BaseException:
+        os.close(fd)
+        raise

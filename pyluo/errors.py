@@ -240,6 +240,7 @@ _CLASSES: dict[tuple[str, int], type[LuoError]] = {
     ("LIVEUPDATE_SESSION_PRESERVE_FD", _errno.EOPNOTSUPP): NotPreservableError,
     ("LIVEUPDATE_SESSION_PRESERVE_FD", _errno.EFBIG): NotPreservableError,
     ("LIVEUPDATE_SESSION_RETRIEVE_FD", _errno.ENOENT): TokenNotFoundError,
+    ("LIVEUPDATE_SESSION_FINISH", _errno.EINVAL): WrongSessionError,
     ("LIVEUPDATE_SESSION_GET_NAME", _errno.EINVAL): KernelTooOldError,
     ("F_ADD_SEALS", _errno.EPERM): SealedError,
     ("ftruncate", _errno.EPERM): SealedError,

@@ -11,6 +11,7 @@ import dataclasses
 import errno
 import os
 import threading
+import warnings
 from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
@@ -18,10 +19,11 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 from pyluo import contents, guards
 from pyluo._sys import raising
 from pyluo.contents import Contents, Entry
-from pyluo.descriptor import OwnedFd
-from pyluo.errors import FdStoreError, LuoError, TokenNotFoundError
+from pyluo.descriptor import OwnedFd, adopt
+from pyluo.errors import FdStoreError, LuoError, TokenInUseError, TokenNotFoundError
+from pyluo.held import held
 from pyluo.liveupdate import LiveUpdate
-from pyluo.memfd import Memfd
+from pyluo.memfd import Memfd, has_seals
 from pyluo.session import IncomingSession, OutgoingSession
 
 if TYPE_CHECKING:
@@ -73,20 +75,16 @@ class FdStore:
         self._name = session.name
         self._entries: dict[str, Entry] = {}
         self._meta: dict[str, Any] = {}
-        self._table_size = table_size
-        self._retrieved: set[str] = set()
+        self._restored: set[str] = set()  # by the kernel: retrieving it again cannot fail
+        self._given: set[str] = set()  # to a caller, by get()
         self._lost: tuple[str, ...] = ()
         if isinstance(session, IncomingSession):
-            self._read_table(session)
-        else:
-            table = _Table(self._name, table_size)
             try:
-                table.write(self._contents())
-                session.preserve(table.memfd, _TABLE_TOKEN)
-            except BaseException:
-                table.memfd.close()
-                raise
-            self._table = table
+                self._read_table(session)
+            except LuoError as error:
+                raise self._unreadable(error, session) from error
+        else:
+            self._table = _new_table(session, self._contents(), table_size)
 
     @classmethod
     def create(
@@ -205,16 +203,24 @@ class FdStore:
             entry = self._entries[name]
             chosen = type or _TYPES.get(entry.kind, OwnedFd)
             if name in self._files:
-                return _adopt(_duplicate(self._files[name]), chosen)
-            for needed in entry.requires:
-                if needed not in self._retrieved:
-                    self.get(needed, OwnedFd).close()
-            session = self._incoming("get")
-            if name not in self._retrieved:
-                guards.refuse_small_group(entry.size, f"store {self._name!r}, entry {name!r}")
-            fd = session.retrieve(entry.token, chosen)
-            self._retrieved.add(name)
+                fd = adopt(_duplicate(self._files[name]), chosen)
+            else:
+                fd = self._restore(entry, chosen)
+            self._given.add(name)
             return fd
+
+    def _restore(self, entry: Entry, kind: type[F]) -> F:
+        """Retrieves an entry, after what it requires."""
+        session = self._incoming("get")
+        for needed in entry.requires:
+            if needed not in self._restored:
+                self._restore(self._entries[needed], OwnedFd).close()
+        if entry.name not in self._restored:
+            subject = f"store {self._name!r}, entry {entry.name!r}"
+            guards.refuse_small_group(entry.size, subject)
+        fd = session.retrieve(entry.token, kind)
+        self._restored.add(entry.name)
+        return fd
 
     def add(
         self,
@@ -252,22 +258,24 @@ class FdStore:
                 entry = Entry(
                     name=name,
                     token=max((entry.token for entry in self._entries.values()), default=0) + 1,
-                    kind="memfd" if _has_seals(own) else "file",
+                    kind="memfd" if has_seals(own.fileno()) else "file",
                     size=os.fstat(own.fileno()).st_size,
                     requires=tuple(requires),
                     meta=dict(meta or {}),
                     settled=False,
                 )
                 self._write({**self._entries, name: entry})
-                try:
-                    session.preserve(own, entry.token, allow_noexec=allow_noexec)
-                except BaseException:
-                    self._write({key: old for key, old in self._entries.items() if key != name})
-                    raise
             except BaseException:
                 own.close()
                 raise
+            # From here on the kernel may have it: only its own refusal says that it has not.
             self._files[name] = own
+            try:
+                session.preserve(own, entry.token, allow_noexec=allow_noexec)
+            except LuoError:
+                self._write({key: old for key, old in self._entries.items() if key != name})
+                self._files.pop(name).close()
+                raise
             entry = dataclasses.replace(entry, settled=True)
             self._write({**self._entries, name: entry})
             return entry
@@ -297,22 +305,40 @@ class FdStore:
 
         Raises:
             KeyError: there is no such entry.
-            FdStoreError: EBUSY, other entries require it; EPERM, the store is incoming.
+            FdStoreError: EBUSY, other entries require it, or another process holds the session,
+                which would not end then; EPERM, the store is incoming. Nothing was touched.
             DeviceBusyError: the device is open elsewhere; nothing was touched.
             LuoError: as `OutgoingSession.preserve` does.
         """
         with self._lock:
-            self._outgoing("remove")
+            session = self._outgoing("remove")
             entry = self._entries[name]
             if needing := [other.name for other in self.entries if name in other.requires]:
                 raise self._refusal(
                     "remove", errno.EBUSY, f"entry {name!r}", f"Remove {needing} first"
                 )
+            if others := self._others(session):
+                raise self._refusal(
+                    "remove",
+                    errno.EBUSY,
+                    f"entry {name!r}",
+                    f"The session is also held by {', '.join(others)}, and would not end",
+                )
             with _open(device) as luo:
-                rest = {key: old for key, old in self._entries.items() if key != entry.name}
-                self._entries = rest
-                self._files.pop(name).close()
+                del self._entries[entry.name]
                 self._rebuild(luo)
+                self._files.pop(name).close()
+
+    def _others(self, session: OutgoingSession) -> list[str]:
+        """The other descriptors of this session, as far as the caller may see them."""
+        own = os.getpid(), session.fileno()
+        return [
+            f"process {each.pid} ({each.command!r}, fd {each.fd})"
+            for each in held()
+            if (each.pid, each.fd) != own
+            and each.session == self._name
+            and each.direction == "outgoing"
+        ]
 
     def renew(
         self,
@@ -339,38 +365,51 @@ class FdStore:
                 `renew` can be called again.
         """
         with self._lock:
-            if not isinstance(self._session, IncomingSession):
-                if destroy:
-                    raise self._refusal("renew", errno.EPERM, f"{destroy}", "Use remove()")
-                if self._session.closed:
-                    with _open(device) as luo:
-                        self._rebuild(luo, allow_noexec=allow_noexec)
-                else:
-                    self._preserve_rest(self._session, allow_noexec)
+            session = self._session
+            if not isinstance(session, IncomingSession):
+                self._complete(session, destroy, device)
                 return
             kept = self._without("renew", destroy)
-            for name in kept:
-                if name not in self._files:
-                    self._files[name] = self.get(name, OwnedFd)
+            for entry in kept.values():
+                if entry.name not in self._files:
+                    self._files[entry.name] = self._restore(entry, OwnedFd)
                 if not allow_noexec:
-                    guards.refuse_noexec(
-                        self._files[name].fileno(), partial(str, f"entry {name!r}")
-                    )
+                    subject = partial(str, f"store {self._name!r}, entry {entry.name!r}")
+                    guards.refuse_noexec(self._files[entry.name].fileno(), subject)
             with _open(device) as luo:
                 outgoing = luo.create_session(self._name)
-            table = _Table(self._name, self._table_size)
+            unsettled = _unsettled(kept)
             try:
-                unsettled = _unsettled(kept)
-                table.write(Contents(tuple(unsettled.values()), self._meta))
-                outgoing.preserve(table.memfd, _TABLE_TOKEN)
-                self._session.finish()
+                contents_now = Contents(tuple(unsettled.values()), self._meta)
+                table = _new_table(outgoing, contents_now, self._table_size)
+            except BaseException:
+                outgoing.discard()
+                raise
+            try:
+                session.finish()
             except BaseException:
                 outgoing.discard()
                 table.memfd.close()
                 raise
             self._session, self._table, self._entries = outgoing, table, unsettled
-            self._retrieved.clear()
-            self._preserve_rest(outgoing, allow_noexec)
+            for name in set(self._files) - set(kept):
+                self._files.pop(name).close()
+            self._preserve_rest(outgoing)
+
+    def _complete(
+        self,
+        session: OutgoingSession,
+        destroy: Collection[str],
+        device: LiveUpdate | None,
+    ) -> None:
+        """Takes up again what a failure left out of an outgoing store."""
+        if destroy:
+            raise self._refusal("renew", errno.EPERM, f"{list(destroy)}", "Use remove()")
+        if session.closed:
+            with _open(device) as luo:
+                self._rebuild(luo)
+        else:
+            self._preserve_rest(session)
 
     def finish(self, *, destroy: Collection[str] = ()) -> None:
         """Ends an incoming store, in the reverse of its order; a second time does nothing.
@@ -379,8 +418,8 @@ class FdStore:
             destroy: names of entries that were not retrieved, and need not be.
 
         Raises:
-            FdStoreError: EBUSY, entries would be destroyed that were neither retrieved through
-                this store nor named; ENOENT, a name is not in the store; EPERM, the store is
+            FdStoreError: EBUSY, entries would be destroyed that were neither had from `get` nor
+                named; ENOENT, a name is not in the store; EPERM, the store is
                 outgoing. Nothing is finished.
             LuoError: as `IncomingSession.finish` does.
         """
@@ -389,11 +428,11 @@ class FdStore:
             if session.closed:
                 return
             self._check_names("finish", destroy)
-            if left := [name for name in self if name not in {*self._retrieved, *destroy}]:
+            if left := [name for name in self if name not in {*self._given, *destroy}]:
                 raise self._refusal(
                     "finish",
                     errno.EBUSY,
-                    f"entries {left} not retrieved",
+                    f"entries {left}, which nobody got",
                     f"They would be destroyed: get() them, or say finish(destroy={left})",
                 )
             session.finish()
@@ -417,8 +456,14 @@ class FdStore:
 
         Returns:
             The descriptor: what its end means is the caller's to mind now.
+
+        Raises:
+            FdStoreError: EBUSY, files are not in the session that a failed `renew` or `remove`
+                left to the store alone.
         """
         with self._lock:
+            if left := self._left_out():
+                raise self._refusal("detach", errno.EBUSY, f"entries {left}", "renew() it first")
             fd = self._session.detach()
             self._release()
             return fd
@@ -439,7 +484,17 @@ class FdStore:
             self.discard()
 
     def __del__(self) -> None:
-        # The session warns of itself; what is in it does not hang on these.
+        # The session warns of itself, and files that are in it do not hang on these; of the others
+        # this may be the only descriptor.
+        if left := self._left_out():
+            warnings.warn(
+                f"{self!r} was dropped with {left} not preserved; their descriptors stay open",
+                ResourceWarning,
+                stacklevel=2,
+                source=self,
+            )
+            for name in left:
+                self._files.pop(name).detach()
         self._release()
 
     def __repr__(self) -> str:
@@ -451,32 +506,39 @@ class FdStore:
 
     def _read_table(self, session: IncomingSession) -> None:
         """Takes the table's word, but for entries that were on their way in at the jump."""
-        try:
-            with session.retrieve(_TABLE_TOKEN, Memfd) as memfd:
-                self._table_size = memfd.size // 2
-                read, _, _ = contents.decode(memfd.read(memfd.size, 0))
-        except TokenNotFoundError as error:
-            refusal = self._refusal("retrieve", errno.ENOENT, "no table of contents", error.hint)
-            refusal.session = session
-            raise refusal from None
-        except FdStoreError as error:
-            error.session = session
-            raise
+        with session.retrieve(_TABLE_TOKEN, Memfd) as memfd:
+            self._table_size = memfd.size // 2
+            read, _, _ = contents.decode(memfd.read, memfd.size)
         self._meta = read.meta
-        lost = []
+        lost: list[str] = []
         for entry in read.entries:
+            requires = tuple(name for name in entry.requires if name not in lost)
+            self._entries[entry.name] = dataclasses.replace(entry, settled=True, requires=requires)
             try:
                 if not entry.settled:
-                    session.retrieve(entry.token).close()
+                    self._restore(self._entries[entry.name], OwnedFd).close()
             except TokenNotFoundError:
                 lost.append(entry.name)
-                continue
-            self._entries[entry.name] = dataclasses.replace(
-                entry,
-                settled=True,
-                requires=tuple(name for name in entry.requires if name not in lost),
-            )
+                del self._entries[entry.name]
         self._lost = tuple(lost)
+
+    def _unreadable(self, error: LuoError, session: IncomingSession) -> FdStoreError:
+        """Says whose table it is, and keeps the session within the caller's reach."""
+        number, hint = error.errno or errno.EIO, error.hint
+        if isinstance(error, TokenNotFoundError):
+            what = "no table of contents"
+        elif isinstance(error, FdStoreError):
+            what = f"its table: {error.subject}"
+        else:
+            what = f"its table: {error}"
+        refusal = self._refusal("retrieve", number, what, hint)
+        refusal.session = session
+        return refusal
+
+    def _left_out(self) -> list[str]:
+        """The entries that are in no session, though the store has their files."""
+        entries = getattr(self, "_entries", {})
+        return [name for name in self._files if name in entries and not entries[name].settled]
 
     def _write(self, entries: dict[str, Entry], meta: dict[str, Any] | None = None) -> None:
         """Makes this the store's contents, in the table first."""
@@ -485,33 +547,48 @@ class FdStore:
         self._table.write(Contents(tuple(entries.values()), meta))
         self._entries, self._meta = entries, meta
 
-    def _rebuild(self, luo: LiveUpdate, *, allow_noexec: bool = True) -> None:
-        """A new session with the table and all entries; what was in the old one is allowed."""
+    def _rebuild(self, luo: LiveUpdate) -> None:
+        """A new session, with the table and with all entries: what was in the old one is allowed.
+
+        What fails before the table is in leaves the session closed, and so to be rebuilt.
+        """
         assert isinstance(self._session, OutgoingSession)
         assert self._table is not None
+        unsettled = _unsettled(self._entries)
         self._session.discard()
-        self._session = luo.create_session(self._name)
-        self._write(_unsettled(self._entries))
-        self._session.preserve(self._table.memfd, _TABLE_TOKEN)
-        self._preserve_rest(self._session, allow_noexec)
-
-    def _preserve_rest(self, session: OutgoingSession, allow_noexec: bool) -> None:
-        """Preserves the entries that are not in, in order; writes down those that are then."""
-        rest = [entry for entry in self.entries if not entry.settled]
-        files = {entry.token: self._files[entry.name] for entry in rest}
-        done: Collection[int] = files
+        self._write(unsettled)
+        session = luo.create_session(self._name)
         try:
-            session.preserve_many(files, allow_noexec=allow_noexec)
-        except LuoError as error:
-            done = error.preserved
+            session.preserve_many({_TABLE_TOKEN: self._table.memfd}, guarded=False)
+        except BaseException:
+            session.discard()
             raise
-        finally:
-            self._write(
-                {
-                    name: dataclasses.replace(entry, settled=entry.settled or entry.token in done)
-                    for name, entry in self._entries.items()
-                }
-            )
+        self._session = session
+        self._preserve_rest(session)
+
+    def _preserve_rest(self, session: OutgoingSession) -> None:
+        """Preserves the entries that are not in, in order; writes down those that are then.
+
+        Their pages were preserved before, so that pyluo's own checks have nothing to say to them.
+        """
+        rest = {entry.token: entry.name for entry in self.entries if not entry.settled}
+        while rest:
+            done: Collection[int] = ()
+            try:
+                files = {token: self._files[name] for token, name in rest.items()}
+                session.preserve_many(files, guarded=False)
+                done = list(rest)
+            except TokenInUseError as error:
+                # An interrupted try had put it in: tokens are never used twice.
+                done = [*error.preserved, list(rest)[len(error.preserved)]]
+            except LuoError as error:
+                done = error.preserved
+                raise
+            finally:
+                for token in done:
+                    name = rest.pop(token)
+                    self._entries[name] = dataclasses.replace(self._entries[name], settled=True)
+                self._write(self._entries)
 
     def _without(self, operation: str, names: Collection[str]) -> dict[str, Entry]:
         """The entries that stay when `names` go."""
@@ -575,6 +652,19 @@ class _Table:
         self._generation = generation
 
 
+def _new_table(session: OutgoingSession, contents_now: Contents, room: int) -> _Table:
+    """A table with these contents, preserved, and with room for as many again."""
+    needed = len(contents.encode(contents_now, 1, 1 << 30))
+    table = _Table(session.name, max(room, 2 * needed))
+    try:
+        table.write(contents_now)
+        session.preserve(table.memfd, _TABLE_TOKEN)
+    except BaseException:
+        table.memfd.close()
+        raise
+    return table
+
+
 def _unsettled(entries: Mapping[str, Entry]) -> dict[str, Entry]:
     return {name: dataclasses.replace(entry, settled=False) for name, entry in entries.items()}
 
@@ -588,19 +678,3 @@ def _duplicate(fd: OwnedFd | int) -> int:
     number = fd if isinstance(fd, int) else fd.fileno()
     with raising("dup", f"descriptor {number}"):
         return os.dup(number)
-
-
-def _adopt(fd: int, kind: type[F]) -> F:
-    try:
-        return kind.from_fd(fd)
-    except BaseException:
-        os.close(fd)
-        raise
-
-
-def _has_seals(fd: OwnedFd) -> bool:
-    try:
-        Memfd.from_fd(fd.fileno()).detach()
-    except LuoError:
-        return False
-    return True

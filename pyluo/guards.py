@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from pyluo._sys import constant
+from pyluo._sys import raising
 from pyluo.errors import NotPreservableError, PreservedMemoryError
-from pyluo.memfd import Seal, seals_of
+from pyluo.memfd import Seal, has_seals, seals_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,7 +27,6 @@ _OPERATION = "LIVEUPDATE_SESSION_PRESERVE_FD"
 _CGROUPS = "/sys/fs/cgroup"
 _MEMINFO = "/proc/meminfo"
 _PAGETYPEINFO = "/proc/pagetypeinfo"
-_GET_SEALS = constant("F_GET_SEALS")
 _SIZE_LIMIT = 1 << 40
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -74,9 +72,10 @@ def refuse_overload(fds: Sequence[int], subject: Callable[[], str]) -> None:
     room = preservable() - RESERVE
     if wanted <= room:
         return
-    # Pages that lie in a scratch area move out of it; which ones, no interface tells.
+    # Pages that lie in a scratch area move out of it, and swapped ones come in: which ones those
+    # are, no interface tells.
     holes = sum(map(_holes, fds))
-    wanted = holes + min(wanted - holes, _scratch_in_use())
+    wanted = holes + min(wanted - holes, _scratch_in_use() + _swap_in_use())
     if wanted > room:
         raise PreservedMemoryError(
             errno.ENOMEM,
@@ -123,13 +122,14 @@ def _room_in_groups() -> tuple[float, str]:
         for line in file:
             if line.startswith("0::"):
                 path = line.removeprefix("0::").strip()
-    while path not in ("", "/"):
+    while path:
         with suppress(OSError, ValueError):
             limit = _number(f"{_CGROUPS}{path}/memory.max")
             left = limit - _number(f"{_CGROUPS}{path}/memory.current")
             if left < room:
                 room, tightest = max(left, 0), path
-        path = os.path.dirname(path)
+        # The topmost too: a container's own group looks like the root from within.
+        path = os.path.dirname(path) if path != "/" else ""
     return room, tightest
 
 
@@ -152,13 +152,9 @@ def preservable() -> int:
 
 def _allocation(fd: int) -> int:
     """The bytes that a preserved file takes, in whole pages; 0 for what is no file of a tmpfs."""
-    try:
-        fcntl.fcntl(fd, _GET_SEALS)
-        if os.fstatvfs(fd).f_bsize != _PAGE:  # huge pages, which are refused by the kernel
-            return 0
-        return -(-os.fstat(fd).st_size // _PAGE) * _PAGE
-    except OSError:
+    if not has_seals(fd) or os.fstatvfs(fd).f_bsize != _PAGE:  # huge pages: the kernel refuses them
         return 0
+    return -(-os.fstat(fd).st_size // _PAGE) * _PAGE
 
 
 def _holes(fd: int) -> int:
@@ -187,10 +183,15 @@ def _scratch_in_use() -> int:
     return max(blocks * pages_of_a_block * _PAGE - _meminfo()["CmaFree"], 0)
 
 
+def _swap_in_use() -> int:
+    memory = _meminfo()
+    return memory["SwapTotal"] - memory["SwapFree"]
+
+
 def _meminfo() -> dict[str, int]:
     """Bytes by the names of /proc/meminfo."""
-    fields = dict.fromkeys(("MemAvailable", "CmaFree"), 0)
-    with open(_MEMINFO) as file:
+    fields = dict.fromkeys(("MemAvailable", "CmaFree", "SwapTotal", "SwapFree"), 0)
+    with raising("open meminfo", _MEMINFO), open(_MEMINFO) as file:
         for line in file:
             name, _, rest = line.partition(":")
             if name in fields:

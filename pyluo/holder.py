@@ -7,6 +7,7 @@ parent, and the terminal's hang-up; a jump ends it, after the session has gone o
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import pickle
@@ -16,7 +17,9 @@ import stat
 import struct
 import subprocess
 import sys
-from contextlib import suppress
+import tempfile
+import time
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from errno import EACCES, ECHILD, ECONNREFUSED, EEXIST, ENOENT, EPROTO
 from typing import TYPE_CHECKING
@@ -24,16 +27,18 @@ from typing import TYPE_CHECKING
 from pyluo._sys import raising
 from pyluo.errors import LuoError, LuoPermissionError
 from pyluo.liveupdate import LiveUpdate
-from pyluo.session import IncomingSession, OutgoingSession, session_from_fd
+from pyluo.session import IncomingSession, OutgoingSession
 
 if TYPE_CHECKING:
-    from typing import BinaryIO
+    from collections.abc import Iterator
 
 __all__ = ["Holder", "find", "hold", "retrieve"]
 
-_SESSION, _RELEASE = b"session", b"release"
+_SESSION, _RELEASE, _KEEP = b"session", b"release", b"keep"
 _PEER = struct.Struct("3i")  # struct ucred: pid, uid, gid
-_ANSWER_TIMEOUT = 5.0  # seconds
+# In seconds. Others wait longer for an answer than a client that says nothing can take up.
+_REQUEST_TIMEOUT = 1.0
+_ANSWER_TIMEOUT = 10.0
 _START_TIMEOUT = 60.0
 
 
@@ -57,17 +62,12 @@ class Holder:
         Raises:
             LuoError: the process is gone (ENOENT, ECONNREFUSED), or answered nonsense (EPROTO).
         """
-        with _connect(self.name, self.direction) as connection:
+        with _connect(self.name, self.direction) as connection, raising("ask holder", str(self)):
             connection.send(_SESSION)
-            _, fds, _, _ = socket.recv_fds(connection, 64, 1)
+            _, fds, _, _ = socket.recv_fds(connection, 64, 1, socket.MSG_CMSG_CLOEXEC)
         if not fds:
-            raise LuoError(EPROTO, "session of a holder", f"process {self.pid}")
-        os.set_inheritable(fds[0], False)
-        try:
-            return session_from_fd(fds[0])
-        except BaseException:
-            os.close(fds[0])
-            raise
+            raise LuoError(EPROTO, "ask holder", str(self), "It gave no session")
+        return _adopt(fds[0], self.direction)
 
     def release(self) -> None:
         """Ends the process, and with it the session, unless others have it open too.
@@ -75,16 +75,21 @@ class Holder:
         Raises:
             LuoError: as for `session`.
         """
-        with _connect(self.name, self.direction) as connection:
+        with _connect(self.name, self.direction) as connection, raising("ask holder", str(self)):
+            connection.settimeout(None)  # giving much memory back takes long
             connection.send(_RELEASE)
             connection.recv(64)  # comes when the session is closed
+
+    def __str__(self) -> str:
+        return f"process {self.pid}, which holds {self.direction} session {self.name!r}"
 
 
 def hold(session: OutgoingSession) -> Holder:
     """Starts a process that holds a duplicate of an outgoing session.
 
     Raises:
-        LuoError: EEXIST, one of this name runs; ECHILD, it did not start.
+        LuoError: EEXIST, one of this name runs; ECHILD, it did not start; ETIMEDOUT, not in time.
+            Nothing is held then.
     """
     fd = os.dup(session.fileno())
     try:
@@ -169,58 +174,85 @@ def _connect(name: str, direction: str) -> socket.socket:
 
 def _start(name: str, direction: str, fd: int) -> Holder:
     """Runs this module in a process of its own, and waits until it holds the session."""
-    if (found := find(name, direction)) is not None:
-        raise LuoError(EEXIST, "start a holder", f"session {name!r}", f"Process {found.pid} has it")
     address = _address(name, direction)
-    with suppress(FileNotFoundError):
-        os.unlink(address)  # of a holder that was killed: nobody listens
-    path = os.pathsep.join(entry for entry in sys.path if entry)
-    command = [sys.executable, "-m", "pyluo.holder", str(fd), address, name]
-    with subprocess.Popen(
-        command,
-        env=os.environ | {"PYTHONPATH": path},
-        cwd="/",
-        pass_fds=[fd] if fd >= 0 else [],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    ) as process:
-        try:
-            told, complaint = process.communicate(timeout=_START_TIMEOUT)
-        except BaseException:
-            process.kill()
-            raise
-    if not told:
-        hint = complaint.decode(errors="replace").strip()
-        raise LuoError(ECHILD, "start a holder", f"session {name!r}", hint)
-    outcome = pickle.loads(told)  # of our own child, over a pipe of our own
-    if isinstance(outcome, LuoError):
-        raise outcome
-    return Holder(name, direction, outcome)
+    with _alone(), ExitStack() as stack:
+        if (found := find(name, direction)) is not None:
+            raise LuoError(EEXIST, "start holder", str(found), "Release it first")
+        with suppress(FileNotFoundError):
+            os.unlink(address)  # of a holder that was killed: nobody listens
+        ours, theirs = map(stack.enter_context, socket.socketpair(type=socket.SOCK_SEQPACKET))
+        complaints = stack.enter_context(tempfile.TemporaryFile())
+        command = [sys.executable, "-m", "pyluo.holder", theirs.fileno(), fd, address, name]
+        process = subprocess.Popen(
+            [str(word) for word in command],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)},
+            cwd="/",
+            pass_fds=[theirs.fileno(), *([fd] if fd >= 0 else [])],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=complaints,
+            start_new_session=True,
+        )
+        process.wait()  # it forks at once
+        theirs.close()
+        ours.settimeout(_START_TIMEOUT)
+        with raising("start holder", f"session {name!r}"):
+            told = ours.recv(1 << 16)
+        if not told:
+            complaints.seek(0)
+            hint = complaints.read().decode(errors="replace").strip()
+            raise LuoError(ECHILD, "start holder", f"session {name!r}", hint)
+        outcome = pickle.loads(told)  # of our own child, over a channel of our own
+        if isinstance(outcome, LuoError):
+            raise outcome
+        ours.send(_KEEP)
+        return Holder(name, direction, outcome)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """One process at a time starts a holder: two of one name would take each other's socket."""
+    with open(os.path.join(_folder(), "lock"), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _main() -> None:
-    """The process: says on stdout how it went, then serves until it is released."""
-    fd, address, name = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+    """The process: says how it went to who started it, then serves until it is released."""
+    channel, fd, address, name = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
     if os.fork():
         os._exit(0)  # who started us waits for this one, and is not our parent
-    out = os.fdopen(os.dup(1), "wb")
-    try:
-        with _listen(address) as listener:
-            # From here on nothing may fail: the end of this process is the end of the session.
+    with socket.socket(fileno=channel) as starter:
+        try:
+            listener = _listen(address)
+        except LuoError as error:
+            starter.send(pickle.dumps(error))
+            return
+        try:
+            # From the next line on nothing may fail: the end of this process is the end of the
+            # session.
             session = _take(fd, name)
-            _settle()
-            _tell(out, os.getpid())
-            last = _serve(listener, session)
-    except LuoError as error:
-        _tell(out, error)
-        return
-    finally:
-        with suppress(FileNotFoundError):
+        except LuoError as error:
             os.unlink(address)
+            starter.send(pickle.dumps(error))
+            return
+        _settle()
+        wanted = _wanted(starter)
+    last = _serve(listener, session) if wanted or fd < 0 else None
+    with suppress(OSError):
+        os.unlink(address)
     os.close(session.detach())
-    last.close()  # only now: who released it waits for this
+    if last is not None:
+        last.close()  # only now: who released it waits for this
+
+
+def _wanted(starter: socket.socket) -> bool:
+    """Whether who started this process still wants it, once it is told that all is well."""
+    try:
+        starter.send(pickle.dumps(os.getpid()))
+        return starter.recv(64) == _KEEP
+    except OSError:
+        return False
 
 
 def _listen(address: str) -> socket.socket:
@@ -233,24 +265,27 @@ def _listen(address: str) -> socket.socket:
 
 def _take(fd: int, name: str) -> OutgoingSession | IncomingSession:
     if fd >= 0:
-        return session_from_fd(fd)
+        return _adopt(fd, "outgoing")
     with LiveUpdate() as device:
         return device.retrieve_session(name)
 
 
-def _tell(out: BinaryIO, outcome: LuoError | int) -> None:
-    """Answers who started us, who waits until nobody has these pipes open any more."""
-    with suppress(BrokenPipeError), out:  # it may have been killed: all the more reason to go on
-        pickle.dump(outcome, out)
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    for number in (1, 2):
-        os.dup2(nowhere, number)
-    os.close(nowhere)
+def _adopt(fd: int, direction: str) -> OutgoingSession | IncomingSession:
+    """A session of a direction that is known; the kernel need not be new enough to tell."""
+    kind = IncomingSession if direction == "incoming" else OutgoingSession
+    try:
+        return kind.from_fd(fd, trusted=True)
+    except BaseException:
+        os.close(fd)
+        raise
 
 
 def _settle() -> None:
-    """Keeps what commonly ends a process from ending this one."""
+    """Keeps what commonly ends a process from ending this one, and keeps it from holding more."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with open(os.devnull, "r+b", buffering=0) as nowhere:
+        for number in (0, 1, 2):
+            os.dup2(nowhere.fileno(), number)
     with suppress(OSError):
         with open("/proc/self/comm", "w") as file:
             file.write("pyluo-holder")
@@ -261,9 +296,13 @@ def _settle() -> None:
 def _serve(listener: socket.socket, session: OutgoingSession | IncomingSession) -> socket.socket:
     """Answers until it is released; the connection that did it."""
     while True:
-        connection, _ = listener.accept()
+        try:
+            connection, _ = listener.accept()
+        except OSError:  # no memory, or no descriptor: of the whole system, for a while
+            time.sleep(1)
+            continue
         with suppress(OSError):
-            connection.settimeout(_ANSWER_TIMEOUT)
+            connection.settimeout(_REQUEST_TIMEOUT)
             allowed = _peer(connection)[1] in (0, os.geteuid())
             request = connection.recv(64) if allowed else b""
             if request == _RELEASE:

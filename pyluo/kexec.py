@@ -13,6 +13,7 @@ from pyluo._sys import constant, kexec_file_load, kexec_load_exists, raising
 from pyluo._sys import reboot as leave_kernel
 from pyluo.cmdline import switch
 from pyluo.errors import HandoverError, NoImageLoadedError
+from pyluo.liveupdate import DEVICE
 
 __all__ = ["load", "loaded", "reboot", "unload"]
 
@@ -22,7 +23,6 @@ _REBOOT_KEXEC = constant("LINUX_REBOOT_CMD_KEXEC")
 _LOADED = "/sys/kernel/kexec_loaded"
 _CMDLINE = "/proc/cmdline"
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
-_DEVICE = "/dev/liveupdate"
 # Tells a later process, on this boot, by which system call the image was loaded: the kernel does
 # not say.
 _RECORD = "/run/pyluo/image"
@@ -63,7 +63,7 @@ def load(
     if reuse_cmdline == (cmdline is not None):
         raise ValueError("give either a command line or reuse_cmdline=True")
     line = _read(_CMDLINE) if cmdline is None else cmdline
-    if handover and os.path.exists(_DEVICE):
+    if handover and os.path.exists(DEVICE):
         _refuse_a_loss(line)
     kernel_fd = _open(kernel)
     initrd_fd = -1
@@ -127,7 +127,7 @@ def reboot(*, sync: bool = True, trust_image: bool = False) -> None:
     """
     if not loaded():
         raise NoImageLoadedError(errno.EINVAL, "reboot", "this system")
-    if not trust_image and os.path.exists(_DEVICE) and not _by_file():
+    if not trust_image and os.path.exists(DEVICE) and not _by_file():
         raise HandoverError(
             errno.EPERM,
             "reboot",

@@ -13,7 +13,7 @@ from pyluo._sys import constant, raising
 from pyluo.descriptor import OwnedFd
 from pyluo.errors import from_errno
 
-__all__ = ["Memfd", "Seal", "seals_of"]
+__all__ = ["Memfd", "Seal", "has_seals", "seals_of"]
 
 _CLOEXEC = constant("MFD_CLOEXEC")
 _ALLOW_SEALING = constant("MFD_ALLOW_SEALING")
@@ -192,6 +192,15 @@ class Memfd(OwnedFd):
 
     def _subject(self, what: str) -> str:
         return f"memfd (descriptor {self.fileno()}): {what}"
+
+
+def has_seals(fd: int) -> bool:
+    """Whether a descriptor is of a file that can have seals: of a memfd, a tmpfs, a hugetlbfs."""
+    try:
+        fcntl.fcntl(fd, _GET_SEALS)
+    except OSError:
+        return False
+    return True
 
 
 def seals_of(fd: int) -> Seal:

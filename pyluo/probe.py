@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 from pyluo._sys import Ioctl, ioctl_for_fd
 from pyluo.descriptor import OwnedFd
-from pyluo.errors import LuoError, NotPreservableError
+from pyluo.errors import LuoError, NotPreservableError, PreservedMemoryError
 from pyluo.liveupdate import LiveUpdate
-from pyluo.memfd import Memfd, Seal
+from pyluo.memfd import Memfd, Seal, has_seals
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,6 +88,8 @@ def _ask(session: OutgoingSession, token: int, kind: str) -> Finding:
             known = error.errno == errno.ENOENT
             reason = "the kernel has no live update support for it" if known else error.hint
             return Finding(kind, Verdict.REFUSED, error.errno or 0, reason)
+        except PreservedMemoryError:
+            raise  # pyluo's own refusal: the kernel was not asked
         except LuoError as error:
             return Finding(kind, Verdict.REFUSED, error.errno or 0, str(error))
     return Finding(kind, Verdict.PRESERVED, 0, _CAVEATS.get(kind, ""))
@@ -116,13 +118,11 @@ def _unnamed() -> OwnedFd:
             fd = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
         except OSError:
             continue
-        try:
-            file: OwnedFd = Memfd.from_fd(fd)  # only the files of a tmpfs have seals
-        except LuoError:
-            os.close(fd)
-            continue
-        os.ftruncate(file.fileno(), 4096)
-        return file
+        file = OwnedFd(fd)
+        if has_seals(fd):  # as the files of a tmpfs have
+            os.ftruncate(fd, 4096)
+            return file
+        file.close()
     raise OSError(errno.ENOENT, "no tmpfs at /dev/shm, /run or /tmp")
 
 

@@ -13,7 +13,7 @@ import os
 import stat
 import tempfile
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -37,6 +37,8 @@ __all__ = ["SavedFile", "discard", "restore", "save"]
 
 _CHUNK = 1 << 20
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+# The last that is written: a jump may come while the first files are in already.
+_COMPLETE = {"pyluo save": "complete"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +48,21 @@ class SavedFile:
     Attributes:
         name: the last part of its path.
         size: in bytes.
-        mode: its permission bits.
+        mode: its permission bits; who restores it without being root gets no set-id bits.
         sha256: of its contents, in hexadecimal.
+        uid: of its owner, kept if root restores it.
+        gid: likewise.
     """
 
     name: str
     size: int
     mode: int
     sha256: str
+    uid: int
+    gid: int
+
+
+_FIELDS = {field.name for field in fields(SavedFile)} - {"name"}
 
 
 def _further(report: Report, saved: list[SavedFile], done: int) -> None:
@@ -98,6 +107,7 @@ def save(
         saved: list[SavedFile] = []
         for path, size in files:
             saved.append(_copy_in(store, path, size, partial(_further, report, saved)))
+        store.set_meta(_COMPLETE)
         kept_by = holder.hold(store.outgoing)
     except BaseException:
         store.discard()
@@ -126,45 +136,87 @@ def restore(
         LuoError: EEXIST, files of these names are there; ENOSPC, no room for them; EBADMSG, a file
             is not what was saved; and what writing raises.
     """
-    kept_by = holder.find(name, "incoming") or holder.retrieve(name)
-    session = kept_by.session()
-    assert isinstance(session, IncomingSession)
-    try:
-        store = FdStore(session)
-    except FdStoreError:
-        os.close(session.detach())
-        raise
+    kept_by, store = _saved_store(name)
     try:
         saved = [_saved_file(store, entry) for entry in store.entries]
-        _check_folder(folder, saved, force)
-        _copy_out(store, saved, os.fspath(folder), force, report)
-        store.finish()
+        missing = _check_folder(store, folder, saved, force)
+        _copy_out(store, missing, os.fspath(folder), force, report)
+        # Those that were on disk already, from a restore that was interrupted, are not read again.
+        store.finish(destroy=[file.name for file in saved if file not in missing])
     except BaseException:
-        if not store.session.closed:
-            os.close(store.detach())  # the holder has it still
+        _let_go(store)
         raise
-    kept_by.release()
+    with suppress(LuoError):  # all is done: a holder that is gone has nothing to release
+        kept_by.release()
     return saved
 
 
-def discard(name: str) -> str:
+def discard(name: str, *, force: bool = False) -> str:
     """Gives up what was saved under this name, on either side of the jump.
+
+    Args:
+        name: of the session.
+        force: destroy an incoming session even if it is not one that `save` made whole.
 
     Returns:
         The direction of the session that is gone: "outgoing" or "incoming".
 
     Raises:
         SessionNotFoundError: ENOENT, there is nothing of this name.
+        FdStoreError: the incoming session holds something else; it is left with a holder.
     """
     if (kept_by := holder.find(name, "outgoing")) is not None:
         kept_by.release()
         return "outgoing"
+    if force:
+        kept_by = holder.find(name, "incoming") or holder.retrieve(name)
+        session = kept_by.session()
+        assert isinstance(session, IncomingSession)
+        session.finish()
+    else:
+        kept_by, store = _saved_store(name)
+        store.finish(destroy=list(store))
+    with suppress(LuoError):
+        kept_by.release()
+    return "incoming"
+
+
+def _saved_store(name: str) -> tuple[Holder, FdStore]:
+    """What came in under this name, held by a process of its own, if `save` made all of it."""
     kept_by = holder.find(name, "incoming") or holder.retrieve(name)
     session = kept_by.session()
     assert isinstance(session, IncomingSession)
-    session.finish()
-    kept_by.release()
-    return "incoming"
+    try:
+        store = FdStore(session)
+    except FdStoreError as error:
+        os.close(session.detach())  # the holder has it still
+        error.hint = f"{error.hint.rstrip('.')}. {_left_with(kept_by)}"
+        raise
+    except BaseException:
+        os.close(session.detach())
+        raise
+    if store.meta != _COMPLETE or store.lost:
+        _let_go(store)
+        raise FdStoreError(
+            errno.EBADMSG,
+            "restore",
+            f"store {name!r}",
+            f"It is not what `pyluo save` leaves when it is done. {_left_with(kept_by)}",
+        )
+    return kept_by, store
+
+
+def _left_with(kept_by: Holder) -> str:
+    return (
+        f"Process {kept_by.pid} holds the session: "
+        f"pyluo.holder.find({kept_by.name!r}, 'incoming').session() gives it"
+    )
+
+
+def _let_go(store: FdStore) -> None:
+    """Closes our descriptor of a session that its holder has still."""
+    if not store.session.closed:
+        os.close(store.detach())
 
 
 def _look_at(paths: Sequence[str | os.PathLike[str]]) -> list[tuple[str, int]]:
@@ -191,11 +243,12 @@ def _entry_size(path: str) -> int:
 
 def _copy_in(store: FdStore, path: str, size: int, report: Report) -> SavedFile:
     with raising("read file", path):
-        source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # Should it have become a FIFO since we looked, nobody waits for its other end.
+        source = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     name = os.path.basename(path)
     digest = hashlib.sha256()
     try:
-        with Memfd.create(name[:200], size) as memfd:
+        with Memfd.create("saved file", size) as memfd:
             done = 0
             with raising("read file", path):
                 while chunk := os.read(source, _CHUNK):
@@ -205,51 +258,67 @@ def _copy_in(store: FdStore, path: str, size: int, report: Report) -> SavedFile:
                     digest.update(chunk)
                     done += len(chunk)
                     report(done)
-            if done != size or os.fstat(source).st_size != size:
+            status = os.fstat(source)
+            if done != size or status.st_size != size or not stat.S_ISREG(status.st_mode):
                 raise LuoError(errno.EAGAIN, "read file", path, "It changed while it was read")
-            mode = stat.S_IMODE(os.fstat(source).st_mode)
-            saved = SavedFile(name, size, mode, digest.hexdigest())
-            store.add(name, memfd, meta={"mode": mode, "size": size, "sha256": saved.sha256})
+            saved = SavedFile(
+                name=name,
+                size=size,
+                mode=stat.S_IMODE(status.st_mode),
+                sha256=digest.hexdigest(),
+                uid=status.st_uid,
+                gid=status.st_gid,
+            )
+            store.add(name, memfd, meta=_meta(saved))
             return saved
     finally:
         os.close(source)
 
 
+def _meta(file: SavedFile) -> dict[str, Any]:
+    return {name: value for name, value in asdict(file).items() if name != "name"}
+
+
 def _saved_file(store: FdStore, entry: Entry) -> SavedFile:
     """An entry as the file that `save` made of it, and not a path to elsewhere."""
-    meta: dict[str, Any] = entry.meta
-    size, mode, sha256 = meta.get("size"), meta.get("mode"), meta.get("sha256")
     plain = os.path.basename(entry.name) == entry.name and entry.name not in (".", "..")
-    if (
-        plain
-        and "\0" not in entry.name
-        and isinstance(size, int)
-        and isinstance(mode, int)
-        and isinstance(sha256, str)
-    ):
-        return SavedFile(entry.name, size, stat.S_IMODE(mode), sha256)
-    raise FdStoreError(
-        errno.EBADMSG,
-        "restore",
-        f"store {store.name!r}, entry {entry.name!r}",
-        "It was not made by `pyluo save`; retrieve it with FdStore",
-    )
+    numbers = [entry.meta.get(name) for name in ("size", "mode", "uid", "gid")]
+    whole = all(type(number) is int and 0 <= number < 1 << 63 for number in numbers)
+    if not plain or "\0" in entry.name or not whole or set(entry.meta) != _FIELDS:
+        raise FdStoreError(
+            errno.EBADMSG,
+            "restore",
+            f"store {store.name!r}, entry {entry.name!r}",
+            "It was not made by `pyluo save`: retrieve it with FdStore",
+        )
+    return SavedFile(name=entry.name, **entry.meta)
 
 
-def _check_folder(folder: str | os.PathLike[str], saved: list[SavedFile], force: bool) -> None:
-    """Refuses, before anything is written, what would not fit or would overwrite."""
+def _check_folder(
+    store: FdStore, folder: str | os.PathLike[str], saved: list[SavedFile], force: bool
+) -> list[SavedFile]:
+    """The files that are to be written; refuses, before any is, what would overwrite or not fit.
+
+    One that is there already, and is what was saved, was written by a restore that was interrupted.
+    """
     with raising("make folder", os.fspath(folder)):
         os.makedirs(folder, exist_ok=True)
-    there = [file.name for file in saved if os.path.lexists(os.path.join(folder, file.name))]
-    if there and not force:
+    missing = [file for file in saved if not _is_there(os.path.join(folder, file.name), file)]
+    there = [
+        file.name
+        for file in missing
+        if os.path.lexists(path := os.path.join(folder, file.name))
+        and not (force and os.path.isfile(path))
+    ]
+    if there:
         raise LuoError(
             errno.EEXIST,
             "restore",
             f"{', '.join(there)} in {os.fspath(folder)}",
-            "Choose another folder, or replace them with --force; nothing was written",
+            "Choose another folder, or replace files with --force; nothing was written",
         )
     room = os.statvfs(folder)
-    wanted = sum(file.size for file in saved)
+    wanted = sum(file.size for file in missing)
     if wanted > room.f_bavail * room.f_frsize:
         raise LuoError(
             errno.ENOSPC,
@@ -257,6 +326,18 @@ def _check_folder(folder: str | os.PathLike[str], saved: list[SavedFile], force:
             f"{wanted} bytes to {os.fspath(folder)}",
             "Make room, or choose another folder; nothing was written",
         )
+    return missing
+
+
+def _is_there(path: str, file: SavedFile) -> bool:
+    try:
+        status = os.lstat(path)
+        if not stat.S_ISREG(status.st_mode) or status.st_size != file.size:
+            return False
+        with open(path, "rb") as there:
+            return hashlib.file_digest(there, "sha256").hexdigest() == file.sha256
+    except OSError:
+        return False
 
 
 def _copy_out(
@@ -275,9 +356,20 @@ def _copy_out(
                 if force:
                     os.replace(passing, final)
                 else:
-                    os.link(passing, final)  # which never replaces
-        with suppress(OSError):
+                    _name(passing, final)
+        with raising("restore", folder):
             _sync_folder(folder)
+
+
+def _name(passing: str, final: str) -> None:
+    """Gives a file its name, and never replaces another by it."""
+    try:
+        os.link(passing, final)
+    except OSError as error:
+        # A file system without hard links: the look comes first, and a moment remains.
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP) or os.path.lexists(final):
+            raise
+        os.rename(passing, final)
 
 
 def _write(store: FdStore, file: SavedFile, path: str) -> Iterator[int]:
@@ -295,14 +387,26 @@ def _write(store: FdStore, file: SavedFile, path: str) -> Iterator[int]:
                 f"store {store.name!r}, file {file.name!r}",
                 "It is not what was saved; nothing was finished, and nothing was written",
             )
-        os.fchmod(out.fileno(), file.mode)
+        _own(out.fileno(), file)
         out.flush()
         os.fsync(out.fileno())
+
+
+def _own(fd: int, file: SavedFile) -> None:
+    """Owner and mode; set-id bits only along with the owner that they are about."""
+    if os.geteuid() == 0:
+        os.fchown(fd, file.uid, file.gid)
+        os.fchmod(fd, stat.S_IMODE(file.mode))
+    else:
+        os.fchmod(fd, file.mode & 0o777)
 
 
 def _sync_folder(folder: str) -> None:
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # as where there is nothing to write to
+            raise
     finally:
         os.close(fd)

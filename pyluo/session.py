@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING, ClassVar, Self, TypeVar, overload
 from pyluo import guards
 from pyluo._sys import Ioctl
 from pyluo._sys import preserve_many as preserve_in_one_call
-from pyluo.descriptor import Descriptor, OwnedFd
+from pyluo.descriptor import Descriptor, OwnedFd, adopt
 from pyluo.errors import (
-    KernelTooOldError,
     LuoError,
     WrongSessionError,
     from_errno,
@@ -50,7 +49,7 @@ class _Session(Descriptor):
     __slots__ = ("_lock", "_name")
     _direction: ClassVar[str]
 
-    def __init__(self, fd: int, name: str | None = None) -> None:
+    def __init__(self, fd: int, name: str) -> None:
         super().__init__(fd)
         self._lock = threading.Lock()
         self._name = name
@@ -69,8 +68,7 @@ class _Session(Descriptor):
                 descriptor stays the caller's, and the session as it was.
         """
         if trusted:
-            _check_link(fd)
-            return cls(fd)
+            return cls(fd, _link_of_session(fd))
         name, direction = _name_of(fd), direction_of(fd)
         if direction != cls._direction:
             raise WrongSessionError(
@@ -85,18 +83,11 @@ class _Session(Descriptor):
     def name(self) -> str:
         """The name of the session, as it was created.
 
-        Raises:
-            LuoError: EBADF, the descriptor was closed behind this object's back.
+        Of an adopted session the kernel is asked; of one adopted as trusted it is read from the
+        link in /proc/self/fd, as kernels before 7.2 need.
 
-        Source: include/uapi/linux/liveupdate.h, LIVEUPDATE_SESSION_GET_NAME. Linux 7.2; before
-        that, read from the link in /proc/self/fd.
+        Source: include/uapi/linux/liveupdate.h, LIVEUPDATE_SESSION_GET_NAME. Linux 7.2.
         """
-        if self._name is None:
-            with self._lock:
-                try:
-                    self._name = _GET_NAME(self.fileno(), "session").text("name")
-                except KernelTooOldError:
-                    self._name = _link(self.fileno()).removeprefix(LINK)
         return self._name
 
     def detach(self) -> int:
@@ -105,7 +96,20 @@ class _Session(Descriptor):
             return super().detach()
 
     def _subject(self, what: str = "") -> str:
-        return f"{self._direction} session {self.name!r}" + (f", {what}" if what else "")
+        return f"{self._direction} session {self._name!r}" + (f", {what}" if what else "")
+
+    def _refused(self, number: int, operation: str, subject: str) -> LuoError:
+        """The exception of a refusal; of EINVAL, whether the direction was wrong after all."""
+        if number == errno.EINVAL:
+            try:
+                direction = direction_of(self.fileno())
+            except LuoError:
+                direction = self._direction
+            if direction != self._direction:
+                return WrongSessionError(
+                    number, operation, subject, f"It is an {direction} session"
+                )
+        return from_errno(number, operation, subject)
 
     def _end(self) -> None:
         with self._lock:
@@ -123,7 +127,7 @@ class _Session(Descriptor):
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"fd={self._fd}"
-        return f"<{type(self).__name__} {self._name or ''!r} {state}>"
+        return f"<{type(self).__name__} {self._name!r} {state}>"
 
 
 class OutgoingSession(_Session):
@@ -169,16 +173,23 @@ class OutgoingSession(_Session):
             try:
                 _PRESERVE_FD(session, fd=number, token=token)
             except LuoError as error:
-                raise self._refused(error.errno or errno.EIO, number, token) from None
+                about = self._about(number, token)
+                raise self._refused(error.errno or errno.EIO, error.operation, about) from None
 
     def preserve_many(
-        self, files: Mapping[int, OwnedFd | int], *, allow_noexec: bool = False
+        self,
+        files: Mapping[int, OwnedFd | int],
+        *,
+        allow_noexec: bool = False,
+        guarded: bool = True,
     ) -> None:
         """Puts each file into the session under its token, in the mapping's order, from C.
 
         Args:
             files: token to file.
             allow_noexec: as for `preserve`.
+            guarded: False leaves pyluo's own checks out, for files that were preserved before and
+                take no more memory now.
 
         Raises:
             LuoError: as `preserve` does, for the first that fails; `preserved` on the exception
@@ -190,10 +201,12 @@ class OutgoingSession(_Session):
             _check_token(token)
         with self._lock:
             session = self.fileno()
-            self._guard(numbers, tokens, allow_noexec)
+            if guarded:
+                self._guard(numbers, tokens, allow_noexec)
             done, failure = preserve_in_one_call(session, numbers, tokens)
             if failure:
-                error = self._refused(failure, numbers[done], tokens[done])
+                about = self._about(numbers[done], tokens[done])
+                error = self._refused(failure, _PRESERVE_FD.name, about)
                 error.preserved = tuple(tokens[:done])
                 raise error
 
@@ -211,12 +224,8 @@ class OutgoingSession(_Session):
                 guards.refuse_noexec(fd, partial(self._about, fd, token))
         guards.refuse_overload(fds, self._subject)
 
-    def _refused(self, number: int, fd: int, token: int) -> LuoError:
-        return from_errno(number, _PRESERVE_FD.name, self._about(fd, token))
-
     def _about(self, fd: int, token: int) -> str:
-        name = self._name or _link(self.fileno()).removeprefix(LINK)
-        return f"outgoing session {name!r}, token {token}, {kind_of_file(fd)} (descriptor {fd})"
+        return self._subject(f"token {token}, {kind_of_file(fd)} (descriptor {fd})")
 
     def __enter__(self) -> Self:
         self.fileno()
@@ -272,12 +281,11 @@ class IncomingSession(_Session):
         _check_token(token)
         subject = self._subject(f"token {token}")
         with self._lock:
-            fd = _RETRIEVE_FD(self.fileno(), subject, fd=-1, token=token).integer("fd")
-        try:
-            return type.from_fd(fd)
-        except BaseException:
-            os.close(fd)
-            raise
+            try:
+                fd = _RETRIEVE_FD(self.fileno(), subject, fd=-1, token=token).integer("fd")
+            except LuoError as error:
+                raise self._refused(error.errno or errno.EIO, error.operation, subject) from None
+        return adopt(fd, type)
 
     def finish(self) -> None:
         """Ends the session: the kernel lets go of it, and what was not retrieved is destroyed.
@@ -294,7 +302,11 @@ class IncomingSession(_Session):
         subject = self._subject()
         with self._lock:
             if not self.closed:
-                _FINISH(self.fileno(), subject)
+                try:
+                    _FINISH(self.fileno(), subject)
+                except LuoError as error:
+                    number = error.errno or errno.EIO
+                    raise self._refused(number, error.operation, subject) from None
                 self._close()
 
     def __enter__(self) -> Self:
@@ -324,15 +336,18 @@ def session_from_fd(fd: int) -> OutgoingSession | IncomingSession:
 
 
 def _name_of(fd: int) -> str:
-    _check_link(fd)
+    _link_of_session(fd)
     return _GET_NAME(fd, f"descriptor {fd}").text("name")
 
 
-def _check_link(fd: int) -> None:
-    if not _link(fd).startswith(LINK):
+def _link_of_session(fd: int) -> str:
+    """The name in the link of a session's descriptor; any other descriptor is an error."""
+    link = _link(fd)
+    if not link.startswith(LINK):
         raise WrongSessionError(
             errno.EINVAL, "from_fd", f"descriptor {fd}", f"It is {kind_of_file(fd)}, no session"
         )
+    return link.removeprefix(LINK)
 
 
 def direction_of(fd: int) -> str:

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyluo import FdStoreError
-from pyluo.contents import VERSION, Contents, Entry, decode, encode
+from pyluo.contents import VERSION, Contents, Entry, encode
+from pyluo.contents import decode as decode_file
 
 ROOM = 4096
 HEADER = struct.Struct("<8sIIQQ")
@@ -55,6 +56,10 @@ def any_contents(draw: st.DrawFn) -> Contents:
     return Contents(tuple(entries), draw(METADATA))
 
 
+def decode(data: bytes) -> tuple[Contents, int, int]:
+    return decode_file(lambda length, offset: data[offset : offset + length], len(data))
+
+
 def slot(text: bytes, *, version: int = VERSION, generation: int = 1) -> bytes:
     """A slot that is whole, whatever is in it; written from the format's description."""
     header = HEADER.pack(b"pyluoFDS", version, 0, generation, len(text))
@@ -94,26 +99,63 @@ ENTRY = {
     "size": 1,
     "requires": [],
     "meta": {},
-    "settled": True,
+    "settled": 1,
 }
-FIELDS = st.sampled_from(sorted(ENTRY))
+ANYTHING = JSON | st.sampled_from(["a", "b", ["a"], ["b"], {}, 0, 1, 2, True])
+ENTRIES = st.lists(
+    st.dictionaries(st.sampled_from(sorted(ENTRY)), ANYTHING, max_size=3).map(
+        lambda changes: {**ENTRY, **changes}
+    ),
+    max_size=3,
+)
 
 
-@given(field=FIELDS, value=JSON, version=st.integers(1, VERSION))
-def test_an_entry_of_other_types_is_read_or_refused_and_never_half_read(
-    field: str, value: Any, version: int
+@given(entries=ENTRIES | JSON, meta=METADATA | JSON, version=st.integers(1, VERSION))
+def test_entries_of_any_kind_are_read_whole_or_refused(
+    entries: Any, meta: Any, version: int
 ) -> None:
-    text = json.dumps({"meta": {}, "entries": [ENTRY | {field: value}]}).encode()
+    text = json.dumps({"meta": meta, "entries": entries}).encode()
     try:
-        contents, _, _ = decode(table(slot(text, version=version)))
+        contents, _, _ = decode(table(slot(text, version=version), room=1 << 16))
     except FdStoreError:
         return
-    (entry,) = contents.entries
-    assert entry.name
-    assert 0 < entry.token < 2**64
-    assert isinstance(entry.meta, dict)
-    assert isinstance(entry.settled, bool)
-    assert entry.requires == ()
+    assert type(contents.meta) is dict
+    before: set[str] = set()
+    for entry in contents.entries:
+        assert [type(getattr(entry, name)) for name in sorted(ENTRY)] == [
+            str, dict, str, tuple, bool, int, int
+        ]  # fmt: skip
+        assert entry.name
+        assert 0 < entry.token < 2**64
+        assert set(entry.requires) <= before
+        before.add(entry.name)
+    assert len(before) == len(contents.entries)
+    assert len({entry.token for entry in contents.entries}) == len(contents.entries)
+
+
+def test_no_more_is_read_of_a_file_than_a_table_takes() -> None:
+    asked: list[int] = []
+
+    def read(length: int, offset: int) -> bytes:
+        asked.append(length)
+        return HEADER.pack(b"pyluoFDS", VERSION, 0, 1, 1 << 40)[:length]
+
+    with pytest.raises(FdStoreError):
+        decode_file(read, 1 << 41)
+    assert sum(asked) < 4096
+
+
+@pytest.mark.parametrize("name", [5, "", None])
+def test_a_name_that_could_not_be_read_back_is_not_written(name: Any) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        encode(Contents((Entry(name, 1),)), 1, ROOM)
+
+
+def test_a_table_is_as_long_before_its_files_are_in_as_after() -> None:
+    lengths = {
+        len(encode(Contents((Entry("a", 1, settled=now),)), 1, ROOM)) for now in (False, True)
+    }
+    assert len(lengths) == 1
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 from pyluo import FdStore, Memfd, holder
-from pyluo.fdstore import FdStore as Store
 
 FOLDER = Path("/run/source")
 FILES = {"empty": (0, 0o600), "two pages": (8192, 0o644), "run me": (3 << 20, 0o4755), "-x": (5, 0)}
@@ -103,13 +102,13 @@ def use_a_folder_that_others_may_enter() -> str:
 
 
 def stay_silent() -> bool:
-    """Whether a holder answers others after a client that says nothing."""
+    """Whether a holder answers others while a client stays that says nothing."""
     (address,) = Path("/run/pyluo").glob("*-outgoing")
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as silent:
         silent.connect(os.fspath(address))
-    found = holder.find("vm0", "outgoing")
-    assert found is not None
-    session = found.session()
+        found = holder.find("vm0", "outgoing")
+        assert found is not None
+        session = found.session()
     name = session.name
     os.close(session.detach())
     return name == "vm0"
@@ -117,11 +116,17 @@ def stay_silent() -> bool:
 
 def make_stores_that_save_did_not_make() -> list[FdStore]:
     stores = []
-    for name, entry, digest in (("wrong digest", "file", "0" * 64), ("elsewhere", "../evil", "")):
-        store = Store.create(name)
+    for name, entry, complete in (
+        ("wrong digest", "file", True),
+        ("elsewhere", "../evil", True),
+        ("partly", "file", False),
+    ):
+        store = FdStore.create(name)
         with Memfd.create("x", 4096) as memfd:
-            meta = {"size": 4096, "mode": 0o644, "sha256": digest}
+            meta = {"size": 4096, "mode": 0o644, "sha256": "0" * 64, "uid": 0, "gid": 0}
             store.add(entry, memfd, meta=meta)
+        if complete:
+            store.set_meta({"pyluo save": "complete"})
         stores.append(store)
     return stores
 
@@ -145,3 +150,44 @@ def names(folder: str) -> list[str]:
 def occupy(folder: str, name: str) -> None:
     os.makedirs(folder, exist_ok=True)
     Path(folder, name).write_text("mine")
+
+
+def interrupt_after_the_first_name(name: str, folder: str) -> list[str]:
+    """Restores in a child that is killed when one file has its name; what is there then."""
+    from pyluo import saved
+
+    pid = os.fork()
+    if not pid:
+        real = os.link
+
+        def link(source: str, target: str) -> None:
+            real(source, target)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        os.link = link  # type: ignore[assignment]
+        try:
+            saved.restore(name, folder)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    return [entry for entry in names(folder) if not entry.startswith(".pyluo-")]
+
+
+def restore_as_another_user(name: str) -> int:
+    """The mode of a set-uid file that a user restores who is not root."""
+    from pyluo.saved import SavedFile, _own
+
+    path = "/run/own"
+    Path(path).touch()
+    os.chown(path, 1000, 1000)
+    pid = os.fork()
+    if not pid:
+        try:
+            os.setuid(1000)
+            fd = os.open(path, os.O_RDWR)
+            _own(fd, SavedFile(name, 0, 0o6755, "", 0, 0))
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    return os.stat(path).st_mode & 0o7777

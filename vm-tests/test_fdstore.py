@@ -51,8 +51,8 @@ def test_order_prerequisites_and_metadata_come_along(vm: VM) -> None:
     assert seen["names"] == ["ram", "device", "log"]
     assert seen["meta"] == {"vm": "vm0", "layout": [1, 2]}
     assert seen["lost"] == ()
-    # The device was retrieved, and the RAM before it, since the device requires it.
-    assert "entries ['log'] not retrieved" in seen["refusal"]
+    # The device was had, and the RAM retrieved before it; but nobody was given the RAM.
+    assert "entries ['ram', 'log'], which nobody got" in seen["refusal"]
     assert seen["whole"]
     assert seen["closed"]
 

@@ -85,6 +85,19 @@ def test_a_restore_that_fails_loses_nothing_and_can_be_run_again(vm: VM) -> None
     assert vm.call(held) == []
 
 
+def test_a_restore_that_is_killed_half_way_is_run_again(vm: VM) -> None:
+    files = vm.call(guest_saved.make_files)
+    assert pyluo(vm, "save", "vm0", "--", *PATHS).returncode == 0
+    vm.live_update()
+    there = vm.call(guest_saved.interrupt_after_the_first_name, "vm0", "/run/target")
+    assert len(there) == 1
+    assert pyluo(vm, "restore", "vm0", "/run/target").returncode == 0
+    described = vm.call(guest_saved.describe, Path("/run/target"))
+    assert {name: described[name] for name in files} == files
+    assert vm.call(held) == []
+    assert vm.call(guest_saved.restore_as_another_user, "a") == 0o755
+
+
 def test_a_file_that_is_not_what_was_saved_is_not_restored(vm: VM) -> None:
     vm.hold(guest_saved.make_stores_that_save_did_not_make)
     vm.live_update()
@@ -94,6 +107,13 @@ def test_a_file_that_is_not_what_was_saved_is_not_restored(vm: VM) -> None:
     evil = pyluo(vm, "restore", "elsewhere", "/run/target")
     assert evil.returncode == 1
     assert b"not made by `pyluo save`" in evil.stderr
+    partly = pyluo(vm, "restore", "partly", "/run/target")
+    assert partly.returncode == 1
+    assert b"not what `pyluo save` leaves when it is done" in partly.stderr
+    refused = pyluo(vm, "discard", "partly")
+    assert refused.returncode == 1
+    assert vm.call(guest_saved.size_of_the_entry, "partly", "file") == 4096
+    assert pyluo(vm, "discard", "--force", "partly").returncode == 0
     assert vm.call(guest_saved.names, "/run/target") == []
     assert vm.call(guest_saved.names, "/run/evil") == []
     assert vm.call(guest_saved.size_of_the_entry, "wrong digest", "file") == 4096

@@ -37,6 +37,9 @@ def add_parser(commands: Commands) -> None:
     restore.set_defaults(run=_restore)
     discard = commands.add_parser("discard", help="give up what was saved")
     discard.add_argument("name", metavar="NAME")
+    discard.add_argument(
+        "--force", action="store_true", help="even if it came in and is not what `save` made"
+    )
     discard.set_defaults(run=_discard)
     for parser in (save, restore, discard):
         parser.add_argument("--json", action="store_true", help="as data")
@@ -73,7 +76,7 @@ def _restore(arguments: argparse.Namespace) -> int:
 
 
 def _discard(arguments: argparse.Namespace) -> int:
-    direction = saved.discard(arguments.name)
+    direction = saved.discard(arguments.name, force=arguments.force)
     if arguments.json:
         _print({"session": arguments.name, "direction": direction})
     else:

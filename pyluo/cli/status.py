@@ -68,10 +68,12 @@ def _tell_held(found: list[Held]) -> None:
     print(f"Sessions held: {len(sessions) or 'none'}{':' if sessions else '.'}")
     for each in sessions:
         direction = each.direction or "of unknown direction"
-        print(f"  {each.session!r}, {direction}, by {each.command} (pid {each.pid}, fd {each.fd})")
+        print(
+            f"  {each.session!r}, {direction}, by {each.command!r} (pid {each.pid}, fd {each.fd})"
+        )
     for each in found:
         if each.session is None:
-            print(f"The device is open in {each.command} (pid {each.pid}, fd {each.fd}).")
+            print(f"The device is open in {each.command!r} (pid {each.pid}, fd {each.fd}).")
 
 
 def _tell_ready() -> None:

@@ -10,9 +10,9 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import stat
-import tempfile
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from typing import TYPE_CHECKING
@@ -344,7 +344,7 @@ def _copy_out(
     store: FdStore, saved: list[SavedFile], folder: str, force: bool, report: Report
 ) -> None:
     """Writes all files under passing names, and gives them theirs once all are whole."""
-    with tempfile.TemporaryDirectory(prefix=".pyluo-", dir=folder) as scratch:
+    with _scratch(folder, store.name) as scratch:
         done = 0
         for file in saved:
             for size in _write(store, file, os.path.join(scratch, file.name)):
@@ -359,6 +359,20 @@ def _copy_out(
                     _name(passing, final)
         with raising("restore", folder):
             _sync_folder(folder)
+
+
+@contextmanager
+def _scratch(folder: str, name: str) -> Iterator[str]:
+    """A folder for files on their way; what a killed restore left of it is cleared away."""
+    digest = hashlib.blake2b(os.fsencode(name), digest_size=6).hexdigest()
+    scratch = os.path.join(folder, f".pyluo-{digest}")
+    with raising("make folder", scratch):
+        shutil.rmtree(scratch, ignore_errors=True)
+        os.mkdir(scratch, 0o700)
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _name(passing: str, final: str) -> None:

@@ -6,7 +6,7 @@ import os
 
 from pyluo import LiveUpdate, Memfd, OutgoingSession, Seal, TokenNotFoundError
 
-PATTERN = bytes(range(256))
+PAGE = 4096
 
 
 def preserve(
@@ -23,8 +23,10 @@ def preserve(
     return session, ram
 
 
-def pattern(size: int) -> bytes:
-    return (PATTERN * (size // len(PATTERN) + 1))[:size]
+def pattern(size: int, seed: int = 0) -> bytes:
+    """Contents of which no page is like another, nor like one of another seed."""
+    pages = range(seed << 32, (seed << 32) + -(-size // PAGE))
+    return b"".join(page.to_bytes(8, "little") * (PAGE // 8) for page in pages)[:size]
 
 
 def look(name: str, *, token: int = 1) -> tuple[bool, int, Seal, int]:

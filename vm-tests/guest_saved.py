@@ -173,7 +173,7 @@ def interrupt_after_the_first_name(name: str, folder: str) -> list[str]:
     return [entry for entry in names(folder) if not entry.startswith(".pyluo-")]
 
 
-def restore_as_another_user(name: str) -> int:
+def restore_as_another_user() -> int:
     """The mode of a set-uid file that a user restores who is not root."""
     from pyluo.saved import SavedFile, _own
 
@@ -185,7 +185,7 @@ def restore_as_another_user(name: str) -> int:
         try:
             os.setuid(1000)
             fd = os.open(path, os.O_RDWR)
-            _own(fd, SavedFile(name, 0, 0o6755, "", 0, 0))
+            _own(fd, SavedFile("own", 0, 0o6755, "", 0, 0))
             os._exit(0)
         finally:
             os._exit(1)

@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
+import gc
+import json
+import os
+import struct
+import warnings
 import zlib
-from typing import Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
-from pyluo import FdStore, FdStoreError, IncomingSession, LiveUpdate, LuoError, Memfd
+from guest_files import pattern
+
+from pyluo import (
+    AlreadyPreservedError,
+    FdStore,
+    FdStoreError,
+    IncomingSession,
+    LiveUpdate,
+    LuoError,
+    Memfd,
+    OutgoingSession,
+    OwnedFd,
+    contents,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 FILES = 40
 SIZE = (64 << 20) // FILES
-
-
-def fill(seed: int, size: int) -> bytes:
-    """Bytes that are another for each seed, and cost little to make."""
-    page = b"".join((seed * 1000003 + i).to_bytes(8, "little") for i in range(512))
-    return (page * (size // len(page) + 1))[:size]
 
 
 def make(name: str, sizes: dict[str, int]) -> FdStore:
     store = FdStore.create(name)
     for number, (entry, size) in enumerate(sizes.items()):
         with Memfd.create(entry, size) as memfd:
-            memfd.write(fill(number, size), 0)
-            store.add(entry, memfd, meta={"crc": zlib.crc32(fill(number, size))})
+            memfd.write(pattern(size, number), 0)
+            store.add(entry, memfd, meta={"crc": zlib.crc32(pattern(size, number))})
     return store
 
 
@@ -88,8 +104,6 @@ def spoil(store: FdStore, damage: str) -> None:
     if damage == "nonsense":
         table.memfd.write(b"\x5a" * table.memfd.size, 0)
     else:  # a table of the next version, as a newer pyluo would leave it
-        from pyluo import contents
-
         contents.VERSION += 1
         table.write(store._contents())
         contents.VERSION -= 1
@@ -110,7 +124,7 @@ def retrieve_spoiled(name: str) -> tuple[int | None, str, bool]:
         session = error.session
         assert isinstance(session, IncomingSession)
         with session, session.retrieve(2, Memfd) as memfd:
-            return error.errno, str(error), memfd.read(8192, 0) == fill(1, 8192)
+            return error.errno, str(error), memfd.read(8192, 0) == pattern(8192, 1)
     return None, "", False
 
 
@@ -196,3 +210,145 @@ def look_at_half(name: str) -> tuple[list[str], tuple[str, ...], bool]:
     names, whole = list(store), intact(store)
     store.finish()
     return names, store.lost, whole
+
+
+class Watched(OutgoingSession):
+    """A session that sees what the table says whenever a file is about to go in."""
+
+    __slots__ = ("seen", "store")
+    seen: list[dict[str, bool]]
+    store: FdStore
+
+    def preserve(self, fd: OwnedFd | int, token: int, *, allow_noexec: bool = False) -> None:
+        if token:
+            self.seen.append(written(self.store))
+        super().preserve(fd, token, allow_noexec=allow_noexec)
+
+
+def watch(session: Watched) -> FdStore:
+    session.seen = []
+    session.store = FdStore(session)
+    return session.store
+
+
+def written(store: FdStore) -> dict[str, bool]:
+    """The entries in the table itself, and whether it says that they are in."""
+    read, _, _ = _table_of(store)
+    return {entry.name: entry.settled for entry in read.entries}
+
+
+def slot_in_use(store: FdStore) -> int:
+    return _table_of(store)[2]
+
+
+def _table_of(store: FdStore) -> tuple[contents.Contents, int, int]:
+    table = store._table
+    assert table is not None
+    return contents.decode(table.memfd.read, table.memfd.size)
+
+
+def after_the_discard(store: FdStore, action: Callable[[], None]) -> None:
+    """Does something in the moment when the files of a store are in no session."""
+
+    class Interrupted(OutgoingSession):
+        __slots__ = ()
+
+        def discard(self) -> None:
+            super().discard()
+            action()
+
+    session = store.session
+    store._session = Interrupted.from_fd(session.detach(), trusted=True)
+
+
+def make_version_1(name: str) -> list[object]:
+    """A store as the first version of the table had it, written from its description."""
+    with LiveUpdate() as device:
+        session = device.create_session(name)
+    files = {"ram": (9, Memfd.create("ram", 8192)), "device": (3, Memfd.create("device", 4096))}
+    entries = []
+    for seed, (entry, (token, memfd)) in enumerate(files.items()):
+        memfd.write(pattern(memfd.size, seed), 0)
+        meta = {"crc": zlib.crc32(pattern(memfd.size, seed))}
+        entries.append({"name": entry, "token": token, "meta": meta})
+        session.preserve(memfd, token)
+    text = json.dumps({"meta": {"at": 1}, "entries": entries}).encode()
+    header = struct.Struct("<8sIIQQ")
+    check = zlib.crc32(text, zlib.crc32(header.pack(b"pyluoFDS", 1, 0, 1, len(text))))
+    table = Memfd.create("table", 1024)
+    table.write(header.pack(b"pyluoFDS", 1, check, 1, len(text)) + text, 0)
+    session.preserve(table, 0)
+    return [session, table, files]
+
+
+def read_version_1(name: str) -> tuple[list[str], dict[str, Any], list[int], bool]:
+    store = FdStore.retrieve(name)
+    store.renew()
+    tokens = [entry.token for entry in store.entries]
+    result = list(store), store.meta, tokens, intact(store) and len(written(store)) == 2
+    store.discard()
+    return result
+
+
+class Recording(IncomingSession):
+    """A session that remembers in which order its files were retrieved."""
+
+    __slots__ = ("tokens",)
+    tokens: list[int]
+
+    def retrieve(self, token: int, type: type[Any] = OwnedFd) -> Any:  # noqa: A002
+        if token:
+            self.tokens.append(token)
+        return super().retrieve(token, type)
+
+
+def make_needing(name: str) -> FdStore:
+    store = FdStore.create(name)
+    for entry, requires in (("a", []), ("b", []), ("c", ["b", "a"])):
+        with Memfd.create(entry, 4096) as memfd:
+            store.add(entry, memfd, requires=requires)
+    return store
+
+
+def retrieve_with_prerequisites(name: str) -> list[int]:
+    """The tokens in the order in which they were retrieved for the entry that needs the others."""
+    with LiveUpdate() as device:
+        session = device.retrieve_session(name)
+    recording = Recording.from_fd(session.detach(), trusted=True)
+    recording.tokens = []
+    store = FdStore(recording)
+    store["c"].close()
+    store.finish(destroy=["a", "b"])
+    return recording.tokens
+
+
+def renew_and_drop_half_way(name: str) -> tuple[bool, bool]:
+    """Whether dropping a store whose files are in no session warns, and keeps them."""
+    store = FdStore.retrieve(name)
+    with LiveUpdate() as device:
+        thief = device.create_session("thief")
+
+    class Interrupted(IncomingSession):
+        __slots__ = ()
+
+        def finish(self) -> None:
+            super().finish()
+            thief.preserve(first, 1)
+
+    first = store["a"]
+    store._session = Interrupted.from_fd(store.session.detach(), trusted=True)
+    with suppress(AlreadyPreservedError):
+        store.renew()
+    fds = [file.fileno() for file in store._files.values()]
+    store.outgoing.discard()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        del store
+        gc.collect()
+    warned = any("not preserved" in str(each.message) for each in caught)
+    kept = [os.fstat(fd).st_size for fd in fds] == [4096, 8192]
+    thief.discard()
+    first.close()
+    for fd in fds:
+        os.close(fd)
+    return warned, kept

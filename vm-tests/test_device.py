@@ -262,3 +262,24 @@ def test_many_threads_may_use_the_device_while_one_of_them_closes_it() -> None:
     for session in sessions:
         session.discard()
     LiveUpdate().close()
+
+
+def test_a_discard_waits_for_a_request_of_another_thread() -> None:
+    import os
+    import threading
+    import time
+
+    size = 128 << 20
+    with LiveUpdate() as device, Memfd.create("sparse", size) as sparse:
+        session = device.create_session("s")
+        thread = threading.Thread(target=session.preserve, args=(sparse, 1))
+        thread.start()
+        while not os.fstat(sparse.fileno()).st_blocks:  # until it is in the kernel
+            time.sleep(0)
+        begun = os.fstat(sparse.fileno()).st_blocks * 512
+        session.discard()
+        ended = os.fstat(sparse.fileno()).st_blocks * 512
+        thread.join()
+        assert begun < size  # or nothing was under way
+        assert ended == size
+        sparse.resize(0)

@@ -6,6 +6,7 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
+import guest_files
 import guest_store
 import pytest
 
@@ -32,8 +33,8 @@ NAMES = [f"s{number}" for number in range(6)]
 SPOILED = {"nonsense": "nonsense", "newer": "newer"}
 
 
-def test_a_store_is_renewed_hop_after_hop_and_nothing_is_lost() -> None:
-    with VM() as vm:
+def test_a_store_is_renewed_hop_after_hop_and_nothing_is_lost(kernel: Kernel) -> None:
+    with VM(kernel) as vm:
         vm.hold(guest_store.make_forty)
         for hop in range(1, HOPS + 1):
             vm.live_update()
@@ -64,6 +65,8 @@ def landed(kernel: Kernel) -> Iterator[VM]:
         vm.hold(guest_store.make_spoiled, SPOILED)
         vm.hold(guest_store.preserve_half, "half")
         vm.hold(session_without_a_table)
+        vm.hold(guest_store.make_version_1, "version 1")
+        vm.hold(guest_store.make_needing, "needs")
         vm.live_update()
         yield vm
 
@@ -71,7 +74,7 @@ def landed(kernel: Kernel) -> Iterator[VM]:
 def session_without_a_table() -> object:
     with LiveUpdate() as device, Memfd.create("b", 8192) as memfd:
         session = device.create_session("plain")
-        memfd.write(guest_store.fill(1, 8192), 0)
+        memfd.write(guest_files.pattern(8192, 1), 0)
         session.preserve(memfd, 2)
     return session
 
@@ -242,3 +245,80 @@ def test_several_threads_may_fill_one_store() -> None:
     store.discard()
     for memfd in memfds:
         memfd.close()
+
+
+@pytest.mark.in_guest
+def test_an_entry_is_written_down_before_its_file_is_in_and_again_after_it() -> None:
+    with LiveUpdate() as device:
+        session = device.create_session("s")
+    watched = guest_store.Watched.from_fd(session.detach(), trusted=True)
+    store = guest_store.watch(watched)
+    with Memfd.create("a", 4096) as a, Memfd.create("b", 4096) as b, Memfd.create("c", 1) as c:
+        store.add("a", a)
+        store.add("b", b)
+        assert watched.seen == [{"a": False}, {"a": True, "b": False}]
+        assert guest_store.written(store) == {"a": True, "b": True}
+        before = guest_store.slot_in_use(store)
+        store.set_meta({"x": 1})
+        assert guest_store.slot_in_use(store) == 1 - before  # the table before it stays readable
+        store.remove("a")
+        assert guest_store.written(store) == {"b": True}
+        store.add("c", c)
+        assert list(store) == ["b", "c"]
+    store.discard()
+
+
+@pytest.mark.in_guest
+def test_a_failure_half_way_through_a_removal_is_taken_up_by_a_renewal() -> None:
+    with LiveUpdate() as device:
+        session = device.create_session("s")
+    store = FdStore(session)
+    files = {name: Memfd.create(name, 4096) for name in ("a", "b", "c", "d")}
+    for name, file in files.items():
+        store.add(name, file)
+    with LiveUpdate() as device:
+        other = device.create_session("other")
+        guest_store.after_the_discard(store, lambda: other.preserve(files["c"], 1))
+        with pytest.raises(AlreadyPreservedError):
+            store.remove("a", device=device)
+        assert [entry.settled for entry in store.entries] == [True, False, False]
+        with pytest.raises(FdStoreError, match="renew"):
+            store.detach()
+        other.discard()
+    store.renew()
+    assert [entry.settled for entry in store.entries] == [True, True, True]
+    assert guest_store.written(store) == {"b": True, "c": True, "d": True}
+    store.discard()
+    for file in files.values():
+        file.close()
+
+
+@pytest.mark.in_guest
+def test_a_session_that_somebody_else_holds_too_is_not_taken_apart() -> None:
+    store = FdStore.create("s")
+    with Memfd.create("a", 4096) as a:
+        store.add("a", a)
+    other = os.dup(store.session.fileno())
+    with pytest.raises(FdStoreError, match="also held by process") as caught:
+        store.remove("a")
+    os.close(other)
+    assert caught.value.errno == errno.EBUSY
+    store.remove("a")
+    store.discard()
+
+
+def test_an_older_table_is_read_and_renewed_in_its_order(landed: VM) -> None:
+    """A table of version 1, whose tokens are against the order of its entries."""
+    names, meta, tokens, whole = landed.call(guest_store.read_version_1, "version 1")
+    assert names == ["ram", "device"]
+    assert meta == {"at": 1}
+    assert tokens == [9, 3]
+    assert whole
+
+
+def test_what_an_entry_requires_is_retrieved_before_it(landed: VM) -> None:
+    assert landed.call(guest_store.retrieve_with_prerequisites, "needs") == [2, 1, 3]
+
+
+def test_a_renewal_that_cannot_preserve_keeps_the_files_even_if_it_is_dropped(landed: VM) -> None:
+    assert landed.call(guest_store.renew_and_drop_half_way, "s5") == (True, True)

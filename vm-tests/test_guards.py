@@ -23,7 +23,7 @@ from pyluo import (
     kexec,
     kho,
 )
-from pyluo.vm import VM, GuestCrash, HarnessError
+from pyluo.vm import VM, Death, GuestCrash, HarnessError
 
 if TYPE_CHECKING:
     from pyluo.vm import Kernel
@@ -40,9 +40,36 @@ def test_all_that_pyluo_preserves_the_next_kernel_can_carry(kernel: Kernel, memo
         assert size > memory // 4
 
 
-def test_without_the_guard_the_kernel_dies_of_it(vm: VM) -> None:
-    with pytest.raises(GuestCrash):
-        vm.call(fill_up, guarded=False)
+@pytest.mark.parametrize(("memory", "left"), [(512, 16), (1024, 32)])
+def test_the_line_that_the_guard_keeps_away_from_lies_lower(
+    kernel: Kernel, memory: int, left: int
+) -> None:
+    """MiB of a guest, and what of it is left outside the scratch areas; as in the manual."""
+    with VM(kernel, memory=memory << 20) as vm:
+        vm.hold(fill_up_to, left << 20)
+        vm.live_update()
+        assert vm.updates == 1
+
+
+def test_with_nothing_left_the_kernel_that_preserves_dies(vm: VM) -> None:
+    with pytest.raises(GuestCrash) as caught:
+        vm.hold(fill_up_to, 0)
+    assert caught.value.death in {Death.PANIC, Death.HANG}
+    assert "invoked oom-killer" in vm.console or "deadlocked on memory" in vm.console
+
+
+@pytest.mark.in_guest
+def test_files_that_fit_one_by_one_and_not_together_are_refused_together() -> None:
+    with LiveUpdate() as device:
+        session = device.create_session("s")
+    files = {token: Memfd.create(str(token), 200 << 20) for token in range(8)}
+    with pytest.raises(PreservedMemoryError) as caught:
+        session.preserve_many(files)
+    assert caught.value.preserved == ()
+    assert sum(os.fstat(file.fileno()).st_blocks for file in files.values()) == 0
+    session.discard()
+    for file in files.values():
+        file.close()
 
 
 def test_pages_that_lie_in_scratch_memory_count_as_well(kernel: Kernel) -> None:
@@ -87,6 +114,11 @@ def test_an_image_of_unknown_origin_is_not_jumped_into() -> None:
         vm.hold(guest_files.preserve, "vm0", 4096)
         cmdline = load_by_the_older_call(vm)
         with pytest.raises(HandoverError, match="trust_image"):
+            vm.call(kexec.reboot)
+        vm.call(kexec.load, os.fspath(vm.kernel.image), cmdline=cmdline)
+        vm.call(kexec.unload)  # and with it goes the word that pyluo loaded it
+        load_by_the_older_call(vm)
+        with pytest.raises(HandoverError):
             vm.call(kexec.reboot)
         vm.call(kexec.load, os.fspath(vm.kernel.image), cmdline=cmdline)
         with pytest.raises(HarnessError, match="booted again"):
@@ -153,12 +185,10 @@ def retrieve_in_a_small_group() -> tuple[str, bool]:
     return refusal, whole
 
 
-def fill_up(*, guarded: bool = True) -> tuple[OutgoingSession, str, int]:
+def fill_up() -> tuple[OutgoingSession, str, int]:
     """Preserves ever smaller files until that is refused."""
     with LiveUpdate() as device:
         session = device.create_session("fill")
-    if not guarded:
-        guards.RESERVE = -(1 << 40)
     size, token, total, refusal = 64 << 20, 0, 0, ""
     while size >= 1 << 20:
         with Memfd.create("part", size) as part:
@@ -170,6 +200,27 @@ def fill_up(*, guarded: bool = True) -> tuple[OutgoingSession, str, int]:
                 continue
         token, total = token + 1, total + size
     return session, refusal, total
+
+
+def fill_up_to(left: int) -> OutgoingSession:
+    """Preserves, past the guard, until no more than that is free outside the scratch areas."""
+    with LiveUpdate() as device:
+        session = device.create_session("fill")
+    token = 0
+    while (gap := free_outside_scratch() - left) > 0:
+        with Memfd.create("part", max(min(gap // 2, 64 << 20) >> 20, 1) << 20) as part:
+            session.preserve_many({token: part}, guarded=False)
+        token += 1
+    return session
+
+
+def free_outside_scratch() -> int:
+    fields = {}
+    with open("/proc/meminfo") as file:
+        for line in file:
+            name, value = line.split(":")
+            fields[name] = int(value.split()[0]) << 10
+    return fields["MemFree"] - fields["CmaFree"]
 
 
 def what_filled(filled: tuple[OutgoingSession, str, int]) -> tuple[str, int]:

@@ -65,6 +65,7 @@ def test_preserving_what_memory_has_no_room_for_is_refused(vm: VM) -> None:
 def test_a_session_whose_retrieve_failed_can_still_be_retrieved(landed: VM) -> None:
     first, second = landed.call(guest_bugs.retrieve_a_session_into_read_only_memory)
     require(first == "EFAULT", first)
+    require(second in {OK, "ENOENT"}, second)
     assert second == OK
 
 
@@ -81,6 +82,7 @@ def test_a_file_that_found_no_memory_can_be_retrieved_later(
 ) -> None:
     first, second = landed.call(retrieve)
     require(first == refusal, first)
+    require(second in {OK, refusal}, second)
     assert second == OK
 
 
@@ -101,19 +103,26 @@ def test_the_device_can_be_opened_after_an_open_that_found_no_memory() -> None:
 
 @bug("seals are read when a file is preserved, and not again")
 def test_a_seal_added_to_a_preserved_file_holds_after_the_jump(landed: VM) -> None:
-    assert landed.call(guest_bugs.seals_after) == Seal.SHRINK | Seal.GROW
+    seals = landed.call(guest_bugs.seals_after)
+    require(seals in {Seal(0), Seal.SHRINK | Seal.GROW}, repr(seals))
+    assert seals == Seal.SHRINK | Seal.GROW
 
 
 @bug("every file comes back open for reading and writing")
 def test_a_file_preserved_read_only_comes_back_read_only(landed: VM) -> None:
-    assert landed.call(guest_bugs.access_mode_after) == os.O_RDONLY
+    mode = landed.call(guest_bugs.access_mode_after)
+    require(mode in {os.O_RDONLY, os.O_RDWR}, str(mode))
+    assert mode == os.O_RDONLY
 
 
 @bug("a noexec memfd comes back write-sealed")
 def test_a_memfd_sealed_noexec_comes_back_with_the_seals_it_had(vm: VM) -> None:
     vm.hold(preserve_noexec)
     vm.live_update()
-    assert vm.call(seals_and_mode) == (Seal.EXEC, 0o666)
+    seals, mode = vm.call(seals_and_mode)
+    spoilt = ~Seal.SEAL & (Seal.EXEC | Seal.SHRINK | Seal.GROW | Seal.WRITE | Seal.FUTURE_WRITE)
+    require((seals, mode) in {(Seal.EXEC, 0o666), (spoilt, 0o777)}, f"{seals!r}, {mode:o}")
+    assert (seals, mode) == (Seal.EXEC, 0o666)
 
 
 def preserve_noexec() -> OutgoingSession:
@@ -136,6 +145,7 @@ def seals_and_mode() -> tuple[Seal, int]:
 def test_a_file_whose_preserve_failed_can_be_preserved(vm: VM) -> None:
     first, second = vm.call(guest_bugs.preserve_from_read_only_memory)
     require(first == "EFAULT", first)
+    require(second in {OK, "EEXIST"}, second)
     assert second == OK
 
 
@@ -143,6 +153,7 @@ def test_a_file_whose_preserve_failed_can_be_preserved(vm: VM) -> None:
 def test_a_session_whose_finish_failed_still_has_its_files(landed: VM) -> None:
     first, second = landed.call(guest_bugs.finish_from_read_only_memory)
     require(first == "EFAULT", first)
+    require(second in {OK, "ENOENT"}, second)
     assert second == OK
 
 
@@ -163,4 +174,6 @@ def test_a_file_whose_preserve_failed_takes_no_more_memory_than_before(vm: VM) -
 
 @bug("the restored file has no name, not even a memfd's prefix")
 def test_a_retrieved_memfd_can_be_told_to_be_one(landed: VM) -> None:
-    assert landed.call(guest_bugs.link_after).startswith("/memfd:")
+    link = landed.call(guest_bugs.link_after)
+    require(link.startswith(("/memfd:", "/ (deleted)")), link)
+    assert link.startswith("/memfd:")

@@ -35,6 +35,7 @@ class _Count:
 
 _count_key = pytest.StashKey[_Count]()
 _guest_key = pytest.StashKey["VM"]()
+_shared_key = pytest.StashKey["_SharedGuest"]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -78,8 +79,9 @@ def vm(kernel: Kernel, request: pytest.FixtureRequest) -> Iterator[VM]:
 
 @pytest.fixture
 def shared_vm(_shared: _SharedGuest, request: pytest.FixtureRequest) -> VM:
-    """A guest for tests that leave nothing behind; booted once, and again only if it died."""
+    """A guest for tests that leave nothing behind; booted again if it died, or a test failed."""
     request.node.stash[_guest_key] = guest = _shared.alive()
+    request.node.stash[_shared_key] = _shared
     return guest
 
 
@@ -102,6 +104,11 @@ class _SharedGuest:
             self.close()
             self._vm = VM(self._kernel).__enter__()
         return self._vm
+
+    def replace(self, guest: VM) -> None:
+        """Boots another for the next test, if this is it: who failed may have left something."""
+        if guest is self._vm:
+            self.close()
 
     def close(self) -> None:
         if self._vm is not None:
@@ -148,6 +155,8 @@ def pytest_runtest_makereport(
     if guest is not None and guest.running and report.failed and report.when == "call":
         lines = guest.console.splitlines()[-_CONSOLE_LINES:]
         report.sections.append(("The guest's console", "\n".join(lines)))
+        if (shared := item.stash.get(_shared_key, None)) is not None:
+            shared.replace(guest)
     return report
 
 

@@ -69,3 +69,29 @@ def token_is_known(name: str, token: int) -> bool:
         except TokenNotFoundError:
             return False
         return True
+
+
+def preserve_swapped(name: str, size: int) -> tuple[OutgoingSession, Memfd, int]:
+    """Pages a file out before it is preserved; how much of it was on the disk then."""
+    page_out = 21  # MADV_PAGEOUT, which Python's mmap does not name
+    ram = Memfd.create("ram", size)
+    ram.write(pattern(size), 0)
+    before = swap_in_use()
+    with ram.map() as mapping:
+        sum(mapping[::PAGE])  # only what is mapped is paged out
+        mapping.madvise(page_out)
+    out = swap_in_use() - before
+    with LiveUpdate() as device:
+        session = device.create_session(name)
+    session.preserve(ram, 1)
+    return session, ram, out
+
+
+def swapped_out(held: tuple[OutgoingSession, Memfd, int]) -> int:
+    return held[2]
+
+
+def swap_in_use() -> int:
+    with open("/proc/meminfo") as file:
+        fields = dict(line.split(":") for line in file)
+    return (int(fields["SwapTotal"].split()[0]) - int(fields["SwapFree"].split()[0])) << 10

@@ -61,6 +61,24 @@ def ask_for_it_twice(name: str) -> list[Answer]:
     return answers
 
 
+def refusals_in_words(name: str) -> tuple[str, str]:
+    """Of an unknown token, and of a session that was taken for an outgoing one."""
+    session = retrieve(name)
+    try:
+        session.retrieve(99)
+    except LuoError as error:
+        unknown = str(error)
+    mistaken = OutgoingSession.from_fd(os.dup(session.fileno()), trusted=True)
+    try:
+        with Memfd.create("x", 4096) as memfd:
+            mistaken.preserve(memfd, 1)
+    except LuoError as error:
+        wrong = f"{type(error).__name__}: {error}"
+    os.close(mistaken.detach())
+    session.finish()
+    return unknown, wrong
+
+
 def tails(name: str) -> tuple[int, int, bool]:
     """The errnos for an unknown field, on an incoming and an outgoing session; all kept then."""
     incoming = retrieve(name)

@@ -14,12 +14,10 @@ import pytest
 from guest_bugs import MIB, OK, require
 
 from pyluo import LiveUpdate, Memfd, OutgoingSession, Seal
-from pyluo.vm import VM, GuestCrash
+from pyluo.vm import VM, GuestCrash, Kernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    from pyluo.vm import Kernel
 
 # luo_session.c: what a block of one page holds, 16 bytes of header and 80 for each session
 SESSIONS_OF_A_BLOCK = (4096 - 16) // 80
@@ -28,6 +26,12 @@ TEBIBYTE = 1 << 40
 
 def bug(reason: str) -> pytest.MarkDecorator:
     return pytest.mark.xfail(strict=True, raises=AssertionError, reason=reason)
+
+
+@pytest.fixture(scope="module", params=["stable", "previous"])
+def kernel(request: pytest.FixtureRequest) -> Kernel:
+    """Each bug is looked for in both, whatever --pyluo-kernel names."""
+    return Kernel.find(request.param)
 
 
 @pytest.fixture(scope="module")

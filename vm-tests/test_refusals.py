@@ -10,11 +10,11 @@ import guest_requests
 import pytest
 from guest_requests import CREATE, FINISH, GET_NAME, PRESERVE_FD, RETRIEVE, RETRIEVE_FD, answer
 
-from pyluo import LiveUpdate, LiveUpdateUnavailableError, Memfd
+from pyluo import LiveUpdate, LiveUpdateUnavailableError, LuoError, Memfd
 from pyluo.vm import VM
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from guest_requests import Answer
 
@@ -26,7 +26,7 @@ DONE = ("", 0)
 @pytest.fixture(scope="module")
 def landed(kernel: Kernel) -> Iterator[VM]:
     with VM(kernel) as vm:
-        vm.hold(guest_requests.preserve_named, ["s0", "s1", "s2"])
+        vm.hold(guest_requests.preserve_named, ["s0", "s1", "s2", "s3"])
         vm.live_update()
         yield vm
 
@@ -76,7 +76,7 @@ def test_an_outgoing_session_answers_each_wrong_request_in_its_way() -> None:
         "the device": ("NotPreservableError", errno.ENOENT),
         "itself": ("NotPreservableError", errno.ENOENT),
         "retrieve": ("LuoError", errno.EINVAL),
-        "finish": ("LuoError", errno.EINVAL),
+        "finish": ("WrongSessionError", errno.EINVAL),
         "name, reserved": ("KernelTooOldError", errno.EINVAL),
     }
 
@@ -97,7 +97,7 @@ def test_sizes_numbers_and_tails_that_the_kernel_does_not_know() -> None:
     with LiveUpdate() as device:
         session = device.create_session("s")
         fd = session.fileno()
-        unknown = _sys.Ioctl("LIVEUPDATE_SESSION_FINISH", "liveupdate_session_finish")
+        unknown = _sys.Ioctl("LIVEUPDATE_SESSION_RETRIEVE_FD", "liveupdate_session_retrieve_fd")
         unknown._number += 10
         assert answer(unknown, fd) == ("LuoError", errno.EINVAL)
         assert answer(unknown, device.fileno()) == ("LuoError", errno.EINVAL)
@@ -113,7 +113,7 @@ def test_an_incoming_session_answers_each_request_in_its_way(landed: VM) -> None
         "preserve": ("LuoError", errno.EINVAL),
         "unknown token": ("TokenNotFoundError", errno.ENOENT),
         "name": DONE,
-        "reserved": ("LuoError", errno.EINVAL),
+        "reserved": ("WrongSessionError", errno.EINVAL),
         "still there": DONE,
         "finish": DONE,
         "finish again": DONE,
@@ -166,13 +166,43 @@ def open_the_device() -> None:
 
 @pytest.mark.in_guest
 def test_a_refusal_names_the_session_the_token_the_file_the_release_and_the_way_out() -> None:
-    with LiveUpdate() as device:
+    with LiveUpdate() as device, Memfd.create("a", 4096) as memfd:
         session = device.create_session("vm0")
         event = os.eventfd(0)
-        with pytest.raises(Exception, match="ENOENT") as caught:
-            session.preserve(event, 7)
+        session.preserve(memfd, 1)
+        attempts: dict[str, Callable[[], object]] = {
+            "token 7, an eventfd": lambda: session.preserve(event, 7),
+            os.uname().release: lambda: session.preserve(event, 7),
+            "pyluo probe": lambda: session.preserve_many({7: event}),
+            "token 1, a memfd": lambda: session.preserve(memfd, 1),
+            "Choose another name": lambda: device.create_session("vm0"),
+            "No such session": lambda: device.retrieve_session("vm0"),
+        }
+        for part, attempt in attempts.items():
+            with pytest.raises(LuoError, match="'vm0'") as caught:
+                attempt()
+            assert part in str(caught.value)
         os.close(event)
         session.discard()
-    message = str(caught.value)
-    for part in ("'vm0'", "token 7", "an eventfd", os.uname().release, "pyluo probe"):
-        assert part in message
+
+
+def test_a_refusal_of_an_incoming_session_names_it_and_the_token(landed: VM) -> None:
+    unknown, wrong = landed.call(guest_requests.refusals_in_words, "s3")
+    assert "incoming session 's3', token 99" in unknown
+    assert "Nothing was preserved under this token" in unknown
+    assert "outgoing session 's3'" in wrong
+    assert wrong.startswith("WrongSessionError")
+    assert "It is an incoming session" in wrong
+
+
+@pytest.mark.in_guest
+def test_the_link_of_a_session_tells_its_name_as_the_kernel_does() -> None:
+    from pyluo import OutgoingSession
+
+    for name in ("n" * 63, "a name with / and %s"):
+        with LiveUpdate() as device:
+            fd = device.create_session(name).detach()
+        asked = OutgoingSession.from_fd(fd)
+        linked = OutgoingSession.from_fd(asked.detach(), trusted=True)
+        assert (asked.name, linked.name) == (name, name)
+        linked.discard()

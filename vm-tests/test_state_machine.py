@@ -54,7 +54,7 @@ ANSWERS = {
     ("retrieve", "TokenNotFoundError"): 3,
     ("retrieve", "LuoError"): 1,
     ("finish", "done"): 3,
-    ("finish", "LuoError"): 1,
+    ("finish", "WrongSessionError"): 1,
     ("finish_and_stay", "done"): 2,
     ("end", "done"): 5,
     ("adopt_as", "done"): 3,
@@ -244,7 +244,7 @@ class Machine(RuleBasedStateMachine):
     def finish(self, data: st.DataObject) -> None:
         number = self.pick(data, self.sessions)
         if not self.sessions[number].incoming:
-            self.expect(("LuoError", errno.EINVAL), "finish", number)
+            self.expect(("WrongSessionError", errno.EINVAL), "finish", number)
             return
         self.expect(("done", None), "finish", number)
         self.sessions.pop(number).files.clear()

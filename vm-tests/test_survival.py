@@ -74,6 +74,18 @@ def test_a_memfd_sealed_against_writing_comes_back_so(vm: VM) -> None:
     assert vm.call(guest_files.look, "vm0") == (True, SIZE, Seal.WRITE, 0)
 
 
+def test_pages_that_were_swapped_out_come_along() -> None:
+    from pyluo.vm import VM
+
+    with VM("selftest") as vm:  # which has a disk in memory to swap to
+        assert vm.run(["mkswap", "/dev/ram0"]).returncode == 0
+        assert vm.run(["swapon", "/dev/ram0"]).returncode == 0
+        held = vm.hold(guest_files.preserve_swapped, "vm0", 2 << 20)
+        assert vm.call(guest_files.swapped_out, held) > 1 << 20
+        vm.live_update()
+        assert vm.call(guest_files.look, "vm0")[:2] == (True, 2 << 20)
+
+
 def discard_before_the_jump() -> None:
     session, ram = guest_files.preserve("vm0", 4096)
     session.discard()

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -89,3 +92,21 @@ def test_the_version_is_the_installed_one(capsys: pytest.CaptureFixture[str]) ->
         main(["--version"])
     assert caught.value.code == 0
     assert capsys.readouterr().out == f"pyluo {version('pyluo')}\n"
+
+
+SHOW_PROGRESS = (
+    "from pyluo.cli.saved import _bar\nwith _bar('saving', 64 << 20) as report: report(32 << 20)\n"
+)
+
+
+def test_progress_is_shown_on_a_terminal_and_nowhere_else() -> None:
+    terminal, side = pty.openpty()
+    subprocess.run([sys.executable, "-c", SHOW_PROGRESS], stderr=side, check=True)
+    os.close(side)
+    shown = os.read(terminal, 1 << 16)
+    os.close(terminal)
+    piped = subprocess.run(
+        [sys.executable, "-c", SHOW_PROGRESS], stderr=subprocess.PIPE, check=True
+    )
+    assert b"saving, MiB" in shown
+    assert piped.stderr == b""

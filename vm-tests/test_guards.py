@@ -99,7 +99,23 @@ def test_a_file_that_was_refused_for_its_size_is_as_it_was() -> None:
         session.discard()
 
 
-@pytest.mark.parametrize("cmdline", ["", "kho=on", "kho=on liveupdate=on liveupdate=off", "kho=0"])
+@pytest.mark.in_guest
+@pytest.mark.parametrize("token", [-1, 1 << 64])
+def test_a_token_out_of_range_is_refused_before_anything_is_preserved(token: int) -> None:
+    with LiveUpdate() as device, Memfd.create("a", 4096) as a, Memfd.create("b", 4096) as b:
+        session = device.create_session("s")
+        with pytest.raises(ValueError, match="a token is 0 to"):
+            session.preserve(a, token)
+        with pytest.raises(ValueError, match="a token is 0 to"):
+            session.preserve_many({1: a, token: b})
+        a.resize(8192)  # it was not preserved either
+        session.discard()
+
+
+@pytest.mark.parametrize(
+    "cmdline",
+    ["", "kho=on", "kho=on liveupdate=on liveupdate=off", "kho=0", "kho=on -- liveupdate=on"],
+)
 def test_a_command_line_that_would_lose_everything_is_refused(shared_vm: VM, cmdline: str) -> None:
     image = os.fspath(shared_vm.kernel.image)
     with pytest.raises(HandoverError, match="take nothing over"):

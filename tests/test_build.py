@@ -51,7 +51,13 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def start(tree: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "pyluo", "vm", "kernel", "build", os.fspath(tree)]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A shell has what it starts in the background ignore it, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -90,12 +96,12 @@ def test_an_interrupted_build_is_done_anew(tree: Path, number: signal.Signals) -
     interrupted = start(tree)
     wait_for_a_compilation(tree)
     interrupted.send_signal(number)
-    interrupted.communicate()
+    interrupted.communicate(timeout=60)
     kernels = tree.parent / "cache" / "pyluo" / "kernels"
     assert [path for path in kernels.iterdir() if not path.name.startswith(".")] == []
     hold.unlink()
     again = start(tree)
-    out, complaint = again.communicate()
+    out, complaint = again.communicate(timeout=60)
     assert (again.returncode, compilations(tree)) == (0, 2), complaint
     assert "Linux 7.9.9" in out
     assert [path.name for path in kernels.iterdir() if path.name.startswith(".")] == []

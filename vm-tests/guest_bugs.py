@@ -12,8 +12,9 @@ import fcntl
 import mmap
 import os
 import struct
-import threading
 from typing import TYPE_CHECKING, cast
+
+import guest_faults
 
 from pyluo import LiveUpdate, Memfd, OutgoingSession, Seal
 from pyluo._sys import constant, mount
@@ -332,26 +333,14 @@ def link_after() -> str:
 
 def open_the_device_while_allocations_fail() -> str:
     """The answer to an open after one that failed with EIO, for one allocation that failed."""
-    for name in ("failslab", "fail_page_alloc"):
-        put(f"/sys/kernel/debug/{name}/ignore-gfp-wait", "N")
+    guest_faults.allow()
     for number in range(1, 20):
-        answer = _open_with_a_failure(number)
+        with guest_faults.failing(number):
+            fd = cast("int", libc.open(b"/dev/liveupdate", os.O_RDWR | os.O_CLOEXEC))
+            answer = errno.errorcode[ctypes.get_errno()] if fd < 0 else OK
+        if fd >= 0:
+            os.close(fd)
         if answer == "EIO":
             return outcome(lambda: LiveUpdate().close())
         require(answer == "ENOMEM", f"failure {number} led to {answer}")
     raise Unmet("no failure led to EIO")
-
-
-def _open_with_a_failure(number: int) -> str:
-    """The answer to an open in which the allocation of that number fails."""
-    task = f"/proc/self/task/{threading.get_native_id()}/fail-nth"
-    fault = os.open(task, os.O_RDWR)
-    path = b"/dev/liveupdate"
-    os.pwrite(fault, str(number).encode(), 0)
-    fd = cast("int", libc.open(path, os.O_RDWR | os.O_CLOEXEC))
-    answer = errno.errorcode[ctypes.get_errno()] if fd < 0 else OK
-    os.pwrite(fault, b"0", 0)
-    os.close(fault)
-    if fd >= 0:
-        os.close(fd)
-    return answer

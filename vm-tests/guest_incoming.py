@@ -8,6 +8,7 @@ import warnings
 from contextlib import suppress
 
 import guest_files
+from guest_requests import retrieve
 
 from pyluo import (
     AlreadyPreservedError,
@@ -34,11 +35,6 @@ def preserve_all(names: list[str]) -> list[OutgoingSession]:
                 session.preserve(ram, 1)
             sessions.append(session)
     return sessions
-
-
-def retrieve(name: str) -> IncomingSession:
-    with LiveUpdate() as device:
-        return device.retrieve_session(name)
 
 
 def retrieve_a_session_twice(name: str) -> bool:

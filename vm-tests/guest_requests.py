@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+
+import guest_faults
 
 from pyluo import IncomingSession, LiveUpdate, LuoError, Memfd, OutgoingSession
 from pyluo._sys import Ioctl
@@ -111,50 +112,37 @@ def preserve_named(names: list[str]) -> list[OutgoingSession]:
     return sessions
 
 
-def allow_faults() -> None:
-    """Lets the allocations fail that /proc/self/fail-nth counts."""
-    folder = Path("/sys/kernel/debug/failslab")
-    if not folder.exists():
-        from pyluo import _sys
-
-        _sys.mount("debugfs", "/sys/kernel/debug", "debugfs")
-    (folder / "ignore-gfp-wait").write_text("N")
-
-
 def open_with_a_fault() -> list[Answer]:
     """What two opens of the device answer, the first of which runs out of memory on the way."""
-    allow_faults()
-    answers = []
-    for fault in (True, False):
-        answers.append(_open_device(fault))
-    return answers
+    guest_faults.allow()
+    for number in range(1, 20):
+        with guest_faults.failing(number):
+            first = _open_device()
+        if first[0] != "LuoError":  # ENOMEM, before anything was read
+            break
+    return [first, _open_device()]
 
 
-def _open_device(fault: bool) -> Answer:
-    for nth in range(1, 30) if fault else (0,):
-        Path("/proc/thread-self/fail-nth").write_text(str(nth))
-        try:
-            LiveUpdate().close()
-        except LuoError as error:
-            if type(error) is not LuoError:
-                return type(error).__name__, error.errno
-        finally:
-            Path("/proc/thread-self/fail-nth").write_text("0")
+def _open_device() -> Answer:
+    try:
+        LiveUpdate().close()
+    except LuoError as error:
+        return type(error).__name__, error.errno
     return "", 0
 
 
 def retrieve_with_a_fault(name: str) -> list[Answer]:
     """What retrieving one file answers: under a fault, and twice without one."""
-    allow_faults()
+    guest_faults.allow()
     session = retrieve(name)
-    answers = []
-    for nth in range(1, 60):
-        Path("/proc/thread-self/fail-nth").write_text(str(nth))
-        answers.append(answer(RETRIEVE_FD, session.fileno(), fd=-1, token=1))
-        Path("/proc/thread-self/fail-nth").write_text("0")
+    answers: list[Answer] = []
+    for number in range(1, 60):
+        with guest_faults.failing(number):
+            under_fault = answer(RETRIEVE_FD, session.fileno(), fd=-1, token=1)
         after = answer(RETRIEVE_FD, session.fileno(), fd=-1, token=1)
         if after != ("", 0):
+            again = answer(RETRIEVE_FD, session.fileno(), fd=-1, token=1)
+            answers = [under_fault, after, again]
             break
-    answers += [after, answer(RETRIEVE_FD, session.fileno(), fd=-1, token=1)]
     session.finish()
-    return answers[-3:]
+    return answers

@@ -121,16 +121,6 @@ def test_preserving_many_stops_at_the_first_that_fails_and_says_what_is_in() -> 
             memfd.close()
 
 
-def test_five_hundred_files_go_into_one_session() -> None:
-    with LiveUpdate() as device:
-        session = device.create_session("s")
-        memfds = {token: Memfd.create(str(token), 4096) for token in range(500)}
-        session.preserve_many(memfds)
-        session.discard()
-        for memfd in memfds.values():
-            memfd.close()
-
-
 def test_the_size_of_a_preserved_file_is_fixed_and_its_contents_are_not() -> None:
     with LiveUpdate() as device, Memfd.create("ram", 8192) as ram:
         session = device.create_session("s")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import guest_files
-import guest_incoming
+import guest_requests
 import pytest
 
 from pyluo import IncomingSession, LiveUpdate, OutgoingSession
@@ -91,7 +91,7 @@ def test_looking_at_a_session_leaves_it_as_it_is(kernel: Kernel) -> None:
         vm.hold(guest_files.preserve, "vm0", 4096)
         assert len(vm.call(held)) == 1
         vm.live_update()
-        session = vm.hold(guest_incoming.retrieve, "vm0")
+        session = vm.hold(guest_requests.retrieve, "vm0")
         assert [holder.direction for holder in vm.call(held)] == ["incoming"]
         assert vm.call(size_of_the_first_file, session) == 4096
 

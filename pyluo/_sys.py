@@ -50,7 +50,8 @@ def raising(operation: str, subject: str = "") -> Iterator[None]:
     except LuoError:
         raise
     except OSError as error:
-        raise from_errno(error.errno or errno.EIO, operation, subject) from None
+        late = errno.ETIMEDOUT if isinstance(error, TimeoutError) else errno.EIO
+        raise from_errno(error.errno or late, operation, subject) from None
 
 
 def _call(operation: str, subject: str, attempt: Callable[[], int]) -> int:

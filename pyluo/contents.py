@@ -99,6 +99,7 @@ def encode(contents: Contents, generation: int, room: int) -> bytes:
     }
     text = json.dumps(tree, separators=(",", ":"), allow_nan=False).encode()
     _contents(json.loads(text), VERSION)  # or nobody could read it after the jump
+    room = min(room, _HEADER.size + _LONGEST)
     if _HEADER.size + len(text) > room:
         raise FdStoreError(
             errno.ENOSPC,

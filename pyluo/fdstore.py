@@ -11,6 +11,7 @@ import dataclasses
 import errno
 import os
 import threading
+import time
 import warnings
 from contextlib import nullcontext
 from functools import partial
@@ -20,14 +21,20 @@ from pyluo import contents, guards
 from pyluo._sys import raising
 from pyluo.contents import Contents, Entry
 from pyluo.descriptor import OwnedFd, adopt
-from pyluo.errors import FdStoreError, LuoError, TokenInUseError, TokenNotFoundError
+from pyluo.errors import (
+    FdStoreError,
+    LuoError,
+    SessionExistsError,
+    TokenInUseError,
+    TokenNotFoundError,
+)
 from pyluo.held import held
 from pyluo.liveupdate import LiveUpdate
 from pyluo.memfd import Memfd, has_seals
 from pyluo.session import IncomingSession, OutgoingSession
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
     from contextlib import AbstractContextManager
     from types import TracebackType
 
@@ -35,6 +42,7 @@ __all__ = ["FdStore"]
 
 _TABLE_TOKEN = 0
 _TABLE_SIZE = 1 << 16
+_PATIENCE = 2.0  # seconds
 _TYPES: dict[str, type[OwnedFd]] = {"memfd": Memfd}
 
 F = TypeVar("F", bound=OwnedFd)
@@ -78,6 +86,7 @@ class FdStore:
         self._restored: set[str] = set()  # by the kernel: retrieving it again cannot fail
         self._given: set[str] = set()  # to a caller, by get()
         self._lost: tuple[str, ...] = ()
+        self._finishing = False
         if isinstance(session, IncomingSession):
             try:
                 self._read_table(session)
@@ -247,6 +256,7 @@ class FdStore:
         """
         with self._lock:
             session = self._outgoing("add")
+            session.fileno()  # or it is closed, and nothing is written down
             if not name or name in self._entries:
                 raise self._refusal("add", errno.EEXIST, f"entry {name!r}", "Choose another name")
             if missing := [needed for needed in requires if needed not in self._entries]:
@@ -264,12 +274,13 @@ class FdStore:
                     meta=dict(meta or {}),
                     settled=False,
                 )
+                self._files[name] = own
                 self._write({**self._entries, name: entry})
             except BaseException:
+                self._files.pop(name, None)
                 own.close()
                 raise
             # From here on the kernel may have it: only its own refusal says that it has not.
-            self._files[name] = own
             try:
                 session.preserve(own, entry.token, allow_noexec=allow_noexec)
             except LuoError:
@@ -337,7 +348,7 @@ class FdStore:
             for each in held()
             if (each.pid, each.fd) != own
             and each.session == self._name
-            and each.direction == "outgoing"
+            and each.direction != "incoming"  # it may be one that cannot be told
         ]
 
     def renew(
@@ -360,6 +371,7 @@ class FdStore:
 
         Raises:
             FdStoreError: ENOENT, no such entry to destroy; EBUSY, another entry requires it.
+            PreservedMemoryError: ENOMEM, files have grown since, and there is no memory for that.
             LuoError: a file could not be retrieved: nothing is finished yet, and `destroy` leaves
                 it behind. Or one could not be preserved: the store still has all the files, and
                 `renew` can be called again.
@@ -376,6 +388,7 @@ class FdStore:
                 if not allow_noexec:
                     subject = partial(str, f"store {self._name!r}, entry {entry.name!r}")
                     guards.refuse_noexec(self._files[entry.name].fileno(), subject)
+            self._refuse_growth(kept)
             with _open(device) as luo:
                 outgoing = luo.create_session(self._name)
             unsettled = _unsettled(kept)
@@ -385,16 +398,24 @@ class FdStore:
             except BaseException:
                 outgoing.discard()
                 raise
+            self._finishing = True
             try:
                 session.finish()
-            except BaseException:
+            except LuoError:
+                self._finishing = False
                 outgoing.discard()
                 table.memfd.close()
                 raise
             self._session, self._table, self._entries = outgoing, table, unsettled
+            self._finishing = False
             for name in set(self._files) - set(kept):
                 self._files.pop(name).close()
             self._preserve_rest(outgoing)
+
+    def _refuse_growth(self, names: Iterable[str]) -> None:
+        """Files that came over take no more memory than they have, unless they grew since."""
+        fds = [self._files[name].fileno() for name in names]
+        guards.refuse_overload(fds, partial(str, f"store {self._name!r}"), in_scratch=False)
 
     def _complete(
         self,
@@ -405,6 +426,7 @@ class FdStore:
         """Takes up again what a failure left out of an outgoing store."""
         if destroy:
             raise self._refusal("renew", errno.EPERM, f"{list(destroy)}", "Use remove()")
+        self._refuse_growth(self._left_out())
         if session.closed:
             with _open(device) as luo:
                 self._rebuild(luo)
@@ -520,6 +542,8 @@ class FdStore:
             except TokenNotFoundError:
                 lost.append(entry.name)
                 del self._entries[entry.name]
+            except LuoError:
+                continue  # it is there: get() says what is wrong, and destroy= leaves it behind
         self._lost = tuple(lost)
 
     def _unreadable(self, error: LuoError, session: IncomingSession) -> FdStoreError:
@@ -537,13 +561,19 @@ class FdStore:
 
     def _left_out(self) -> list[str]:
         """The entries that are in no session, though the store has their files."""
-        entries = getattr(self, "_entries", {})
-        return [name for name in self._files if name in entries and not entries[name].settled]
+        files: dict[str, OwnedFd] = getattr(self, "_files", {})
+        entries: dict[str, Entry] = getattr(self, "_entries", {})
+        # Interrupted in the middle of a finish: the session may have them no more.
+        finishing = getattr(self, "_finishing", False)
+        return [
+            name for name in files if finishing or (name in entries and not entries[name].settled)
+        ]
 
     def _write(self, entries: dict[str, Entry], meta: dict[str, Any] | None = None) -> None:
         """Makes this the store's contents, in the table first."""
         meta = self._meta if meta is None else meta
-        assert self._table is not None
+        if self._table is None:
+            raise ValueError(f"{self!r} is closed")
         self._table.write(Contents(tuple(entries.values()), meta))
         self._entries, self._meta = entries, meta
 
@@ -557,7 +587,7 @@ class FdStore:
         unsettled = _unsettled(self._entries)
         self._session.discard()
         self._write(unsettled)
-        session = luo.create_session(self._name)
+        session = self._create_again(luo)
         try:
             session.preserve_many({_TABLE_TOKEN: self._table.memfd}, guarded=False)
         except BaseException:
@@ -565,6 +595,17 @@ class FdStore:
             raise
         self._session = session
         self._preserve_rest(session)
+
+    def _create_again(self, luo: LiveUpdate) -> OutgoingSession:
+        """The session anew; who looks at sessions at this moment has the old one for a moment."""
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                return luo.create_session(self._name)
+            except SessionExistsError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
 
     def _preserve_rest(self, session: OutgoingSession) -> None:
         """Preserves the entries that are not in, in order; writes down those that are then.
@@ -628,10 +669,10 @@ class FdStore:
 
     def _release(self) -> None:
         """Closes the descriptors that are the store's own."""
-        files, self._files = self._files, {}
+        files, self._files = getattr(self, "_files", {}), {}
         for file in files.values():
             file.close()
-        table, self._table = self._table, None
+        table, self._table = getattr(self, "_table", None), None
         if table is not None:
             table.memfd.close()
 

@@ -50,10 +50,18 @@ def refuse_noexec(fd: int, subject: Callable[[], str]) -> None:
         )
 
 
-def refuse_overload(fds: Sequence[int], subject: Callable[[], str]) -> None:
+def refuse_overload(
+    fds: Sequence[int], subject: Callable[[], str], *, in_scratch: bool = True
+) -> None:
     """Refuses files for whose pages there is no memory of the kind that can be preserved.
 
     The kernel would look for it until it kills processes, and panics when init is one of them.
+
+    Args:
+        fds: the files.
+        subject: what they are, for the error.
+        in_scratch: whether pages of theirs may lie in scratch areas; those of a file that came
+            over do not.
 
     Raises:
         PreservedMemoryError: ENOMEM.
@@ -75,7 +83,8 @@ def refuse_overload(fds: Sequence[int], subject: Callable[[], str]) -> None:
     # Pages that lie in a scratch area move out of it, and swapped ones come in: which ones those
     # are, no interface tells.
     holes = sum(map(_holes, fds))
-    wanted = holes + min(wanted - holes, _scratch_in_use() + _swap_in_use())
+    elsewhere = _swap_in_use() + (_scratch_in_use() if in_scratch else 0)
+    wanted = holes + min(wanted - holes, elsewhere)
     if wanted > room:
         raise PreservedMemoryError(
             errno.ENOMEM,
@@ -114,7 +123,7 @@ def refuse_small_group(size: int, subject: str) -> None:
 def _room_in_groups() -> tuple[float, str]:
     """The bytes that the caller's cgroup and those above it have left, and which is the tightest.
 
-    Source: Documentation/admin-guide/cgroup-v2.rst, memory.max, memory.current
+    Source: Documentation/admin-guide/cgroup-v2.rst, memory.max, memory.current, memory.stat
     """
     room, tightest = float("inf"), "/"
     path = ""
@@ -125,12 +134,24 @@ def _room_in_groups() -> tuple[float, str]:
     while path:
         with suppress(OSError, ValueError):
             limit = _number(f"{_CGROUPS}{path}/memory.max")
-            left = limit - _number(f"{_CGROUPS}{path}/memory.current")
+            used = _number(f"{_CGROUPS}{path}/memory.current")
+            left = limit - used + _reclaimable(f"{_CGROUPS}{path}/memory.stat")
             if left < room:
                 room, tightest = max(left, 0), path
         # The topmost too: a container's own group looks like the root from within.
         path = os.path.dirname(path) if path != "/" else ""
     return room, tightest
+
+
+def _reclaimable(path: str) -> int:
+    """The bytes of a group's page cache that would give way; files of a tmpfs are not in it."""
+    total = 0
+    with open(path) as file:
+        for line in file:
+            name, value = line.split()
+            if name in ("active_file", "inactive_file"):
+                total += int(value)
+    return total
 
 
 def _number(path: str) -> int:

@@ -91,7 +91,8 @@ def hold(session: OutgoingSession) -> Holder:
         LuoError: EEXIST, one of this name runs; ECHILD, it did not start; ETIMEDOUT, not in time.
             Nothing is held then.
     """
-    fd = os.dup(session.fileno())
+    with raising("dup", f"session {session.name!r}"):
+        fd = os.dup(session.fileno())
     try:
         return _start(session.name, "outgoing", fd)
     finally:
@@ -175,19 +176,21 @@ def _connect(name: str, direction: str) -> socket.socket:
 def _start(name: str, direction: str, fd: int) -> Holder:
     """Runs this module in a process of its own, and waits until it holds the session."""
     address = _address(name, direction)
-    with _alone(), ExitStack() as stack:
+    with _alone() as lock, ExitStack() as stack:
         if (found := find(name, direction)) is not None:
             raise LuoError(EEXIST, "start holder", str(found), "Release it first")
         with suppress(FileNotFoundError):
             os.unlink(address)  # of a holder that was killed: nobody listens
         ours, theirs = map(stack.enter_context, socket.socketpair(type=socket.SOCK_SEQPACKET))
         complaints = stack.enter_context(tempfile.TemporaryFile())
-        command = [sys.executable, "-m", "pyluo.holder", theirs.fileno(), fd, address, name]
+        numbers = theirs.fileno(), lock, fd
+        command = [sys.executable, "-m", "pyluo.holder", *map(str, numbers), address, name]
+        path = [os.path.abspath(entry) for entry in sys.path]  # it starts elsewhere
         process = subprocess.Popen(
-            [str(word) for word in command],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)},
+            command,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
             cwd="/",
-            pass_fds=[theirs.fileno(), *([fd] if fd >= 0 else [])],
+            pass_fds=[number for number in numbers if number >= 0],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=complaints,
@@ -205,21 +208,27 @@ def _start(name: str, direction: str, fd: int) -> Holder:
         outcome = pickle.loads(told)  # of our own child, over a channel of our own
         if isinstance(outcome, LuoError):
             raise outcome
-        ours.send(_KEEP)
+        with raising("start holder", f"session {name!r}"):
+            ours.send(_KEEP)
         return Holder(name, direction, outcome)
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
-    """One process at a time starts a holder: two of one name would take each other's socket."""
+def _alone() -> Iterator[int]:
+    """One process at a time starts a holder: two of one name would take each other's socket.
+
+    The lock lasts until the last descriptor of it is closed, and the holder gets one: it goes on
+    though who started it is gone.
+    """
     with open(os.path.join(_folder(), "lock"), "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        yield file.fileno()
 
 
 def _main() -> None:
     """The process: says how it went to who started it, then serves until it is released."""
-    channel, fd, address, name = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+    channel, lock, fd = map(int, sys.argv[1:4])
+    address, name = sys.argv[4:]
     if os.fork():
         os._exit(0)  # who started us waits for this one, and is not our parent
     with socket.socket(fileno=channel) as starter:
@@ -237,6 +246,7 @@ def _main() -> None:
             starter.send(pickle.dumps(error))
             return
         _settle()
+        os.close(lock)
         wanted = _wanted(starter)
     last = _serve(listener, session) if wanted or fd < 0 else None
     with suppress(OSError):
@@ -283,7 +293,7 @@ def _adopt(fd: int, direction: str) -> OutgoingSession | IncomingSession:
 def _settle() -> None:
     """Keeps what commonly ends a process from ending this one, and keeps it from holding more."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    with open(os.devnull, "r+b", buffering=0) as nowhere:
+    with suppress(OSError), open(os.devnull, "r+b", buffering=0) as nowhere:
         for number in (0, 1, 2):
             os.dup2(nowhere.fileno(), number)
     with suppress(OSError):
@@ -298,10 +308,10 @@ def _serve(listener: socket.socket, session: OutgoingSession | IncomingSession) 
     while True:
         try:
             connection, _ = listener.accept()
-        except OSError:  # no memory, or no descriptor: of the whole system, for a while
+        except (OSError, MemoryError):  # of the whole system, for a while
             time.sleep(1)
             continue
-        with suppress(OSError):
+        with suppress(OSError, MemoryError):
             connection.settimeout(_REQUEST_TIMEOUT)
             allowed = _peer(connection)[1] in (0, os.geteuid())
             request = connection.recv(64) if allowed else b""

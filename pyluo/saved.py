@@ -247,6 +247,7 @@ def _copy_in(store: FdStore, path: str, size: int, report: Report) -> SavedFile:
         source = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     name = os.path.basename(path)
     digest = hashlib.sha256()
+    before = os.fstat(source)
     try:
         with Memfd.create("saved file", size) as memfd:
             done = 0
@@ -259,7 +260,12 @@ def _copy_in(store: FdStore, path: str, size: int, report: Report) -> SavedFile:
                     done += len(chunk)
                     report(done)
             status = os.fstat(source)
-            if done != size or status.st_size != size or not stat.S_ISREG(status.st_mode):
+            still = (status.st_mtime_ns, status.st_ctime_ns) == (
+                before.st_mtime_ns,
+                before.st_ctime_ns,
+            )
+            whole = done == status.st_size == size
+            if not still or not whole or not stat.S_ISREG(status.st_mode):
                 raise LuoError(errno.EAGAIN, "read file", path, "It changed while it was read")
             saved = SavedFile(
                 name=name,
@@ -332,9 +338,13 @@ def _check_folder(
 def _is_there(path: str, file: SavedFile) -> bool:
     try:
         status = os.lstat(path)
-        if not stat.S_ISREG(status.st_mode) or status.st_size != file.size:
+        seen = status.st_size, stat.S_IMODE(status.st_mode)
+        if not stat.S_ISREG(status.st_mode) or seen != (file.size, _mode(file)):
+            return False
+        if os.geteuid() == 0 and (status.st_uid, status.st_gid) != (file.uid, file.gid):
             return False
         with open(path, "rb") as there:
+            os.fsync(there.fileno())
             return hashlib.file_digest(there, "sha256").hexdigest() == file.sha256
     except OSError:
         return False
@@ -410,9 +420,11 @@ def _own(fd: int, file: SavedFile) -> None:
     """Owner and mode; set-id bits only along with the owner that they are about."""
     if os.geteuid() == 0:
         os.fchown(fd, file.uid, file.gid)
-        os.fchmod(fd, stat.S_IMODE(file.mode))
-    else:
-        os.fchmod(fd, file.mode & 0o777)
+    os.fchmod(fd, _mode(file))
+
+
+def _mode(file: SavedFile) -> int:
+    return stat.S_IMODE(file.mode) if os.geteuid() == 0 else file.mode & 0o777
 
 
 def _sync_folder(folder: str) -> None:

@@ -23,6 +23,7 @@ from pyluo import (
     Memfd,
     OutgoingSession,
     OwnedFd,
+    PreservedMemoryError,
     contents,
 )
 
@@ -320,6 +321,24 @@ def retrieve_with_prerequisites(name: str) -> list[int]:
     store["c"].close()
     store.finish(destroy=["a", "b"])
     return recording.tokens
+
+
+def renew_what_has_grown(name: str) -> tuple[bool, bool, bool]:
+    """Whether a file too large by now is refused before the finish; all had then; and renewed."""
+    store = FdStore.retrieve(name)
+    with store.get("a", Memfd) as a:
+        a.resize(1 << 39)
+        try:
+            store.renew()
+            refused = False
+        except PreservedMemoryError:
+            refused = store.incoming
+        a.resize(4096)
+    whole = intact(store)
+    store.renew()
+    renewed = written(store) == {"a": True, "b": True}
+    store.discard()
+    return refused, whole, renewed
 
 
 def renew_and_drop_half_way(name: str) -> tuple[bool, bool]:

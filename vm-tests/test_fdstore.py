@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pyluo.vm import Kernel
 
 HOPS = int(os.environ.get("PYLUO_STORE_HOPS", "20"))
-NAMES = [f"s{number}" for number in range(6)]
+NAMES = [f"s{number}" for number in range(7)]
 SPOILED = {"nonsense": "nonsense", "newer": "newer"}
 
 
@@ -318,6 +318,10 @@ def test_an_older_table_is_read_and_renewed_in_its_order(landed: VM) -> None:
 
 def test_what_an_entry_requires_is_retrieved_before_it(landed: VM) -> None:
     assert landed.call(guest_store.retrieve_with_prerequisites, "needs") == [2, 1, 3]
+
+
+def test_a_renewal_refuses_what_has_grown_before_it_gives_anything_up(landed: VM) -> None:
+    assert landed.call(guest_store.renew_what_has_grown, "s6") == (True, True, True)
 
 
 def test_a_renewal_that_cannot_preserve_keeps_the_files_even_if_it_is_dropped(landed: VM) -> None:

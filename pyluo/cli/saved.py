@@ -86,7 +86,8 @@ def _discard(arguments: argparse.Namespace) -> int:
 
 def _tell(files: list[saved.SavedFile]) -> None:
     for file in files:
-        print(f"{file.sha256}  {file.mode:04o}  {file.size:>12}  {file.name}")
+        name = file.name if file.name.isprintable() else repr(file.name)
+        print(f"{file.sha256}  {file.mode:04o}  {file.size:>12}  {name}")
 
 
 def _print(data: dict[str, object]) -> None:

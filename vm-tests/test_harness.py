@@ -241,7 +241,7 @@ def test_the_bodies_of_marked_tests_run_in_the_guest(pytester: pytest.Pytester) 
     outcome = pytester.runpytest_subprocess("-rs")
     outcome.assert_outcomes(passed=2, failed=2, skipped=1)
     outcome.stdout.fnmatch_lines(["*The guest's console*"])
-    outcome.stdout.fnmatch_lines(["vm-tests: 5 ran, 5 of them drove a guest; guests booted: 2, *"])
+    outcome.stdout.fnmatch_lines(["vm-tests: 5 ran, 5 of them drove a guest; guests booted: 3, *"])
     outcome.stdout.fnmatch_lines(["*told so in the guest*"])
     outcome.stdout.fnmatch_lines(["*usefixtures('vm')*"])
 

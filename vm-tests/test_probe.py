@@ -78,8 +78,8 @@ def test_sessions_are_found_by_who_holds_them_and_which_way_they_go(kernel: Kern
     assert found["next"].direction == "outgoing"
     assert found[None].fd != found["vm0"].fd
     assert {holder.pid for holder in found.values()} == {worker}
-    assert "'vm0', incoming, by python" in told
-    assert "The device is open in python" in told
+    assert "'vm0', incoming, by 'python" in told
+    assert "The device is open in 'python" in told
     assert "live updates since the cold boot: 1" in told
     assert {holder["session"] for holder in data["held"]} == {"vm0", "next", None}
     assert data["image_loaded"] is False

@@ -35,33 +35,33 @@ NAMES = ["a", "b", "c"]
 TOKENS = [0, 1, 2, 2**64 - 1]
 SIZES = [0, 1, 4096, 5000, 8192]
 SEALS = [0, Seal.SHRINK, Seal.SHRINK | Seal.GROW, Seal.WRITE, Seal.SEAL]
-# Each answer that the model has, and how often 1,000 steps have to get it: a machine that never
-# comes to a request shows nothing of it.
+# Each answer that the model has, and how often it has to come at least: a machine that never gets
+# to a request shows nothing of it.
 ANSWERS = {
     ("create", "done"): 10,
-    ("create", "SessionExistsError"): 3,
-    ("preserve", "done"): 30,
-    ("preserve", "TokenInUseError"): 3,
-    ("preserve", "AlreadyPreservedError"): 3,
+    ("create", "SessionExistsError"): 1,
+    ("preserve", "done"): 15,
+    ("preserve", "TokenInUseError"): 1,
+    ("preserve", "AlreadyPreservedError"): 1,
     ("preserve", "NotPreservableError"): 1,
     ("preserve", "LuoError"): 1,
-    ("preserve_many", "whole"): 3,
-    ("preserve_many", "partly"): 3,
+    ("preserve_many", "whole"): 1,
+    ("preserve_many", "partly"): 1,
     ("retrieve_session", "done"): 10,
     ("retrieve_session", "SessionRetrievedError"): 1,
     ("retrieve_session", "SessionNotFoundError"): 1,
-    ("retrieve", "done"): 20,
-    ("retrieve", "TokenNotFoundError"): 3,
+    ("retrieve", "done"): 15,
+    ("retrieve", "TokenNotFoundError"): 1,
     ("retrieve", "LuoError"): 1,
-    ("finish", "done"): 3,
+    ("finish", "done"): 1,
     ("finish", "WrongSessionError"): 1,
-    ("finish_and_stay", "done"): 2,
-    ("end", "done"): 5,
-    ("adopt_as", "done"): 3,
-    ("adopt_as", "WrongSessionError"): 3,
-    ("duplicate", "done"): 3,
-    ("resize", "SealedError"): 5,
-    ("write", "SealedError"): 5,
+    ("finish_and_stay", "done"): 1,
+    ("end", "done"): 1,
+    ("adopt_as", "done"): 1,
+    ("adopt_as", "WrongSessionError"): 1,
+    ("duplicate", "done"): 1,
+    ("resize", "SealedError"): 1,
+    ("write", "SealedError"): 1,
     ("live_update", "done"): 10,
 }
 
@@ -354,25 +354,30 @@ def test_any_order_of_requests_and_jumps_does_what_the_manual_says(kernel: Kerne
     Machine.crash = None
     with VM(kernel) as vm:
         Machine.vm = vm
-        while (left := STEPS - Machine.answers.total()) > 0:
+        # What chance did not get to in the usual number of steps, it gets to in a few more.
+        while (steps := Machine.answers.total()) < STEPS or (seldom() and steps < 3 * STEPS):
+            runs = max(-(-(STEPS - steps) // RUN), 2)
             try:
-                run_state_machine_as_test(Machine, settings=_settings(-(-left // RUN)))
+                run_state_machine_as_test(Machine, settings=_settings(runs, steps == 0))
             except BaseException:
                 if Machine.crash is None:
                     raise
                 # Hypothesis asks the dead guest again, and reports only that it answers otherwise.
                 Machine.crash.add_note("The run: " + "; ".join(Machine.history))
                 raise Machine.crash from None
-    seldom = [key for key, least in ANSWERS.items() if Machine.answers[key] < least]
-    assert seldom == []
+    assert seldom() == []
 
 
-def _settings(runs: int) -> settings:
-    """The same steps each time for the usual number of them; others each time in a soak."""
+def seldom() -> list[tuple[str, str]]:
+    return [key for key, least in ANSWERS.items() if Machine.answers[key] < least]
+
+
+def _settings(runs: int, first: bool) -> settings:
+    """The same steps each time for the usual number of them; others each time beyond that."""
     return settings(
         max_examples=runs,
         stateful_step_count=RUN,
-        derandomize=STEPS <= USUAL,
+        derandomize=first and STEPS <= USUAL,
         database=None,
         deadline=None,
         # A step is a request to a guest: to find fewer that fail as well takes many jumps.

@@ -139,7 +139,7 @@ def restore(
     kept_by, store = _saved_store(name)
     try:
         saved = [_saved_file(store, entry) for entry in store.entries]
-        missing = _check_folder(store, folder, saved, force)
+        missing = _check_folder(folder, saved, force)
         _copy_out(store, missing, os.fspath(folder), force, report)
         # Those that were on disk already, from a restore that was interrupted, are not read again.
         store.finish(destroy=[file.name for file in saved if file not in missing])
@@ -301,7 +301,7 @@ def _saved_file(store: FdStore, entry: Entry) -> SavedFile:
 
 
 def _check_folder(
-    store: FdStore, folder: str | os.PathLike[str], saved: list[SavedFile], force: bool
+    folder: str | os.PathLike[str], saved: list[SavedFile], force: bool
 ) -> list[SavedFile]:
     """The files that are to be written; refuses, before any is, what would overwrite or not fit.
 

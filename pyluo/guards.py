@@ -19,8 +19,8 @@ __all__ = ["RESERVE", "preservable", "refuse_noexec", "refuse_overload", "refuse
 RESERVE = 64 << 20
 """Bytes outside the scratch areas that preserving leaves to the kernel.
 
-Measured on Linux 7.3: with 16 MiB left of 512, and 32 MiB of 1 GiB, the next kernel boots; with half
-of that, the kernel that preserves sometimes runs out of memory in the request and kills init.
+Measured on Linux 7.3: with 16 MiB left of 512, and 32 MiB of 1 GiB, the next kernel boots. With
+half of that, the kernel that preserves sometimes runs out of memory in the request and kills init.
 """
 
 _OPERATION = "LIVEUPDATE_SESSION_PRESERVE_FD"

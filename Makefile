@@ -8,9 +8,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 # What a Debian 12 or 13 without anything but git, make and python3 lacks: to build the extension,
-# to fetch and build kernels, and to run them.
+# to fetch and build kernels and their selftests, and to run them.
 PACKAGES := python3-venv python3-dev gcc libc6-dev make \
-	debian-archive-keyring bc bison flex libelf-dev lz4 perl rsync xz-utils \
+	debian-archive-keyring bc bison flex libcap-dev libelf-dev lz4 perl rsync xz-utils \
 	qemu-system-x86 kexec-tools
 
 # How far a soak goes: live updates of one store, and steps of the state machine.

@@ -2,15 +2,16 @@ from __future__ import annotations
 
 import functools
 import os
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
 
-from pyluo.vm import Kernel
+from pyluo.vm import VM, Kernel
 from pyluo.vm.selftests import SUITES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 # Each of pytester's runs has a home of its own, where no kernel is cached.
@@ -20,15 +21,32 @@ pytest_plugins = ["pytester"]
 
 
 @pytest.fixture(scope="session")
-def selftest_source(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a kernel's live update selftests; to be had out of a large archive once."""
+def selftest_source(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The folder of one of a kernel's suites of selftests; to be had out of a large archive once.
+
+    It is given the kernel's name, and the suite's unless that is `liveupdate`.
+    """
 
     @functools.cache
-    def extracted(name: str) -> Path:
-        source = Kernel.find(name).source
+    def extracted(kernel: str, suite: str = "liveupdate") -> Path:
+        source = Kernel.find(kernel).source
         assert source is not None
-        folder = tmp_path_factory.mktemp(name)
-        source.extract([SUITES["liveupdate"].folder], folder)
-        return folder / SUITES["liveupdate"].folder
+        folder = tmp_path_factory.mktemp(kernel)
+        source.extract([SUITES[suite].folder], folder)
+        return folder / SUITES[suite].folder
 
     return extracted
+
+
+@pytest.fixture(scope="module")
+def mock_vm() -> Iterator[Callable[[], VM]]:
+    """A guest whose kernel has iommufd's mock device, and ends at a warning; anew if it ended."""
+    with ExitStack() as stack:
+        guests: list[VM] = []
+
+        def alive() -> VM:
+            if not guests or guests[-1].dead:
+                guests.append(stack.enter_context(VM("selftest", append="panic_on_warn=1")))
+            return guests[-1]
+
+        yield alive

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import re
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from guest_bugs import require
+from rich.console import Console
 
 from pyluo.vm import VM, Death, HarnessError, Kernel
 from pyluo.vm.ktap import Outcome
@@ -20,8 +26,21 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SUITE = SUITES["liveupdate"]
+IOMMU = SUITES["iommu"]
 COMMAND = [sys.executable, "-m", "pyluo", "vm", "selftests"]
 WHOLE = "echo 1..1; echo ok 1 a"
+FAILURES = ("not ok", "crash")
+WITH_DMA_BUFS = re.compile(r"iommufd_ioas\.\w+\.dmabuf_\w+")
+
+
+@pytest.fixture(scope="module")
+def iommu() -> tuple[int, dict[str, Any]]:
+    """The exit status of the iommu tests' command, and what it reported."""
+    done = subprocess.run(
+        [*COMMAND, "iommu", "--json"], capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode in (0, 1), done.stdout + done.stderr
+    return done.returncode, json.loads(done.stdout)
 
 
 @pytest.mark.parametrize("name", ["stable", "previous"])
@@ -39,6 +58,90 @@ def test_every_test_that_the_kernels_source_declares_passes(
     assert report["release"] == Kernel.find(name).release
     told = [(each["program"], each["case"], each["outcome"]) for each in report["verdicts"]]
     assert sorted(told) == sorted((*test, "ok") for test in expected)
+
+
+def test_every_iommu_test_that_the_kernels_source_declares_has_a_verdict(
+    iommu: tuple[int, dict[str, Any]], selftest_source: Callable[..., Path]
+) -> None:
+    expected = declared(selftest_source("selftest", "iommu"))
+    assert {program for program, _ in expected} == {"iommufd", "iommufd_fail_nth"}
+    assert len(expected) > 200
+    told = [(each["program"], each["case"]) for each in iommu[1]["verdicts"]]
+    assert sorted(told) == sorted(expected)
+
+
+def test_no_iommu_test_fails_but_those_with_dma_bufs(iommu: tuple[int, dict[str, Any]]) -> None:
+    failed = {each["case"] for each in iommu[1]["verdicts"] if each["outcome"] in FAILURES}
+    assert {case for case in failed if not WITH_DMA_BUFS.fullmatch(case)} == set()
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="IOMMU_TEST_OP_DMABUF_GET of Linux 7.3.4 answers 0, not the descriptor",
+)
+def test_the_iommu_tests_with_dma_bufs_pass(iommu: tuple[int, dict[str, Any]]) -> None:
+    tests = [each for each in iommu[1]["verdicts"] if WITH_DMA_BUFS.fullmatch(each["case"])]
+    require(tests, "no test has dma-bufs")
+    outcomes = {each["outcome"] for each in tests}
+    require(outcomes <= {"ok", "not ok"}, f"{outcomes}")
+    assert outcomes == {"ok"}
+
+
+def test_an_iommu_test_is_skipped_only_where_its_variant_leaves_nothing_to_test(
+    iommu: tuple[int, dict[str, Any]],
+) -> None:
+    skipped = [each for each in iommu[1]["verdicts"] if each["outcome"] == "skip"]
+    assert all(".no_viommu." in each["case"] for each in skipped)
+    assert {each["reason"] for each in skipped} <= {"Skipping test for variant no_viommu"}
+
+
+def test_the_exit_status_says_whether_an_iommu_test_failed(
+    iommu: tuple[int, dict[str, Any]],
+) -> None:
+    status, report = iommu
+    failed = any(each["outcome"] in FAILURES for each in report["verdicts"])
+    assert (status, report["passed"]) == ((1, False) if failed else (0, True))
+
+
+def test_the_iommu_tests_fail_on_a_kernel_without_their_mock_device() -> None:
+    done = subprocess.run(
+        [*COMMAND, "iommu", "--kernel", "stable"], capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 1
+    assert "FAILED: iommu on Linux" in done.stdout
+    assert re.search(r"^skip .*fault injection is not enabled", done.stdout, re.MULTILINE)
+    assert not re.search(r"^ok ", done.stdout, re.MULTILINE)
+
+
+def test_a_warning_of_the_kernel_fails_an_iommu_test(tmp_path: Path) -> None:
+    script = f"{WHOLE}; echo WARNING > /sys/kernel/debug/provoke-crash/DIRECT"
+    boot = partial(VM, IOMMU.kernel, append=IOMMU.append)
+    *_, whole = run([program(tmp_path, script)], boot, timeout=60)
+    assert whole.crash is not None
+    assert "panic_on_warn" in whole.reason
+    assert any("WARNING: " in line for line in whole.diagnostics)
+
+
+def test_a_library_that_the_tests_lack_is_named_with_its_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = Kernel.find("stable")
+    monkeypatch.setenv("XDG_CACHE_HOME", os.fspath(tmp_path))
+    lacking = replace(SUITE, libraries=((os.fspath(tmp_path / "no.h"), "libno-dev"),))
+    with pytest.raises(HarnessError, match="apt install libno-dev"):
+        programs(lacking, kernel)
+
+
+def test_how_many_results_have_come_is_shown_while_a_program_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = io.StringIO()
+    terminal = Console(file=screen, force_terminal=True, force_interactive=True)
+    monkeypatch.setattr("pyluo.vm.progress._console", terminal)
+    verdicts_of(program(tmp_path, "echo 1..3; echo ok 1 a; sleep 1000"), timeout=10)
+    assert "program, 1 of 1" in screen.getvalue()
+    assert "1/3" in screen.getvalue()
 
 
 def test_programs_that_are_in_the_cache_are_not_built_again() -> None:
@@ -163,7 +266,7 @@ def test_the_command_fails_where_the_guests_cannot_live_update() -> None:
 def test_a_suite_that_is_not_there_is_a_mistake_in_the_command() -> None:
     done = subprocess.run([*COMMAND, "no-such-suite"], capture_output=True, text=True)
     assert done.returncode == 2
-    assert "name one of liveupdate" in done.stderr
+    assert "name one of liveupdate, iommu" in done.stderr
 
 
 def declared(folder: Path) -> list[tuple[str, str]]:
@@ -173,8 +276,13 @@ def declared(folder: Path) -> list[tuple[str, str]]:
     tests = []
     for name in " ".join(lists).split():
         source = (folder / f"{name}.c").read_text()
-        cases = re.findall(r"^TEST_F\((\w+), (\w+)\)", source, re.MULTILINE)
-        tests += [(name, f"{fixture}.{case}") for fixture, case in cases] or [(name, "")]
+        cases = re.findall(r"^TEST_(?:F|FAIL_NTH)\((\w+), (\w+)\)", source, re.MULTILINE)
+        variants = re.findall(r"^FIXTURE_VARIANT_ADD\((\w+), (\w+)\)", source, re.MULTILINE)
+        tests += [
+            (name, f"{fixture}.{variant}{case}")
+            for fixture, case in cases
+            for variant in [f"{each}." for of, each in variants if of == fixture] or [""]
+        ] or [(name, "")]
     return tests
 
 

@@ -68,7 +68,9 @@ def _add_selftests(actions: Commands) -> None:
     tests = actions.add_parser("selftests", help="run the kernel's own selftests")
     _add_guest_options(tests)
     tests.set_defaults(kernel=None, memory=None)  # each suite has its own
-    tests.add_argument("suite", nargs="?", default="liveupdate", metavar="SUITE")
+    tests.add_argument(
+        "suite", nargs="?", default="liveupdate", metavar="SUITE", help="liveupdate or iommu"
+    )
     tests.add_argument("--to", metavar="KERNEL", help="to jump into; the same one without it")
     tests.add_argument("--json", action="store_true", help="as data")
     tests.set_defaults(run=_selftests)

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 __all__ = ["Reached", "bar", "say"]
 
-Reached = Callable[[float], None]
 _console = Console(stderr=True)
+
+
+class Reached(Protocol):
+    """Sets how far the work is."""
+
+    def __call__(self, done: float, total: float | None = None) -> None:
+        """Moves the bar.
+
+        Args:
+            done: so far.
+            total: how far it goes, where that was not known when the bar was made.
+        """
 
 
 def say(text: str) -> None:
@@ -35,7 +49,7 @@ def bar(what: str, total: float | None) -> Iterator[Reached]:
     ) as progress:
         task = progress.add_task(what, total=total)
 
-        def reached(done: float) -> None:
+        def reached(done: float, total: float | None = total) -> None:
             # An estimate can be too low: then the end moves along.
             goal = total if total is None else max(total, done)
             progress.update(task, completed=done, total=goal)

@@ -37,6 +37,8 @@ class Suite:
         memory: in bytes.
         append: more words for the kernel's command line.
         needs: patterns of further paths in the kernel's tree that its programs include.
+        libraries: that its programs need beside C's, each as the path of a header and the package
+            of Debian that brings it.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Suite:
     memory: int = 1 << 30
     append: str = ""
     needs: tuple[str, ...] = ()
+    libraries: tuple[tuple[str, str], ...] = ()
 
     @property
     def folder(self) -> str:
@@ -51,7 +54,21 @@ class Suite:
         return f"{_SELFTESTS}/{self.name}"
 
 
-SUITES = {suite.name: suite for suite in (Suite(name="liveupdate"),)}
+SUITES = {
+    suite.name: suite
+    for suite in (
+        Suite(name="liveupdate"),
+        Suite(
+            name="iommu",
+            kernel="selftest",
+            # 64 huge pages are mapped at once. What iommufd_fail_nth looks for in the kernel's ways
+            # out of failures is warnings, which it cannot see itself.
+            append="hugepages=80 panic_on_warn=1",
+            needs=("drivers/iommu/iommufd/iommufd_test.h",),
+            libraries=(("/usr/include/sys/capability.h", "libcap-dev"),),
+        ),
+    )
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +98,8 @@ def programs(suite: Suite, kernel: Kernel) -> list[Program]:
     kernel installs.
 
     Raises:
-        HarnessError: the kernel came without its source, the source has no such suite, or the suite
-            does not compile.
+        HarnessError: the kernel came without its source, the source has no such suite, a library is
+            missing, or the suite does not compile.
     """
     if kernel.source is None or kernel.headers is None:
         raise HarnessError(
@@ -102,6 +119,7 @@ def programs(suite: Suite, kernel: Kernel) -> list[Program]:
 
 
 def _build(suite: Suite, source: Source, headers: Path, target: Path) -> None:
+    _check_libraries(suite)
     progress.say(f"building the selftests {suite.name} of {source.description}, once")
     target.parent.mkdir(exist_ok=True)
     for leftover in target.parent.glob(".building-*"):
@@ -134,6 +152,15 @@ def _compile(suite: Suite, tree: Path, headers: Path, objects: Path, result: Pat
             shutil.copy2(objects / Path(name).name, result / folder)
     if not any(result.glob("*/*")):
         raise HarnessError(f"the selftests {suite.name} of this kernel declare no program")
+
+
+def _check_libraries(suite: Suite) -> None:
+    missing = [package for header, package in suite.libraries if not Path(header).exists()]
+    if missing:
+        names = " ".join(missing)
+        raise HarnessError(
+            f"to build the selftests {suite.name}, {names} must be there", f"apt install {names}"
+        )
 
 
 def _key(suite: Suite, source: Source) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,6 +25,7 @@ __all__ = ["Verdict", "passed", "run"]
 
 _SKIPPED = 4  # tools/testing/selftests/kselftest.h, KSFT_SKIP
 _NOT_RUNNABLE, _NOT_FOUND, _SIGNALLED = 126, 127, 128  # as shells have it
+_GLANCE = 0.5  # seconds between looks at how far a program is
 # What a program says also goes to the console, which outlives the guest; at once, since what it
 # says last before it brings the kernel down tells the most. Its very last words may still be lost.
 _RELAY = ["bash", "-o", "pipefail", "-c", '"$@" 2>&1 | chrt --fifo 1 tee /dev/console', "bash"]
@@ -74,23 +77,48 @@ def run(
     Raises:
         HarnessError: a guest could not be started, or cannot run the program.
     """
-    for done, program in enumerate(programs):
-        with progress.bar(program.name, len(programs)) as reached:
-            reached(done)
-            verdicts = _attend(program, boot, to, timeout)
+    for number, program in enumerate(programs, 1):
+        with progress.bar(f"{program.name}, {number} of {len(programs)}", None) as reached:
+            verdicts = _attend(program, boot, to, timeout, reached)
         yield from verdicts
 
 
 def _attend(
-    program: Program, boot: Callable[[], VM], to: str | None, timeout: float
+    program: Program,
+    boot: Callable[[], VM],
+    to: str | None,
+    timeout: float,
+    reached: progress.Reached,
 ) -> list[Verdict]:
     try:
         with boot() as vm:
             if program.staged:
                 return [_run_stages(vm, program, to, timeout)]
-            return _judge(program.name, _run(vm, [str(program.path)], timeout))
+            with _followed(vm, reached):
+                ended = _run(vm, [str(program.path)], timeout)
+            return _judge(program.name, ended)
     except GuestCrash as crash:
         return [_crashed(program.name, crash, crash.console)]
+
+
+@contextmanager
+def _followed(vm: VM, reached: progress.Reached) -> Iterator[None]:
+    """Shows how many results have come, by the console: the program's own words come at its end."""
+    heard = len(vm.console)
+    ended = threading.Event()
+
+    def follow() -> None:
+        while not ended.wait(_GLANCE):
+            report = ktap.parse(vm.console[heard:])
+            reached(len(report.results), report.planned)
+
+    follower = threading.Thread(target=follow, name="pyluo-progress", daemon=True)
+    follower.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        follower.join()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,23 @@ from pathlib import Path
 from cffi import FFI
 
 UAPI = Path(__file__).parent / "pyluo" / "_uapi"
-HEADERS = ("liveupdate.h", "memfd.h", "fcntl.h", "kexec.h", "kvm.h", "reboot.h")
+HEADERS = (
+    "liveupdate.h",
+    "memfd.h",
+    "fcntl.h",
+    "iommufd.h",
+    "kexec.h",
+    "kvm.h",
+    "pci_regs.h",
+    "reboot.h",
+    "vfio.h",
+)
 
 CALLS = """
 int pyluo_ioctl(int fd, unsigned long request, void *argument);
 int pyluo_pidfd_getfd(int pidfd, int fd);
+uint64_t pyluo_load(uint64_t address, int bits);
+void pyluo_store(uint64_t address, int bits, uint64_t value);
 int pyluo_preserve_many(int session, size_t count, const int32_t *fds, const uint64_t *tokens,
                         size_t *preserved);
 int pyluo_kexec_file_load(int kernel, int initrd, size_t cmdline_length, const char *cmdline,
@@ -42,6 +54,31 @@ static int pyluo_ioctl(int fd, unsigned long request, void *argument)
 static int pyluo_pidfd_getfd(int pidfd, int fd)
 {
     return syscall(SYS_pidfd_getfd, pidfd, fd, 0);
+}
+
+/* One access of the width asked for, as a device's register needs it: memcpy may split or widen. */
+static uint64_t pyluo_load(uint64_t address, int bits)
+{
+    volatile void *place = (volatile void *)(uintptr_t)address;
+
+    switch (bits) {
+    case 8: return *(volatile uint8_t *)place;
+    case 16: return *(volatile uint16_t *)place;
+    case 32: return *(volatile uint32_t *)place;
+    default: return *(volatile uint64_t *)place;
+    }
+}
+
+static void pyluo_store(uint64_t address, int bits, uint64_t value)
+{
+    volatile void *place = (volatile void *)(uintptr_t)address;
+
+    switch (bits) {
+    case 8: *(volatile uint8_t *)place = value; break;
+    case 16: *(volatile uint16_t *)place = value; break;
+    case 32: *(volatile uint32_t *)place = value; break;
+    default: *(volatile uint64_t *)place = value; break;
+    }
 }
 
 static int pyluo_preserve_many(int session, size_t count, const int32_t *fds,

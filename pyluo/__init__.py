@@ -9,17 +9,29 @@ from pyluo.descriptor import OwnedFd
 from pyluo.errors import (
     AlreadyPreservedError,
     DeviceBusyError,
+    DeviceInUseError,
+    DriverNotFoundError,
     FdStoreError,
+    FeatureNotSupportedError,
+    HandoffError,
     HandoverError,
     ImageRejectedError,
     IncomingStateError,
+    InvalidationError,
+    IoasLayoutError,
+    IommuUnavailableError,
+    IommuUnsupportedError,
+    IovaInUseError,
     KernelTooOldError,
     KexecBusyError,
     LiveUpdateUnavailableError,
     LuoError,
     LuoPermissionError,
     NoImageLoadedError,
+    NotBoundError,
     NotPreservableError,
+    ObjectInUseError,
+    PciDeviceNotFoundError,
     PreservedMemoryError,
     SealedError,
     SessionExistsError,
@@ -28,6 +40,7 @@ from pyluo.errors import (
     SessionRetrievedError,
     TokenInUseError,
     TokenNotFoundError,
+    UserMappingError,
     WrongSessionError,
 )
 from pyluo.liveupdate import LiveUpdate
@@ -37,12 +50,22 @@ from pyluo.session import IncomingSession, OutgoingSession, session_from_fd
 __all__ = [
     "AlreadyPreservedError",
     "DeviceBusyError",
+    "DeviceInUseError",
+    "DriverNotFoundError",
     "FdStore",
     "FdStoreError",
+    "FeatureNotSupportedError",
+    "HandoffError",
     "HandoverError",
     "ImageRejectedError",
     "IncomingSession",
     "IncomingStateError",
+    "InvalidationError",
+    "IoasLayout",
+    "IoasLayoutError",
+    "IommuUnavailableError",
+    "IommuUnsupportedError",
+    "IovaInUseError",
     "KernelTooOldError",
     "KexecBusyError",
     "LiveUpdate",
@@ -51,7 +74,10 @@ __all__ = [
     "LuoPermissionError",
     "Memfd",
     "NoImageLoadedError",
+    "NotBoundError",
     "NotPreservableError",
+    "ObjectInUseError",
+    "PciDeviceNotFoundError",
     "OutgoingSession",
     "OwnedFd",
     "PreservedMemoryError",
@@ -63,18 +89,30 @@ __all__ = [
     "SessionRetrievedError",
     "TokenInUseError",
     "TokenNotFoundError",
+    "UserMappingError",
     "WrongSessionError",
+    "handoff",
+    "iommufd",
     "kexec",
     "kho",
     "session_from_fd",
+    "vfio",
 ]
 
 if TYPE_CHECKING:
-    from pyluo import kho
+    from pyluo import handoff, iommufd, kho, vfio
     from pyluo.fdstore import FdStore
+    from pyluo.iommu_layout import IoasLayout
 
 # Loaded when they are asked for: what they need is a tenth of a second of a guest's every jump.
-_LATER = {"kho": "pyluo.kho", "FdStore": "pyluo.fdstore"}
+_LATER = {
+    "handoff": "pyluo.handoff",
+    "kho": "pyluo.kho",
+    "iommufd": "pyluo.iommufd",
+    "vfio": "pyluo.vfio",
+    "FdStore": "pyluo.fdstore",
+    "IoasLayout": "pyluo.iommu_layout",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import warnings
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from pyluo._sys import raising
+from pyluo.errors import from_errno
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["Descriptor", "OwnedFd", "adopt"]
+__all__ = ["Descriptor", "OwnedFd", "adopt", "number_of", "require_device"]
 
 D = TypeVar("D", bound="Descriptor")
 
@@ -107,3 +109,35 @@ def adopt(fd: int, kind: type[D]) -> D:
     except BaseException:
         os.close(fd)
         raise
+
+
+def number_of(fd: Descriptor | int) -> int:
+    """The number of a descriptor, which may be given as an object or as the number itself.
+
+    Raises:
+        ValueError: the object is closed.
+    """
+    return fd if isinstance(fd, int) else fd.fileno()
+
+
+def require_device(fd: int, name: str) -> None:
+    """Sees to it that a descriptor is of a device of the kernel's misc class.
+
+    Args:
+        fd: the descriptor.
+        name: of the device, as in /sys/class/misc.
+
+    Raises:
+        LuoError: EBADF, the descriptor is not open; ENODEV, it is not of this device.
+    """
+    with raising("fstat", f"descriptor {fd}"):
+        device = os.fstat(fd).st_rdev
+    try:
+        with open(f"/sys/class/misc/{name}/dev") as file:
+            major, minor = file.read().split(":")
+    except OSError:
+        pass  # no such device on this system, so that nothing can be of it
+    else:
+        if device == os.makedev(int(major), int(minor)):
+            return
+    raise from_errno(errno.ENODEV, "from_fd", f"descriptor {fd}")

@@ -13,17 +13,29 @@ from typing import Any
 __all__ = [
     "AlreadyPreservedError",
     "DeviceBusyError",
+    "DeviceInUseError",
+    "DriverNotFoundError",
     "FdStoreError",
+    "FeatureNotSupportedError",
+    "HandoffError",
     "HandoverError",
     "ImageRejectedError",
     "IncomingStateError",
+    "InvalidationError",
+    "IoasLayoutError",
+    "IommuUnavailableError",
+    "IommuUnsupportedError",
+    "IovaInUseError",
     "KernelTooOldError",
     "KexecBusyError",
     "LiveUpdateUnavailableError",
     "LuoError",
     "LuoPermissionError",
     "NoImageLoadedError",
+    "NotBoundError",
     "NotPreservableError",
+    "ObjectInUseError",
+    "PciDeviceNotFoundError",
     "PreservedMemoryError",
     "SealedError",
     "SessionExistsError",
@@ -32,8 +44,13 @@ __all__ = [
     "SessionRetrievedError",
     "TokenInUseError",
     "TokenNotFoundError",
+    "UserMappingError",
     "WrongSessionError",
 ]
+
+
+# Linux has one number for both names, and the kernel's documentation the other one.
+_NAMES = dict(_errno.errorcode) | {_errno.EOPNOTSUPP: "EOPNOTSUPP"}
 
 
 class LuoError(OSError):
@@ -61,7 +78,7 @@ class LuoError(OSError):
 
     def __str__(self) -> str:
         on = f" on {self.subject}" if self.subject else ""
-        name = _errno.errorcode.get(self.errno or 0, f"errno {self.errno}")
+        name = _NAMES.get(self.errno or 0, f"errno {self.errno}")
         text = f"{self.operation}{on}: {self.strerror} ({name})"
         return f"{text}. {self.hint}" if self.hint else text
 
@@ -210,10 +227,110 @@ class FdStoreError(LuoError):
         return kind, arguments, {name: item for name, item in state.items() if name != "session"}
 
 
+class HandoffError(LuoError):
+    """What one process hands to its successor did not arrive, or is not what was handed over."""
+
+    default_hint = "Who had the descriptors before has them still"
+
+
 class HandoverError(LuoError):
     """The next kernel would take nothing over, or may not; refused by pyluo."""
 
     default_hint = "What is preserved would be lost"
+
+
+class IommuUnavailableError(LuoError, FileNotFoundError):
+    """This kernel offers no iommufd."""
+
+    default_hint = "The kernel needs CONFIG_IOMMUFD; if that is a module, `modprobe iommufd`"
+
+
+class IommuUnsupportedError(LuoError):
+    """The IOMMU, its driver or the object cannot do this."""
+
+    default_hint = (
+        "The IOMMU, its driver or the object cannot do this; `IommuDevice.hw_info` says what the "
+        "IOMMU can"
+    )
+
+
+class ObjectInUseError(LuoError):
+    """Something still hangs on this object of an iommufd.
+
+    The message names what is known to.
+    """
+
+    default_hint = (
+        "Still used by something that this process knows nothing of: a device attached, or another "
+        "process with the same iommufd"
+    )
+
+
+class IovaInUseError(LuoError, FileExistsError):
+    """Something is mapped at this I/O virtual address."""
+
+    default_hint = "Unmap what is there first, or let the kernel choose the address"
+
+
+class UserMappingError(LuoError):
+    """An iommufd with memory mapped by its address cannot change its process."""
+
+    default_hint = (
+        "Memory that was mapped by its address belongs to the process that mapped it: unmap it, "
+        "and map a memfd with `Ioas.map_file` instead"
+    )
+
+
+class InvalidationError(LuoError):
+    """An IOMMU did not carry out all of a request to drop what it has cached.
+
+    Attributes:
+        handled: how many entries were carried out before the one that failed.
+    """
+
+    handled = 0
+
+
+class IoasLayoutError(LuoError):
+    """What is mapped in an IOAS cannot be recorded, or not be repeated here; refused by pyluo."""
+
+    default_hint = "Nothing was mapped"
+
+
+class PciDeviceNotFoundError(LuoError, FileNotFoundError):
+    """There is no PCI device at this address."""
+
+    default_hint = "`PciDevice.all` gives the devices that there are"
+
+
+class DriverNotFoundError(LuoError, FileNotFoundError):
+    """The kernel has no PCI driver of this name."""
+
+    default_hint = "If the driver is a module, load it first: `modprobe vfio-pci`, for that one"
+
+
+class DeviceInUseError(LuoError):
+    """Somebody else has this device: another open file, a VFIO group, or whoever opened it."""
+
+    default_hint = (
+        "It is bound through another open file, in this process or another, or its group is open; "
+        "one file has it at a time, and closing that one gives it free"
+    )
+
+
+class NotBoundError(LuoError):
+    """This VFIO device is bound to no iommufd, and until then nothing can be done with it."""
+
+    default_hint = "`VfioDevice.bind` comes first"
+
+
+class FeatureNotSupportedError(LuoError):
+    """This device, its VFIO driver or the kernel lacks the feature."""
+
+    default_hint = (
+        "The device, its VFIO driver or Linux {release} lacks it; `VfioDevice.features.supported` "
+        "says what there is"
+    )
 
 
 class NoImageLoadedError(LuoError):
@@ -252,8 +369,35 @@ _CLASSES: dict[tuple[str, int], type[LuoError]] = {
     ("kexec_file_load", _errno.ENOEXEC): ImageRejectedError,
     ("kexec_file_load", _errno.EBUSY): KexecBusyError,
     ("kexec_file_load", _errno.ENOSYS): KernelTooOldError,
+    ("iommufd open", _errno.ENOENT): IommuUnavailableError,
+    ("iommufd open", _errno.ENODEV): IommuUnavailableError,
+    ("iommufd open", _errno.ENXIO): IommuUnavailableError,
+    ("iommufd open", _errno.EACCES): LuoPermissionError,
+    ("IOMMU_DESTROY", _errno.EBUSY): ObjectInUseError,
+    ("IOMMU_OPTION", _errno.EPERM): LuoPermissionError,
+    ("IOMMU_OPTION", _errno.EBUSY): ObjectInUseError,
+    ("IOMMU_IOAS_MAP", _errno.EEXIST): IovaInUseError,
+    ("IOMMU_IOAS_MAP_FILE", _errno.EEXIST): IovaInUseError,
+    ("IOMMU_IOAS_COPY", _errno.EEXIST): IovaInUseError,
+    ("IOMMU_IOAS_CHANGE_PROCESS", _errno.EINVAL): UserMappingError,
+    ("IOMMU_IOAS_NOIOMMU_GET_PA", _errno.EPERM): LuoPermissionError,
     ("reboot", _errno.EBUSY): KexecBusyError,
     ("reboot", _errno.EPERM): LuoPermissionError,
+    ("driver bind", _errno.EACCES): LuoPermissionError,
+    ("driver bind", _errno.EPERM): LuoPermissionError,
+    ("driver unbind", _errno.EACCES): LuoPermissionError,
+    ("driver unbind", _errno.EPERM): LuoPermissionError,
+    ("driver_override", _errno.EACCES): LuoPermissionError,
+    ("driver_override", _errno.EPERM): LuoPermissionError,
+    ("vfio open", _errno.EACCES): LuoPermissionError,
+    ("vfio open", _errno.EPERM): LuoPermissionError,
+    ("VFIO_DEVICE_BIND_IOMMUFD", _errno.EINVAL): DeviceInUseError,
+    ("VFIO_DEVICE_BIND_IOMMUFD", _errno.EBUSY): DeviceInUseError,
+    ("VFIO_DEVICE_BIND_IOMMUFD", _errno.EPERM): LuoPermissionError,
+    ("VFIO_DEVICE_BIND_IOMMUFD", _errno.EACCES): LuoPermissionError,
+    ("VFIO_DEVICE_GET_INFO", _errno.EINVAL): NotBoundError,
+    ("VFIO_DEVICE_FEATURE", _errno.ENOTTY): FeatureNotSupportedError,
+    ("VFIO_DEVICE_FEATURE", _errno.EOPNOTSUPP): FeatureNotSupportedError,
 }
 
 _LOST = (
@@ -261,7 +405,57 @@ _LOST = (
     "retrieved early, by root, outside any memory limit"
 )
 
+_UNMAPPABLE = (
+    "The address or the length is not a multiple of the alignment, or lies outside what "
+    "`Ioas.iova_ranges` gives"
+)
+_LOCKED_MEMORY = (
+    "No memory, or no room under RLIMIT_MEMLOCK, which counts for processes without CAP_IPC_LOCK; "
+    "see `IommuFd.accounting`"
+)
+_NO_MEMORY_ACCESS = (
+    "Memory access is off in the device's command register (see `ConfigSpace.command`), the device "
+    "is in D3, or it gave less than was asked for"
+)
+_NO_BUS_RESET = "Neither its bus nor its slot can be reset, as on a root bus"
+_HUGE_PAGES = "Huge pages can be switched off only while nothing is mapped"
+_NO_IOVA = "There is no gap of this size in what `Ioas.iova_ranges` gives"
+
 _HINTS: dict[tuple[str, int], str] = {
+    ("IOMMU_OPTION", _errno.EPERM): "This needs CAP_SYS_RESOURCE",
+    ("IOMMU_OPTION", _errno.EBUSY): (
+        "The accounting can be chosen only before the first object of the iommufd is made"
+    ),
+    ("IOMMU_OPTION", _errno.EINVAL): _HUGE_PAGES,
+    ("IOMMU_OPTION", _errno.EADDRINUSE): _HUGE_PAGES,
+    ("IOMMU_IOAS_MAP", _errno.EINVAL): _UNMAPPABLE,
+    ("IOMMU_IOAS_MAP_FILE", _errno.EINVAL): (
+        _UNMAPPABLE + "; or the kernel cannot map this kind of file: a memfd it can"
+    ),
+    ("IOMMU_IOAS_COPY", _errno.EINVAL): _UNMAPPABLE,
+    ("IOMMU_IOAS_MAP", _errno.ENOMEM): _LOCKED_MEMORY,
+    ("IOMMU_IOAS_MAP_FILE", _errno.ENOMEM): _LOCKED_MEMORY,
+    ("IOMMU_IOAS_CHANGE_PROCESS", _errno.ENOMEM): _LOCKED_MEMORY + "; nothing has changed",
+    ("IOMMU_IOAS_MAP", _errno.ENOSPC): _NO_IOVA,
+    ("IOMMU_IOAS_MAP_FILE", _errno.ENOSPC): _NO_IOVA,
+    ("IOMMU_IOAS_COPY", _errno.ENOSPC): _NO_IOVA,
+    ("IOMMU_IOAS_COPY", _errno.ENOENT): "Not all of the range is mapped in the source",
+    ("IOMMU_IOAS_COPY", _errno.EPERM): "It was mapped without write access",
+    ("IOMMU_IOAS_UNMAP", _errno.ENOENT): (
+        "Nothing is mapped there, or a mapping reaches beyond the range: mappings go as a whole"
+    ),
+    ("IOMMU_IOAS_UNMAP", _errno.EBUSY): "A hardware queue uses it, or another thread unmaps it",
+    ("IOMMU_IOAS_ALLOW_IOVAS", _errno.EADDRINUSE): (
+        "A device that is attached does not have the whole range, see `Ioas.iova_ranges`"
+    ),
+    ("IOMMU_HWPT_ALLOC", _errno.EADDRINUSE): (
+        "Something is mapped, or allowed to be, where this device cannot reach"
+    ),
+    ("IOMMU_HWPT_GET_DIRTY_BITMAP", _errno.ENOENT): (
+        "Not all of the range is mapped: ask for each mapping, or those side by side, alone"
+    ),
+    ("IOMMU_IOAS_NOIOMMU_GET_PA", _errno.EPERM): "This needs CAP_SYS_RAWIO",
+    ("IOMMU_IOAS_NOIOMMU_GET_PA", _errno.ENOENT): "Nothing is mapped there",
     ("LIVEUPDATE_SESSION_PRESERVE_FD", _errno.EINVAL): (
         "The support for this kind of file could not preserve it; see dmesg"
     ),
@@ -305,6 +499,78 @@ _HINTS: dict[tuple[str, int], str] = {
     ("kexec_file_load", _errno.EPERM): (
         "Loading needs CAP_SYS_BOOT, and /proc/sys/kernel/kexec_load_disabled to be 0"
     ),
+    ("send handoff", _errno.ETIMEDOUT): (
+        "The other process said nothing in time; is it in receive()? Nothing was handed over"
+    ),
+    ("send handoff", _errno.EPIPE): "The other process has hung up; nothing was handed over",
+    ("send handoff", _errno.ETOOMANYREFS): (
+        "Too many descriptors of this user are on their way through sockets: raise RLIMIT_NOFILE, "
+        "or try again when others were received; nothing was handed over"
+    ),
+    ("receive handoff", _errno.ETIMEDOUT): (
+        "The other process said nothing in time; is it in send()? Nothing was taken over"
+    ),
+    ("receive handoff", _errno.EPIPE): "The other process has hung up; nothing was taken over",
+    ("connect for handoff", _errno.EAGAIN): "Others wait there already: try again",
+    ("exec handoff", _errno.EMFILE): (
+        "No number is left for a duplicate: raise RLIMIT_NOFILE; nothing has changed"
+    ),
+    ("driver bind", _errno.ENODEV): (
+        "The driver does not know the device, or the device is another driver's by now"
+    ),
+    ("driver bind", _errno.EBUSY): "Another driver has it, or its virtual functions are in use",
+    ("vfio open", _errno.ENOENT): (
+        "There is no such node: the device is bound to no VFIO driver (`PciDevice.bind_driver`), "
+        "or the kernel lacks CONFIG_VFIO_DEVICE_CDEV (Linux 6.6 or newer)"
+    ),
+    ("vfio open", _errno.ENODEV): "The device is being taken from its VFIO driver",
+    ("VFIO_DEVICE_BIND_IOMMUFD", _errno.EPERM): (
+        "Another iommufd has a device of its IOMMU group; or the IOMMU does not remap interrupts, "
+        "which intremap=on, or iommufd's parameter allow_unsafe_interrupts, would be for"
+    ),
+    ("VFIO_DEVICE_BIND_IOMMUFD", _errno.EACCES): (
+        "It is a virtual function, or has some in use: their token is needed, and the right one"
+    ),
+    ("VFIO_DEVICE_BIND_IOMMUFD", _errno.EAGAIN): "It is locked for a moment: try again",
+    ("VFIO_DEVICE_ATTACH_IOMMUFD_PT", _errno.EINVAL): (
+        "The page table does not suit the device's IOMMU, or other devices of its IOMMU group are "
+        "attached to another one"
+    ),
+    ("VFIO_DEVICE_ATTACH_IOMMUFD_PT", _errno.EADDRINUSE): (
+        "Something is mapped, or allowed to be, where this device cannot reach"
+    ),
+    ("VFIO_DEVICE_ATTACH_IOMMUFD_PT", _errno.EBUSY): "It is being reset: try again",
+    ("VFIO_DEVICE_ATTACH_IOMMUFD_PT", _errno.ENOENT): (
+        "The iommufd that the device is bound to has no such object"
+    ),
+    ("VFIO_DEVICE_ATTACH_IOMMUFD_PT", _errno.EOPNOTSUPP): "Its VFIO driver knows no PASIDs",
+    ("VFIO_DEVICE_GET_REGION_INFO", _errno.EINVAL): "The device has no region of this index",
+    ("VFIO_DEVICE_GET_IRQ_INFO", _errno.EINVAL): "The device has no interrupts of this index",
+    ("VFIO_DEVICE_SET_IRQS", _errno.EINVAL): (
+        "Of INTx, MSI and MSI-X one is on at a time: disable the other first. Masking, triggering "
+        "and disabling need the kind to be on; vectors of a kind with `IrqFlags.NORESIZE` have to "
+        "be enabled together"
+    ),
+    ("VFIO_DEVICE_SET_IRQS", _errno.ENOTTY): "The driver cannot do this to interrupts of this kind",
+    ("VFIO_DEVICE_SET_IRQS", _errno.EBUSY): (
+        "An eventfd is set for it already; or the device shares INTx with one that cannot share"
+    ),
+    ("VFIO_DEVICE_SET_IRQS", _errno.EBADF): "The descriptor is not open, or of no eventfd",
+    ("VFIO_DEVICE_RESET", _errno.EINVAL): (
+        "The device cannot be reset alone, see `DeviceInfo.flags`; `hot_reset` may do"
+    ),
+    ("VFIO_DEVICE_RESET", _errno.EAGAIN): "It is locked for a moment: try again",
+    ("VFIO_DEVICE_GET_PCI_HOT_RESET_INFO", _errno.ENODEV): _NO_BUS_RESET,
+    ("VFIO_DEVICE_PCI_HOT_RESET", _errno.ENODEV): _NO_BUS_RESET,
+    ("VFIO_DEVICE_PCI_HOT_RESET", _errno.EINVAL): (
+        "A device on the same bus or slot is not owned by this iommufd: `hot_reset_info` names it"
+    ),
+    ("VFIO_DEVICE_PCI_HOT_RESET", _errno.EBUSY): "One of the devices is being accessed: try again",
+    ("VFIO_DEVICE_IOEVENTFD", _errno.EEXIST): "An eventfd is set for this register and value",
+    ("VFIO_DEVICE_IOEVENTFD", _errno.ENODEV): "None is set for this register and value",
+    ("VFIO_DEVICE_IOEVENTFD", _errno.EINVAL): "Only registers of a BAR, outside the MSI-X table",
+    ("pread", _errno.EIO): _NO_MEMORY_ACCESS,
+    ("pwrite", _errno.EIO): _NO_MEMORY_ACCESS,
     ("memfd_create", _errno.ENOMEM): "For huge pages, reserve some first: see vm.nr_hugepages",
     ("memfd_create", _errno.ENODEV): "This kernel has no huge pages of that size",
     ("memfd_create", _errno.EACCES): "vm.memfd_noexec=2 forbids memfds that could be executed",
@@ -314,6 +580,19 @@ _HINTS: dict[tuple[str, int], str] = {
 
 def from_errno(errno: int, operation: str, subject: str = "") -> LuoError:
     """The exception that `errno`, answered to `operation`, stands for."""
-    default = KernelTooOldError if errno == _errno.E2BIG else LuoError
-    chosen = _CLASSES.get((operation, errno), default)
+    chosen = _CLASSES.get((operation, errno)) or _common(errno, operation)
     return chosen(errno, operation, subject, _HINTS.get((operation, errno), ""))
+
+
+def _common(errno: int, operation: str) -> type[LuoError]:
+    """What an errno means to all requests alike, by the conventions of the uAPI headers."""
+    if operation.endswith(" handoff"):
+        return HandoffError
+    if errno == _errno.E2BIG:
+        return KernelTooOldError
+    if operation.startswith("IOMMU_"):
+        return {
+            _errno.ENOTTY: KernelTooOldError,
+            _errno.EOPNOTSUPP: IommuUnsupportedError,
+        }.get(errno, LuoError)
+    return LuoError

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 from pyluo import contents, guards
 from pyluo._sys import raising
 from pyluo.contents import Contents, Entry
-from pyluo.descriptor import OwnedFd, adopt
+from pyluo.descriptor import OwnedFd, adopt, number_of
 from pyluo.errors import (
     FdStoreError,
     LuoError,
@@ -716,6 +716,6 @@ def _open(device: LiveUpdate | None) -> AbstractContextManager[LiveUpdate]:
 
 
 def _duplicate(fd: OwnedFd | int) -> int:
-    number = fd if isinstance(fd, int) else fd.fileno()
+    number = number_of(fd)
     with raising("dup", f"descriptor {number}"):
         return os.dup(number)

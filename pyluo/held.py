@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from pyluo._sys import pidfd_getfd
 from pyluo.errors import LuoError
+from pyluo.file_kind import SESSION_LINK
 from pyluo.liveupdate import DEVICE
-from pyluo.session import LINK, direction_of
+from pyluo.session import direction_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,8 +62,8 @@ def _of(pid: int) -> Iterator[Held]:
             link = os.readlink(f"{folder}/{number}")
             if link == DEVICE:
                 yield Held(pid, _command(pid), int(number), None, None)
-            elif link.startswith(LINK):
-                name = link.removeprefix(LINK)
+            elif link.startswith(SESSION_LINK):
+                name = link.removeprefix(SESSION_LINK)
                 yield Held(pid, _command(pid), int(number), name, _direction(pid, int(number)))
 
 

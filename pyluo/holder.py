@@ -14,7 +14,6 @@ import pickle
 import signal
 import socket
 import stat
-import struct
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING
 from pyluo._sys import raising
 from pyluo.errors import LuoError, LuoPermissionError
 from pyluo.liveupdate import LiveUpdate
+from pyluo.peer import opener, same_user
 from pyluo.session import IncomingSession, OutgoingSession
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 __all__ = ["Holder", "find", "hold", "retrieve"]
 
 _SESSION, _RELEASE, _KEEP = b"session", b"release", b"keep"
-_PEER = struct.Struct("3i")  # struct ucred: pid, uid, gid
 # In seconds. Others wait longer for an answer than a client that says nothing can take up.
 _REQUEST_TIMEOUT = 1.0
 _ANSWER_TIMEOUT = 10.0
@@ -117,7 +116,7 @@ def find(name: str, direction: str) -> Holder | None:
     """
     try:
         with _connect(name, direction) as connection:
-            return Holder(name, direction, _peer(connection)[0])
+            return Holder(name, direction, opener(connection).pid)
     except LuoError as error:
         if error.errno not in (ENOENT, ECONNREFUSED):
             raise
@@ -151,13 +150,6 @@ def _socket() -> socket.socket:
     return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
-def _peer(connection: socket.socket) -> tuple[int, int]:
-    """The process and the user at the other end."""
-    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
-    pid, uid, _ = _PEER.unpack(raw)
-    return pid, uid
-
-
 def _connect(name: str, direction: str) -> socket.socket:
     address = _address(name, direction)
     connection = _socket()
@@ -165,7 +157,8 @@ def _connect(name: str, direction: str) -> socket.socket:
         connection.settimeout(_ANSWER_TIMEOUT)
         with raising("connect", f"the holder of {direction} session {name!r}"):
             connection.connect(address)
-        if _peer(connection)[1] not in (0, os.geteuid()):
+            listener = opener(connection)
+        if not same_user(listener):
             raise LuoPermissionError(EACCES, "connect", address, "Another user listens there")
     except BaseException:
         connection.close()
@@ -313,7 +306,7 @@ def _serve(listener: socket.socket, session: OutgoingSession | IncomingSession) 
             continue
         with suppress(OSError, MemoryError):
             connection.settimeout(_REQUEST_TIMEOUT)
-            allowed = _peer(connection)[1] in (0, os.geteuid())
+            allowed = same_user(opener(connection))
             request = connection.recv(64) if allowed else b""
             if request == _RELEASE:
                 return connection

@@ -9,8 +9,8 @@ from contextlib import suppress
 from typing import Self
 
 from pyluo._sys import Ioctl, constant, raising
-from pyluo.descriptor import OwnedFd
-from pyluo.errors import LuoError, SessionExistsError, SessionNameError, from_errno
+from pyluo.descriptor import OwnedFd, require_device
+from pyluo.errors import LuoError, SessionExistsError, SessionNameError
 from pyluo.session import IncomingSession, OutgoingSession
 
 __all__ = ["DEVICE", "LiveUpdate"]
@@ -55,11 +55,7 @@ class LiveUpdate(OwnedFd):
             LuoError: EBADF, it is not open; ENODEV, it is not of this device. It stays the
                 caller's.
         """
-        with raising("fstat", f"descriptor {fd}"):
-            device = os.fstat(fd).st_rdev
-        known = _device_number()
-        if known is None or device != known:
-            raise from_errno(errno.ENODEV, "from_fd", f"descriptor {fd}")
+        require_device(fd, "liveupdate")
         self = cls.__new__(cls)
         OwnedFd.__init__(self, fd)
         self._lock = threading.Lock()
@@ -119,16 +115,6 @@ class LiveUpdate(OwnedFd):
         with self._lock:
             reply = _RETRIEVE_SESSION(self.fileno(), f"session {name!r}", fd=-1, name=encoded)
         return IncomingSession(reply.integer("fd"), name)
-
-
-def _device_number() -> int | None:
-    """The device's number, as sysfs has it; None where there is no such device."""
-    try:
-        with open("/sys/class/misc/liveupdate/dev") as file:
-            major, minor = file.read().split(":")
-    except OSError:
-        return None
-    return os.makedev(int(major), int(minor))
 
 
 def _encode(name: str, operation: str) -> bytes:

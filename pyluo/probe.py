@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pyluo._sys import Ioctl, ioctl_for_fd
+from pyluo._sys import Ioctl, plain_ioctl
 from pyluo.descriptor import OwnedFd
 from pyluo.errors import LuoError, NotPreservableError, PreservedMemoryError
 from pyluo.liveupdate import LiveUpdate
@@ -143,7 +143,7 @@ def _vfio() -> OwnedFd:
 
 def _kvm() -> OwnedFd:
     with _open("/dev/kvm") as kvm:
-        return OwnedFd(ioctl_for_fd("KVM_CREATE_VM", kvm.fileno()))
+        return OwnedFd(plain_ioctl("KVM_CREATE_VM", kvm.fileno()))
 
 
 def _guest_memfd() -> OwnedFd:

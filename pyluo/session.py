@@ -9,7 +9,6 @@ which is meant; a session that is dropped without a word is kept open, and warne
 from __future__ import annotations
 
 import errno
-import os
 import threading
 import warnings
 from functools import partial
@@ -18,27 +17,25 @@ from typing import TYPE_CHECKING, ClassVar, Self, TypeVar, overload
 from pyluo import guards
 from pyluo._sys import Ioctl
 from pyluo._sys import preserve_many as preserve_in_one_call
-from pyluo.descriptor import Descriptor, OwnedFd, adopt
+from pyluo.descriptor import Descriptor, OwnedFd, adopt, number_of
 from pyluo.errors import (
     LuoError,
     WrongSessionError,
     from_errno,
 )
+from pyluo.file_kind import SESSION_LINK, kind_of_file, link_of, missing_support
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
 
-__all__ = ["LINK", "IncomingSession", "OutgoingSession", "direction_of", "session_from_fd"]
+__all__ = ["IncomingSession", "OutgoingSession", "direction_of", "session_from_fd"]
 
 _PRESERVE_FD = Ioctl("LIVEUPDATE_SESSION_PRESERVE_FD", "liveupdate_session_preserve_fd")
 _RETRIEVE_FD = Ioctl("LIVEUPDATE_SESSION_RETRIEVE_FD", "liveupdate_session_retrieve_fd")
 _FINISH = Ioctl("LIVEUPDATE_SESSION_FINISH", "liveupdate_session_finish")
 _GET_NAME = Ioctl("LIVEUPDATE_SESSION_GET_NAME", "liveupdate_session_get_name")
 _TOKENS = 1 << 64
-_RETRIEVED = "/ (deleted)"  # the link of a memfd that came over, on the kernels up to 7.3
-LINK = "anon_inode:[luo_session] "
-"""What the link of a session in /proc/PID/fd begins with; the name follows."""
 
 F = TypeVar("F", bound=OwnedFd)
 
@@ -165,7 +162,7 @@ class OutgoingSession(_Session):
 
         Source: include/uapi/linux/liveupdate.h, LIVEUPDATE_SESSION_PRESERVE_FD. Linux 6.19.
         """
-        number = _fileno(fd)
+        number = number_of(fd)
         _check_token(token)
         with self._lock:
             session = self.fileno()
@@ -173,8 +170,7 @@ class OutgoingSession(_Session):
             try:
                 _PRESERVE_FD(session, fd=number, token=token)
             except LuoError as error:
-                about = self._about(number, token)
-                raise self._refused(error.errno or errno.EIO, error.operation, about) from None
+                raise self._not_preserved(error.errno or errno.EIO, number, token) from None
 
     def preserve_many(
         self,
@@ -196,7 +192,7 @@ class OutgoingSession(_Session):
                 lists the tokens that are in the session by then. They stay in.
         """
         tokens = list(files)
-        numbers = [_fileno(fd) for fd in files.values()]
+        numbers = [number_of(fd) for fd in files.values()]
         for token in tokens:
             _check_token(token)
         with self._lock:
@@ -205,8 +201,7 @@ class OutgoingSession(_Session):
                 self._guard(numbers, tokens, allow_noexec)
             done, failure = preserve_in_one_call(session, numbers, tokens)
             if failure:
-                about = self._about(numbers[done], tokens[done])
-                error = self._refused(failure, _PRESERVE_FD.name, about)
+                error = self._not_preserved(failure, numbers[done], tokens[done])
                 error.preserved = tuple(tokens[:done])
                 raise error
 
@@ -223,6 +218,13 @@ class OutgoingSession(_Session):
             for fd, token in zip(fds, tokens, strict=True):
                 guards.refuse_noexec(fd, partial(self._about, fd, token))
         guards.refuse_overload(fds, self._subject)
+
+    def _not_preserved(self, number: int, fd: int, token: int) -> LuoError:
+        """The exception of a file that the kernel did not take."""
+        error = self._refused(number, _PRESERVE_FD.name, self._about(fd, token))
+        if number == errno.ENOENT and (missing := missing_support(fd)):
+            error.hint = missing
+        return error
 
     def _about(self, fd: int, token: int) -> str:
         return self._subject(f"token {token}, {kind_of_file(fd)} (descriptor {fd})")
@@ -342,12 +344,12 @@ def _name_of(fd: int) -> str:
 
 def _link_of_session(fd: int) -> str:
     """The name in the link of a session's descriptor; any other descriptor is an error."""
-    link = _link(fd)
-    if not link.startswith(LINK):
+    link = link_of(fd)
+    if not link.startswith(SESSION_LINK):
         raise WrongSessionError(
             errno.EINVAL, "from_fd", f"descriptor {fd}", f"It is {kind_of_file(fd)}, no session"
         )
-    return link.removeprefix(LINK)
+    return link.removeprefix(SESSION_LINK)
 
 
 def direction_of(fd: int) -> str:
@@ -358,30 +360,6 @@ def direction_of(fd: int) -> str:
     """
     _name_of(fd)  # came with the check of the direction, before that of the tail
     return "incoming" if _RETRIEVE_FD.refusal_of_a_tail(fd) == errno.E2BIG else "outgoing"
-
-
-def kind_of_file(fd: int) -> str:
-    """What a descriptor is, in words, for a message."""
-    link = _link(fd)
-    if link.startswith("/memfd:") or link == _RETRIEVED:
-        return "a memfd"
-    if link.startswith(LINK):
-        return f"a live update session {link.removeprefix(LINK)!r}"
-    if link.startswith("anon_inode:"):
-        kind = link.removeprefix("anon_inode:").strip("[]")
-        return f"an {kind}" if kind[:1] in tuple("aeio") else f"a {kind}"
-    return link or "no open file"
-
-
-def _link(fd: int) -> str:
-    try:
-        return os.readlink(f"/proc/self/fd/{fd}")
-    except OSError:
-        return ""
-
-
-def _fileno(fd: OwnedFd | int) -> int:
-    return fd if isinstance(fd, int) else fd.fileno()
 
 
 def _check_token(token: int) -> None:

@@ -1,0 +1,85 @@
+"""I/O address spaces and hardware page tables in userspace's hands: every ioctl of iommufd."""
+
+from __future__ import annotations
+
+from pyluo.iommufd.context import DEVICE, Accounting, IommuFd
+from pyluo.iommufd.device import IommuDevice
+from pyluo.iommufd.events import (
+    FaultAccess,
+    FaultQueue,
+    PageFault,
+    VirtualEvent,
+    VirtualEventQueue,
+    VirtualEventType,
+)
+from pyluo.iommufd.hw_info import (
+    AmdInfo,
+    HwCapability,
+    HwInfo,
+    HwInfoType,
+    SmmuV3Info,
+    Tegra241Info,
+    VtdInfo,
+)
+from pyluo.iommufd.hwpt import (
+    AmdGuest,
+    DirtyBitmap,
+    HwptData,
+    HwptFlags,
+    Invalidation,
+    NestedHwpt,
+    PagingHwpt,
+    RawData,
+    SmmuV3Command,
+    SmmuV3Ste,
+    VtdInvalidate,
+    VtdStage1,
+    VtdStage1Flags,
+)
+from pyluo.iommufd.ioas import Access, Ioas, IovaRange, IovaRanges, Mapping
+from pyluo.iommufd.objects import IommuObject
+from pyluo.iommufd.viommu import HwQueue, HwQueueType, Vdevice, Viommu, ViommuType
+
+__all__ = [
+    "DEVICE",
+    "Access",
+    "Accounting",
+    "AmdGuest",
+    "AmdInfo",
+    "DirtyBitmap",
+    "FaultAccess",
+    "FaultQueue",
+    "HwCapability",
+    "HwInfo",
+    "HwInfoType",
+    "HwQueue",
+    "HwQueueType",
+    "HwptData",
+    "HwptFlags",
+    "Invalidation",
+    "Ioas",
+    "IommuDevice",
+    "IommuFd",
+    "IommuObject",
+    "IovaRange",
+    "IovaRanges",
+    "Mapping",
+    "NestedHwpt",
+    "PageFault",
+    "PagingHwpt",
+    "RawData",
+    "SmmuV3Command",
+    "SmmuV3Info",
+    "SmmuV3Ste",
+    "Tegra241Info",
+    "Vdevice",
+    "Viommu",
+    "ViommuType",
+    "VirtualEvent",
+    "VirtualEventQueue",
+    "VirtualEventType",
+    "VtdInfo",
+    "VtdInvalidate",
+    "VtdStage1",
+    "VtdStage1Flags",
+]

@@ -1,0 +1,188 @@
+"""A device that is bound to an iommufd, as the iommufd sees it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pyluo._sys import Ioctl, constant
+from pyluo.iommufd.hw_info import HwCapability, HwInfo, HwInfoType, decode
+from pyluo.iommufd.hwpt import HwptFlags, NestedHwpt, PagingHwpt
+from pyluo.iommufd.objects import IommuObject
+from pyluo.iommufd.viommu import Vdevice, Viommu
+
+if TYPE_CHECKING:
+    from pyluo.iommufd.events import FaultQueue
+    from pyluo.iommufd.hwpt import HwptData, RawData
+    from pyluo.iommufd.ioas import Ioas
+    from pyluo.iommufd.viommu import ViommuType
+
+__all__ = ["IommuDevice"]
+
+_GET_HW_INFO = Ioctl("IOMMU_GET_HW_INFO", "iommu_hw_info")
+_HWPT_ALLOC = Ioctl("IOMMU_HWPT_ALLOC", "iommu_hwpt_alloc")
+_VIOMMU_ALLOC = Ioctl("IOMMU_VIOMMU_ALLOC", "iommu_viommu_alloc")
+
+_INPUT_TYPE = constant("IOMMU_HW_INFO_FLAG_INPUT_TYPE")
+_FAULT_ID_VALID = constant("IOMMU_HWPT_FAULT_ID_VALID")
+_NO_DATA = constant("IOMMU_HWPT_DATA_NONE")
+_NO_FLAGS = HwptFlags(0)
+_USUAL_ROOM = 64  # bytes; the largest format of Linux 7.3 has 40
+
+
+class IommuDevice(IommuObject):
+    """A device in an iommufd, made by `VfioDevice.bind`; its end is the VFIO device's."""
+
+    noun = "device"
+
+    def hw_info(self, data_type: int | None = None) -> HwInfo:
+        """What the IOMMU before this device can do.
+
+        Args:
+            data_type: which format to ask for, where a driver has several; without it the
+                driver's usual one.
+
+        Raises:
+            IommuUnsupportedError: EOPNOTSUPP, the driver has no information of this format.
+            KernelTooOldError: E2BIG, this kernel cannot be asked for a format.
+
+        Source: include/uapi/linux/iommufd.h, IOMMU_GET_HW_INFO. Linux 6.6; a format since 6.17.
+        """
+        room = _USUAL_ROOM
+        asked = {} if data_type is None else {"flags": _INPUT_TYPE, "in_data_type": data_type}
+        while True:
+            data = bytearray(room)
+            reply = _GET_HW_INFO(
+                self.iommufd.fileno(),
+                str(self),
+                dev_id=self.id,
+                data_len=room,
+                data_uptr=data,
+                **asked,
+            )
+            length = reply.integer("data_len")
+            if length <= room:
+                break
+            room = length
+        number = reply.integer("out_data_type")
+        known = {int(one): one for one in HwInfoType}
+        return HwInfo(
+            data_type=known.get(number, number),
+            capabilities=HwCapability(reply.integer("out_capabilities")),
+            pasid_bits=reply.integer("out_max_pasid_log2"),
+            data=bytes(data[:length]),
+            # An older kernel may have a shorter struct: what it lacks is zero, as ioctls have it.
+            driver=decode(number, bytes(data)),
+        )
+
+    def alloc_hwpt(
+        self,
+        ioas: Ioas,
+        *,
+        flags: HwptFlags = _NO_FLAGS,
+        fault_queue: FaultQueue | None = None,
+        data: HwptData | None = None,
+    ) -> PagingHwpt:
+        """A page table, in the format of this device's IOMMU, of what is mapped in an IOAS.
+
+        What is mapped or unmapped there later is in it at once.
+
+        Args:
+            ioas: what it shows the device.
+            flags: what it is to be good for.
+            fault_queue: where page faults of devices attached to it are reported.
+            data: for a driver that needs some.
+
+        Raises:
+            IommuUnsupportedError: EOPNOTSUPP, the IOMMU cannot do what the flags ask.
+            LuoError: EADDRINUSE, something is mapped where the device cannot reach; ENOMEM.
+
+        Source: include/uapi/linux/iommufd.h, IOMMU_HWPT_ALLOC. Linux 6.7.
+        """
+        number = self._alloc_hwpt(ioas, int(flags), fault_queue, data)
+        used = (ioas,) if fault_queue is None else (ioas, fault_queue)
+        return PagingHwpt(self.iommufd, number, *used)
+
+    def alloc_nested_hwpt(
+        self,
+        parent: PagingHwpt | Viommu,
+        data: HwptData,
+        *,
+        flags: HwptFlags = _NO_FLAGS,
+        fault_queue: FaultQueue | None = None,
+    ) -> NestedHwpt:
+        """A page table of the guest's, standing on one of the host's.
+
+        Args:
+            parent: allocated with `HwptFlags.NEST_PARENT`, or a vIOMMU made from such a one.
+            data: where the guest has its page table.
+            flags: what it is to be good for.
+            fault_queue: where page faults of devices attached to it are reported.
+
+        Raises:
+            IommuUnsupportedError: EOPNOTSUPP, the IOMMU has no nested page tables, or of another
+                format.
+            LuoError: EINVAL, the parent is none, or of another IOMMU; EIO, the driver refused the
+                data.
+
+        Source: include/uapi/linux/iommufd.h, IOMMU_HWPT_ALLOC. Linux 6.7; with a vIOMMU since 6.13.
+        """
+        number = self._alloc_hwpt(parent, int(flags), fault_queue, data)
+        used = (parent,) if fault_queue is None else (parent, fault_queue)
+        return NestedHwpt(self.iommufd, number, *used)
+
+    def alloc_viommu(
+        self, kind: ViommuType | int, parent: PagingHwpt, data: RawData | None = None
+    ) -> Viommu:
+        """The part of this device's IOMMU that is one guest's.
+
+        Args:
+            kind: which kind of IOMMU the guest sees.
+            parent: allocated with `HwptFlags.NEST_PARENT`.
+            data: of the driver; what it answers becomes `Viommu.data`.
+
+        Raises:
+            IommuUnsupportedError: EOPNOTSUPP, the IOMMU has none of this kind.
+            LuoError: EINVAL, the parent is no nesting parent.
+
+        Source: include/uapi/linux/iommufd.h, IOMMU_VIOMMU_ALLOC. Linux 6.13; data since 6.17.
+        """
+        answer = bytearray(data.data if data else b"")
+        reply = _VIOMMU_ALLOC(
+            self.iommufd.fileno(),
+            f"{self}, {parent}",
+            type=int(kind),
+            dev_id=self.id,
+            hwpt_id=parent.id,
+            data_len=len(answer),
+            data_uptr=answer or 0,
+        )
+        number = self.iommufd.fresh(reply.integer("out_viommu_id"))
+        return Viommu(self.iommufd, number, bytes(answer), parent)
+
+    def forget(self) -> None:
+        """Notes that it is gone, and its vdevice with it."""
+        for user in self.users:
+            if isinstance(user, Vdevice):
+                user.forget()
+        super().forget()
+
+    def _alloc_hwpt(
+        self,
+        below: IommuObject,
+        flags: int,
+        fault_queue: FaultQueue | None,
+        data: HwptData | None,
+    ) -> int:
+        packed = data.pack() if data else b""
+        reply = _HWPT_ALLOC(
+            self.iommufd.fileno(),
+            f"{self}, {below}",
+            flags=flags | (_FAULT_ID_VALID if fault_queue else 0),
+            dev_id=self.id,
+            pt_id=below.id,
+            data_type=data.data_type if data else _NO_DATA,
+            data_len=len(packed),
+            data_uptr=packed or 0,
+            fault_id=fault_queue.id if fault_queue else 0,
+        )
+        return self.iommufd.fresh(reply.integer("out_hwpt_id"))

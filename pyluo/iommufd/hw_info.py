@@ -1,0 +1,385 @@
+"""What the IOMMU of a device can do, as its driver reports it."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from pyluo._sys import Struct, constant
+
+__all__ = [
+    "AmdInfo",
+    "HwCapability",
+    "HwInfo",
+    "HwInfoType",
+    "SmmuV3Info",
+    "Tegra241Info",
+    "VtdInfo",
+    "decode",
+]
+
+_VTD = Struct("iommu_hw_info_vtd")
+_SMMUV3 = Struct("iommu_hw_info_arm_smmuv3")
+_TEGRA241 = Struct("iommu_hw_info_tegra241_cmdqv")
+_AMD = Struct("iommu_hw_info_amd")
+
+_ERRATUM_772415 = constant("IOMMU_HW_INFO_VTD_ERRATA_772415_SPR17")
+_ERRATUM_REPEAT = constant("IOMMU_HW_INFO_ARM_SMMUV3_ERRATA_REPEAT_TLBI_CFGI")
+
+
+class HwInfoType(enum.IntEnum):
+    """Whose format the driver's part of the information has.
+
+    Source: include/uapi/linux/iommufd.h, enum iommu_hw_info_type
+    """
+
+    NONE = constant("IOMMU_HW_INFO_TYPE_NONE")
+    INTEL_VTD = constant("IOMMU_HW_INFO_TYPE_INTEL_VTD")
+    ARM_SMMUV3 = constant("IOMMU_HW_INFO_TYPE_ARM_SMMUV3")
+    TEGRA241_CMDQV = constant("IOMMU_HW_INFO_TYPE_TEGRA241_CMDQV")
+    AMD = constant("IOMMU_HW_INFO_TYPE_AMD")
+
+
+class HwCapability(enum.IntFlag):
+    """What any IOMMU may be able to do.
+
+    Source: include/uapi/linux/iommufd.h, enum iommufd_hw_capabilities
+    """
+
+    DIRTY_TRACKING = constant("IOMMU_HW_CAP_DIRTY_TRACKING")
+    PASID_EXECUTE = constant("IOMMU_HW_CAP_PCI_PASID_EXEC")
+    PASID_PRIVILEGED = constant("IOMMU_HW_CAP_PCI_PASID_PRIV")
+    ATS_NOT_SUPPORTED = constant("IOMMU_HW_CAP_PCI_ATS_NOT_SUPPORTED")
+
+
+def _bits(value: int, high: int, low: int) -> int:
+    """The field of a register from bit `low` to bit `high`, both part of it."""
+    return value >> low & (1 << high - low + 1) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class VtdInfo:
+    """An Intel VT-d remapping unit; the names are those of the VT-d specification, 11.4.2 and 3.
+
+    Attributes:
+        cap: the capability register.
+        ecap: the extended capability register.
+        no_read_only_nesting: erratum 772415: a HWPT that is a nesting parent maps nothing
+            read-only.
+
+    Source: include/uapi/linux/iommufd.h, struct iommu_hw_info_vtd. Linux 6.7.
+    """
+
+    cap: int
+    ecap: int
+    no_read_only_nesting: bool
+
+    @property
+    def domains(self) -> int:
+        """ND: how many domains it tells apart."""
+        return 1 << 4 + 2 * _bits(self.cap, 2, 0)
+
+    @property
+    def caching_mode(self) -> bool:
+        """CM: entries that are not present may be cached too, as emulated units do."""
+        return bool(_bits(self.cap, 7, 7))
+
+    @property
+    def second_stage_widths(self) -> tuple[int, ...]:
+        """SAGAW: the address widths, in bits, of the second-stage page tables it walks."""
+        widths = {1: 39, 2: 48, 3: 57}
+        sagaw = _bits(self.cap, 12, 8)
+        return tuple(width for bit, width in widths.items() if sagaw >> bit & 1)
+
+    @property
+    def max_address_width(self) -> int:
+        """MGAW: the width of the largest address that a device can use, in bits."""
+        return _bits(self.cap, 21, 16) + 1
+
+    @property
+    def second_stage_huge_pages(self) -> tuple[int, ...]:
+        """SSLPS: sizes of huge pages in the second stage, in bytes."""
+        sizes = {0: 1 << 21, 1: 1 << 30}
+        supported = _bits(self.cap, 37, 34)
+        return tuple(size for bit, size in sizes.items() if supported >> bit & 1)
+
+    @property
+    def first_stage_1gib_pages(self) -> bool:
+        """FS1GP."""
+        return bool(_bits(self.cap, 56, 56))
+
+    @property
+    def first_stage_5_levels(self) -> bool:
+        """FS5LP."""
+        return bool(_bits(self.cap, 60, 60))
+
+    @property
+    def queued_invalidation(self) -> bool:
+        """QI."""
+        return bool(_bits(self.ecap, 1, 1))
+
+    @property
+    def device_tlbs(self) -> bool:
+        """DT: devices may cache translations (ATS)."""
+        return bool(_bits(self.ecap, 2, 2))
+
+    @property
+    def interrupt_remapping(self) -> bool:
+        """IR."""
+        return bool(_bits(self.ecap, 3, 3))
+
+    @property
+    def pass_through(self) -> bool:
+        """PT."""
+        return bool(_bits(self.ecap, 6, 6))
+
+    @property
+    def snoop_control(self) -> bool:
+        """SC."""
+        return bool(_bits(self.ecap, 7, 7))
+
+    @property
+    def nested_translation(self) -> bool:
+        """NEST: a page table of the guest's can stand on one of the host's."""
+        return bool(_bits(self.ecap, 26, 26))
+
+    @property
+    def page_requests(self) -> bool:
+        """PRS: devices may ask for pages."""
+        return bool(_bits(self.ecap, 29, 29))
+
+    @property
+    def pasid_bits(self) -> int:
+        """PSS: how many bits of a PASID it takes; 0 without PASIDs."""
+        return _bits(self.ecap, 39, 35) + 1 if _bits(self.ecap, 40, 40) else 0
+
+    @property
+    def scalable_mode(self) -> bool:
+        """SMTS."""
+        return bool(_bits(self.ecap, 43, 43))
+
+    @property
+    def second_stage_dirty_tracking(self) -> bool:
+        """SSADS: it notes in second-stage page tables what was accessed and written."""
+        return bool(_bits(self.ecap, 45, 45))
+
+    @property
+    def second_stage(self) -> bool:
+        """SSTS."""
+        return bool(_bits(self.ecap, 46, 46))
+
+    @property
+    def first_stage(self) -> bool:
+        """FSTS."""
+        return bool(_bits(self.ecap, 47, 47))
+
+
+@dataclass(frozen=True, slots=True)
+class SmmuV3Info:
+    """An ARM SMMUv3. Only what the kernel says may be used of its registers has a name here.
+
+    Attributes:
+        idr: the identification registers 0 to 5.
+        iidr: the implementation.
+        aidr: the version of the architecture.
+        repeat_invalidations: erratum T264-SMMU-3: invalidation commands are to be given twice.
+
+    Source: include/uapi/linux/iommufd.h, struct iommu_hw_info_arm_smmuv3. Linux 6.13.
+    """
+
+    idr: tuple[int, ...]
+    iidr: int
+    aidr: int
+    repeat_invalidations: bool
+
+    @property
+    def two_level_stream_table(self) -> bool:
+        """ST_LEVEL."""
+        return _bits(self.idr[0], 28, 27) == 1
+
+    @property
+    def termination_model(self) -> int:
+        """TERM_MODEL: 1 if a faulting transaction is always aborted."""
+        return _bits(self.idr[0], 26, 26)
+
+    @property
+    def stall_model(self) -> int:
+        """STALL_MODEL: 0 stalls and termination, 1 no stalls, 2 stalls only."""
+        return _bits(self.idr[0], 25, 24)
+
+    @property
+    def table_endianness(self) -> int:
+        """TTENDIAN: 0 mixed, 2 little, 3 big."""
+        return _bits(self.idr[0], 22, 21)
+
+    @property
+    def two_level_context_table(self) -> bool:
+        """CD2L."""
+        return bool(_bits(self.idr[0], 19, 19))
+
+    @property
+    def asid_bits(self) -> int:
+        """ASID16: 8 or 16."""
+        return 16 if _bits(self.idr[0], 12, 12) else 8
+
+    @property
+    def table_formats(self) -> int:
+        """TTF: 1 AArch32, 2 AArch64, 3 both."""
+        return _bits(self.idr[0], 3, 2)
+
+    @property
+    def stream_id_bits(self) -> int:
+        """SIDSIZE."""
+        return _bits(self.idr[1], 5, 0)
+
+    @property
+    def substream_id_bits(self) -> int:
+        """SSIDSIZE."""
+        return _bits(self.idr[1], 10, 6)
+
+    @property
+    def break_before_make_level(self) -> int:
+        """BBML."""
+        return _bits(self.idr[3], 12, 11)
+
+    @property
+    def range_invalidation(self) -> bool:
+        """RIL."""
+        return bool(_bits(self.idr[3], 10, 10))
+
+    @property
+    def virtual_address_extension(self) -> int:
+        """VAX: 0 for addresses of 48 bits, 1 of 52."""
+        return _bits(self.idr[5], 11, 10)
+
+    @property
+    def granules(self) -> tuple[int, ...]:
+        """GRAN4K, GRAN16K, GRAN64K: the page sizes, in bytes."""
+        sizes = {4: 4 << 10, 5: 16 << 10, 6: 64 << 10}
+        return tuple(size for bit, size in sizes.items() if self.idr[5] >> bit & 1)
+
+    @property
+    def descriptors_of_52_bits(self) -> bool:
+        """DS."""
+        return bool(_bits(self.idr[5], 7, 7))
+
+
+@dataclass(frozen=True, slots=True)
+class Tegra241Info:
+    """NVIDIA Tegra241's command queue virtualization.
+
+    Attributes:
+        version: of the hardware.
+        queues: how many virtual command queues one virtual interface has.
+        stream_ids: how many stream ids it can replace.
+
+    Source: include/uapi/linux/iommufd.h, struct iommu_hw_info_tegra241_cmdqv. Linux 6.17.
+    """
+
+    version: int
+    queues: int
+    stream_ids: int
+
+
+@dataclass(frozen=True, slots=True)
+class AmdInfo:
+    """An AMD IOMMU. Only what the kernel lets a guest see of its registers has a name here.
+
+    Attributes:
+        efr: the extended feature register.
+        efr2: the extended feature 2 register.
+
+    Source: include/uapi/linux/iommufd.h, struct iommu_hw_info_amd. Linux 7.0.
+    """
+
+    efr: int
+    efr2: int
+
+    @property
+    def page_requests(self) -> bool:
+        """PPRSup: devices may ask for pages."""
+        return bool(_bits(self.efr, 1, 1))
+
+    @property
+    def guest_translation(self) -> bool:
+        """GTSup: page tables of the guest's."""
+        return bool(_bits(self.efr, 4, 4))
+
+    @property
+    def guest_apic(self) -> bool:
+        """GASup."""
+        return bool(_bits(self.efr, 7, 7))
+
+    @property
+    def guest_levels(self) -> int:
+        """GATS: how many levels a guest's page tables have at most: 4, 5 or 6."""
+        return 4 + _bits(self.efr, 13, 12)
+
+    @property
+    def cr3_levels(self) -> int:
+        """GLX: how many levels the table of a guest's CR3 values has at most: 1, 2 or 3."""
+        return 1 + _bits(self.efr, 15, 14)
+
+    @property
+    def pasid_bits(self) -> int:
+        """PASmax."""
+        return _bits(self.efr, 36, 32) + 1
+
+    @property
+    def guest_io(self) -> bool:
+        """GioSup: guest I/O protection."""
+        return bool(_bits(self.efr, 48, 48))
+
+    @property
+    def enhanced_page_requests(self) -> bool:
+        """EPHSup."""
+        return bool(_bits(self.efr, 50, 50))
+
+
+DriverInfo = VtdInfo | SmmuV3Info | Tegra241Info | AmdInfo
+
+
+@dataclass(frozen=True, slots=True)
+class HwInfo:
+    """The IOMMU that stands before a device.
+
+    Attributes:
+        data_type: whose format `data` has; a number for one that is not known here.
+        capabilities: what any IOMMU may be able to do.
+        pasid_bits: how many bits a PASID of this device has; 0 without PASIDs.
+        data: the driver's part, as it came.
+        driver: the driver's part, decoded; None if its format is not known here, or there is none.
+
+    Source: include/uapi/linux/iommufd.h, struct iommu_hw_info. Linux 6.6.
+    """
+
+    data_type: HwInfoType | int
+    capabilities: HwCapability
+    pasid_bits: int
+    data: bytes
+    driver: DriverInfo | None
+
+
+def decode(data_type: int, data: bytes) -> DriverInfo | None:
+    """The driver's part of the information; None for a format that is not known here.
+
+    Raises:
+        ValueError: it is shorter than its format.
+    """
+    if data_type == HwInfoType.INTEL_VTD:
+        raw = _VTD.unpack(data)
+        erratum = bool(raw.integer("flags") & _ERRATUM_772415)
+        return VtdInfo(raw.integer("cap_reg"), raw.integer("ecap_reg"), erratum)
+    if data_type == HwInfoType.ARM_SMMUV3:
+        raw = _SMMUV3.unpack(data)
+        erratum = bool(raw.integer("flags") & _ERRATUM_REPEAT)
+        return SmmuV3Info(raw.integers("idr"), raw.integer("iidr"), raw.integer("aidr"), erratum)
+    if data_type == HwInfoType.TEGRA241_CMDQV:
+        raw = _TEGRA241.unpack(data)
+        return Tegra241Info(
+            raw.integer("version"), 1 << raw.integer("log2vcmdqs"), 1 << raw.integer("log2vsids")
+        )
+    if data_type == HwInfoType.AMD:
+        raw = _AMD.unpack(data)
+        return AmdInfo(raw.integer("efr"), raw.integer("efr2"))
+    return None

@@ -1,0 +1,170 @@
+"""Virtual IOMMUs: the part of an IOMMU that belongs to one guest, and what it consists of."""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING
+
+from pyluo._sys import Ioctl, constant
+from pyluo.descriptor import OwnedFd
+from pyluo.iommufd.events import VirtualEventQueue, VirtualEventType, event_size
+from pyluo.iommufd.hwpt import invalidate
+from pyluo.iommufd.objects import IommuObject
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pyluo.iommufd.context import IommuFd
+    from pyluo.iommufd.device import IommuDevice
+    from pyluo.iommufd.hwpt import Invalidation, PagingHwpt
+    from pyluo.iommufd.ioas import IovaRange
+
+__all__ = ["HwQueue", "HwQueueType", "Vdevice", "Viommu", "ViommuType"]
+
+_VDEVICE_ALLOC = Ioctl("IOMMU_VDEVICE_ALLOC", "iommu_vdevice_alloc")
+_VEVENTQ_ALLOC = Ioctl("IOMMU_VEVENTQ_ALLOC", "iommu_veventq_alloc")
+_HW_QUEUE_ALLOC = Ioctl("IOMMU_HW_QUEUE_ALLOC", "iommu_hw_queue_alloc")
+
+
+class ViommuType(enum.IntEnum):
+    """Which kind of IOMMU a guest sees.
+
+    Source: include/uapi/linux/iommufd.h, enum iommu_viommu_type
+    """
+
+    ARM_SMMUV3 = constant("IOMMU_VIOMMU_TYPE_ARM_SMMUV3")
+    """Linux 6.13."""
+    TEGRA241_CMDQV = constant("IOMMU_VIOMMU_TYPE_TEGRA241_CMDQV")
+    """Linux 6.17."""
+
+
+class HwQueueType(enum.IntEnum):
+    """What a queue that the hardware reads by itself is for.
+
+    Source: include/uapi/linux/iommufd.h, enum iommu_hw_queue_type
+    """
+
+    TEGRA241_CMDQV = constant("IOMMU_HW_QUEUE_TYPE_TEGRA241_CMDQV")
+    """A virtual command queue of Tegra241. Linux 6.17."""
+
+
+class Vdevice(IommuObject):
+    """A device as a vIOMMU's guest knows it. It ends with the device, if not before.
+
+    Attributes:
+        virtual_id: its number in the guest: a stream id, or a requester id.
+    """
+
+    noun = "vdevice"
+
+    def __init__(
+        self, iommufd: IommuFd, object_id: int, virtual_id: int, *uses: IommuObject
+    ) -> None:
+        super().__init__(iommufd, object_id, *uses)
+        self.virtual_id = virtual_id
+
+
+class HwQueue(IommuObject):
+    """A queue in a guest's memory that the hardware reads by itself; that memory stays mapped."""
+
+    noun = "hardware queue"
+
+
+class Viommu(IommuObject):
+    """The part of an IOMMU that is one guest's. Made by `IommuDevice.alloc_viommu`. Linux 6.13.
+
+    Attributes:
+        data: what the driver answered to the data given.
+    """
+
+    noun = "vIOMMU"
+
+    def __init__(self, iommufd: IommuFd, object_id: int, data: bytes, parent: PagingHwpt) -> None:
+        super().__init__(iommufd, object_id, parent)
+        self.data = data
+
+    def alloc_vdevice(self, device: IommuDevice, virtual_id: int) -> Vdevice:
+        """Tells the vIOMMU which number a device has in the guest.
+
+        Args:
+            device: behind the same IOMMU.
+            virtual_id: unique in this vIOMMU.
+
+        Raises:
+            LuoError: EEXIST, the device or the number has a vdevice already; EINVAL, the device is
+                behind another IOMMU.
+
+        Source: include/uapi/linux/iommufd.h, IOMMU_VDEVICE_ALLOC. Linux 6.13.
+        """
+        reply = _VDEVICE_ALLOC(
+            self.iommufd.fileno(),
+            f"{self}, {device}",
+            viommu_id=self.id,
+            dev_id=device.id,
+            virt_id=virtual_id,
+        )
+        number = self.iommufd.fresh(reply.integer("out_vdevice_id"))
+        return Vdevice(self.iommufd, number, virtual_id, self, device)
+
+    def alloc_event_queue(
+        self, kind: VirtualEventType | int, depth: int, *, size: int = 0
+    ) -> VirtualEventQueue:
+        """A queue of the events that the guest is to be told.
+
+        Args:
+            kind: the format of the events; a vIOMMU has at most one queue of each.
+            depth: how many events wait at most; more are lost, and counted.
+            size: of an event in bytes, for a format that is not known here.
+
+        Raises:
+            ValueError: the format is not known here, and the size not given.
+            IommuUnsupportedError: EOPNOTSUPP, the vIOMMU has no events of this kind.
+            LuoError: EEXIST, it has a queue of this kind; EINVAL, the depth is 0.
+
+        Source: include/uapi/linux/iommufd.h, IOMMU_VEVENTQ_ALLOC. Linux 6.15.
+        """
+        size = size or event_size(kind)
+        if size <= 0:
+            raise ValueError(f"how long are the events of kind {kind:#x}? Say `size`")
+        reply = _VEVENTQ_ALLOC(
+            self.iommufd.fileno(),
+            str(self),
+            viommu_id=self.id,
+            type=int(kind),
+            veventq_depth=depth,
+        )
+        file = OwnedFd(reply.integer("out_veventq_fd"))
+        number = self.iommufd.fresh(reply.integer("out_veventq_id"))
+        return VirtualEventQueue(self.iommufd, number, file, size, self)
+
+    def alloc_hw_queue(self, kind: HwQueueType | int, index: int, where: IovaRange) -> HwQueue:
+        """A queue in the guest's memory that the hardware reads by itself.
+
+        Args:
+            kind: what it is for.
+            index: its number among the vIOMMU's queues of this kind.
+            where: its memory, in the address space of the parent HWPT; it cannot be unmapped while
+                the queue is there.
+
+        Raises:
+            IommuUnsupportedError: EOPNOTSUPP, the vIOMMU has no queues of this kind.
+            LuoError: ENOENT, the memory is not mapped; EFAULT, it is not contiguous in physical
+                memory; EEXIST, there is a queue of this index; EINVAL, the driver refused it; EIO,
+                queues of a lower index come first.
+
+        Source: include/uapi/linux/iommufd.h, IOMMU_HW_QUEUE_ALLOC. Linux 6.17.
+        """
+        reply = _HW_QUEUE_ALLOC(
+            self.iommufd.fileno(),
+            f"{self}, queue {index} at {where}",
+            viommu_id=self.id,
+            type=int(kind),
+            index=index,
+            nesting_parent_iova=where.start,
+            length=where.last - where.start + 1,
+        )
+        return HwQueue(self.iommufd, self.iommufd.fresh(reply.integer("out_hw_queue_id")), self)
+
+    def invalidate(self, entries: Sequence[Invalidation]) -> int:
+        """Drops what the IOMMU or its devices have cached; see `hwpt.invalidate`. Linux 6.13."""
+        return invalidate(self, entries)

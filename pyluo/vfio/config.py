@@ -1,0 +1,332 @@
+"""PCI configuration space of a device: its header, and its lists of capabilities."""
+
+from __future__ import annotations
+
+import enum
+import errno
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pyluo._sys import constant
+from pyluo.errors import LuoError
+from pyluo.vfio.capabilities import CapabilityError
+from pyluo.vfio.regions import Region
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = [
+    "Bar",
+    "Command",
+    "ConfigSpace",
+    "PciCapability",
+    "PciCapabilityId",
+    "PciExtendedCapabilityId",
+    "Status",
+    "walk_capabilities",
+    "walk_extended_capabilities",
+]
+
+_VENDOR = constant("PCI_VENDOR_ID")
+_DEVICE = constant("PCI_DEVICE_ID")
+_COMMAND = constant("PCI_COMMAND")
+_STATUS = constant("PCI_STATUS")
+_CLASS_REVISION = constant("PCI_CLASS_REVISION")
+_HEADER_TYPE = constant("PCI_HEADER_TYPE")
+_HEADER_TYPE_MASK = constant("PCI_HEADER_TYPE_MASK")
+_HEADER_TYPE_NORMAL = constant("PCI_HEADER_TYPE_NORMAL")
+_SUBSYSTEM_VENDOR = constant("PCI_SUBSYSTEM_VENDOR_ID")
+_SUBSYSTEM = constant("PCI_SUBSYSTEM_ID")
+_BASE_ADDRESS = constant("PCI_BASE_ADDRESS_0")
+_BARS = constant("PCI_STD_NUM_BARS")
+_SPACE_IO = constant("PCI_BASE_ADDRESS_SPACE_IO")
+_TYPE_MASK = constant("PCI_BASE_ADDRESS_MEM_TYPE_MASK")
+_TYPE_64 = constant("PCI_BASE_ADDRESS_MEM_TYPE_64")
+_PREFETCH = constant("PCI_BASE_ADDRESS_MEM_PREFETCH")
+_MEMORY_FLAGS = _SPACE_IO | _TYPE_MASK | _PREFETCH
+_IO_FLAGS = _SPACE_IO | 2  # a bit that is reserved
+_CAPABILITY_LIST = constant("PCI_CAPABILITY_LIST")
+_LIST_ID = constant("PCI_CAP_LIST_ID")
+_LIST_NEXT = constant("PCI_CAP_LIST_NEXT")
+_STATUS_LIST = constant("PCI_STATUS_CAP_LIST")
+_HEADER_SIZE = constant("PCI_STD_HEADER_SIZEOF")
+_PLAIN_SIZE = constant("PCI_CFG_SPACE_SIZE")
+
+_ALIGNED = ~3  # capabilities begin at multiples of 4; the low bits of a pointer are reserved
+
+
+class Command(enum.IntFlag):
+    """What a device may do, and answers to.
+
+    Source: include/uapi/linux/pci_regs.h, PCI_COMMAND_*
+    """
+
+    IO = constant("PCI_COMMAND_IO")
+    MEMORY = constant("PCI_COMMAND_MEMORY")
+    """Answers to accesses of its memory; without it, one through a mapping is a SIGBUS."""
+    BUS_MASTER = constant("PCI_COMMAND_MASTER")
+    """May do DMA, and signal MSI and MSI-X."""
+    SPECIAL = constant("PCI_COMMAND_SPECIAL")
+    INVALIDATE = constant("PCI_COMMAND_INVALIDATE")
+    VGA_PALETTE = constant("PCI_COMMAND_VGA_PALETTE")
+    PARITY = constant("PCI_COMMAND_PARITY")
+    WAIT = constant("PCI_COMMAND_WAIT")
+    SERR = constant("PCI_COMMAND_SERR")
+    FAST_BACK = constant("PCI_COMMAND_FAST_BACK")
+    INTX_DISABLE = constant("PCI_COMMAND_INTX_DISABLE")
+
+
+class Status(enum.IntFlag):
+    """What a device reports.
+
+    Source: include/uapi/linux/pci_regs.h, PCI_STATUS_*
+    """
+
+    IMMEDIATE_READINESS = constant("PCI_STATUS_IMM_READY")
+    INTERRUPT = constant("PCI_STATUS_INTERRUPT")
+    CAPABILITIES = constant("PCI_STATUS_CAP_LIST")
+    MHZ_66 = constant("PCI_STATUS_66MHZ")
+    USER_DEFINABLE = constant("PCI_STATUS_UDF")
+    FAST_BACK = constant("PCI_STATUS_FAST_BACK")
+    PARITY = constant("PCI_STATUS_PARITY")
+    DEVSEL_MEDIUM = constant("PCI_STATUS_DEVSEL_MEDIUM")
+    DEVSEL_SLOW = constant("PCI_STATUS_DEVSEL_SLOW")
+    SIGNALED_TARGET_ABORT = constant("PCI_STATUS_SIG_TARGET_ABORT")
+    RECEIVED_TARGET_ABORT = constant("PCI_STATUS_REC_TARGET_ABORT")
+    RECEIVED_MASTER_ABORT = constant("PCI_STATUS_REC_MASTER_ABORT")
+    SIGNALED_SYSTEM_ERROR = constant("PCI_STATUS_SIG_SYSTEM_ERROR")
+    DETECTED_PARITY = constant("PCI_STATUS_DETECTED_PARITY")
+
+
+class PciCapabilityId(enum.IntEnum):
+    """The capabilities that a driver of devices meets most.
+
+    Source: include/uapi/linux/pci_regs.h, PCI_CAP_ID_*
+    """
+
+    POWER_MANAGEMENT = constant("PCI_CAP_ID_PM")
+    VITAL_PRODUCT_DATA = constant("PCI_CAP_ID_VPD")
+    MSI = constant("PCI_CAP_ID_MSI")
+    VENDOR = constant("PCI_CAP_ID_VNDR")
+    EXPRESS = constant("PCI_CAP_ID_EXP")
+    MSIX = constant("PCI_CAP_ID_MSIX")
+    ADVANCED_FEATURES = constant("PCI_CAP_ID_AF")
+
+
+class PciExtendedCapabilityId(enum.IntEnum):
+    """The extended capabilities that a driver of devices meets most.
+
+    Source: include/uapi/linux/pci_regs.h, PCI_EXT_CAP_ID_*
+    """
+
+    ADVANCED_ERROR_REPORTING = constant("PCI_EXT_CAP_ID_ERR")
+    SERIAL_NUMBER = constant("PCI_EXT_CAP_ID_DSN")
+    VENDOR = constant("PCI_EXT_CAP_ID_VNDR")
+    ACCESS_CONTROL_SERVICES = constant("PCI_EXT_CAP_ID_ACS")
+    ALTERNATE_ROUTING = constant("PCI_EXT_CAP_ID_ARI")
+    ADDRESS_TRANSLATION = constant("PCI_EXT_CAP_ID_ATS")
+    SRIOV = constant("PCI_EXT_CAP_ID_SRIOV")
+    PAGE_REQUEST = constant("PCI_EXT_CAP_ID_PRI")
+    RESIZABLE_BAR = constant("PCI_EXT_CAP_ID_REBAR")
+    PASID = constant("PCI_EXT_CAP_ID_PASID")
+
+
+@dataclass(frozen=True, slots=True)
+class PciCapability:
+    """A capability in configuration space.
+
+    Attributes:
+        id: what it is: see `PciCapabilityId`, or `PciExtendedCapabilityId`.
+        offset: of its first byte.
+        version: of an extended one; 0 otherwise.
+    """
+
+    id: int
+    offset: int
+    version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A base address register, as it is in configuration space.
+
+    VFIO shows a register of its own there: writing to it moves nothing.
+
+    Attributes:
+        index: of the region; a register of 64 bits takes the next index too.
+        address: on the bus.
+        io: whether it is of I/O ports.
+        wide: whether it has 64 bits.
+        prefetchable: whether reads have no side effects.
+    """
+
+    index: int
+    address: int
+    io: bool
+    wide: bool
+    prefetchable: bool
+
+
+class ConfigSpace(Region):
+    """The configuration space of a PCI device, parts of which the kernel emulates.
+
+    Registers have 8, 16 or 32 bits.
+
+    Source: drivers/vfio/pci/vfio_pci_config.c. Linux 3.6.
+    """
+
+    __slots__ = ()
+
+    widths = (8, 16, 32)
+
+    @property
+    def vendor_id(self) -> int:
+        """Who made the device."""
+        return self.read16(_VENDOR)
+
+    @property
+    def device_id(self) -> int:
+        """What it is, of that vendor's devices."""
+        return self.read16(_DEVICE)
+
+    @property
+    def subsystem(self) -> tuple[int, int]:
+        """Vendor and number of the board that the device is on."""
+        return self.read16(_SUBSYSTEM_VENDOR), self.read16(_SUBSYSTEM)
+
+    @property
+    def class_code(self) -> int:
+        """Base class, subclass and programming interface, 8 bits each."""
+        return self.read32(_CLASS_REVISION) >> 8
+
+    @property
+    def revision(self) -> int:
+        """The revision of the device."""
+        return self.read32(_CLASS_REVISION) & 0xFF
+
+    @property
+    def status(self) -> Status:
+        """What the device reports."""
+        return Status(self.read16(_STATUS))
+
+    @property
+    def command(self) -> Command:
+        """What the device may do, and answers to.
+
+        VFIO opens a device without `Command.BUS_MASTER`: before any DMA, MSI or MSI-X it has to be
+        set. Setting this is refused (LuoError, EBUSY) if it takes `Command.MEMORY` away while
+        regions are mapped: the next access to one would end the process by SIGBUS.
+        """
+        return Command(self.read16(_COMMAND))
+
+    @command.setter
+    def command(self, wanted: Command) -> None:
+        if Command.MEMORY not in wanted and self._device.mappings:
+            raise LuoError(
+                errno.EBUSY,
+                "pwrite",
+                self._subject("the command register without memory access"),
+                f"{len(self._device.mappings)} mappings of regions are open, and an access to one "
+                "would end the process by SIGBUS: close them first",
+            )
+        self.write16(_COMMAND, int(wanted))
+
+    def set_bus_master(self, allowed: bool) -> None:
+        """Lets the device do DMA, MSI and MSI-X, or not."""
+        others = self.command & ~Command.BUS_MASTER
+        self.command = others | Command.BUS_MASTER if allowed else others
+
+    def bars(self) -> tuple[Bar, ...]:
+        """The base address registers that are implemented; none for a bridge."""
+        if self.read8(_HEADER_TYPE) & _HEADER_TYPE_MASK != _HEADER_TYPE_NORMAL:
+            return ()
+        words = [self.read32(_BASE_ADDRESS + 4 * index) for index in range(_BARS)]
+        return tuple(_bars(words))
+
+    def capabilities(self) -> tuple[PciCapability, ...]:
+        """The capabilities, in the order of their list.
+
+        Raises:
+            CapabilityError: the list makes no sense.
+        """
+        return walk_capabilities(self.read(_PLAIN_SIZE, 0))
+
+    def extended_capabilities(self) -> tuple[PciCapability, ...]:
+        """The extended capabilities of a PCIe device, in the order of their list.
+
+        Raises:
+            CapabilityError: the list makes no sense.
+        """
+        return walk_extended_capabilities(self.read(self.info.size, 0))
+
+    def capability(self, wanted: int) -> PciCapability | None:
+        """The first capability of this id; None without one."""
+        return next((one for one in self.capabilities() if one.id == wanted), None)
+
+    def extended_capability(self, wanted: int) -> PciCapability | None:
+        """The first extended capability of this id; None without one."""
+        return next((one for one in self.extended_capabilities() if one.id == wanted), None)
+
+
+def walk_capabilities(data: bytes) -> tuple[PciCapability, ...]:
+    """The capabilities in a configuration space, of which the first 256 bytes are looked at.
+
+    Raises:
+        CapabilityError: the list leads into the header, comes back to where it was, or the device
+            does not answer.
+    """
+    plain = data[:_PLAIN_SIZE]
+    if len(plain) < _PLAIN_SIZE:
+        raise CapabilityError(f"{len(plain)} bytes are no configuration space")
+    if not int.from_bytes(plain[_STATUS : _STATUS + 2], "little") & _STATUS_LIST:
+        return ()
+    if plain.count(0xFF) == len(plain):
+        raise CapabilityError("the device does not answer: all bits of it read as ones")
+    found: dict[int, PciCapability] = {}
+    offset = plain[_CAPABILITY_LIST] & _ALIGNED
+    while offset:
+        if offset < _HEADER_SIZE:
+            raise CapabilityError(f"a capability at {offset:#x}, within the header")
+        if offset in found:
+            raise CapabilityError(f"the list of capabilities comes back to {offset:#x}")
+        found[offset] = PciCapability(plain[offset + _LIST_ID], offset)
+        offset = plain[offset + _LIST_NEXT] & _ALIGNED
+    return tuple(found.values())
+
+
+def walk_extended_capabilities(data: bytes) -> tuple[PciCapability, ...]:
+    """The extended capabilities in a configuration space; none if it has 256 bytes.
+
+    Raises:
+        CapabilityError: the list leads out of the configuration space or into its first 256 bytes,
+            comes back to where it was, or the device does not answer.
+    """
+    found: dict[int, PciCapability] = {}
+    offset = _PLAIN_SIZE if len(data) > _PLAIN_SIZE else 0
+    while offset:
+        if offset < _PLAIN_SIZE or offset + 4 > len(data):
+            raise CapabilityError(f"an extended capability at {offset:#x}, of {len(data):#x} bytes")
+        if offset in found:
+            raise CapabilityError(f"the list of extended capabilities comes back to {offset:#x}")
+        header = int.from_bytes(data[offset : offset + 4], "little")
+        if header == 0xFFFF_FFFF:
+            raise CapabilityError("the device does not answer: all bits of it read as ones")
+        found[offset] = PciCapability(header & 0xFFFF, offset, header >> 16 & 0xF)
+        offset = header >> 20 & _ALIGNED
+    # The first has no id where there is none at all, and where the kernel hides one.
+    return tuple(one for one in found.values() if one.id)
+
+
+def _bars(words: list[int]) -> Iterator[Bar]:
+    index = 0
+    while index < len(words):
+        word = words[index]
+        if word & _SPACE_IO:
+            yield Bar(index, word & ~_IO_FLAGS, io=True, wide=False, prefetchable=False)
+        elif word & _TYPE_MASK == _TYPE_64 and index + 1 < len(words):
+            address = words[index + 1] << 32 | word & ~_MEMORY_FLAGS
+            yield Bar(index, address, False, True, bool(word & _PREFETCH))
+            index += 1
+        elif word:
+            yield Bar(index, word & ~_MEMORY_FLAGS, False, False, bool(word & _PREFETCH))
+        index += 1

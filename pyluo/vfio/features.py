@@ -1,0 +1,188 @@
+"""Optional features of a device: which it has, and those that take one request."""
+
+from __future__ import annotations
+
+import enum
+import errno
+import os
+from typing import TYPE_CHECKING
+
+from pyluo._sys import Ioctl, Struct, constant
+from pyluo.descriptor import OwnedFd
+from pyluo.errors import from_errno
+from pyluo.vfio.requests import attempt, request, subject
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from uuid import UUID
+
+    from pyluo._sys import Buffer, Reply
+    from pyluo.vfio.capabilities import Area
+    from pyluo.vfio.device import VfioDevice
+
+__all__ = ["Feature", "Features"]
+
+_FEATURE = Ioctl("VFIO_DEVICE_FEATURE", "vfio_device_feature", size="argsz")
+_GET = constant("VFIO_DEVICE_FEATURE_GET")
+_SET = constant("VFIO_DEVICE_FEATURE_SET")
+_PROBE = constant("VFIO_DEVICE_FEATURE_PROBE")
+_BUS_MASTER = Struct("vfio_device_feature_bus_master")
+_DMA_BUF = Struct("vfio_device_feature_dma_buf")
+_DMA_RANGE = Struct("vfio_region_dma_range")
+_ZPCI_ERROR = Struct("vfio_device_feature_zpci_err")
+_SET_MASTER = constant("VFIO_DEVICE_FEATURE_SET_MASTER")
+_CLEAR_MASTER = constant("VFIO_DEVICE_FEATURE_CLEAR_MASTER")
+
+# What a kernel says of a feature, or of a way to use it, that it does not have.
+_ABSENT = (errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+class Feature(enum.IntEnum):
+    """What a device may have beyond regions and interrupts.
+
+    Source: include/uapi/linux/vfio.h, VFIO_DEVICE_FEATURE_*
+    """
+
+    PCI_VF_TOKEN = constant("VFIO_DEVICE_FEATURE_PCI_VF_TOKEN")
+    MIGRATION = constant("VFIO_DEVICE_FEATURE_MIGRATION")
+    MIGRATION_STATE = constant("VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE")
+    LOW_POWER_ENTRY = constant("VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY")
+    LOW_POWER_ENTRY_WITH_WAKEUP = constant("VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY_WITH_WAKEUP")
+    LOW_POWER_EXIT = constant("VFIO_DEVICE_FEATURE_LOW_POWER_EXIT")
+    DMA_LOGGING_START = constant("VFIO_DEVICE_FEATURE_DMA_LOGGING_START")
+    DMA_LOGGING_STOP = constant("VFIO_DEVICE_FEATURE_DMA_LOGGING_STOP")
+    DMA_LOGGING_REPORT = constant("VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT")
+    MIGRATION_DATA_SIZE = constant("VFIO_DEVICE_FEATURE_MIG_DATA_SIZE")
+    BUS_MASTER = constant("VFIO_DEVICE_FEATURE_BUS_MASTER")
+    DMA_BUF = constant("VFIO_DEVICE_FEATURE_DMA_BUF")
+    PRECOPY_INFO_V2 = constant("VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2")
+    ZPCI_ERROR = constant("VFIO_DEVICE_FEATURE_ZPCI_ERROR")
+
+
+class Features:
+    """The optional features of a device, as `VfioDevice.features`.
+
+    Those of more than one request have objects of their own: `VfioDevice.migration`,
+    `dma_logging` and `low_power`.
+
+    Every request raises FeatureNotSupportedError (ENOTTY or EOPNOTSUPP) where the device, its
+    driver or the kernel lacks the feature.
+
+    Source: include/uapi/linux/vfio.h, VFIO_DEVICE_FEATURE. Linux 5.7.
+    """
+
+    __slots__ = ("_device",)
+
+    def __init__(self, device: VfioDevice) -> None:
+        self._device = device
+
+    def probe(self, feature: Feature, *, get: bool = False, set: bool = False) -> bool:  # noqa: A002
+        """Whether the device has a feature, and it can be got, set, or both, as asked."""
+        flags = feature | _PROBE | (_GET if get else 0) | (_SET if set else 0)
+        reply = attempt(self._device, _FEATURE, _detail(feature), flags=flags)
+        if reply.errno in _ABSENT:
+            return False
+        if reply.errno:
+            raise from_errno(reply.errno, _FEATURE.name, self._subject(feature))
+        return True
+
+    def supported(self) -> frozenset[Feature]:
+        """All features that the device has."""
+        return frozenset(feature for feature in Feature if self.probe(feature))
+
+    def get(self, feature: Feature, data: Buffer) -> Reply:
+        """Gets a feature; for those that have no method here.
+
+        Args:
+            feature: which one.
+            data: what the kernel is given, and fills in; see `feature_data`.
+
+        Returns:
+            What came back, and the result of the request.
+        """
+        return request(self._device, _FEATURE, _detail(feature), data, flags=feature | _GET)
+
+    def set(self, feature: Feature, data: Buffer = b"") -> Reply:
+        """Sets a feature; for those that have no method here.
+
+        Args:
+            feature: which one.
+            data: what the kernel is given.
+
+        Returns:
+            What came back.
+        """
+        return request(self._device, _FEATURE, _detail(feature), data, flags=feature | _SET)
+
+    def set_bus_master(self, allowed: bool) -> None:
+        """Lets a device of the CDX bus do DMA, or not.
+
+        PCI devices have `ConfigSpace.set_bus_master` for it.
+
+        Source: include/uapi/linux/vfio.h, VFIO_DEVICE_FEATURE_BUS_MASTER. Linux 6.7.
+        """
+        op = _SET_MASTER if allowed else _CLEAR_MASTER
+        self.set(Feature.BUS_MASTER, _BUS_MASTER.pack(op=op))
+
+    def set_vf_token(self, token: UUID) -> None:
+        """Sets the secret with which virtual functions of this device can be opened.
+
+        Source: include/uapi/linux/vfio.h, VFIO_DEVICE_FEATURE_PCI_VF_TOKEN. Linux 5.7.
+        """
+        self.set(Feature.PCI_VF_TOKEN, token.bytes)
+
+    def zpci_error(self, length: int) -> bytes | None:
+        """What is known of the last error of a device of s390; None without one.
+
+        Args:
+            length: in bytes; the capability VFIO_DEVICE_INFO_CAP_ZPCI_BASE says how many.
+
+        Source: include/uapi/linux/vfio.h, VFIO_DEVICE_FEATURE_ZPCI_ERROR. Linux 7.3.
+        """
+        buffer = bytearray(length)
+        data = _ZPCI_ERROR.pack(data=buffer)
+        flags = Feature.ZPCI_ERROR | _GET
+        reply = attempt(self._device, _FEATURE, _detail(Feature.ZPCI_ERROR), data, flags=flags)
+        if reply.errno == errno.ENOMSG:
+            return None
+        if reply.errno:
+            raise from_errno(reply.errno, _FEATURE.name, self._subject(Feature.ZPCI_ERROR))
+        return bytes(buffer)
+
+    def export_dma_buf(self, region: int, areas: Sequence[Area]) -> OwnedFd:
+        """Makes a dma-buf of parts of a BAR, for other devices to reach by DMA.
+
+        Access is taken away, and mappings of it in an IOMMU with it, while memory access is off in
+        the command register, in low power, during a reset, and when the device is closed.
+
+        Args:
+            region: the index of a BAR.
+            areas: of it, in pages; `Ioas.map_file` takes a dma-buf of one area.
+
+        Returns:
+            The dma-buf.
+
+        Raises:
+            FeatureNotSupportedError: ENOTTY, the kernel needs CONFIG_VFIO_PCI_DMABUF.
+            LuoError: ENODEV, no BAR, or one of I/O ports; EINVAL, an area is not of whole pages, is
+                empty, or does not lie within the BAR.
+
+        Source: include/uapi/linux/vfio.h, VFIO_DEVICE_FEATURE_DMA_BUF. Linux 6.19.
+        """
+        header = _DMA_BUF.pack(
+            region_index=region, open_flags=os.O_RDWR | os.O_CLOEXEC, nr_ranges=len(areas)
+        )
+        ranges = (_DMA_RANGE.pack(offset=area.offset, length=area.size) for area in areas)
+        return OwnedFd(self.get(Feature.DMA_BUF, b"".join([header, *ranges])).result)
+
+    def _subject(self, feature: Feature) -> str:
+        return subject(self._device, _detail(feature))
+
+
+def feature_data(reply: Reply) -> bytes:
+    """What the kernel gave back for a feature, without the struct before it."""
+    return reply.data()[_FEATURE.struct.size :]
+
+
+def _detail(feature: Feature) -> str:
+    return f"feature {feature.name}"

@@ -1,0 +1,214 @@
+"""What a VFIO device says about itself, its regions and its interrupts."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from pyluo._sys import Struct, constant
+from pyluo.vfio import capabilities
+from pyluo.vfio.capabilities import Area
+
+if TYPE_CHECKING:
+    from pyluo.vfio.capabilities import AtomicWidths, Capability, RegionType
+
+__all__ = [
+    "DeviceFlags",
+    "DeviceInfo",
+    "IrqFlags",
+    "IrqInfo",
+    "PciIrq",
+    "PciRegion",
+    "RegionFlags",
+    "RegionInfo",
+]
+
+_DEVICE = Struct("vfio_device_info")
+_REGION = Struct("vfio_region_info")
+
+
+class PciRegion(enum.IntEnum):
+    """The fixed regions of a PCI device; those after them say what they are.
+
+    Source: include/uapi/linux/vfio.h, VFIO_PCI_*_REGION_INDEX
+    """
+
+    BAR0 = constant("VFIO_PCI_BAR0_REGION_INDEX")
+    BAR1 = constant("VFIO_PCI_BAR1_REGION_INDEX")
+    BAR2 = constant("VFIO_PCI_BAR2_REGION_INDEX")
+    BAR3 = constant("VFIO_PCI_BAR3_REGION_INDEX")
+    BAR4 = constant("VFIO_PCI_BAR4_REGION_INDEX")
+    BAR5 = constant("VFIO_PCI_BAR5_REGION_INDEX")
+    ROM = constant("VFIO_PCI_ROM_REGION_INDEX")
+    CONFIG = constant("VFIO_PCI_CONFIG_REGION_INDEX")
+    VGA = constant("VFIO_PCI_VGA_REGION_INDEX")
+
+
+class PciIrq(enum.IntEnum):
+    """The kinds of interrupts of a PCI device. Of the first three, one is in use at a time.
+
+    Source: include/uapi/linux/vfio.h, VFIO_PCI_*_IRQ_INDEX
+    """
+
+    INTX = constant("VFIO_PCI_INTX_IRQ_INDEX")
+    MSI = constant("VFIO_PCI_MSI_IRQ_INDEX")
+    MSIX = constant("VFIO_PCI_MSIX_IRQ_INDEX")
+    ERROR = constant("VFIO_PCI_ERR_IRQ_INDEX")
+    """The device reported an error that was not corrected."""
+    REQUEST = constant("VFIO_PCI_REQ_IRQ_INDEX")
+    """Somebody wants the device back, and waits until it is closed."""
+
+
+class DeviceFlags(enum.IntFlag):
+    """What kind of device it is, and what it can do.
+
+    Source: include/uapi/linux/vfio.h, VFIO_DEVICE_FLAGS_*
+    """
+
+    RESET = constant("VFIO_DEVICE_FLAGS_RESET")
+    PCI = constant("VFIO_DEVICE_FLAGS_PCI")
+    PLATFORM = constant("VFIO_DEVICE_FLAGS_PLATFORM")
+    AMBA = constant("VFIO_DEVICE_FLAGS_AMBA")
+    CCW = constant("VFIO_DEVICE_FLAGS_CCW")
+    AP = constant("VFIO_DEVICE_FLAGS_AP")
+    FSL_MC = constant("VFIO_DEVICE_FLAGS_FSL_MC")
+    CAPABILITIES = constant("VFIO_DEVICE_FLAGS_CAPS")
+    CDX = constant("VFIO_DEVICE_FLAGS_CDX")
+
+
+class RegionFlags(enum.IntFlag):
+    """How a region can be accessed.
+
+    Source: include/uapi/linux/vfio.h, VFIO_REGION_INFO_FLAG_*
+    """
+
+    READ = constant("VFIO_REGION_INFO_FLAG_READ")
+    WRITE = constant("VFIO_REGION_INFO_FLAG_WRITE")
+    MMAP = constant("VFIO_REGION_INFO_FLAG_MMAP")
+    CAPABILITIES = constant("VFIO_REGION_INFO_FLAG_CAPS")
+
+
+class IrqFlags(enum.IntFlag):
+    """How interrupts of one kind behave.
+
+    Source: include/uapi/linux/vfio.h, VFIO_IRQ_INFO_*
+    """
+
+    EVENTFD = constant("VFIO_IRQ_INFO_EVENTFD")
+    MASKABLE = constant("VFIO_IRQ_INFO_MASKABLE")
+    AUTOMASKED = constant("VFIO_IRQ_INFO_AUTOMASKED")
+    """Masked once it has been signalled: each one has to be unmasked for the next to come."""
+    NORESIZE = constant("VFIO_IRQ_INFO_NORESIZE")
+    """All vectors that are ever wanted have to be enabled at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceInfo:
+    """What a device says about itself.
+
+    Attributes:
+        flags: its kind, and whether it can be reset.
+        regions: how many indexes of regions there are, those without a region included.
+        irqs: how many kinds of interrupts there are, likewise.
+        atomics: the widths of atomic operations it can do on memory.
+        capabilities: everything further it said, as it came.
+    """
+
+    flags: DeviceFlags
+    regions: int
+    irqs: int
+    atomics: AtomicWidths
+    capabilities: tuple[Capability, ...]
+
+    @classmethod
+    def parse(cls, data: bytes) -> Self:
+        """Reads a struct vfio_device_info, and what follows it.
+
+        Raises:
+            CapabilityError: the capabilities make no sense.
+            ValueError: it is cut short.
+        """
+        reply = _DEVICE.unpack(data)
+        flags = DeviceFlags(reply.integer("flags"))
+        chain: tuple[Capability, ...] = ()
+        if DeviceFlags.CAPABILITIES in flags:
+            chain = capabilities.walk(data, reply.integer("cap_offset"), _DEVICE.size)
+        return cls(
+            flags,
+            reply.integer("num_regions"),
+            reply.integer("num_irqs"),
+            capabilities.atomic_widths(chain),
+            chain,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RegionInfo:
+    """What a device says about one of its regions.
+
+    Attributes:
+        index: its number; for PCI devices see `PciRegion`.
+        flags: how it can be accessed.
+        size: in bytes; 0 for one that the device does not have.
+        offset: where it begins in the device's file.
+        areas: what of it may be mapped: all of it, parts of it, or nothing.
+        type: what it is, of a region beyond the fixed ones.
+        msix_mappable: whether the areas have the MSI-X table in them. It is not to be written to,
+            mapped or not: interrupts are set up by `Irq`.
+        capabilities: everything that was said of it, as it came.
+    """
+
+    index: int
+    flags: RegionFlags
+    size: int
+    offset: int
+    areas: tuple[Area, ...]
+    type: RegionType | None
+    msix_mappable: bool
+    capabilities: tuple[Capability, ...]
+
+    @classmethod
+    def parse(cls, data: bytes) -> Self:
+        """Reads a struct vfio_region_info, and what follows it.
+
+        Raises:
+            CapabilityError: the capabilities make no sense.
+            ValueError: it is cut short.
+        """
+        reply = _REGION.unpack(data)
+        flags = RegionFlags(reply.integer("flags"))
+        size = reply.integer("size")
+        chain: tuple[Capability, ...] = ()
+        if RegionFlags.CAPABILITIES in flags:
+            chain = capabilities.walk(data, reply.integer("cap_offset"), _REGION.size)
+        areas = capabilities.sparse_areas(chain, size)
+        if RegionFlags.MMAP not in flags or not size:
+            areas = ()
+        elif areas is None:
+            areas = (Area(0, size),)
+        return cls(
+            reply.integer("index"),
+            flags,
+            size,
+            reply.integer("offset"),
+            areas,
+            capabilities.region_type(chain),
+            capabilities.is_msix_mappable(chain),
+            chain,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class IrqInfo:
+    """What a device says about interrupts of one kind.
+
+    Attributes:
+        index: which kind; for PCI devices see `PciIrq`.
+        flags: how they behave.
+        count: how many vectors there are; 0 for a kind that the device does not have.
+    """
+
+    index: int
+    flags: IrqFlags
+    count: int

@@ -1,0 +1,179 @@
+"""Interrupts of a device, delivered by eventfds."""
+
+from __future__ import annotations
+
+import errno
+import struct
+from typing import TYPE_CHECKING
+
+from pyluo._sys import Ioctl, constant
+from pyluo.errors import LuoError
+from pyluo.vfio.requests import fileno, request, subject
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pyluo._sys import Reply
+    from pyluo.descriptor import Descriptor
+    from pyluo.vfio.device import VfioDevice
+    from pyluo.vfio.info import IrqInfo
+
+__all__ = ["Irq"]
+
+_SET = Ioctl("VFIO_DEVICE_SET_IRQS", "vfio_irq_set", size="argsz")
+_NONE = constant("VFIO_IRQ_SET_DATA_NONE")
+_BOOL = constant("VFIO_IRQ_SET_DATA_BOOL")
+_EVENTFD = constant("VFIO_IRQ_SET_DATA_EVENTFD")
+_MASK = constant("VFIO_IRQ_SET_ACTION_MASK")
+_UNMASK = constant("VFIO_IRQ_SET_ACTION_UNMASK")
+_TRIGGER = constant("VFIO_IRQ_SET_ACTION_TRIGGER")
+
+
+class Irq:
+    """The interrupts of one kind of a device, as `VfioDevice.irq` gives them.
+
+    The kernel keeps a reference of every eventfd it is given, until it is given another one, the
+    kind is disabled, or the device closed.
+
+    Attributes:
+        info: what the device says about them.
+
+    Source: include/uapi/linux/vfio.h, VFIO_DEVICE_SET_IRQS. Linux 3.6.
+    """
+
+    __slots__ = ("_device", "info")
+
+    def __init__(self, device: VfioDevice, info: IrqInfo) -> None:
+        self._device = device
+        self.info = info
+
+    def enable(self, eventfds: Sequence[Descriptor | int | None], *, first: int = 0) -> None:
+        """Has vectors signal eventfds, and switches this kind of interrupts on.
+
+        With `IrqFlags.NORESIZE`, name all vectors that will ever be wanted in the first call. When
+        this fails, the vectors it names are off.
+
+        Args:
+            eventfds: one for each vector from `first` on; None for a vector that signals nobody.
+            first: the number of the first vector.
+
+        Raises:
+            LuoError: EINVAL, another kind is on: of INTx, MSI and MSI-X one at a time; or the
+                device has no such vectors; or they were not among those first enabled. ENOSPC, the
+                system has too few vectors left: the hint says how many. EBUSY, the device shares
+                INTx with one that cannot.
+        """
+        self._refuse_beyond(first, len(eventfds))
+        if not eventfds:
+            raise ValueError("no eventfd: `disable()` switches this kind of interrupts off")
+        numbers = [fileno(eventfd) for eventfd in eventfds]
+        data = struct.pack(f"={len(numbers)}i", *numbers)
+        reply = self._set(_EVENTFD | _TRIGGER, first, len(numbers), data)
+        if reply.result > 0:
+            raise LuoError(
+                errno.ENOSPC,
+                _SET.name,
+                self._subject(first, len(numbers)),
+                f"There are only {reply.result} vectors to be had: enable no more",
+            )
+
+    def disable(self) -> None:
+        """Switches this kind of interrupts off, all vectors of it.
+
+        Raises:
+            LuoError: EINVAL, it is not on.
+        """
+        self._set(_NONE | _TRIGGER, 0, 0)
+
+    def set_eventfd(self, vector: int, eventfd: Descriptor | int | None) -> None:
+        """Has one vector signal another eventfd, or nobody; the others stay as they are.
+
+        Raises:
+            LuoError: as for `enable`.
+        """
+        self.enable([eventfd], first=vector)
+
+    def mask(self, vector: int = 0) -> None:
+        """Keeps a vector from signalling until it is unmasked.
+
+        Raises:
+            LuoError: ENOTTY, the kernel can mask INTx alone; EINVAL, it is not on.
+        """
+        self._set(_NONE | _MASK, vector, 1)
+
+    def unmask(self, vector: int = 0) -> None:
+        """Lets a vector signal again; one that is pending does so at once.
+
+        Raises:
+            LuoError: as for `mask`.
+        """
+        self._set(_NONE | _UNMASK, vector, 1)
+
+    def set_unmask_eventfd(self, eventfd: Descriptor | int | None, vector: int = 0) -> None:
+        """Has the kernel unmask a vector whenever an eventfd is signalled; None ends it.
+
+        Raises:
+            LuoError: as for `mask`; EBUSY, an eventfd is set for it already.
+        """
+        self._set(_EVENTFD | _UNMASK, vector, 1, struct.pack("=i", fileno(eventfd)))
+
+    def set_mask_eventfd(self, eventfd: Descriptor | int | None, vector: int = 0) -> None:
+        """Has the kernel mask a vector whenever an eventfd is signalled; None ends it.
+
+        Raises:
+            LuoError: ENOTTY, vfio-pci does not do it, up to Linux 7.3.
+        """
+        self._set(_EVENTFD | _MASK, vector, 1, struct.pack("=i", fileno(eventfd)))
+
+    def trigger(self, first: int = 0, count: int = 1) -> None:
+        """Signals the eventfds of vectors as an interrupt would; the device knows nothing of it.
+
+        Vectors without an eventfd are passed over.
+
+        Raises:
+            LuoError: EINVAL, this kind of interrupts is not on, or has no such vectors.
+        """
+        self._refuse_beyond(first, count)
+        if count < 1:
+            raise ValueError(f"{count} vectors: at least one is triggered")
+        self._set(_NONE | _TRIGGER, first, count)
+
+    def trigger_each(self, wanted: Sequence[bool], *, first: int = 0) -> None:
+        """Signals the eventfds of those vectors, from `first` on, for which `wanted` is true.
+
+        Raises:
+            LuoError: as for `trigger`.
+        """
+        self._refuse_beyond(first, len(wanted))
+        if not wanted:
+            raise ValueError("no vector: at least one is named")
+        self._set(_BOOL | _TRIGGER, first, len(wanted), bytes(map(bool, wanted)))
+
+    def _refuse_beyond(self, first: int, count: int) -> None:
+        if first < 0 or count < 0 or first + count > self.info.count:
+            raise ValueError(
+                f"vectors {first} to {first + count - 1} of {self._subject()}, which has "
+                f"{self.info.count}"
+            )
+
+    def _set(self, flags: int, first: int, count: int, data: bytes = b"") -> Reply:
+        return request(
+            self._device,
+            _SET,
+            self._detail(first, count),
+            data,
+            flags=flags,
+            index=self.info.index,
+            start=first,
+            count=count,
+        )
+
+    def _detail(self, first: int = 0, count: int = 0) -> str:
+        vectors = f", {count} vectors from {first}" if count else ""
+        return f"interrupt {self.info.index}{vectors}"
+
+    def _subject(self, first: int = 0, count: int = 0) -> str:
+        return subject(self._device, self._detail(first, count))
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.info.index} of {self._device}>"

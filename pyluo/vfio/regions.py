@@ -1,0 +1,278 @@
+"""Regions of a device: its registers and memory, by system call and by mapping."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from typing import TYPE_CHECKING, Self
+
+from pyluo._sys import Exported, Ioctl, constant, raising
+from pyluo.errors import LuoError
+from pyluo.vfio.info import RegionFlags
+from pyluo.vfio.registers import Registers
+from pyluo.vfio.requests import fileno, request, subject
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from pyluo._sys import Buffer
+    from pyluo.descriptor import Descriptor
+    from pyluo.vfio.capabilities import Area
+    from pyluo.vfio.device import VfioDevice
+    from pyluo.vfio.info import RegionInfo
+
+__all__ = ["Region", "RegionMapping"]
+
+_IOEVENTFD = Ioctl("VFIO_DEVICE_IOEVENTFD", "vfio_device_ioeventfd", size="argsz")
+_IOEVENTFD_WIDTHS = {
+    8: constant("VFIO_DEVICE_IOEVENTFD_8"),
+    16: constant("VFIO_DEVICE_IOEVENTFD_16"),
+    32: constant("VFIO_DEVICE_IOEVENTFD_32"),
+    64: constant("VFIO_DEVICE_IOEVENTFD_64"),
+}
+_WIDTHS = tuple(_IOEVENTFD_WIDTHS)
+
+
+class Region(Registers):
+    """A region of a device, as `VfioDevice.region` gives it.
+
+    Registers are read and written by one system call each; after `map`, without one. An access
+    through a system call wakes a device in low power, and fails with EIO where one through a
+    mapping would kill the process.
+
+    Attributes:
+        info: what the device says about it.
+
+    Source: drivers/vfio/pci/vfio_pci_rdwr.c. Linux 3.6.
+    """
+
+    __slots__ = ("_device", "info")
+
+    widths = _WIDTHS
+
+    def __init__(self, device: VfioDevice, info: RegionInfo) -> None:
+        self._device = device
+        self.info = info
+
+    def read(self, length: int, offset: int) -> bytes:
+        """Exactly `length` bytes from `offset`, in accesses of the width that the kernel chooses.
+
+        Raises:
+            ValueError: the range does not lie within the region.
+            LuoError: EIO, memory access is off in the device's command register, or it is in D3;
+                EINVAL, the region cannot be read; EBUSY, somebody else has the BAR.
+        """
+        self._check(offset, length)
+        chunks = []
+        with raising("pread", self._subject(f"{length} bytes at {offset:#x}")):
+            while length:
+                chunk = os.pread(self._device.fileno(), length, self.info.offset + offset)
+                if not chunk:
+                    raise OSError(errno.EIO, "")
+                chunks.append(chunk)
+                offset += len(chunk)
+                length -= len(chunk)
+        return b"".join(chunks)
+
+    def write(self, data: Buffer, offset: int) -> None:
+        """Writes all of `data` at `offset`, in accesses of the width that the kernel chooses.
+
+        Raises:
+            ValueError: the range does not lie within the region.
+            LuoError: as for `read`; EINVAL, the region cannot be written to.
+        """
+        view = memoryview(data).cast("B")
+        self._check(offset, len(view))
+        with raising("pwrite", self._subject(f"{len(view)} bytes at {offset:#x}")):
+            while view:
+                written = os.pwrite(self._device.fileno(), view, self.info.offset + offset)
+                if not written:
+                    raise OSError(errno.EIO, "")
+                view = view[written:]
+                offset += written
+
+    def map(self, area: Area | None = None) -> RegionMapping:
+        """Maps an area, so that its registers can be accessed without a system call.
+
+        Closing the device closes the mapping.
+
+        Args:
+            area: one of `info.areas`; without it the only one.
+
+        Raises:
+            ValueError: it is none of the areas, there is more than one or none to choose from, or
+                it does not begin at a page.
+            LuoError: EBUSY, somebody else has the BAR; EINVAL, the kernel maps nothing there.
+        """
+        if area is None:
+            if len(self.info.areas) != 1:
+                raise ValueError(
+                    f"{self._subject()} has {len(self.info.areas)} areas that can be mapped"
+                )
+            (area,) = self.info.areas
+        if area not in self.info.areas:
+            allowed = ", ".join(map(str, self.info.areas)) or "nothing"
+            raise ValueError(f"{area} of {self._subject()}: what can be mapped is {allowed}")
+        return RegionMapping(self._device, self.info, area)
+
+    def set_ioeventfd(
+        self, offset: int, bits: int, value: int, eventfd: Descriptor | int | None
+    ) -> None:
+        """Has the kernel write a value to a register whenever an eventfd is signalled.
+
+        Args:
+            offset: of the register.
+            bits: its width: 8, 16, 32 or 64.
+            value: what is written.
+            eventfd: which eventfd, of which the kernel keeps a reference; None ends it for the same
+                register and value.
+
+        Raises:
+            ValueError: as for an access of that width.
+            LuoError: EEXIST, an eventfd is set for this register and value; ENODEV, none is to be
+                taken back; EINVAL, no BAR, or the MSI-X table; ENOSPC, over 1000 of them.
+
+        Source: include/uapi/linux/vfio.h, VFIO_DEVICE_IOEVENTFD. Linux 4.17.
+        """
+        self._check_access(offset, bits, value)
+        request(
+            self._device,
+            _IOEVENTFD,
+            f"{self._name()}, {value:#x} to {offset:#x}",
+            flags=_IOEVENTFD_WIDTHS[bits],
+            offset=self.info.offset + offset,
+            data=value,
+            fd=fileno(eventfd),
+        )
+
+    def _load(self, offset: int, bits: int) -> int:
+        self._check_access(offset, bits)
+        with raising("pread", self._subject(f"{bits} bits at {offset:#x}")):
+            data = os.pread(self._device.fileno(), bits // 8, self.info.offset + offset)
+            if len(data) * 8 != bits:
+                raise OSError(errno.EIO, "")
+        return int.from_bytes(data, "little")
+
+    def _store(self, offset: int, bits: int, value: int) -> None:
+        self._check_access(offset, bits, value)
+        data = value.to_bytes(bits // 8, "little")
+        with raising("pwrite", self._subject(f"{bits} bits at {offset:#x}")):
+            if os.pwrite(self._device.fileno(), data, self.info.offset + offset) != len(data):
+                raise OSError(errno.EIO, "")
+
+    def _check_access(self, offset: int, bits: int, value: int = 0) -> None:
+        if bits not in self.widths:
+            raise ValueError(f"an access of {bits} bits: {self.widths} are possible")
+        if offset % (bits // 8):
+            raise ValueError(f"{bits} bits at {offset:#x}: the offset is no multiple of the width")
+        if value < 0 or value >> bits:
+            raise ValueError(f"{value:#x} does not fit into {bits} bits")
+        self._check(offset, bits // 8)
+
+    def _check(self, offset: int, length: int) -> None:
+        if offset < 0 or length < 0 or offset + length > self.info.size:
+            raise ValueError(
+                f"{length} bytes at {offset:#x} do not lie within {self._subject()} of "
+                f"{self.info.size:#x} bytes"
+            )
+
+    def _name(self) -> str:
+        return f"region {self.info.index}"
+
+    def _subject(self, detail: str = "") -> str:
+        name = subject(self._device, self._name())
+        return f"{name}: {detail}" if detail else name
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.info.index} of {self._device}>"
+
+
+class RegionMapping(Registers):
+    """A mapped area of a region. Offsets are those of the region.
+
+    The kernel takes the memory away while memory access is off in the device's command register,
+    while the device is in D3 or in low power: an access then kills the process by SIGBUS. pyluo
+    prevents that where it knows: it refuses an access in low power, and to switch memory access off
+    by `ConfigSpace.command` while there are mappings.
+
+    It keeps the device's file open: a device whose descriptor was given up with `detach` stays
+    bound until its mappings are closed too.
+
+    Attributes:
+        area: what of the region it is.
+    """
+
+    __slots__ = ("__weakref__", "_device", "_exported", "_memory", "area")
+
+    def __init__(self, device: VfioDevice, info: RegionInfo, area: Area) -> None:
+        writable = RegionFlags.WRITE in info.flags
+        place = info.offset + area.offset
+        if place % mmap.ALLOCATIONGRANULARITY:
+            raise ValueError(f"{area} of region {info.index} does not begin at a page")
+        with raising("mmap", subject(device, f"region {info.index}: {area}")):
+            self._memory = mmap.mmap(
+                device.fileno(),
+                area.size,
+                access=mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ,
+                offset=place,
+            )
+        self._exported = Exported(self._memory, writable=writable)
+        self._device = device
+        self.area = area
+        device.add_mapping(self)
+
+    @property
+    def address(self) -> int:
+        """Where the area begins in this process, such as for a memory slot of KVM.
+
+        Raises:
+            ValueError: it is closed.
+        """
+        if self.closed:
+            raise ValueError("the mapping is closed")
+        return self._exported.address
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is closed."""
+        return self._memory.closed
+
+    def close(self) -> None:
+        """Unmaps it; a second time does nothing."""
+        self._exported.release()
+        self._memory.close()
+        self._device.drop_mapping(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _load(self, offset: int, bits: int) -> int:
+        self._refuse_asleep()
+        return self._exported.load(offset - self.area.offset, bits)
+
+    def _store(self, offset: int, bits: int, value: int) -> None:
+        self._refuse_asleep()
+        self._exported.store(offset - self.area.offset, bits, value)
+
+    def _refuse_asleep(self) -> None:
+        if self._device.may_sleep:
+            raise LuoError(
+                errno.EIO,
+                "mmap",
+                f"{self._device}, a mapped region",
+                "The device is in low power, where this access would end the process by SIGBUS; "
+                "`VfioDevice.low_power.exit()` comes first",
+            )
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"{self.area}"
+        return f"<{type(self).__name__} {state} of {self._device}>"

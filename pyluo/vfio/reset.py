@@ -1,0 +1,100 @@
+"""Resets: of a device alone, and of all that share its bus or slot."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pyluo._sys import Ioctl, Struct, constant, plain_ioctl
+from pyluo.errors import NotBoundError, from_errno
+from pyluo.vfio.requests import attempt, request, subject
+
+if TYPE_CHECKING:
+    from pyluo._sys import Reply
+    from pyluo.vfio.device import VfioDevice
+
+__all__ = ["AffectedDevice", "HotResetInfo", "hot_reset", "hot_reset_info", "reset"]
+
+_RESET = "VFIO_DEVICE_RESET"
+_INFO = Ioctl("VFIO_DEVICE_GET_PCI_HOT_RESET_INFO", "vfio_pci_hot_reset_info", size="argsz")
+_HOT_RESET = Ioctl("VFIO_DEVICE_PCI_HOT_RESET", "vfio_pci_hot_reset", size="argsz")
+_AFFECTED = Struct("vfio_pci_dependent_device")
+_BY_ID = constant("VFIO_PCI_HOT_RESET_FLAG_DEV_ID")
+_ALL_OWNED = constant("VFIO_PCI_HOT_RESET_FLAG_DEV_ID_OWNED")
+_OWNED = constant("VFIO_PCI_DEVID_OWNED")
+_NOT_OWNED = constant("VFIO_PCI_DEVID_NOT_OWNED") & 0xFFFF_FFFF
+
+_ROOM = 8  # devices; doubled until they fit
+_ROOM_LIMIT = 1 << 16  # no PCI domain has more
+
+
+@dataclass(frozen=True, slots=True)
+class AffectedDevice:
+    """A device that a hot reset would reset too.
+
+    Attributes:
+        address: such as ``0000:01:00.0``.
+        owned: whether this iommufd has it: bound to it, or in an IOMMU group with one that is.
+        id: its number in the iommufd; None if it is not bound to it.
+    """
+
+    address: str
+    owned: bool
+    id: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class HotResetInfo:
+    """What a hot reset would reset.
+
+    Attributes:
+        devices: all of them, this one among them.
+        possible: whether all of them are owned, without which no hot reset is done.
+    """
+
+    devices: tuple[AffectedDevice, ...]
+    possible: bool
+
+
+def reset(device: VfioDevice) -> None:
+    """Resets the function alone; see `VfioDevice.reset`."""
+    if not device.bound:
+        raise NotBoundError(errno.EINVAL, _RESET, str(device))
+    plain_ioctl(_RESET, device.fileno(), str(device))
+
+
+def hot_reset(device: VfioDevice) -> None:
+    """Resets the bus or slot; see `VfioDevice.hot_reset`."""
+    request(device, _HOT_RESET)
+
+
+def hot_reset_info(device: VfioDevice) -> HotResetInfo:
+    """What a hot reset would reset; see `VfioDevice.hot_reset_info`."""
+    room = _ROOM
+    while True:
+        reply = attempt(device, _INFO, "", bytes(room * _AFFECTED.size))
+        # Too little room is an error here, unlike for other information.
+        if reply.errno != errno.ENOSPC or room >= _ROOM_LIMIT:
+            break
+        room *= 2
+    if reply.errno:
+        raise from_errno(reply.errno, _INFO.name, subject(device, ""))
+    return _parse(reply)
+
+
+def _parse(reply: Reply) -> HotResetInfo:
+    data, flags = reply.data(), reply.integer("flags")
+    by_id = bool(flags & _BY_ID)  # otherwise it is a group's number
+    devices = []
+    for index in range(reply.integer("count")):
+        one = _AFFECTED.unpack(data, _INFO.struct.size + index * _AFFECTED.size)
+        bus, devfn, number = one.integer("bus"), one.integer("devfn"), one.integer("devid")
+        devices.append(
+            AffectedDevice(
+                f"{one.integer('segment'):04x}:{bus:02x}:{devfn >> 3:02x}.{devfn & 7}",
+                by_id and number != _NOT_OWNED,
+                number if by_id and number not in (_OWNED, _NOT_OWNED) else None,
+            )
+        )
+    return HotResetInfo(tuple(devices), bool(flags & _ALL_OWNED))

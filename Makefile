@@ -1,6 +1,7 @@
 # make demo    see a live update; sets up what it needs
 # make test    lint, the tests without a guest, the tests with one
 # make soak    the state machine and the descriptor store for hours: see SOAK_* below
+# make bench   times, as parts of one another: see BENCH_ROUNDS below
 # make lint    ruff, mypy, import-linter
 # make clean   remove what the others made here; the kernels in the cache stay
 
@@ -17,8 +18,11 @@ PACKAGES := python3-venv python3-dev gcc libc6-dev make \
 SOAK_HOPS ?= 500
 SOAK_STEPS ?= 20000
 
+# How often each is measured.
+BENCH_ROUNDS ?= 5
+
 .DELETE_ON_ERROR:
-.PHONY: demo test soak lint clean packages
+.PHONY: demo test soak bench lint clean packages
 
 demo: packages $(BIN)/.vm
 	@$(BIN)/pyluo demo
@@ -32,6 +36,9 @@ soak: packages $(BIN)/.dev
 	PYLUO_STORE_HOPS=$(SOAK_HOPS) PYLUO_MACHINE_STEPS=$(SOAK_STEPS) $(BIN)/pytest -rA \
 		vm-tests/test_fdstore.py::test_a_store_is_renewed_hop_after_hop_and_nothing_is_lost \
 		vm-tests/test_state_machine.py
+
+bench: packages $(BIN)/.vm
+	$(BIN)/python benchmarks/handoff.py --rounds $(BENCH_ROUNDS)
 
 lint: packages $(BIN)/.dev
 	$(BIN)/ruff check

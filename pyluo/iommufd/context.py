@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 from pyluo._sys import Ioctl, constant, raising
 from pyluo.descriptor import OwnedFd, require_device
-from pyluo.errors import from_errno
+from pyluo.errors import LuoError, from_errno
 from pyluo.iommufd.events import FaultQueue
 from pyluo.iommufd.ioas import Ioas
 
@@ -32,6 +32,12 @@ _OP_GET = constant("IOMMU_OPTION_OP_GET")
 _VFIO_GET = constant("IOMMU_VFIO_IOAS_GET")
 _VFIO_SET = constant("IOMMU_VFIO_IOAS_SET")
 _VFIO_CLEAR = constant("IOMMU_VFIO_IOAS_CLEAR")
+
+_GONE = (
+    "With accounting by process, the kernels up to 7.3 answer so when the process that mapped the "
+    "memory is gone, as after exec: the memory is this process's now, but stays charged to it. "
+    "Hand over by socket while the old process lives, or account by user"
+)
 
 
 class Accounting(enum.Enum):
@@ -173,11 +179,30 @@ class IommuFd(OwnedFd):
             UserMappingError: EINVAL, something is mapped by its address in a process; memory that
                 is to move is mapped by file.
             LuoError: ENOMEM, this process's RLIMIT_MEMLOCK, or its user's, has no room for it;
-                EBUSY, a map or unmap is running: try again.
+                EBUSY, a map or unmap is running: try again; EINVAL, with `Accounting.PROCESS` the
+                process that mapped the memory is gone. The kernels up to 7.3 warn then, and have
+                moved it all the same, except that this process is charged for ever.
 
         Source: include/uapi/linux/iommufd.h, IOMMU_IOAS_CHANGE_PROCESS. Linux 6.14.
         """
-        _CHANGE_PROCESS(self.fileno())
+        reply = _CHANGE_PROCESS.attempt(self.fileno())
+        if not reply.errno:
+            return
+        by_address = self._mapped_by_address()
+        by_process = not by_address and self.accounting is Accounting.PROCESS
+        if reply.errno == errno.EINVAL and by_process:
+            raise LuoError(reply.errno, _CHANGE_PROCESS.name, hint=_GONE)
+        raise from_errno(reply.errno, _CHANGE_PROCESS.name, by_address)
+
+    def _mapped_by_address(self) -> str:
+        """What is known to be mapped by its address, in words; empty if nothing is."""
+        return ", ".join(
+            f"{mapping.range} of {ioas}"
+            for ioas in self._objects.values()
+            if isinstance(ioas, Ioas)
+            for mapping in ioas.mappings
+            if mapping.file is None
+        )
 
     @property
     def vfio_ioas(self) -> Ioas | None:

@@ -288,6 +288,7 @@ class InvalidationError(LuoError):
         handled: how many entries were carried out before the one that failed.
     """
 
+    default_hint = "Those before it were carried out: see `handled`"
     handled = 0
 
 
@@ -313,8 +314,8 @@ class DeviceInUseError(LuoError):
     """Somebody else has this device: another open file, a VFIO group, or whoever opened it."""
 
     default_hint = (
-        "It is bound through another open file, in this process or another, or its group is open; "
-        "one file has it at a time, and closing that one gives it free"
+        "Another open file has it, in this process or another, or its group is open; one file has "
+        "it at a time, and closing that one gives it free"
     )
 
 
@@ -396,8 +397,7 @@ _CLASSES: dict[tuple[str, int], type[LuoError]] = {
     ("VFIO_DEVICE_BIND_IOMMUFD", _errno.EPERM): LuoPermissionError,
     ("VFIO_DEVICE_BIND_IOMMUFD", _errno.EACCES): LuoPermissionError,
     ("VFIO_DEVICE_GET_INFO", _errno.EINVAL): NotBoundError,
-    ("VFIO_DEVICE_FEATURE", _errno.ENOTTY): FeatureNotSupportedError,
-    ("VFIO_DEVICE_FEATURE", _errno.EOPNOTSUPP): FeatureNotSupportedError,
+    ("VFIO_DEVICE_FEATURE_DMA_LOGGING_START", _errno.E2BIG): LuoError,
 }
 
 _LOST = (
@@ -555,6 +555,9 @@ _HINTS: dict[tuple[str, int], str] = {
     ("VFIO_DEVICE_SET_IRQS", _errno.EBUSY): (
         "An eventfd is set for it already; or the device shares INTx with one that cannot share"
     ),
+    ("VFIO_DEVICE_SET_IRQS", _errno.ENOSPC): (
+        "The system has no interrupt vectors left for all of them: enable fewer"
+    ),
     ("VFIO_DEVICE_SET_IRQS", _errno.EBADF): "The descriptor is not open, or of no eventfd",
     ("VFIO_DEVICE_RESET", _errno.EINVAL): (
         "The device cannot be reset alone, see `DeviceInfo.flags`; `hot_reset` may do"
@@ -565,7 +568,43 @@ _HINTS: dict[tuple[str, int], str] = {
     ("VFIO_DEVICE_PCI_HOT_RESET", _errno.EINVAL): (
         "A device on the same bus or slot is not owned by this iommufd: `hot_reset_info` names it"
     ),
+    ("VFIO_DEVICE_PCI_HOT_RESET", _errno.ENOTTY): (
+        "The bus was reset, and the kernel did not see its link come back: see dmesg"
+    ),
     ("VFIO_DEVICE_PCI_HOT_RESET", _errno.EBUSY): "One of the devices is being accessed: try again",
+    ("VFIO_DEVICE_FEATURE_DMA_BUF", _errno.ENOTTY): "The kernel needs CONFIG_VFIO_PCI_DMABUF",
+    ("VFIO_DEVICE_FEATURE_DMA_BUF", _errno.EINVAL): (
+        "Every area has to be of whole pages, and to lie within the BAR"
+    ),
+    ("VFIO_DEVICE_FEATURE_DMA_BUF", _errno.ENODEV): (
+        "The region is no BAR, has nothing in it, or another driver has it"
+    ),
+    ("VFIO_DEVICE_FEATURE_DMA_LOGGING_START", _errno.E2BIG): (
+        "Too many ranges for the device: merge those that lie side by side"
+    ),
+    ("VFIO_DEVICE_FEATURE_DMA_LOGGING_START", _errno.EINVAL): (
+        "Ranges overlap or are not aligned to the page size, there is none, or logging is on"
+    ),
+    ("VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT", _errno.EINVAL): (
+        "Logging is off, or the page size is no power of two from 4096 on"
+    ),
+    ("VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE", _errno.EINVAL): (
+        "The device has no such state, or no way leads there from where it is; "
+        "`Migration.state` tells where that is now"
+    ),
+    ("VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2", _errno.EINVAL): "The device has no PRE_COPY state",
+    ("VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY", _errno.EINVAL): (
+        "The device may sleep already: `low_power.exit()` ends that"
+    ),
+    ("VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY_WITH_WAKEUP", _errno.EINVAL): (
+        "The device may sleep already (`low_power.exit()` ends that), or that is no eventfd"
+    ),
+    ("VFIO_DEVICE_FEATURE_PCI_VF_TOKEN", _errno.ENOTTY): (
+        "Only a physical function with SR-IOV has a token"
+    ),
+    ("VFIO_DEVICE_FEATURE_BUS_MASTER", _errno.ENOTTY): (
+        "It is for devices of the CDX bus; PCI devices have `ConfigSpace.set_bus_master`"
+    ),
     ("VFIO_DEVICE_IOEVENTFD", _errno.EEXIST): "An eventfd is set for this register and value",
     ("VFIO_DEVICE_IOEVENTFD", _errno.ENODEV): "None is set for this register and value",
     ("VFIO_DEVICE_IOEVENTFD", _errno.EINVAL): "Only registers of a BAR, outside the MSI-X table",
@@ -588,6 +627,11 @@ def _common(errno: int, operation: str) -> type[LuoError]:
     """What an errno means to all requests alike, by the conventions of the uAPI headers."""
     if operation.endswith(" handoff"):
         return HandoffError
+    if operation.startswith("VFIO_DEVICE_FEATURE_") and errno in (
+        _errno.ENOTTY,
+        _errno.EOPNOTSUPP,
+    ):
+        return FeatureNotSupportedError
     if errno == _errno.E2BIG:
         return KernelTooOldError
     if operation.startswith("IOMMU_"):

@@ -279,6 +279,7 @@ def test_a_name_to_meet_under_is_for_one_user_and_gone_afterwards(tmp_path: Path
     with handoff.listen(path) as listener:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         with handoff.connect(path) as theirs:
+            assert theirs.gettimeout() is None
             ours, _ = listener.accept()
             with ours, hand_over((ours, theirs), {}, b"state") as received:
                 assert received.state == b"state"
@@ -286,8 +287,10 @@ def test_a_name_to_meet_under_is_for_one_user_and_gone_afterwards(tmp_path: Path
 
 
 def test_a_listener_does_not_wait_for_ever(tmp_path: Path) -> None:
-    with handoff.listen(tmp_path / "socket", timeout=0.01) as listener, pytest.raises(TimeoutError):
-        listener.accept()
+    with handoff.listen(tmp_path / "socket", timeout=0.01) as listener:
+        assert listener.gettimeout() == 0.01
+        with pytest.raises(TimeoutError):
+            listener.accept()
 
 
 def test_a_name_that_nobody_listens_at_is_an_error(tmp_path: Path) -> None:
@@ -474,18 +477,38 @@ def test_an_error_of_the_caller_is_told_to_the_other_side(pair: Pair) -> None:
     assert "RuntimeError: of the caller" in str(sent)
 
 
-def test_a_process_that_hangs_up_does_not_kill_this_one_by_a_signal(pair: Pair) -> None:
+def test_a_refusal_does_not_wait_for_room_in_the_socket(pair: Pair) -> None:
+    def late(*_: object) -> None:
+        raise RuntimeError("it waits")
+
     ours, theirs = pair
-
-    def sender() -> None:
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-        send_packet(theirs, READY)
-        theirs.shutdown(socket.SHUT_RDWR)
+    send_packet(theirs, READY)
+    ours.setblocking(False)
+    with suppress(BlockingIOError):
+        while True:
+            ours.send(b"unheard")
+    ours.setblocking(True)
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(5)
+    try:
         with pytest.raises(HandoffError) as caught:
-            handoff.send(ours, {})
-        assert caught.value.errno in (errno.EPIPE, errno.ECONNRESET)
+            handoff.send(ours, {}, allow=lambda peer: False, timeout=None)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    assert caught.value.errno == errno.EPERM
 
-    assert succeeded(in_child(sender))
+
+def test_a_reason_is_heard_though_the_other_side_has_hung_up_on_something_unheard(
+    pair: Pair,
+) -> None:
+    ours, theirs = pair
+    theirs.send(b"unheard")
+    feed(ours, [(packed("REFUSED", errno.EPERM) + b"a reason", [])])
+    ours.close()
+    with pytest.raises(HandoffError, match="a reason") as caught:
+        handoff.send(theirs, {})
+    assert caught.value.errno == errno.EPERM
 
 
 @pytest.mark.parametrize("side", ["sender", "receiver"])
@@ -516,6 +539,26 @@ def test_a_receiver_that_gave_up_cannot_be_committed_to(pair: Pair, recorded: Re
     with pytest.raises(BrokenPipeError):
         feed(ours, recorded.sender[-1:])
     assert [kind for kind, _, _ in heard(ours)] == ["READY", "WANT", "COMPLETE", "REFUSED"]
+
+
+def test_a_receiver_that_was_interrupted_cannot_be_committed_to(recorded: Recorded) -> None:
+    class Interrupted(socket.socket):
+        left = 2
+
+        def recvmsg(self, *arguments: int) -> Any:
+            if not self.left:
+                raise KeyboardInterrupt
+            self.left -= 1
+            return super().recvmsg(*arguments)
+
+    with ExitStack() as stack:
+        ours, end = new_pair(stack)
+        interrupted = stack.enter_context(Interrupted(fileno=end.detach()))
+        feed(ours, recorded.sender[:-1])
+        with pytest.raises(KeyboardInterrupt):
+            handoff.receive(interrupted)
+        with pytest.raises(BrokenPipeError):
+            feed(ours, recorded.sender[-1:])
 
 
 def test_a_commit_that_comes_as_the_receiver_gives_up_counts(recorded: Recorded) -> None:
@@ -731,8 +774,14 @@ def recorded() -> Iterator[Recorded]:
         yield record
 
 
-READY = struct.pack("<8sHHI", b"pyluoHOP", 1, 1, 0)
 KINDS = ["", "READY", "OFFER", "WANT", "FILES", "COMPLETE", "COMMIT", "REFUSED"]
+
+
+def packed(kind: str, number: int) -> bytes:
+    return struct.pack("<8sHHI", b"pyluoHOP", 1, KINDS.index(kind), number)
+
+
+READY = packed("READY", 0)
 
 
 def feed(end: socket.socket, packets: Sequence[Sent]) -> None:
@@ -785,6 +834,39 @@ def test_a_packet_cut_at_any_byte_is_refused(recorded: Recorded) -> None:
                 assert refusal(cut), (index, length)
 
 
+@pytest.mark.parametrize("index", range(3))
+@pytest.mark.parametrize("side", ["sender", "receiver"])
+def test_a_packet_that_says_something_else_is_refused(
+    recorded: Recorded, side: str, index: int
+) -> None:
+    packets = getattr(recorded, side)
+    refusal = recorded.refusal_to_receive if side == "sender" else recorded.refusal_to_send
+    data, fds = packets[index]
+    magic, version, kind, number = struct.unpack("<8sHHI", data)
+    changed = [
+        *((magic, version, other, number) for other in range(9) if other not in (kind, 7)),
+        *((magic, version, kind, (number + more) % (1 << 32)) for more in (-1, 1)),
+        (magic[::-1], version, kind, number),
+    ]
+    said = [*(struct.pack("<8sHHI", *fields) for fields in changed), data + b"x", data + data]
+    for each in [*said, data.ljust(5000)]:
+        error = refusal([*packets[:index], (each, fds), *packets[index + 1 :]])
+        assert error is not None, each
+        assert error.errno == errno.EBADMSG
+
+
+def test_a_reason_longer_than_any_is_none(pair: Pair) -> None:
+    feed(pair[0], [(packed("REFUSED", errno.EPERM) + b"a" * 5000, [])])
+    with pytest.raises(HandoffError, match="longer than any") as caught:
+        handoff.receive(pair[1])
+    assert caught.value.errno == errno.EBADMSG
+
+
+def test_a_commit_after_nonsense_does_not_count(recorded: Recorded) -> None:
+    offer, files, commit = recorded.sender
+    assert recorded.refusal_to_receive([offer, files, (b"nonsense", []), commit])
+
+
 @pytest.mark.parametrize("extra", [1, 250, 253])
 @pytest.mark.parametrize("index", range(3))
 def test_descriptors_that_were_not_announced_are_refused_and_closed(
@@ -826,7 +908,7 @@ def test_another_version_is_told_from_nonsense(pair: Pair, recorded: Recorded) -
 def test_the_reason_of_the_other_side_is_shown_whatever_it_is(
     pair: Pair, number: int, reason: bytes, expected: int, shown: str
 ) -> None:
-    send_packet(pair[1], struct.pack("<8sHHI", b"pyluoHOP", 1, 7, number) + reason)
+    send_packet(pair[1], packed("REFUSED", number) + reason)
     with pytest.raises(HandoffError) as caught:
         handoff.send(pair[0], {})
     assert caught.value.errno == expected
@@ -925,6 +1007,12 @@ def test_a_manifest_cut_at_any_byte_is_refused(recorded: Recorded) -> None:
     for length in range(len(whole)):
         assert refusal_of(recorded, whole[:length])
         assert refusal_of(recorded, with_digest(whole[:length].ljust(72, b"\0")))
+
+
+def test_a_manifest_with_something_after_it_is_refused(recorded: Recorded) -> None:
+    whole = manifest_of(recorded)
+    for more in (b"\0", bytes(5000)):
+        assert refusal_of(recorded, whole + more)
 
 
 def test_a_manifest_with_any_byte_changed_is_refused(recorded: Recorded) -> None:

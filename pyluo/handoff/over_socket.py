@@ -88,7 +88,7 @@ def send(
         Manifest(tuple(entries), state).sealed() as manifest,
         talking(connection, "send handoff", allow, timeout) as talk,
     ):
-        talk.hear(Kind.READY)
+        talk.hear(Kind.READY, 0)
         talk.say(Kind.OFFER, len(numbers), [manifest.fileno()])
         for first in range(0, len(numbers), MOST_FDS):
             talk.hear(Kind.WANT, first)

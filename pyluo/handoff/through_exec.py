@@ -128,7 +128,7 @@ def _duplicate(number: int, stack: ExitStack) -> int:
 
 
 def _parse(value: str) -> int:
-    number = int(value) if value.isascii() and value.isdecimal() and len(value) < 10 else -1
+    number = int(value) if value.isdecimal() and len(value) < 10 else -1
     if number < _FIRST:
         raise HandoffError(
             EBADMSG, _INHERIT, f"{VARIABLE}={value}", "This is no descriptor's number"

@@ -183,7 +183,7 @@ class IommuFd(OwnedFd):
                 process that mapped the memory is gone. The kernels up to 7.3 warn then, and have
                 moved it all the same, except that this process is charged for ever.
 
-        Source: include/uapi/linux/iommufd.h, IOMMU_IOAS_CHANGE_PROCESS. Linux 6.14.
+        Source: include/uapi/linux/iommufd.h, IOMMU_IOAS_CHANGE_PROCESS. Linux 6.13.
         """
         reply = _CHANGE_PROCESS.attempt(self.fileno())
         if not reply.errno:

@@ -96,7 +96,7 @@ class IommuDevice(IommuObject):
             IommuUnsupportedError: EOPNOTSUPP, the IOMMU cannot do what the flags ask.
             LuoError: EADDRINUSE, something is mapped where the device cannot reach; ENOMEM.
 
-        Source: include/uapi/linux/iommufd.h, IOMMU_HWPT_ALLOC. Linux 6.7.
+        Source: include/uapi/linux/iommufd.h, IOMMU_HWPT_ALLOC. Linux 6.6; flags since 6.7.
         """
         number = self._alloc_hwpt(ioas, int(flags), fault_queue, data)
         used = (ioas,) if fault_queue is None else (ioas, fault_queue)

@@ -142,7 +142,8 @@ class _EventObject(IommuObject):
         """Closes the descriptor and destroys the queue; a second time does nothing.
 
         Raises:
-            ObjectInUseError: EBUSY, a HWPT still reports to it; nothing has changed.
+            ObjectInUseError: EBUSY, something still reports to it, and nothing has changed; or the
+                descriptor is open elsewhere too, and only closed here.
         """
         if self._users:
             raise self._in_use()
@@ -178,8 +179,11 @@ class FaultQueue(_EventObject):
     def read(self) -> list[PageFault]:
         """The faults that wait, whole groups of them; none if there are none. It never waits.
 
+        At most a hundred come at once, unless one group has more.
+
         Raises:
-            LuoError: the descriptor was closed.
+            LuoError: ENOMEM; they can be read later.
+            ValueError: the descriptor is closed.
 
         Source: drivers/iommu/iommufd/eventq.c, iommufd_fault_fops_read()
         """
@@ -232,10 +236,11 @@ class VirtualEventQueue(_EventObject):
         self._next = 0
 
     def read(self) -> list[VirtualEvent]:
-        """The events that wait; none if there are none. It never waits.
+        """The events that wait, some at a time; none if there are none. It never waits.
 
         Raises:
-            LuoError: the descriptor was closed.
+            LuoError: ENOMEM; they can be read later.
+            ValueError: the descriptor is closed; or the events are not of the size that was given.
 
         Source: drivers/iommu/iommufd/eventq.c, iommufd_veventq_fops_read()
         """
@@ -285,8 +290,10 @@ def parse_events(data: bytes, event_size: int, expected: int = 0) -> list[Virtua
         expected: the number that the first one has if none was lost.
 
     Raises:
-        ValueError: it ends within one.
+        ValueError: it ends within one, or the size is negative.
     """
+    if event_size < 0:
+        raise ValueError(f"events of {event_size} bytes")
     events = []
     offset = 0
     while offset < len(data):

@@ -67,7 +67,7 @@ class VtdInfo:
         no_read_only_nesting: erratum 772415: a HWPT that is a nesting parent maps nothing
             read-only.
 
-    Source: include/uapi/linux/iommufd.h, struct iommu_hw_info_vtd. Linux 6.7.
+    Source: include/uapi/linux/iommufd.h, struct iommu_hw_info_vtd. Linux 6.6.
     """
 
     cap: int

@@ -265,7 +265,7 @@ class DirtyBitmap:
 class PagingHwpt(IommuObject):
     """A page table that the kernel fills with what is mapped in an IOAS.
 
-    Made by `IommuDevice.alloc_hwpt`. Linux 6.7.
+    Made by `IommuDevice.alloc_hwpt`. Linux 6.6.
     """
 
     noun = "HWPT"

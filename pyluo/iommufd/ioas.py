@@ -256,7 +256,7 @@ class Ioas(IommuObject):
                 the kernel cannot map this kind of file; ESPIPE, the file has no size; ENOSPC, no
                 room for it; ENOMEM, beyond RLIMIT_MEMLOCK, or no memory.
 
-        Source: include/uapi/linux/iommufd.h, IOMMU_IOAS_MAP_FILE. Linux 6.14.
+        Source: include/uapi/linux/iommufd.h, IOMMU_IOAS_MAP_FILE. Linux 6.13; a dma-buf since 6.19.
         """
         with raising("fstat", "the file to map"):
             stat = os.fstat(file.fileno())

@@ -49,7 +49,9 @@ class HwQueueType(enum.IntEnum):
 
 
 class Vdevice(IommuObject):
-    """A device as a vIOMMU's guest knows it. It ends with the device, if not before.
+    """A device as a vIOMMU's guest knows it. It ends with the device.
+
+    Before Linux 6.17 it has to be destroyed first.
 
     Attributes:
         virtual_id: its number in the guest: a stream id, or a requester id.

@@ -18,7 +18,7 @@ from pyluo.vfio.bus import PciDevice
 from pyluo.vfio.config import ConfigSpace
 from pyluo.vfio.dma_logging import DmaLogging
 from pyluo.vfio.features import Features
-from pyluo.vfio.info import DeviceInfo, IrqFlags, IrqInfo, PciRegion, RegionInfo
+from pyluo.vfio.info import DeviceInfo, IrqFlags, IrqInfo, PciIrq, PciRegion, RegionInfo
 from pyluo.vfio.irqs import Irq
 from pyluo.vfio.low_power import LowPower
 from pyluo.vfio.migration import Migration
@@ -46,6 +46,9 @@ _GET_IRQ_INFO = Ioctl("VFIO_DEVICE_GET_IRQ_INFO", "vfio_irq_info", size="argsz")
 _TOKEN = constant("VFIO_DEVICE_BIND_FLAG_TOKEN")
 _ATTACH_PASID = constant("VFIO_DEVICE_ATTACH_PASID")
 _DETACH_PASID = constant("VFIO_DEVICE_DETACH_PASID")
+_WITH_TOKEN = (
+    "The device takes no token, or the kernel does not (Linux 6.17); or another open file has it"
+)
 _RELAXABLE = "direct-relaxable"  # reserved for the host's own driver only
 
 
@@ -194,14 +197,19 @@ class VfioDevice(OwnedFd):
             DeviceInUseError: EINVAL or EBUSY, it is bound or in use through another descriptor.
             LuoPermissionError: EPERM, another iommufd has a device of its IOMMU group, or its
                 interrupts cannot be isolated; EACCES, a token is missing or wrong.
-            LuoError: EAGAIN, it is locked for a moment: try again; EBADFD, no iommufd.
+            LuoError: EAGAIN, it is locked for a moment: try again; EBADFD, no iommufd; EINVAL with
+                a token, the device takes none, or it is bound through another descriptor.
 
         Source: include/uapi/linux/vfio.h, VFIO_DEVICE_BIND_IOMMUFD. Linux 6.6.
         """
         secret: dict[str, int | bytes] = {}
         if token is not None:
             secret = {"flags": _TOKEN, "token_uuid_ptr": token.bytes}
-        reply = _BIND(self.fileno(), str(self), iommufd=iommufd.fileno(), **secret)
+        reply = _BIND.attempt(self.fileno(), iommufd=iommufd.fileno(), **secret)
+        if reply.errno == errno.EINVAL and secret:
+            raise LuoError(errno.EINVAL, _BIND.name, f"{self}, with a token", _WITH_TOKEN)
+        if reply.errno:
+            raise from_errno(reply.errno, _BIND.name, str(self))
         self._bound = True
         known = IommuDevice(iommufd, reply.integer("out_devid"))
         self._relate(known)
@@ -346,8 +354,18 @@ class VfioDevice(OwnedFd):
 
     def irqs(self) -> tuple[Irq, ...]:
         """Its interrupts of all kinds that it has."""
-        kinds = (self.irq(index) for index in range(self.info().irqs))
-        return tuple(irq for irq in kinds if irq.info.count)
+        found = []
+        for index in range(self.info().irqs):
+            try:
+                irq = self.irq(index)
+            except LuoError as error:
+                # Before Linux 7.3 only PCIe devices had this one, and others were refused it.
+                if index != PciIrq.ERROR or error.errno != errno.EINVAL:
+                    raise
+                continue
+            if irq.info.count:
+                found.append(irq)
+        return tuple(found)
 
     @property
     def features(self) -> Features:

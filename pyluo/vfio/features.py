@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pyluo._sys import Ioctl, Struct, constant
 from pyluo.descriptor import OwnedFd
 from pyluo.errors import from_errno
-from pyluo.vfio.requests import attempt, request, subject
+from pyluo.vfio.requests import attempt
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,6 +59,13 @@ class Feature(enum.IntEnum):
     ZPCI_ERROR = constant("VFIO_DEVICE_FEATURE_ZPCI_ERROR")
 
 
+_KERNEL_NAMES = {
+    Feature.MIGRATION_STATE: "MIG_DEVICE_STATE",
+    Feature.MIGRATION_DATA_SIZE: "MIG_DATA_SIZE",
+    Feature.PRECOPY_INFO_V2: "MIG_PRECOPY_INFOv2",
+}
+
+
 class Features:
     """The optional features of a device, as `VfioDevice.features`.
 
@@ -78,12 +85,11 @@ class Features:
 
     def probe(self, feature: Feature, *, get: bool = False, set: bool = False) -> bool:  # noqa: A002
         """Whether the device has a feature, and it can be got, set, or both, as asked."""
-        flags = feature | _PROBE | (_GET if get else 0) | (_SET if set else 0)
-        reply = attempt(self._device, _FEATURE, _detail(feature), flags=flags)
+        access = (_GET if get else 0) | (_SET if set else 0)
+        reply = attempt(self._device, _FEATURE, flags=feature | _PROBE | access)
         if reply.errno in _ABSENT:
             return False
-        if reply.errno:
-            raise from_errno(reply.errno, _FEATURE.name, self._subject(feature))
+        self._raise(feature, reply)
         return True
 
     def supported(self) -> frozenset[Feature]:
@@ -100,7 +106,9 @@ class Features:
         Returns:
             What came back, and the result of the request.
         """
-        return request(self._device, _FEATURE, _detail(feature), data, flags=feature | _GET)
+        reply = attempt(self._device, _FEATURE, "", data, flags=feature | _GET)
+        self._raise(feature, reply)
+        return reply
 
     def set(self, feature: Feature, data: Buffer = b"") -> Reply:
         """Sets a feature; for those that have no method here.
@@ -112,7 +120,9 @@ class Features:
         Returns:
             What came back.
         """
-        return request(self._device, _FEATURE, _detail(feature), data, flags=feature | _SET)
+        reply = attempt(self._device, _FEATURE, "", data, flags=feature | _SET)
+        self._raise(feature, reply)
+        return reply
 
     def set_bus_master(self, allowed: bool) -> None:
         """Lets a device of the CDX bus do DMA, or not.
@@ -141,12 +151,10 @@ class Features:
         """
         buffer = bytearray(length)
         data = _ZPCI_ERROR.pack(data=buffer)
-        flags = Feature.ZPCI_ERROR | _GET
-        reply = attempt(self._device, _FEATURE, _detail(Feature.ZPCI_ERROR), data, flags=flags)
+        reply = attempt(self._device, _FEATURE, "", data, flags=Feature.ZPCI_ERROR | _GET)
         if reply.errno == errno.ENOMSG:
             return None
-        if reply.errno:
-            raise from_errno(reply.errno, _FEATURE.name, self._subject(Feature.ZPCI_ERROR))
+        self._raise(Feature.ZPCI_ERROR, reply)
         return bytes(buffer)
 
     def export_dma_buf(self, region: int, areas: Sequence[Area]) -> OwnedFd:
@@ -175,14 +183,13 @@ class Features:
         ranges = (_DMA_RANGE.pack(offset=area.offset, length=area.size) for area in areas)
         return OwnedFd(self.get(Feature.DMA_BUF, b"".join([header, *ranges])).result)
 
-    def _subject(self, feature: Feature) -> str:
-        return subject(self._device, _detail(feature))
+    def _raise(self, feature: Feature, reply: Reply) -> None:
+        """Raises what a failed request stands for, by the kernel's name of the feature."""
+        if reply.errno:
+            name = _KERNEL_NAMES.get(feature, feature.name)
+            raise from_errno(reply.errno, f"{_FEATURE.name}_{name}", str(self._device))
 
 
 def feature_data(reply: Reply) -> bytes:
     """What the kernel gave back for a feature, without the struct before it."""
     return reply.data()[_FEATURE.struct.size :]
-
-
-def _detail(feature: Feature) -> str:
-    return f"feature {feature.name}"

@@ -55,7 +55,7 @@ class PciIrq(enum.IntEnum):
     MSI = constant("VFIO_PCI_MSI_IRQ_INDEX")
     MSIX = constant("VFIO_PCI_MSIX_IRQ_INDEX")
     ERROR = constant("VFIO_PCI_ERR_IRQ_INDEX")
-    """The device reported an error that was not corrected."""
+    """The device reported an error that was not corrected. Before Linux 7.3, of PCIe alone."""
     REQUEST = constant("VFIO_PCI_REQ_IRQ_INDEX")
     """Somebody wants the device back, and waits until it is closed."""
 

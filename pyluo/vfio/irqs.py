@@ -74,7 +74,7 @@ class Irq:
                 errno.ENOSPC,
                 _SET.name,
                 self._subject(first, len(numbers)),
-                f"There are only {reply.result} vectors to be had: enable no more",
+                f"The system has {reply.result} to give: enable no more",
             )
 
     def disable(self) -> None:
@@ -99,6 +99,7 @@ class Irq:
         Raises:
             LuoError: ENOTTY, the kernel can mask INTx alone; EINVAL, it is not on.
         """
+        self._refuse_beyond(vector, 1)
         self._set(_NONE | _MASK, vector, 1)
 
     def unmask(self, vector: int = 0) -> None:
@@ -107,6 +108,7 @@ class Irq:
         Raises:
             LuoError: as for `mask`.
         """
+        self._refuse_beyond(vector, 1)
         self._set(_NONE | _UNMASK, vector, 1)
 
     def set_unmask_eventfd(self, eventfd: Descriptor | int | None, vector: int = 0) -> None:
@@ -115,6 +117,7 @@ class Irq:
         Raises:
             LuoError: as for `mask`; EBUSY, an eventfd is set for it already.
         """
+        self._refuse_beyond(vector, 1)
         self._set(_EVENTFD | _UNMASK, vector, 1, struct.pack("=i", fileno(eventfd)))
 
     def set_mask_eventfd(self, eventfd: Descriptor | int | None, vector: int = 0) -> None:
@@ -123,6 +126,7 @@ class Irq:
         Raises:
             LuoError: ENOTTY, vfio-pci does not do it, up to Linux 7.3.
         """
+        self._refuse_beyond(vector, 1)
         self._set(_EVENTFD | _MASK, vector, 1, struct.pack("=i", fileno(eventfd)))
 
     def trigger(self, first: int = 0, count: int = 1) -> None:

@@ -31,9 +31,10 @@ def attempt(
     Raises:
         NotBoundError: EINVAL, the device is not bound to an iommufd.
     """
+    number = device.fileno()
     if not device.bound:
         raise NotBoundError(errno.EINVAL, ioctl.name, subject(device, detail))
-    return ioctl.attempt(device.fileno(), tail, **fields)
+    return ioctl.attempt(number, tail, **fields)
 
 
 def request(

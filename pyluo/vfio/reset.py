@@ -59,9 +59,10 @@ class HotResetInfo:
 
 def reset(device: VfioDevice) -> None:
     """Resets the function alone; see `VfioDevice.reset`."""
+    number = device.fileno()
     if not device.bound:
         raise NotBoundError(errno.EINVAL, _RESET, str(device))
-    plain_ioctl(_RESET, device.fileno(), str(device))
+    plain_ioctl(_RESET, number, str(device))
 
 
 def hot_reset(device: VfioDevice) -> None:

@@ -6,14 +6,15 @@ imports nothing of the harness.
 
 from __future__ import annotations
 
+import os
 from copy import copy
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Generator, Iterator, Mapping
 
     from pyluo.vm import VM, Kernel
     from pyluo.vm.usage import Usage
@@ -27,15 +28,31 @@ _CONSOLE_LINES = 60
 
 @dataclass(slots=True)
 class _Count:
-    """The tests that ran, and those of them that did something with a guest of this process."""
+    """What the tests of this process, and of the workers it started, did.
+
+    Attributes:
+        ran: how many tests there were.
+        drove: how many of them did something with a guest.
+        boots: how many guests the workers started.
+        live_updates: how many jumps those made.
+    """
 
     ran: int = 0
     drove: int = 0
+    boots: int = 0
+    live_updates: int = 0
+
+    def add(self, others: Mapping[str, int]) -> None:
+        """Adds what another process counted."""
+        for name, value in others.items():
+            setattr(self, name, getattr(self, name) + value)
 
 
 _count_key = pytest.StashKey[_Count]()
 _guest_key = pytest.StashKey["VM"]()
 _shared_key = pytest.StashKey["_SharedGuest"]()
+_OUTPUT = "pyluo"  # of a worker of pytest-xdist: what it counted
+_MEMORY_OF_A_GUEST = 3 << 29  # bytes; the usual one has 1 GiB, and QEMU and Python need theirs
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -160,14 +177,40 @@ def pytest_runtest_makereport(
     return report
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """For `-n auto`: as many workers as have a core each, and memory for a guest each."""
+    cores = len(os.sched_getaffinity(0))
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, min(cores, memory // _MEMORY_OF_A_GUEST))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Sends home what this worker has counted."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        usage = _usage()
+        count = session.config.stash[_count_key]
+        count.add({"boots": usage.boots, "live_updates": usage.live_updates})
+        output[_OUTPUT] = asdict(count)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Adds what a worker has counted; one that crashed says nothing."""
+    counted = getattr(node, "workeroutput", {}).get(_OUTPUT, {})
+    node.config.stash[_count_key].add(counted)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Says how many tests used a guest, and how many guests and jumps that took."""
     usage = _usage()
-    if usage.boots:
-        count = terminalreporter.config.stash[_count_key]
+    count = terminalreporter.config.stash[_count_key]
+    count.add({"boots": usage.boots, "live_updates": usage.live_updates})
+    if count.boots:
         terminalreporter.write_line(
             f"vm-tests: {count.ran} ran, {count.drove} of them drove a guest; "
-            f"guests booted: {usage.boots}, live updates made: {usage.live_updates}"
+            f"guests booted: {count.boots}, live updates made: {count.live_updates}"
         )
 
 

@@ -21,7 +21,7 @@ from pyluo.vfio.config import (
 )
 from pyluo.vfio.device import VfioDevice
 from pyluo.vfio.dma_logging import DmaLogging
-from pyluo.vfio.features import Feature, Features
+from pyluo.vfio.features import Feature, Features, feature_data
 from pyluo.vfio.info import (
     DeviceFlags,
     DeviceInfo,
@@ -84,4 +84,5 @@ __all__ = [
     "Registers",
     "Status",
     "VfioDevice",
+    "feature_data",
 ]

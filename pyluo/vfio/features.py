@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pyluo.vfio.capabilities import Area
     from pyluo.vfio.device import VfioDevice
 
-__all__ = ["Feature", "Features"]
+__all__ = ["Feature", "Features", "feature_data"]
 
 _FEATURE = Ioctl("VFIO_DEVICE_FEATURE", "vfio_device_feature", size="argsz")
 _GET = constant("VFIO_DEVICE_FEATURE_GET")

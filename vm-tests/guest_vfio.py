@@ -1,0 +1,155 @@
+"""Devices for the tests of VFIO, and how they are come by in the guest.
+
+An `edu` on the root bus, which has no reset; behind a port an `e1000e` and an `nvme`, which are two
+functions of one slot, so that a hot reset and an IOMMU group have both. The port is no faster than
+5 GT/s: after a reset of the bus QEMU (7.2) leaves the bit clear that the kernel waits for on faster
+links.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import struct
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from pyluo.iommufd import IommuFd
+from pyluo.vfio import Command, PciDevice, PciRegion, VfioDevice
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pyluo import Memfd
+    from pyluo.vfio import Region
+
+DEVICES = (
+    "intel-iommu,intremap=on",
+    "edu",
+    "virtio-rng-pci",
+    "pcie-root-port,id=below,chassis=1,x-speed=5",
+    "e1000e,bus=below,addr=0.0,multifunction=on,romfile=",
+    "nvme,bus=below,addr=0.1,serial=pyluo,msix_qsize=256",
+)
+CMDLINE = "intel_iommu=on vfio-pci.ids=1234:11e8"
+
+EDU_ID, EDU_LIVENESS, EDU_RAISE, EDU_ACKNOWLEDGE = 0x00, 0x04, 0x60, 0x64
+EDU_IS = 0x010000ED
+
+E1000E_VLAN_TYPE, E1000E_IVAR = 0x38, 0xE4
+VECTORS_OF_E1000E, VECTORS_OF_NVME = 5, 256  # the latter more than one CPU has
+
+NVME_CONFIGURATION, NVME_STATUS = 0x14, 0x1C
+NVME_QUEUE_SIZES, NVME_SUBMISSIONS, NVME_COMPLETIONS, NVME_DOORBELL = 0x24, 0x28, 0x30, 0x1000
+NVME_SERIAL = "pyluo"
+
+PATIENCE = 30.0  # seconds
+QUIET = 0.2  # seconds in which what is not to come would have come
+
+
+def edu() -> PciDevice:
+    [device] = PciDevice.find(0x1234, 0x11E8)
+    return device
+
+
+def e1000e() -> PciDevice:
+    [device] = PciDevice.find(0x8086, 0x10D3)
+    return device
+
+
+def nvme() -> PciDevice:
+    [device] = PciDevice.find(0x1B36, 0x0010)
+    return device
+
+
+def port() -> PciDevice:
+    [device] = PciDevice.find(0x1B36, 0x000C)
+    return device
+
+
+def random_numbers() -> PciDevice:
+    return PciDevice.find(0x1AF4, 0x1005)[-1]
+
+
+@contextmanager
+def driven(device: PciDevice) -> Iterator[PciDevice]:
+    """Has vfio-pci drive a device for a while."""
+    before = device.bind_driver()
+    try:
+        yield device
+    finally:
+        device.restore_driver(before)
+
+
+@contextmanager
+def bound(device: PciDevice, iommufd: IommuFd | None = None) -> Iterator[VfioDevice]:
+    """Opens a device and binds it, to an iommufd of its own unless one is given."""
+    with driven(device), VfioDevice.open(device) as opened:
+        if iommufd is not None:
+            opened.bind(iommufd)
+            yield opened
+        else:
+            with IommuFd() as own:
+                opened.bind(own)
+                yield opened
+
+
+@contextmanager
+def registers_of_edu() -> Iterator[Region]:
+    with bound(edu()) as device:
+        yield device.region(PciRegion.BAR0)
+
+
+@contextmanager
+def eventfds(count: int) -> Iterator[list[int]]:
+    numbers = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(count)]
+    try:
+        yield numbers
+    finally:
+        for number in numbers:
+            os.close(number)
+
+
+def signalled(eventfd: int, patience: float = PATIENCE) -> int:
+    """How often an eventfd was signalled, waiting for the first time; 0 if that does not come."""
+    ready, _, _ = select.select([eventfd], [], [], patience)
+    return os.eventfd_read(eventfd) if ready else 0
+
+
+def stays_quiet(eventfd: int) -> bool:
+    return not signalled(eventfd, QUIET)
+
+
+def master(device: VfioDevice) -> None:
+    device.config.set_bus_master(True)
+    assert Command.BUS_MASTER in device.config.command
+
+
+def await_register(read: Callable[[int], int], offset: int, mask: int, value: int) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while read(offset) & mask != value:
+        assert time.monotonic() < deadline, f"the register at {offset:#x} is never {value:#x}"
+
+
+def ask_nvme_who_it_is(device: VfioDevice, ram: Memfd, iova: int) -> None:
+    """Has the controller answer into memory, and interrupt by its first vector.
+
+    The memory, mapped at `iova`, becomes: a queue of requests, a queue of answers, the answer; a
+    page each.
+    """
+    submissions, completions, answer = iova, iova + 4096, iova + 8192
+    registers = device.region(PciRegion.BAR0)
+    registers.write32(NVME_QUEUE_SIZES, 1 << 16 | 1)  # two entries each
+    registers.write64(NVME_SUBMISSIONS, submissions)
+    registers.write64(NVME_COMPLETIONS, completions)
+    registers.write32(NVME_CONFIGURATION, 0x00460001)
+    await_register(registers.read32, NVME_STATUS, 1, 1)
+    identify = struct.pack("<IIQQQQIIQQ", 0x06, 0, 0, 0, answer, 0, 1, 0, 0, 0)
+    ram.write(identify, 0)
+    registers.write32(NVME_DOORBELL, 1)
+
+
+def serial_of_nvme(ram: Memfd) -> str:
+    """What it said its serial number is, by `ask_nvme_who_it_is`."""
+    return ram.read(20, 8192 + 4).decode().rstrip()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import warnings
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
 from pyluo._sys import raising
 from pyluo.errors import from_errno
@@ -13,7 +13,15 @@ from pyluo.errors import from_errno
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["Descriptor", "OwnedFd", "adopt", "number_of", "require_device"]
+__all__ = ["Descriptor", "HasFileno", "OwnedFd", "adopt", "number_of", "require_device"]
+
+
+class HasFileno(Protocol):
+    """Whatever has a descriptor: an owner of one, a file, a socket."""
+
+    def fileno(self) -> int:
+        """The number of the descriptor."""
+
 
 D = TypeVar("D", bound="Descriptor")
 

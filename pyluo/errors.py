@@ -418,7 +418,7 @@ _NO_MEMORY_ACCESS = (
     "is in D3, or it gave less than was asked for"
 )
 _NO_BUS_RESET = "Neither its bus nor its slot can be reset, as on a root bus"
-_HUGE_PAGES = "Huge pages can be switched off only while nothing is mapped"
+_HUGE_PAGES = "Huge pages can be switched off only before a device has what is mapped"
 _NO_IOVA = "There is no gap of this size in what `Ioas.iova_ranges` gives"
 
 _HINTS: dict[tuple[str, int], str] = {
@@ -525,8 +525,13 @@ _HINTS: dict[tuple[str, int], str] = {
     ),
     ("vfio open", _errno.ENODEV): "The device is being taken from its VFIO driver",
     ("VFIO_DEVICE_BIND_IOMMUFD", _errno.EPERM): (
-        "Another iommufd has a device of its IOMMU group; or the IOMMU does not remap interrupts, "
-        "which intremap=on, or iommufd's parameter allow_unsafe_interrupts, would be for"
+        "Another device of its IOMMU group has a driver of the host's, or is another iommufd's "
+        "(see `PciDevice.group_devices`); or the IOMMU does not remap interrupts, which intremap=on, or "
+        "iommufd's parameter allow_unsafe_interrupts, would be for"
+    ),
+    ("VFIO_DEVICE_BIND_IOMMUFD", _errno.EINVAL): (
+        "Another open file has it; or the firmware wants its addresses mapped one to one, see "
+        "`direct` in its IOMMU group's reserved_regions; or the IOMMU is not coherent with caches"
     ),
     ("VFIO_DEVICE_BIND_IOMMUFD", _errno.EACCES): (
         "It is a virtual function, or has some in use: their token is needed, and the right one"

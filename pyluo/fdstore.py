@@ -13,7 +13,7 @@ import os
 import threading
 import time
 import warnings
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
@@ -217,6 +217,24 @@ class FdStore:
                 fd = self._restore(entry, chosen)
             self._given.add(name)
             return fd
+
+    @contextmanager
+    def borrow(self, name: str) -> Iterator[OwnedFd]:
+        """A descriptor of an entry for the while of a block, which does not count as had back.
+
+        `finish` still refuses to destroy the entry. From an incoming store it is retrieved.
+
+        Raises:
+            KeyError: there is no such entry.
+            LuoError: as `get` does.
+        """
+        with self._lock:
+            had = name in self._given
+            fd = self.get(name)
+            if not had:
+                self._given.discard(name)
+        with fd:
+            yield fd
 
     def _restore(self, entry: Entry, kind: type[F]) -> F:
         """Retrieves an entry, after what it requires."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pyluo.errors import IoasLayoutError, LuoError
 from pyluo.fdstore import FdStore
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from collections.abc import Mapping as AnyMapping
 
+    from pyluo.descriptor import HasFileno
     from pyluo.iommufd import IommuFd, IommuObject
     from pyluo.vfio import VfioDevice
 
@@ -26,10 +27,6 @@ _VERSION = 1
 _KEY = "ioas"
 _LETTERS = {Access.READ: "r", Access.WRITE: "w", Access.READ | Access.WRITE: "rw"}
 _NO_FLAGS = HwptFlags(0)
-
-
-class _HasFileno(Protocol):
-    def fileno(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +94,7 @@ class IoasLayout:
             if mapping.iova < 0 or mapping.range.last >> 64:
                 raise _refusal(errno.EINVAL, "create", f"{mapping}", "It exceeds 64 bits")
         for allowed in self.allowed:
-            if not 0 <= allowed.start <= allowed.last < 1 << 64:
+            if not 0 <= allowed.start < allowed.last < 1 << 64:
                 raise _refusal(errno.EINVAL, "create", f"allowed {allowed}", "It is no range")
         for one, other in pairwise(self.mappings):
             if other.iova <= one.range.last:
@@ -105,7 +102,7 @@ class IoasLayout:
                 raise _refusal(errno.EINVAL, "create", subject, "They overlap, or are unsorted")
 
     @classmethod
-    def record(cls, ioas: Ioas, files: AnyMapping[str, _HasFileno] | FdStore) -> Self:
+    def record(cls, ioas: Ioas, files: AnyMapping[str, HasFileno] | FdStore) -> Self:
         """The layout of an IOAS as it is now.
 
         Args:
@@ -115,8 +112,12 @@ class IoasLayout:
         Raises:
             IoasLayoutError: EINVAL, something is mapped by its address in this process, which no
                 other process or kernel can repeat; ENOENT, something is mapped that has no name
-                among the files.
+                among the files; EINPROGRESS, a signal cut a request short, so that it is not known
+                what is mapped: see `Ioas.known`.
         """
+        if not ioas.known:
+            hint = "A request was cut short by a signal: unmap everything, and map it again"
+            raise _refusal(errno.EINPROGRESS, "record", str(ioas), hint)
         names: dict[tuple[int, int], str] = {}
         for name in files:
             with _file(files, name) as file:
@@ -200,7 +201,7 @@ class IoasLayout:
     def rebuild(
         self,
         iommufd: IommuFd,
-        files: AnyMapping[str, _HasFileno] | FdStore,
+        files: AnyMapping[str, HasFileno] | FdStore,
         devices: Sequence[VfioDevice] = (),
         *,
         flags: HwptFlags = _NO_FLAGS,
@@ -219,28 +220,40 @@ class IoasLayout:
             devices: bound, attached or not.
             flags: what the page tables are to be good for.
 
+        PASIDs, and whether huge pages may be used, are no part of a layout.
+
         Raises:
+            ValueError: a device is bound to another iommufd.
             IoasLayoutError: ENOENT, there is no file of a name; EFBIG, a file is too short;
-                EADDRINUSE, the hardware has no room at an address. The error lists all of it.
+                EADDRINUSE, the hardware has no room at an address. The error lists all that is
+                wrong, of all three kinds.
             LuoError: as `IommuDevice.alloc_hwpt`, `Ioas.map_file` and `VfioDevice.attach` do.
         """
+        for device in devices:
+            device.iommu_device.id_in(iommufd)
         ioas = iommufd.alloc_ioas()
         hwpts: list[PagingHwpt] = []
         moved: list[tuple[VfioDevice, IommuObject | None]] = []
         try:
             if self.allowed:
                 ioas.allow_iovas(self.allowed)
+            # Attached to nothing yet, but from here on the IOAS knows how far the IOMMUs reach.
+            by_iommu: dict[str, PagingHwpt] = {}
             for device in devices:
-                # Not attached yet, but from here on the IOAS knows how far its IOMMU reaches.
-                hwpts.append(device.iommu_device.alloc_hwpt(ioas, flags=flags))
+                if device.iommu not in by_iommu:
+                    hwpt = device.iommu_device.alloc_hwpt(ioas, flags=flags)
+                    by_iommu[device.iommu] = hwpt
+                    hwpts.append(hwpt)
             self.check(ioas, files, devices)
             self._map(ioas, files)
-            for device, hwpt in zip(devices, hwpts, strict=True):
-                before = device.attached
-                device.attach(hwpt)
-                moved.append((device, before))
-        except BaseException:
-            _undo(ioas, hwpts, moved)
+            # A group moves as a whole, but only with one that is attached.
+            for device in sorted(devices, key=lambda device: device.attached is None):
+                if device.attached in hwpts:
+                    continue  # it came along
+                moved.append((device, device.attached))  # before, since a signal may come after
+                _attach(device, ioas, flags, by_iommu[device.iommu], hwpts)
+        except BaseException as error:
+            _undo(error, ioas, hwpts, moved)
             raise
         replaced = dict.fromkeys(before for _, before in moved if before is not None)
         return Rebuilt(ioas, tuple(hwpts), tuple(replaced))
@@ -248,7 +261,7 @@ class IoasLayout:
     def check(
         self,
         ioas: Ioas,
-        files: AnyMapping[str, _HasFileno] | FdStore,
+        files: AnyMapping[str, HasFileno] | FdStore,
         devices: Sequence[VfioDevice] = (),
     ) -> None:
         """Sees whether an IOAS has room for all of it, and the files are what they were.
@@ -261,26 +274,18 @@ class IoasLayout:
         Raises:
             IoasLayoutError: as `rebuild` does.
         """
-        misfits = [*_missing(self.mappings, files)]
-        if misfits:
-            raise _misfit(errno.ENOENT, misfits)
-        for name in dict.fromkeys(mapping.name for mapping in self.mappings):
-            with _file(files, name) as file:
-                size = os.fstat(file.fileno()).st_size
-            misfits += [
-                f"{mapping.range} needs {mapping.offset + mapping.length} bytes of {name!r}, which "
-                f"has {size}"
-                for mapping in self.mappings
-                if mapping.name == name and mapping.offset + mapping.length > size
-            ]
-        if misfits:
-            raise _misfit(errno.EFBIG, misfits)
-        misfits += _out_of_reach(self.mappings, ioas, devices)
-        if misfits:
-            raise _misfit(errno.EADDRINUSE, misfits)
+        misfits = {
+            errno.ENOENT: _missing(self.mappings, files),
+            errno.EFBIG: _too_short(self.mappings, files),
+            errno.EADDRINUSE: _out_of_reach(self.mappings, ioas, devices),
+        }
+        found = [misfit for of_one_kind in misfits.values() for misfit in of_one_kind]
+        if found:
+            number = next(number for number, of_one_kind in misfits.items() if of_one_kind)
+            raise _misfit(number, found)
 
     def adopt(
-        self, iommufd: IommuFd, object_id: int, files: AnyMapping[str, _HasFileno] | FdStore
+        self, iommufd: IommuFd, object_id: int, files: AnyMapping[str, HasFileno] | FdStore
     ) -> Ioas:
         """The IOAS of this layout that exists already, in an iommufd handed over by its maker.
 
@@ -292,7 +297,8 @@ class IoasLayout:
             files: where the names lead.
 
         Raises:
-            IoasLayoutError: ENOENT, there is no file of a name.
+            IoasLayoutError: ENOENT, there is no file of a name, or something that the layout names
+                is not mapped there.
             LuoError: ENOENT, the iommufd has no IOAS of this id.
         """
         if misfits := _missing(self.mappings, files):
@@ -300,6 +306,11 @@ class IoasLayout:
         ioas = Ioas(iommufd, object_id)
         try:
             ioas.iova_ranges()  # fails if there is none
+            unmapped = [one for one in self.mappings if not ioas.maps(one.range)]
+            if unmapped:
+                raise _misfit(
+                    errno.ENOENT, [f"{one.range} of {ioas} is not mapped" for one in unmapped]
+                )
             for mapping in self.mappings:
                 with _file(files, mapping.name) as file:
                     ioas.adopt(_plain(mapping, file), file)
@@ -309,7 +320,7 @@ class IoasLayout:
             raise
         return ioas
 
-    def _map(self, ioas: Ioas, files: AnyMapping[str, _HasFileno] | FdStore) -> None:
+    def _map(self, ioas: Ioas, files: AnyMapping[str, HasFileno] | FdStore) -> None:
         for mapping in self.mappings:
             with _file(files, mapping.name) as file:
                 ioas.map_file(
@@ -322,10 +333,10 @@ class IoasLayout:
 
 
 @contextmanager
-def _file(files: AnyMapping[str, _HasFileno] | FdStore, name: str) -> Iterator[_HasFileno]:
+def _file(files: AnyMapping[str, HasFileno] | FdStore, name: str) -> Iterator[HasFileno]:
     """A file by its name. What a store gives out is closed: what is mapped needs no descriptor."""
     if isinstance(files, FdStore):
-        with files.get(name) as own:
+        with files.borrow(name) as own:
             yield own
     else:
         yield files[name]
@@ -344,14 +355,14 @@ def _named(ioas: Ioas, mapping: Mapping, names: AnyMapping[tuple[int, int], str]
     )
 
 
-def _plain(mapping: NamedMapping, file: _HasFileno) -> Mapping:
+def _plain(mapping: NamedMapping, file: HasFileno) -> Mapping:
     stat = os.fstat(file.fileno())
     identity = (stat.st_dev, stat.st_ino)
     return Mapping(mapping.iova, mapping.length, mapping.access, identity, mapping.offset)
 
 
 def _missing(
-    mappings: Sequence[NamedMapping], files: AnyMapping[str, _HasFileno] | FdStore
+    mappings: Sequence[NamedMapping], files: AnyMapping[str, HasFileno] | FdStore
 ) -> list[str]:
     return [
         f"{mapping.range} is of {mapping.name!r}, which is not there"
@@ -360,40 +371,75 @@ def _missing(
     ]
 
 
+def _too_short(
+    mappings: Sequence[NamedMapping], files: AnyMapping[str, HasFileno] | FdStore
+) -> list[str]:
+    sizes = {}
+    for name in dict.fromkeys(mapping.name for mapping in mappings if mapping.name in files):
+        with _file(files, name) as file:
+            sizes[name] = os.fstat(file.fileno()).st_size
+    return [
+        f"{mapping.range} needs {mapping.offset + mapping.length} bytes of {mapping.name!r}, which "
+        f"has {sizes[mapping.name]}"
+        for mapping in mappings
+        if mapping.name in sizes and mapping.offset + mapping.length > sizes[mapping.name]
+    ]
+
+
 def _out_of_reach(
     mappings: Sequence[NamedMapping], ioas: Ioas, devices: Sequence[VfioDevice]
 ) -> list[str]:
     found = ioas.iova_ranges()
+    reserved = [(device, device.reserved_iovas()) for device in devices]
     misfits = []
     for mapping in mappings:
         if not found.allow(mapping.range):
             misfits.append(f"{mapping.range} is outside {', '.join(map(str, found.ranges))}")
-        if (mapping.iova | mapping.length) % found.alignment:
+        if (mapping.iova | mapping.length | mapping.offset) % found.alignment:
             misfits.append(f"{mapping.range} is not aligned to {found.alignment} bytes")
-        for device in devices:
-            misfits += [
-                f"{mapping.range} meets {reserved}, reserved for {device}"
-                for reserved in device.reserved_iovas()
-                if mapping.iova <= reserved.last and reserved.start <= mapping.range.last
-            ]
+        misfits += [
+            f"{mapping.range} meets {one}, reserved for {device}"
+            for device, ranges in reserved
+            for one in ranges
+            if mapping.range.overlaps(one)
+        ]
     return misfits
 
 
+def _attach(
+    device: VfioDevice, ioas: Ioas, flags: HwptFlags, shared: PagingHwpt, hwpts: list[PagingHwpt]
+) -> None:
+    """Attaches a device to the page table of its IOMMU, or to an own one where that suits not."""
+    try:
+        device.attach(shared)
+    except LuoError as error:
+        if error.errno != errno.EINVAL or not shared.users:
+            raise
+        own = device.iommu_device.alloc_hwpt(ioas, flags=flags)
+        hwpts.append(own)
+        device.attach(own)
+
+
 def _undo(
+    error: BaseException,
     ioas: Ioas,
     hwpts: Sequence[PagingHwpt],
     moved: Sequence[tuple[VfioDevice, IommuObject | None]],
 ) -> None:
-    """Puts devices back where they were, and takes away what was made, as far as that goes."""
-    for device, before in moved:
-        with suppress(LuoError):
+    """Puts devices back where they were, and takes away what was made; notes what does not go."""
+    for device, before in reversed(moved):
+        try:
             if before is None:
                 device.detach_pt()
             else:
                 device.attach(before)
+        except (LuoError, ValueError) as failed:
+            error.add_note(f"{device} could not be put back: {failed}")
     for made in (*hwpts, ioas):
-        with suppress(LuoError):
+        try:
             made.destroy()
+        except LuoError as failed:
+            error.add_note(f"What was made is still there: {failed}")
 
 
 def _text(value: object) -> str:

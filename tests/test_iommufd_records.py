@@ -310,6 +310,11 @@ def test_after_the_last_number_comes_zero() -> None:
     ]
 
 
+def test_what_was_lost_before_the_first_event_that_is_seen_is_not_known() -> None:
+    data = HEADER.pack(0, 7) + b"abcd" + HEADER.pack(LOST, 9)
+    assert parse_events(data, 4, None) == [VirtualEvent(7, b"abcd", 0), VirtualEvent(9, b"", 2)]
+
+
 @pytest.mark.parametrize("length", [1, 7, 8, 11])
 def test_an_event_that_is_cut_off_is_refused(length: int) -> None:
     with pytest.raises(ValueError, match=f"{length} bytes"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -10,6 +12,7 @@ import guest_edu
 from guest_edu import BUFFER, Edu
 
 from pyluo import FdStore, IoasLayout, LiveUpdate, LuoError, Memfd, NotPreservableError
+from pyluo.guest.port import mark
 from pyluo.iommu_layout import NamedMapping
 from pyluo.iommufd import Access, HwptFlags, IommuFd, IovaRange
 from pyluo.kernel_log import KernelLog
@@ -25,6 +28,9 @@ SIZE = 1 << 20
 PAGE = 4096
 OUTSIDE = 1 << 24
 READ_WRITE = Access.READ | Access.WRITE
+_FIRST_BUSY, _BUSY_SLOTS = 100, 10
+DRIVEN = "device driven"
+"""The mark of the moment from which the next kernel's process drives the device."""
 ROM_IOVA = IOVA + SIZE
 """Where one page is mapped read-only."""
 
@@ -82,6 +88,7 @@ def outside_the_map() -> tuple[bytes, bytes, list[str]]:
     with machine() as (edu, ioas, ram):
         ram.write(pattern(1), 0)
         ram.write(pattern(2), slot(2))
+        ram.write(pattern(3), slot(3))
         before = len(faults())
         edu.load(IOVA)  # so that its buffer is known
         edu.store(OUTSIDE)
@@ -130,7 +137,8 @@ def interrupts_by_msi() -> tuple[int, int, int]:
 
 def dma_while_preserved() -> bytes:
     with machine() as (edu, _, ram):
-        session = LiveUpdate().create_session("dma")
+        with LiveUpdate() as device:
+            session = device.create_session("dma")
         try:
             session.preserve(ram, 1)
             copy_through(edu, ram, 9)
@@ -143,7 +151,8 @@ def offers() -> dict[str, str]:
     """What the kernel answers to the descriptors that it cannot preserve yet."""
     answers = {}
     with machine() as (edu, _, _):
-        session = LiveUpdate().create_session("offers")
+        with LiveUpdate() as device:
+            session = device.create_session("offers")
         try:
             for token, file in enumerate((edu.iommufd, edu.device)):
                 try:
@@ -155,24 +164,30 @@ def offers() -> dict[str, str]:
     return answers
 
 
-def replaced_under_dma(rounds: int) -> tuple[list[int], list[str]]:
-    """Moves the device from page table to page table, each time while it does DMA.
+def replaced_under_dma(wanted: int) -> tuple[int, list[int], list[str]]:
+    """Moves the device from page table to page table, while it does DMA.
+
+    Args:
+        wanted: how many transfers are to run across a move; one may end too early.
 
     Returns:
-        The transfers that went wrong, and what the IOMMU reported.
+        How many did, which of all went wrong, and what the IOMMU reported.
     """
     before = len(faults())
+    across = 0
     wrong = []
     with machine() as (edu, ioas, ram):
         layout = IoasLayout.record(ioas, {"ram": ram})
         old = None
-        for number in range(rounds):
+        for number in range(5 * wanted):
+            if across == wanted:
+                break
             ram.write(pattern(number), 0)
             edu.load(IOVA)
             edu.start(IOVA + slot(number), BUFFER, to_ram=True)
-            assert edu.busy
+            busy = edu.busy
             rebuilt = layout.rebuild(ioas.iommufd, {"ram": ram}, [edu.device])
-            assert edu.busy
+            across += busy and edu.busy
             edu.wait()
             if ram.read(BUFFER, slot(number)) != pattern(number):
                 wrong.append(number)
@@ -180,7 +195,7 @@ def replaced_under_dma(rounds: int) -> tuple[list[int], list[str]]:
             for gone in (*rebuilt.replaced, *(() if old is None else (old.ioas,))):
                 gone.destroy()
             old = rebuilt
-        return wrong, faults()[before:]
+        return across, wrong, faults()[before:]
 
 
 def begin() -> tuple[FdStore, Edu, Memfd]:
@@ -196,6 +211,7 @@ def begin() -> tuple[FdStore, Edu, Memfd]:
     rom.close()
     IoasLayout.record(ioas, store).save(store)
     copy_through(edu, ram, 1)  # preserved already
+    keep_busy(edu, ram)
     return store, edu, ram
 
 
@@ -214,9 +230,39 @@ def go_on(hop: int) -> tuple[FdStore, Edu, Memfd]:
     edu.load(ROM_IOVA)
     edu.store(IOVA)
     assert ram.read(BUFFER, 0) == pattern(99)
+    check_what_ran_at_the_jump(ram)
     store.renew()
     copy_through(edu, ram, hop + 1)
+    mark(DRIVEN)
+    keep_busy(edu, ram)
     return store, edu, ram
+
+
+def keep_busy(edu: Edu, ram: Memfd) -> None:
+    """Has the device do DMA without end, into slots of its own; nobody else drives it from here."""
+
+    def drive() -> None:
+        for number in itertools.count(_FIRST_BUSY):
+            ram.write(pattern(number), 0)
+            edu.load(IOVA)
+            edu.store(IOVA + slot(_busy_slot(number)))
+
+    threading.Thread(target=drive, daemon=True).start()
+
+
+def check_what_ran_at_the_jump(ram: Memfd) -> None:
+    """Each slot has nothing yet or one whole transfer of its own; beside them nothing is."""
+    for number in range(_FIRST_BUSY, _FIRST_BUSY + _BUSY_SLOTS):
+        page = ram.read(PAGE, slot(number))
+        assert page[BUFFER:] == bytes(PAGE - BUFFER), f"beside slot {number}"
+        if page[:BUFFER] != bytes(BUFFER):
+            came = int.from_bytes(page[:4], "little")
+            assert _busy_slot(came) == number, f"slot {number} has what is of transfer {came}"
+            assert page[:BUFFER] == pattern(came), f"slot {number} has a part of transfer {came}"
+
+
+def _busy_slot(number: int) -> int:
+    return _FIRST_BUSY + (number - _FIRST_BUSY) % _BUSY_SLOTS
 
 
 def misfits() -> dict[str, str]:

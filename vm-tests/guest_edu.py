@@ -15,10 +15,13 @@ from pyluo.vfio import PciDevice, PciIrq, PciRegion, VfioDevice
 
 VENDOR, DEVICE = 0x1234, 0x11E8
 GUEST = {
-    "devices": ["intel-iommu,intremap=on", "edu"],
+    "devices": ["intel-iommu,intremap=on,aw-bits=39", "edu"],
     "append": "intel_iommu=on vfio-pci.ids=1234:11e8",
 }
-"""What a guest needs to have it: an IOMMU, the device, and vfio-pci as its driver."""
+"""What a guest needs to have it: an IOMMU, the device, and vfio-pci as its driver.
+
+The width of addresses is said, since newer versions of QEMU have another one by default.
+"""
 
 BUFFER = 2048
 """Bytes of a transfer at most; half of what the device has, since QEMU 7.2 aborts at its end."""

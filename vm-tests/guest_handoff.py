@@ -6,6 +6,7 @@ over a socket or becomes `new` through exec.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -33,9 +34,16 @@ TRANSFERS = 3
 PINNED = SIZE // 1024
 """What a process has pinned, in KiB, while RAM is mapped for it."""
 
-ACCOUNTINGS = {"none": None, "user": Accounting.USER, "process": Accounting.PROCESS}
-# CAP_IPC_LOCK takes a process out of any accounting of locked memory.
+# CAP_IPC_LOCK takes a process out of the accounting of locked memory, also out of that by process.
+ACCOUNTINGS = {
+    "none": Accounting.PROCESS,
+    "user": Accounting.USER,
+    "process": Accounting.PROCESS,
+}
 _COUNTED = ["setpriv", "--bounding-set=-ipc_lock", "--inh-caps=-ipc_lock"]
+_PATIENCE = 50  # seconds; what drives the guest waits a little longer
+_TRIES = 20
+_NOBODY = 65534
 
 
 @dataclass
@@ -54,8 +62,7 @@ class Machine:
     @classmethod
     def make(cls, accounting: str) -> Machine:
         iommufd = IommuFd()
-        if (mode := ACCOUNTINGS[accounting]) is not None:
-            iommufd.accounting = mode
+        iommufd.accounting = ACCOUNTINGS[accounting]
         ioas = iommufd.alloc_ioas()
         ram = Memfd.create("ram", SIZE)
         ioas.map_file(ram, iova=IOVA)
@@ -103,6 +110,30 @@ class Machine:
             self.begin()
             self.complete()
 
+    def change_during_a_transfer(self) -> bool:
+        """Changes the process while the device does DMA, as often as it takes to catch it."""
+        for _ in range(_TRIES):
+            self.begin()
+            before = self.edu.busy
+            self.ioas.iommufd.change_process()
+            after = self.edu.busy
+            self.complete()
+            if before and after:
+                return True
+        return False
+
+    def has_room(self) -> bool:
+        """Whether one more page can be mapped, and so locked."""
+        with Memfd.create("page", 4096) as page:
+            try:
+                mapping = self.ioas.map_file(page, iova=IOVA + SIZE)
+            except LuoError as error:
+                if error.errno != errno.ENOMEM:
+                    raise
+                return False
+            self.ioas.unmap(mapping)
+            return True
+
     def wrong(self) -> list[int]:
         """The transfers of which RAM does not hold what they brought."""
         return [
@@ -130,13 +161,15 @@ def hand_over(how: str, accounting: str, obstacle: str = "") -> dict[str, Any]:
     Args:
         how: "socket" or "exec".
         accounting: one of `ACCOUNTINGS`.
-        obstacle: to the change of the process: "user mapping", or "limit".
+        obstacle: "user mapping" or "limit", to the change of the process; or "other user", which
+            is what the successor becomes first.
     """
     before = len(guest_dma.faults())
     prefix = [] if accounting == "none" else _COUNTED
     program = [*prefix, *_program("old", how, accounting, obstacle)]
-    ended = subprocess.run(program, env=_environment(), capture_output=True, timeout=120)
-    assert ended.returncode == 0, ended.stderr.decode()
+    ended = subprocess.run(program, env=_environment(), capture_output=True, timeout=_PATIENCE)
+    if ended.returncode != 0:
+        raise RuntimeError(ended.stderr.decode())
     seen: dict[str, Any] = {}
     for line in ended.stdout.splitlines():
         seen |= json.loads(line)
@@ -160,6 +193,9 @@ def _say(**seen: object) -> None:
 def old(how: str, accounting: str, obstacle: str) -> None:
     """The process that has the device."""
     machine = Machine.make(accounting)
+    if accounting != "none":
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (room(accounting, obstacle),) * 2)
+        _say(old_room_before=machine.has_room())
     machine.transfer(TRANSFERS)
     state = machine.state
     if obstacle == "user mapping":
@@ -185,9 +221,20 @@ def old(how: str, accounting: str, obstacle: str) -> None:
         handoff.send(ours, machine.files, state)
         assert ours.recv(100) == b"changed"
         _say(old_after=counted())
+        if accounting != "none":
+            _say(old_room_after=machine.has_room())
         machine.close()
         ours.send(b"gone")
     sys.exit(successor.wait())
+
+
+def room(accounting: str, obstacle: str) -> int:
+    """How much both processes may lock: enough for RAM, and not a page more than is needed.
+
+    By user the kernel charges the new process before it gives the old one its count back.
+    """
+    twice = accounting == "user" and obstacle != "other user"
+    return SIZE * (2 if twice else 1) + (4096 if obstacle == "user mapping" else 0)
 
 
 def after_socket(number: str, obstacle: str) -> None:
@@ -195,35 +242,44 @@ def after_socket(number: str, obstacle: str) -> None:
     with socket.socket(fileno=int(number)) as theirs:
         theirs.send(b"ready")
         machine = Machine.take(handoff.receive(theirs))
-        change(machine, obstacle)
+        refused = change(machine, obstacle)
         theirs.send(b"changed")
         assert theirs.recv(100) == b"gone"
-    go_on(machine)
+    go_on(machine, refused)
 
 
 def after_exec(obstacle: str) -> None:
     """The successor, in the same process."""
     machine = Machine.take(handoff.inherited())
-    change(machine, obstacle)
-    go_on(machine)
+    go_on(machine, change(machine, obstacle))
 
 
-def change(machine: Machine, obstacle: str) -> None:
-    """Makes this process the one whose memory it is."""
+def change(machine: Machine, obstacle: str) -> bool:
+    """Makes this process the one whose memory it is; whether that was refused."""
     before = counted()
+    on_its_way = machine.edu.busy
     if obstacle == "limit":
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (SIZE // 2, SIZE // 2))
+    if obstacle == "other user":
+        os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+    refused = False
     try:
         machine.ioas.iommufd.change_process()
     except LuoError as error:
+        refused = True
         _say(refused=[type(error).__name__, str(error)])
-    _say(took=time.monotonic(), new_before=before, new_after=counted())
+    _say(took=time.monotonic(), on_its_way=on_its_way, new_before=before, new_after=counted())
+    if obstacle == "other user":
+        _say(new_room=machine.has_room())
+    return refused
 
 
-def go_on(machine: Machine) -> None:
+def go_on(machine: Machine, refused: bool) -> None:
     """What shows that the device is the successor's: it goes on with the next transfer."""
     machine.complete()
     machine.transfer(TRANSFERS)
+    if not refused:
+        _say(across=machine.change_during_a_transfer())
     _say(transfers=machine.next, wrong=machine.wrong())
     machine.ioas.unmap_all()
     _say(new_unmapped=counted())

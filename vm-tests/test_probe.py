@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 PYLUO = os.fspath(Path(sys.executable).parent / "pyluo")
 EVERYTHING = {
-    "devices": ["intel-iommu,intremap=on", "edu"],
+    "devices": ["intel-iommu,intremap=on,aw-bits=39", "edu"],
     "append": "intel_iommu=on vfio-pci.ids=1234:11e8",
 }
 # The day a kernel preserves more, this turns red, and the manual's table wants a line.

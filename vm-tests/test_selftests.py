@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -136,10 +137,20 @@ def test_a_library_that_the_tests_lack_is_named_with_its_package(
 def test_how_many_results_have_come_is_shown_while_a_program_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    screen = io.StringIO()
-    terminal = Console(file=screen, force_terminal=True, force_interactive=True)
+    vm = VM()
+
+    class Screen(io.StringIO):
+        def write(self, text: str) -> int:
+            if "1/3" in text and "1/3" not in self.getvalue():
+                os.kill(vm.pid, signal.SIGKILL)  # this is what was waited for
+            return super().write(text)
+
+    terminal = Console(file=(screen := Screen()), force_terminal=True, force_interactive=True)
     monkeypatch.setattr("pyluo.vm.progress._console", terminal)
-    verdicts_of(program(tmp_path, "echo 1..3; echo ok 1 a; sleep 1000"), timeout=10)
+    *_, whole = run(
+        [program(tmp_path, "echo 1..3; echo ok 1 a; sleep 1000")], lambda: vm, timeout=60
+    )
+    assert whole.crash is not None
     assert "program, 1 of 1" in screen.getvalue()
     assert "1/3" in screen.getvalue()
 

@@ -20,7 +20,7 @@ from guest_vfio import (
     eventfds,
     registers_of_edu,
     signalled,
-    stays_quiet,
+    signalled_by_now,
 )
 
 from pyluo import (
@@ -56,14 +56,16 @@ from pyluo.vfio import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from pyluo.vm import VM, Kernel
+
+
+@pytest.fixture(scope="module", params=[None, "previous"], ids=["kernel", "previous"])
+def vm(request: pytest.FixtureRequest, kernel: Kernel) -> Iterator[VM]:
     from pyluo.vm import VM
 
-
-@pytest.fixture(scope="module", params=["stable", "previous"])
-def vm(request: pytest.FixtureRequest) -> Iterator[VM]:
-    from pyluo.vm import VM
-
-    with VM(request.param, devices=guest_vfio.DEVICES, append=guest_vfio.CMDLINE) as guest:
+    with VM(
+        request.param or kernel, devices=guest_vfio.DEVICES, append=guest_vfio.CMDLINE
+    ) as guest:
         yield guest
 
 
@@ -174,10 +176,12 @@ def test_who_has_a_device_open_is_told_that_somebody_wants_it() -> None:
         # The kernel waits in this until the device is closed.
         thread = threading.Thread(target=edu._write, args=("driver/unbind", edu.address))
         thread.start()
-        assert signalled(event)
-        assert thread.is_alive()
-        device.close()
-        thread.join()
+        try:
+            assert signalled(event)
+            assert thread.is_alive()
+        finally:
+            device.close()
+            thread.join()
     assert edu.driver is None
     edu.bind_driver()
 
@@ -261,7 +265,7 @@ def test_what_is_no_iommufd_is_refused() -> None:
     with VfioDevice.open(guest_vfio.edu()) as device, Memfd.create("ram", 4096) as memfd:
         with pytest.raises(LuoError) as caught:
             device.bind(memfd)  # type: ignore[arg-type]
-        assert caught.value.errno in (errno.EBADF, errno.EBADFD)
+        assert caught.value.errno == errno.EBADFD
         assert not device.bound
 
 
@@ -300,7 +304,7 @@ def test_a_bound_device_is_taken_over_with_its_relations() -> None:
             assert taken.attached is ioas
             assert (known.id, taken.iommu_device) == (number, known)
             with pytest.raises(ValueError, match="bound to"):
-                taken.adopt(iommufd, number)
+                taken.adopt(iommufd, number, attached=None)
             with pytest.raises(ObjectInUseError, match=str(taken)):
                 ioas.destroy()
         ioas.destroy()
@@ -311,7 +315,7 @@ def test_an_unbound_device_is_taken_over_as_such() -> None:
     with VfioDevice.from_fd(device.detach()) as taken, IommuFd() as iommufd:
         assert not taken.bound
         with pytest.raises(ValueError, match="not"):
-            taken.adopt(iommufd, 1)
+            taken.adopt(iommufd, 1, attached=None)
         taken.bind(iommufd)
 
 
@@ -373,9 +377,8 @@ def test_an_address_space_of_another_iommufd_is_not_attached() -> None:
     with IommuFd() as iommufd, IommuFd() as elsewhere, bound(guest_vfio.edu(), iommufd) as device:
         elsewhere.alloc_ioas().destroy()
         there = [elsewhere.alloc_ioas() for _ in range(8)][-1]
-        with pytest.raises(LuoError, match="no such object") as caught:
+        with pytest.raises(ValueError, match="lives in another iommufd"):
             device.attach(there)
-        assert caught.value.errno == errno.ENOENT
         assert device.attached is None
 
 
@@ -411,8 +414,11 @@ def test_a_device_says_what_it_has() -> None:
             PciRegion.CONFIG: 256,
         }
         kinds = {irq.info.index: irq.info.count for irq in device.irqs()}
-        assert kinds.pop(PciIrq.ERROR, 1) == 1  # since Linux 7.3
-        assert kinds == {PciIrq.INTX: 1, PciIrq.MSI: 1, PciIrq.REQUEST: 1}
+        expected = {PciIrq.INTX: 1, PciIrq.MSI: 1, PciIrq.REQUEST: 1}
+        major, minor = os.uname().release.split(".")[:2]
+        if (int(major), int(minor.partition("-")[0])) >= (7, 3):
+            expected[PciIrq.ERROR] = 1
+        assert kinds == expected
     with bound(guest_vfio.e1000e()) as device:
         assert [irq.info.index for irq in device.irqs()] == list(PciIrq)
 
@@ -627,15 +633,15 @@ def test_intx_arrives_and_is_masked_until_it_is_unmasked() -> None:
         registers.write32(guest_vfio.EDU_RAISE, 1)
         assert signalled(event) == 1
         registers.write32(guest_vfio.EDU_RAISE, 2)
-        assert stays_quiet(event)
+        assert signalled_by_now(event, registers) == 0
         intx.unmask()  # the line is still up
-        assert signalled(event) == 1
+        assert signalled_by_now(event, registers) == 1
         registers.write32(guest_vfio.EDU_ACKNOWLEDGE, 3)
         intx.unmask()
-        assert stays_quiet(event)
+        assert signalled_by_now(event, registers) == 0
         intx.mask()
         registers.write32(guest_vfio.EDU_RAISE, 1)
-        assert stays_quiet(event)
+        assert signalled_by_now(event, registers) == 0
         intx.unmask()
         assert signalled(event) == 1
         registers.write32(guest_vfio.EDU_ACKNOWLEDGE, 1)
@@ -668,15 +674,15 @@ def test_msi_arrives_once_the_device_may_do_dma() -> None:
         msi = device.irq(PciIrq.MSI)
         msi.enable([event])
         registers.write32(guest_vfio.EDU_RAISE, 1)
-        assert stays_quiet(event)
+        assert signalled_by_now(event, registers) == 0
         guest_vfio.master(device)
         for time_ in range(1, 4):
             registers.write32(guest_vfio.EDU_RAISE, 1 << time_)
-            assert signalled(event) == 1
+            assert signalled_by_now(event, registers) == 1
         registers.write32(guest_vfio.EDU_ACKNOWLEDGE, 0xFFFFFFFF)
         msi.disable()
         registers.write32(guest_vfio.EDU_RAISE, 1)
-        assert stays_quiet(event)
+        assert signalled_by_now(event, registers) == 0
 
 
 def test_msi_cannot_be_masked() -> None:
@@ -711,7 +717,7 @@ def test_an_interrupt_of_any_kind_is_triggered_by_software(kind: PciIrq) -> None
         irq.trigger()
         assert signalled(event) == 1
         irq.trigger_each([False])
-        assert stays_quiet(event)
+        assert signalled(event, 0) == 0
         irq.trigger_each([True])
         assert signalled(event) == 1
         irq.disable()
@@ -803,12 +809,22 @@ def test_the_interrupts_end_with_the_device() -> None:
             registers._device.irq(PciIrq.INTX).enable([event])
         with registers_of_edu() as registers:
             registers.write32(guest_vfio.EDU_RAISE, 1)
-            assert stays_quiet(event)
+            assert signalled_by_now(event, registers) == 0
             registers._device.irq(PciIrq.MSI).enable([event])
             registers.write32(guest_vfio.EDU_ACKNOWLEDGE, 1)
 
 
 # Resets.
+
+
+def test_binding_a_device_resets_it() -> None:
+    nvme, at = guest_vfio.nvme(), guest_vfio.NVME_CONFIGURATION
+    with guest_vfio.mapped_by_sysfs(nvme) as registers, driven(nvme), IommuFd() as iommufd:
+        registers[at // 4] = 0x00460000
+        with VfioDevice.open(nvme) as device:
+            assert registers[at // 4] == 0x00460000
+            device.bind(iommufd)
+            assert device.region(PciRegion.BAR0).read32(at) == 0
 
 
 def test_a_reset_clears_the_registers_and_keeps_the_interrupts() -> None:
@@ -951,7 +967,9 @@ def killed_by(action: Callable[[], object]) -> int:
     """The signal that ends a process that does this; 0 if none does."""
     pid = os.fork()
     if not pid:
-        action()
-        os._exit(0)
+        try:
+            action()
+        finally:
+            os._exit(0)
     _, status = os.waitpid(pid, 0)
     return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import guest_vfio
 import pytest
+from guest_edu import Edu
 from guest_vfio import bound
 
-from pyluo import LuoError
+from pyluo import LuoError, Memfd
 from pyluo.iommufd import IommuFd
 from pyluo.vfio import Area, Command, Feature, PciRegion
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 PAGE = 4096
 SIZE = 1 << 20  # of the BAR
+RAM, REGISTERS = 0x100000, 0x200000  # where they are mapped, within what an edu reaches
+MARK = 0x1234
 
 
 @pytest.fixture(scope="module")
@@ -69,20 +72,42 @@ def test_what_is_no_bar_has_no_dma_buf(region: PciRegion) -> None:
         assert caught.value.errno == errno.ENODEV
 
 
-def test_a_dma_buf_is_mapped_for_devices_until_its_memory_is_switched_off() -> None:
-    with IommuFd() as iommufd, bound(guest_vfio.edu(), iommufd) as device:
+def test_another_device_reaches_a_dma_buf_until_its_memory_is_switched_off() -> None:
+    with (
+        IommuFd() as iommufd,
+        Memfd.create("ram", PAGE) as ram,
+        bound(guest_vfio.e1000e(), iommufd) as device,
+    ):
         ioas = iommufd.alloc_ioas()
-        device.attach(ioas)
-        with device.features.export_dma_buf(PciRegion.BAR0, [Area(0, SIZE)]) as buffer:
-            mapping = ioas.map_file(buffer, length=SIZE)
-            assert mapping.length == SIZE
-            ioas.unmap(mapping)
+        ioas.map_file(ram, iova=RAM)
+        registers = device.region(PciRegion.BAR0)
+        size = registers.info.size
+        registers.write32(guest_vfio.E1000E_VLAN_TYPE, MARK)
+        edu = Edu.open(iommufd, ioas)
+
+        def read_by_edu() -> int:
+            """What it gets from there; zeros if the IOMMU stops it."""
+            ram.write(bytes(4), 0)
+            edu.load(RAM, 4)
+            edu.load(REGISTERS + guest_vfio.E1000E_VLAN_TYPE, 4)
+            edu.store(RAM, 4)
+            return int.from_bytes(ram.read(4, 0), "little")
+
+        with edu.device, device.features.export_dma_buf(PciRegion.BAR0, [Area(0, size)]) as buffer:
+            mapping = ioas.map_file(buffer, iova=REGISTERS, length=size)
+            assert mapping.length == size
+            assert read_by_edu() == MARK
             device.config.command &= ~Command.MEMORY
             with pytest.raises(LuoError) as caught:
-                ioas.map_file(buffer, length=SIZE)
+                ioas.map_file(buffer, length=size)
             assert caught.value.errno == errno.ENODEV
             device.config.command |= Command.MEMORY
-            ioas.map_file(buffer, length=SIZE)
+            # The register answers again, and the IOMMU lets nobody to it.
+            assert registers.read32(guest_vfio.E1000E_VLAN_TYPE) == MARK
+            assert read_by_edu() == 0
+            ioas.unmap(mapping)
+            ioas.map_file(buffer, iova=REGISTERS, length=size)
+            assert read_by_edu() == MARK
         ioas.unmap_all()
 
 

@@ -17,18 +17,18 @@ from pyluo.vfio import PciDevice, PciIrq, VfioDevice
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pyluo.vm import VM
+    from pyluo.vm import VM, Kernel
 
 VECTORS = 16
 UNSAFE = Path("/sys/module/iommufd/parameters/allow_unsafe_interrupts")
 
 
 @pytest.fixture(scope="module")
-def vm() -> Iterator[VM]:
+def vm(kernel: Kernel) -> Iterator[VM]:
     from pyluo.vm import VM
 
-    devices = ["intel-iommu,intremap=off", "nec-usb-xhci,msi=on,msix=off"]
-    with VM(devices=devices, append="intel_iommu=on vfio-pci.ids=1033:0194") as guest:
+    devices = ["intel-iommu,intremap=off,aw-bits=39", "nec-usb-xhci,msi=on,msix=off"]
+    with VM(kernel, devices=devices, append="intel_iommu=on vfio-pci.ids=1033:0194") as guest:
         yield guest
 
 

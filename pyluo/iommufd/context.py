@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 from pyluo._sys import Ioctl, constant, raising
 from pyluo.descriptor import OwnedFd, require_device
-from pyluo.errors import LuoError, from_errno
+from pyluo.errors import LuoError, UserMappingError, from_errno
 from pyluo.iommufd.events import FaultQueue
 from pyluo.iommufd.ioas import Ioas
 
@@ -55,9 +55,9 @@ class Accounting(enum.Enum):
 class IommuFd(OwnedFd):
     """An open /dev/iommu, and the objects that were made in it.
 
-    Closing it ends all of them, unless a VFIO device is bound to it or another process has the
-    descriptor too. Objects made in it are kept, with the buffers mapped through them, until they
-    are destroyed or it is closed.
+    Closing it ends all of them, unless another process has the descriptor too. While a VFIO device
+    is bound to it they live on in the kernel, and the device goes on doing DMA: the buffers that
+    are mapped are kept until the last such device is closed.
 
     Not locked: use it and its objects from one thread at a time.
 
@@ -117,22 +117,38 @@ class IommuFd(OwnedFd):
 
     def unregister(self, object_id: int) -> None:
         """Lets go of an object."""
-        self._objects.pop(object_id, None)
+        gone = self._objects.pop(object_id, None)
+        if gone is not None and gone.keeps_iommufd and self.closed and not self._bound():
+            self._forget_objects()
 
     def close(self) -> None:
         """Closes it, which ends its objects; a second time does nothing."""
         super().close()
-        self._forget_objects()
+        if not self._bound():
+            self._forget_objects()
 
     def detach(self) -> int:
-        """Gives the descriptor up, still open, with all that was made in it."""
+        """Gives the descriptor up, still open, with all that was made in it.
+
+        Raises:
+            UserMappingError: EBUSY, a buffer of this process is mapped by its address, and would be
+                free to go while devices write to it.
+        """
+        if by_address := self._mapped_by_address():
+            raise UserMappingError(errno.EBUSY, "detach", by_address)
         fd = super().detach()
-        self._forget_objects()
+        for left in reversed(self.objects):
+            left.give_up()
         return fd
 
+    def _bound(self) -> bool:
+        """Whether the kernel keeps it for a device, whatever becomes of the descriptor."""
+        return any(one.keeps_iommufd for one in self._objects.values())
+
     def _forget_objects(self) -> None:
-        for gone in reversed(self.objects):
-            gone.forget()
+        while self._objects:
+            _, last = self._objects.popitem()
+            last.forget()
 
     def alloc_ioas(self) -> Ioas:
         """A new I/O address space, with nothing mapped in it.
@@ -185,14 +201,13 @@ class IommuFd(OwnedFd):
 
         Source: include/uapi/linux/iommufd.h, IOMMU_IOAS_CHANGE_PROCESS. Linux 6.13.
         """
+        before = _locked()
         reply = _CHANGE_PROCESS.attempt(self.fileno())
-        if not reply.errno:
-            return
-        by_address = self._mapped_by_address()
-        by_process = not by_address and self.accounting is Accounting.PROCESS
-        if reply.errno == errno.EINVAL and by_process:
+        # What is refused for a mapping by address is not charged to anybody first.
+        if reply.errno == errno.EINVAL and _locked() > before:
             raise LuoError(reply.errno, _CHANGE_PROCESS.name, hint=_GONE)
-        raise from_errno(reply.errno, _CHANGE_PROCESS.name, by_address)
+        if reply.errno:
+            raise from_errno(reply.errno, _CHANGE_PROCESS.name, self._mapped_by_address())
 
     def _mapped_by_address(self) -> str:
         """What is known to be mapped by its address, in words; empty if nothing is."""
@@ -221,8 +236,14 @@ class IommuFd(OwnedFd):
 
     @vfio_ioas.setter
     def vfio_ioas(self, ioas: Ioas) -> None:
-        _VFIO_IOAS(self.fileno(), str(ioas), op=_VFIO_SET, ioas_id=ioas.id)
+        _VFIO_IOAS(self.fileno(), str(ioas), op=_VFIO_SET, ioas_id=ioas.id_in(self))
 
     @vfio_ioas.deleter
     def vfio_ioas(self) -> None:
         _VFIO_IOAS(self.fileno(), op=_VFIO_CLEAR)
+
+
+def _locked() -> int:
+    """How much memory is locked for this process, in KiB."""
+    with raising("open status", "/proc/self/status"), open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmLck:"))

@@ -34,6 +34,10 @@ class IommuDevice(IommuObject):
 
     noun = "device"
 
+    def hold_iommufd(self) -> None:
+        """Notes that an open VFIO device is behind it, which keeps the iommufd."""
+        self.keeps_iommufd = True
+
     def hw_info(self, data_type: int | None = None) -> HwInfo:
         """What the IOMMU before this device can do.
 
@@ -99,8 +103,8 @@ class IommuDevice(IommuObject):
         Source: include/uapi/linux/iommufd.h, IOMMU_HWPT_ALLOC. Linux 6.6; flags since 6.7.
         """
         number = self._alloc_hwpt(ioas, int(flags), fault_queue, data)
-        used = (ioas,) if fault_queue is None else (ioas, fault_queue)
-        return PagingHwpt(self.iommufd, number, *used)
+        used = () if fault_queue is None else (fault_queue,)
+        return PagingHwpt(self.iommufd, number, ioas, *used)
 
     def alloc_nested_hwpt(
         self,
@@ -152,7 +156,7 @@ class IommuDevice(IommuObject):
             f"{self}, {parent}",
             type=int(kind),
             dev_id=self.id,
-            hwpt_id=parent.id,
+            hwpt_id=parent.id_in(self.iommufd),
             data_len=len(answer),
             data_uptr=answer or 0,
         )
@@ -179,10 +183,10 @@ class IommuDevice(IommuObject):
             f"{self}, {below}",
             flags=flags | (_FAULT_ID_VALID if fault_queue else 0),
             dev_id=self.id,
-            pt_id=below.id,
+            pt_id=below.id_in(self.iommufd),
             data_type=data.data_type if data else _NO_DATA,
             data_len=len(packed),
             data_uptr=packed or 0,
-            fault_id=fault_queue.id if fault_queue else 0,
+            fault_id=fault_queue.id_in(self.iommufd) if fault_queue else 0,
         )
         return self.iommufd.fresh(reply.integer("out_hwpt_id"))

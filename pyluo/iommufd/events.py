@@ -155,6 +155,10 @@ class _EventObject(IommuObject):
         self._file.close()
         super().forget()
 
+    def give_up(self) -> None:
+        """Notes that the iommufd is given up; the descriptor stays, and its events can be read."""
+        super().forget()
+
     def _read(self, room: int) -> bytes:
         """What there is to read; never waits, since the kernel does not."""
         while True:
@@ -200,16 +204,22 @@ class FaultQueue(_EventObject):
             resolved: whether the device is to try again, the pages being mapped now.
 
         Raises:
-            LuoError: EINVAL, a group was answered before, or never read; the groups before it are
-                answered.
+            LuoError: EINVAL, a group was answered before, by the detaching of its device perhaps,
+                or never read; all others are answered.
 
         Source: drivers/iommu/iommufd/eventq.c, iommufd_fault_fops_write()
         """
         given = [faults] if isinstance(faults, PageFault) else faults
         code = _SUCCESS if resolved else _INVALID
+        refused: list[LuoError] = []
         for cookie in dict.fromkeys(fault.cookie for fault in given):
-            with raising("write", f"{self}, group of cookie {cookie}"):
-                os.write(self.fileno(), _RESPONSE.pack(cookie=cookie, code=code))
+            try:
+                with raising("write", f"{self}, group of cookie {cookie}"):
+                    os.write(self.fileno(), _RESPONSE.pack(cookie=cookie, code=code))
+            except LuoError as error:
+                refused.append(error)  # a device waits for each of the others
+        if refused:
+            raise refused[0]
 
 
 class VirtualEventQueue(_EventObject):
@@ -219,6 +229,8 @@ class VirtualEventQueue(_EventObject):
 
     Args:
         event_size: in bytes, of what follows each header.
+        following: the number of the next event if none is lost; None where that is not known, as of
+            a queue that came from another process: then the first one tells of no loss.
     """
 
     noun = "virtual event queue"
@@ -230,10 +242,11 @@ class VirtualEventQueue(_EventObject):
         file: OwnedFd,
         event_size: int,
         *uses: IommuObject,
+        following: int | None = None,
     ) -> None:
         super().__init__(iommufd, object_id, file, *uses)
         self._event_size = event_size
-        self._next = 0
+        self._next = following
 
     def read(self) -> list[VirtualEvent]:
         """The events that wait, some at a time; none if there are none. It never waits.
@@ -281,13 +294,13 @@ def parse_faults(data: bytes) -> list[PageFault]:
     return faults
 
 
-def parse_events(data: bytes, event_size: int, expected: int = 0) -> list[VirtualEvent]:
+def parse_events(data: bytes, event_size: int, expected: int | None = 0) -> list[VirtualEvent]:
     """The events in what a virtual event queue's descriptor gave.
 
     Args:
         data: as read.
         event_size: in bytes, of what follows each header.
-        expected: the number that the first one has if none was lost.
+        expected: the number that the first one has if none was lost; None if that is not known.
 
     Raises:
         ValueError: it ends within one, or the size is negative.
@@ -300,7 +313,7 @@ def parse_events(data: bytes, event_size: int, expected: int = 0) -> list[Virtua
         header = _HEADER.unpack(data, offset)
         offset += _HEADER.size
         sequence = header.integer("sequence") % _SEQUENCES
-        lost = (sequence - expected) % _SEQUENCES
+        lost = 0 if expected is None else (sequence - expected) % _SEQUENCES
         body = b""
         if header.integer("flags") & _LOST_EVENTS:
             lost += 1

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Protocol
 
 from pyluo._sys import Ioctl, Struct, constant
 from pyluo.errors import InvalidationError, from_errno
-from pyluo.iommufd.ioas import Ioas
 from pyluo.iommufd.objects import IommuObject
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from pyluo.iommufd.ioas import IovaRange
+    from pyluo.iommufd.context import IommuFd
+    from pyluo.iommufd.ioas import Ioas, IovaRange
 
 __all__ = [
     "AmdGuest",
@@ -245,6 +245,18 @@ class DirtyBitmap:
     pages: int
     bits: bytes
 
+    @staticmethod
+    def room(wanted: IovaRange, page_size: int) -> tuple[bytearray, int]:
+        """A buffer for the kernel to fill in, and for how many pages it is.
+
+        Raises:
+            ValueError: the page size is no power of two.
+        """
+        if page_size < 1 or page_size & (page_size - 1):
+            raise ValueError(f"a page of {page_size} bytes: not a power of two")
+        pages = -(-wanted.length // page_size)
+        return bytearray(-(-pages // 64) * 8), pages  # the kernel writes whole words
+
     def __contains__(self, iova: int) -> bool:
         page = (iova - self.start) // self.page_size
         return 0 <= page < self.pages and bool(self.bits[page // 8] >> page % 8 & 1)
@@ -269,6 +281,15 @@ class PagingHwpt(IommuObject):
     """
 
     noun = "HWPT"
+
+    def __init__(self, iommufd: IommuFd, object_id: int, ioas: Ioas, *uses: IommuObject) -> None:
+        super().__init__(iommufd, object_id, ioas, *uses)
+        self._ioas = ioas
+
+    @property
+    def ioas(self) -> Ioas:
+        """Of what it is the page table."""
+        return self._ioas
 
     def set_dirty_tracking(self, enabled: bool) -> None:
         """Starts or stops noting what devices write to; starting forgets what was noted.
@@ -304,22 +325,18 @@ class PagingHwpt(IommuObject):
 
         Source: include/uapi/linux/iommufd.h, IOMMU_HWPT_GET_DIRTY_BITMAP. Linux 6.7.
         """
-        if page_size < 1 or page_size & (page_size - 1):
-            raise ValueError(f"a page of {page_size} bytes: not a power of two")
+        bits, pages = DirtyBitmap.room(wanted, page_size)
         subject = f"{self}: {wanted} by {page_size} bytes"
         # Linux 7.3 stops at a hole, says nothing, and what lies behind it looks clean.
-        if any(isinstance(used, Ioas) and not used.maps(wanted) for used in self._uses):
+        if not self._ioas.maps(wanted):
             raise from_errno(errno.ENOENT, _GET_DIRTY_BITMAP.name, subject)
-        length = wanted.last - wanted.start + 1
-        pages = -(-length // page_size)
-        bits = bytearray(-(-pages // 64) * 8)  # the kernel writes whole words
         _GET_DIRTY_BITMAP(
             self.iommufd.fileno(),
             subject,
             hwpt_id=self.id,
             flags=0 if clear else _NO_CLEAR,
             iova=wanted.start,
-            length=length,
+            length=wanted.length,
             page_size=page_size,
             data=bits,
         )

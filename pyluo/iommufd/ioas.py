@@ -5,17 +5,19 @@ from __future__ import annotations
 import enum
 import errno
 import os
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from pyluo._sys import Exported, Ioctl, Struct, constant, raising
-from pyluo.errors import from_errno
+from pyluo.errors import LuoError, from_errno
 from pyluo.iommufd.objects import IommuObject
 
 if TYPE_CHECKING:
     import mmap
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
+    from pyluo.descriptor import HasFileno
     from pyluo.iommufd.context import IommuFd
 
 __all__ = ["Access", "Ioas", "IovaRange", "IovaRanges", "Mapping"]
@@ -51,10 +53,6 @@ class Access(enum.IntFlag):
 _READ_WRITE = Access.READ | Access.WRITE
 
 
-class _HasFileno(Protocol):
-    def fileno(self) -> int: ...
-
-
 @dataclass(frozen=True, slots=True, order=True)
 class IovaRange:
     """A range of I/O virtual addresses.
@@ -66,6 +64,15 @@ class IovaRange:
 
     start: int
     last: int
+
+    @property
+    def length(self) -> int:
+        """In bytes."""
+        return self.last - self.start + 1
+
+    def overlaps(self, other: IovaRange) -> bool:
+        """Whether an address is in both."""
+        return self.start <= other.last and other.start <= self.last
 
     def __contains__(self, other: IovaRange) -> bool:
         return self.start <= other.start and other.last <= self.last
@@ -131,6 +138,7 @@ class Ioas(IommuObject):
     def __init__(self, iommufd: IommuFd, object_id: int) -> None:
         super().__init__(iommufd, object_id)
         self._mapped: dict[int, tuple[Mapping, object]] = {}  # by IOVA, with what is kept alive
+        self._doubtful: list[object] = []  # what may be mapped, as no request said
         self.allowed: tuple[IovaRange, ...] = ()
 
     @property
@@ -138,10 +146,19 @@ class Ioas(IommuObject):
         """What is mapped, as far as this object did it or was told, in the order of addresses."""
         return tuple(mapping for _, (mapping, _) in sorted(self._mapped.items()))
 
+    @property
+    def known(self) -> bool:
+        """Whether `mappings` is sure: no request was cut short by an exception of a signal's.
+
+        `unmap_all` makes it sure again.
+        """
+        return not self._doubtful
+
     def forget(self) -> None:
         """Notes that it is gone; lets go of what was mapped."""
         super().forget()
         self._mapped.clear()
+        self._doubtful.clear()
 
     def iova_ranges(self) -> IovaRanges:
         """Where something can be mapped; ask again after each attach and detach.
@@ -209,22 +226,23 @@ class Ioas(IommuObject):
             LuoError: EINVAL, the address is not aligned or not in `iova_ranges`; ENOSPC, no room
                 for it; ENOMEM, beyond RLIMIT_MEMLOCK, or no memory; EFAULT, the buffer is
                 read-only memory.
-            TypeError: the buffer is read-only.
+            TypeError: the buffer is read-only, and the access is not.
 
         Source: include/uapi/linux/iommufd.h, IOMMU_IOAS_MAP. Linux 6.2.
         """
-        exported = Exported(buffer)
+        exported = Exported(buffer, writable=Access.WRITE in access)
         try:
-            reply = _MAP(
-                self._iommufd.fileno(),
-                f"{self}: {exported.length} bytes{_at(iova)}",
-                flags=int(access) | _fixed(iova),
-                ioas_id=self.id,
-                user_va=exported.address,
-                length=exported.length,
-                iova=iova or 0,
-            )
-        except BaseException:
+            with self._doubting(exported):
+                reply = _MAP(
+                    self._iommufd.fileno(),
+                    f"{self}: {exported.length} bytes{_at(iova)}",
+                    flags=int(access) | _fixed(iova),
+                    ioas_id=self.id,
+                    user_va=exported.address,
+                    length=exported.length,
+                    iova=iova or 0,
+                )
+        except LuoError:
             exported.release()  # or whoever looks at the error could not free the buffer
             raise
         return self._keep(
@@ -233,7 +251,7 @@ class Ioas(IommuObject):
 
     def map_file(
         self,
-        file: _HasFileno,
+        file: HasFileno,
         *,
         offset: int = 0,
         length: int | None = None,
@@ -253,29 +271,28 @@ class Ioas(IommuObject):
             ValueError: the range does not lie within the file.
             IovaInUseError: EEXIST, something is mapped there.
             LuoError: EINVAL, the address or the length is not aligned or not in `iova_ranges`, or
-                the kernel cannot map this kind of file; ESPIPE, the file has no size; ENOSPC, no
-                room for it; ENOMEM, beyond RLIMIT_MEMLOCK, or no memory.
+                the kernel cannot map this kind of file; ENOSPC, no room for it; ENOMEM, beyond
+                RLIMIT_MEMLOCK, or no memory.
 
         Source: include/uapi/linux/iommufd.h, IOMMU_IOAS_MAP_FILE. Linux 6.13; a dma-buf since 6.19.
         """
         with raising("fstat", "the file to map"):
             stat = os.fstat(file.fileno())
-        with raising("lseek", "the file to map"):
-            # A dma-buf says how long it is only to lseek(2).
-            size = stat.st_size or os.lseek(file.fileno(), 0, os.SEEK_END)
+        size = stat.st_size
         length = size - offset if length is None else length
         if offset < 0 or length <= 0 or offset + length > size:
             raise ValueError(f"{length} bytes at {offset} do not lie within {size} bytes")
-        reply = _MAP_FILE(
-            self._iommufd.fileno(),
-            f"{self}: {length} bytes of descriptor {file.fileno()} from {offset}{_at(iova)}",
-            flags=int(access) | _fixed(iova),
-            ioas_id=self.id,
-            fd=file.fileno(),
-            start=offset,
-            length=length,
-            iova=iova or 0,
-        )
+        with self._doubting(file):
+            reply = _MAP_FILE(
+                self._iommufd.fileno(),
+                f"{self}: {length} bytes of descriptor {file.fileno()} from {offset}{_at(iova)}",
+                flags=int(access) | _fixed(iova),
+                ioas_id=self.id,
+                fd=file.fileno(),
+                start=offset,
+                length=length,
+                iova=iova or 0,
+            )
         identity = (stat.st_dev, stat.st_ino)
         return self._keep(Mapping(reply.integer("iova"), length, access, identity, offset), file)
 
@@ -305,19 +322,20 @@ class Ioas(IommuObject):
 
         Source: include/uapi/linux/iommufd.h, IOMMU_IOAS_COPY. Linux 6.2.
         """
-        length = wanted.last - wanted.start + 1
-        reply = _COPY(
-            self._iommufd.fileno(),
-            f"{self}: {wanted} of {source}{_at(iova)}",
-            flags=int(access) | _fixed(iova),
-            dst_ioas_id=self.id,
-            src_ioas_id=source.id,
-            length=length,
-            dst_iova=iova or 0,
-            src_iova=wanted.start,
-        )
+        kept = list(source._mapped.values())
+        with self._doubting(kept):
+            reply = _COPY(
+                self._iommufd.fileno(),
+                f"{self}: {wanted} of {source}{_at(iova)}",
+                flags=int(access) | _fixed(iova),
+                dst_ioas_id=self.id,
+                src_ioas_id=source.id_in(self._iommufd),
+                length=wanted.length,
+                dst_iova=iova or 0,
+                src_iova=wanted.start,
+            )
         start = reply.integer("dst_iova")
-        for mapping, kept in list(source._mapped.values()):
+        for mapping, what in kept:
             first = max(mapping.iova, wanted.start)
             last = min(mapping.range.last, wanted.last)
             if first <= last:
@@ -329,9 +347,9 @@ class Ioas(IommuObject):
                         mapping.file,
                         mapping.offset + first - mapping.iova,
                     ),
-                    kept,
+                    what,
                 )
-        return IovaRange(start, start + length - 1)
+        return IovaRange(start, start + wanted.length - 1)
 
     def unmap(self, wanted: Mapping | IovaRange) -> int:
         """Unmaps all mappings that lie within a range.
@@ -361,7 +379,9 @@ class Ioas(IommuObject):
 
         Source: include/uapi/linux/iommufd.h, IOMMU_IOAS_UNMAP. Linux 6.2.
         """
-        return self._unmap(IovaRange(0, _EVERYTHING), str(self))
+        unmapped = self._unmap(IovaRange(0, _EVERYTHING), str(self))
+        self._doubtful.clear()
+        return unmapped
 
     def maps(self, where: IovaRange) -> bool:
         """Whether all of a range is mapped, by this process or another.
@@ -376,7 +396,7 @@ class Ioas(IommuObject):
             flags=int(Access.READ) | _FIXED_IOVA,
             dst_ioas_id=self.id,
             src_ioas_id=self.id,
-            length=where.last - where.start + 1,
+            length=where.length,
             dst_iova=where.start,
             src_iova=where.start,
         )
@@ -438,14 +458,25 @@ class Ioas(IommuObject):
 
     def adopt(self, mapping: Mapping, kept: object) -> None:
         """Notes a mapping that another process made, and what to keep while it exists."""
-        overlapping = [one for one in self.mappings if _overlap(one.range, mapping.range)]
+        overlapping = [one for one in self.mappings if one.range.overlaps(mapping.range)]
         if overlapping:
             raise ValueError(f"{mapping.range} overlaps {overlapping[0].range}")
         self._keep(mapping, kept)
 
+    @contextmanager
+    def _doubting(self, kept: object) -> Iterator[None]:
+        """Keeps what may be mapped, where an exception came between the deed and the word of it."""
+        try:
+            yield
+        except (LuoError, TypeError, ValueError):
+            raise  # nothing was done
+        except BaseException:
+            self._doubtful.append(kept)
+            raise
+
     def _unmap(self, where: IovaRange, subject: str) -> int:
         # Of 2^64 addresses there is no length; one less stands for them.
-        length = min(where.last - where.start + 1, _EVERYTHING)
+        length = min(where.length, _EVERYTHING)
         reply = _UNMAP.attempt(
             self._iommufd.fileno(), ioas_id=self.id, iova=where.start, length=length
         )
@@ -460,10 +491,6 @@ class Ioas(IommuObject):
     def _keep(self, mapping: Mapping, kept: object) -> Mapping:
         self._mapped[mapping.iova] = mapping, kept
         return mapping
-
-
-def _overlap(one: IovaRange, other: IovaRange) -> bool:
-    return one.start <= other.last and other.start <= one.last
 
 
 def _fixed(iova: int | None) -> int:

@@ -35,6 +35,8 @@ class IommuObject:
     """
 
     noun = "object"
+    keeps_iommufd = False
+    """Whether the kernel keeps the iommufd for it, after the last descriptor is closed."""
 
     def __init__(self, iommufd: IommuFd, object_id: int, *uses: IommuObject) -> None:
         iommufd.register(self, object_id)
@@ -60,6 +62,16 @@ class IommuObject:
         if self.destroyed:
             raise ValueError(f"the {self.noun} is destroyed")
         return self._id
+
+    def id_in(self, iommufd: IommuFd) -> int:
+        """Its number, for a request to an iommufd: in another one the number is of something else.
+
+        Raises:
+            ValueError: it lives in another iommufd, or is destroyed.
+        """
+        if self._iommufd is not iommufd:
+            raise ValueError(f"{self} lives in another iommufd")
+        return self.id
 
     @property
     def destroyed(self) -> bool:
@@ -94,7 +106,7 @@ class IommuObject:
         reply = _DESTROY.attempt(self._iommufd.fileno(), id=self._id)
         if reply.errno == errno.EBUSY:
             raise self._in_use()
-        if reply.errno:
+        if reply.errno not in (0, errno.ENOENT):  # another process may have destroyed it
             raise from_errno(reply.errno, _DESTROY.name, str(self))
         self.forget()
 
@@ -109,6 +121,10 @@ class IommuObject:
             used.freed_by(self)
         self._iommufd.unregister(self._id)
         self._id = -1
+
+    def give_up(self) -> None:
+        """Notes that the iommufd is no longer this process's to use, and lives on."""
+        self.forget()
 
     def _in_use(self) -> ObjectInUseError:
         by = ", ".join(map(str, self._users))

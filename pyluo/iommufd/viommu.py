@@ -102,7 +102,7 @@ class Viommu(IommuObject):
             self.iommufd.fileno(),
             f"{self}, {device}",
             viommu_id=self.id,
-            dev_id=device.id,
+            dev_id=device.id_in(self.iommufd),
             virt_id=virtual_id,
         )
         number = self.iommufd.fresh(reply.integer("out_vdevice_id"))
@@ -137,7 +137,7 @@ class Viommu(IommuObject):
         )
         file = OwnedFd(reply.integer("out_veventq_fd"))
         number = self.iommufd.fresh(reply.integer("out_veventq_id"))
-        return VirtualEventQueue(self.iommufd, number, file, size, self)
+        return VirtualEventQueue(self.iommufd, number, file, size, self, following=0)
 
     def alloc_hw_queue(self, kind: HwQueueType | int, index: int, where: IovaRange) -> HwQueue:
         """A queue in the guest's memory that the hardware reads by itself.

@@ -210,14 +210,15 @@ class PciDevice:
             raise DriverNotFoundError(errno.ENOENT, "driver bind", f"{driver} to {self}")
         if previous.driver != driver:
             self.unbind_driver()
-            try:
+        try:
+            if previous.driver != driver:
                 self._write("driver_override", driver)
                 self._bind(driver)
-            except BaseException:
-                self.restore_driver(previous)
-                raise
-        if self.vfio_name is not None:
-            self._await_node(timeout)
+            if self.vfio_name is not None:
+                self._await_node(timeout)
+        except BaseException:
+            self.restore_driver(previous)
+            raise
         return previous
 
     def restore_driver(self, previous: DriverBinding) -> None:

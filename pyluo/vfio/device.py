@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 from pyluo._sys import Ioctl, constant, raising
 from pyluo.descriptor import OwnedFd
-from pyluo.errors import LuoError, NotBoundError, from_errno
+from pyluo.errors import DeviceInUseError, LuoError, NotBoundError, from_errno
 from pyluo.iommufd.device import IommuDevice
 from pyluo.iommufd.ioas import IovaRange
 from pyluo.vfio import reset
@@ -49,6 +49,8 @@ _DETACH_PASID = constant("VFIO_DEVICE_DETACH_PASID")
 _WITH_TOKEN = (
     "The device takes no token, or the kernel does not (Linux 6.17); or another open file has it"
 )
+# Those that an iommufd is known of: so that one of a group learns where another one took it.
+_related: weakref.WeakSet[VfioDevice] = weakref.WeakSet()
 _RELAXABLE = "direct-relaxable"  # reserved for the host's own driver only
 
 
@@ -124,17 +126,17 @@ class VfioDevice(OwnedFd):
     def adopt(
         self,
         iommufd: IommuFd,
-        id: int,  # noqa: A002
+        object_id: int,
         *,
-        attached: IommuObject | None = None,
+        attached: IommuObject | None,
         pasids: Mapping[int, IommuObject] | None = None,
     ) -> IommuDevice:
         """Notes what another process bound and attached it to. The kernel is asked nothing.
 
         Args:
             iommufd: what it is bound to.
-            id: its number there, as `IommuDevice.id` was in the other process.
-            attached: what it is attached to: an IOAS, or a HWPT.
+            object_id: its number there, as `IommuDevice.id` was in the other process.
+            attached: what it is attached to: an IOAS, or a HWPT; None if it is to nothing.
             pasids: what its PASIDs are attached to.
 
         Raises:
@@ -143,7 +145,7 @@ class VfioDevice(OwnedFd):
         if not self._bound or self._iommu_device is not None:
             state = "knows what it is" if self._bound else "is not"
             raise ValueError(f"{self} {state} bound to")
-        known = IommuDevice(iommufd, id)
+        known = IommuDevice(iommufd, object_id)
         self._relate(known)
         for pasid, target in (pasids or {}).items():
             self._note_attached(pasid, target)
@@ -202,6 +204,9 @@ class VfioDevice(OwnedFd):
 
         Source: include/uapi/linux/vfio.h, VFIO_DEVICE_BIND_IOMMUFD. Linux 6.6.
         """
+        if self._bound:
+            hint = "It is bound already, by this descriptor: a device is bound once"
+            raise DeviceInUseError(errno.EINVAL, _BIND.name, str(self), hint)
         secret: dict[str, int | bytes] = {}
         if token is not None:
             secret = {"flags": _TOKEN, "token_uuid_ptr": token.bytes}
@@ -211,15 +216,16 @@ class VfioDevice(OwnedFd):
         if reply.errno:
             raise from_errno(reply.errno, _BIND.name, str(self))
         self._bound = True
-        known = IommuDevice(iommufd, reply.integer("out_devid"))
+        known = IommuDevice(iommufd, iommufd.fresh(reply.integer("out_devid")))
         self._relate(known)
         return known
 
     def attach(self, target: IommuObject, *, pasid: int | None = None) -> int:
         """Attaches it to a page table; if it is attached to one, this replaces it.
 
-        Between the old one and the new one no DMA is blocked, where the IOMMU can do that. When it
-        fails, nothing has changed.
+        Between the old one and the new one no DMA is blocked, where the IOMMU can do that. The
+        devices of its IOMMU group that are attached move with it. When it fails, nothing has
+        changed. `detach_pt` undoes it.
 
         Args:
             target: an `Ioas`, for which the kernel chooses or makes a page table; a `PagingHwpt` or
@@ -233,16 +239,20 @@ class VfioDevice(OwnedFd):
             NotBoundError: EINVAL, it is not bound.
             LuoError: EINVAL, the page table does not suit the device's IOMMU, or devices of its
                 group are attached elsewhere; EADDRINUSE, something is mapped where the device
-                cannot reach; EBUSY, it is being reset; ENOENT, the target is of another iommufd;
-                EOPNOTSUPP, no PASIDs.
+                cannot reach; EBUSY, it is being reset; ENOENT, the target is gone; EOPNOTSUPP, no
+                PASIDs.
+            ValueError: the target lives in another iommufd than the device.
 
         Source: include/uapi/linux/vfio.h, VFIO_DEVICE_ATTACH_IOMMUFD_PT. Linux 6.6; a PASID since
             6.15.
         """
         flags, number = (0, 0) if pasid is None else (_ATTACH_PASID, pasid)
         detail = f"{target}{_with(pasid)}"
-        reply = request(self, _ATTACH, detail, flags=flags, pt_id=target.id, pasid=number)
+        pt_id = target.id_in(self.iommu_device.iommufd)
+        reply = request(self, _ATTACH, detail, flags=flags, pt_id=pt_id, pasid=number)
         self._note_attached(pasid, target)
+        if pasid is None:
+            self._note_group_moved(target)
         return reply.integer("pt_id")
 
     def detach_pt(self, *, pasid: int | None = None) -> None:
@@ -271,6 +281,20 @@ class VfioDevice(OwnedFd):
     def pasids(self) -> dict[int, IommuObject]:
         """What its PASIDs are attached to, likewise."""
         return {pasid: to for pasid, to in self._attached.items() if pasid is not None}
+
+    @property
+    def group(self) -> str:
+        """The number of its IOMMU group; empty without one. Devices of a group move together."""
+        return self._place("iommu_group")
+
+    @property
+    def iommu(self) -> str:
+        """What sysfs calls the IOMMU before it; empty without one."""
+        return self._place("iommu")
+
+    def _place(self, link: str) -> str:
+        path = f"{_folder_of(self.fileno())}/{link}"
+        return os.path.basename(os.path.realpath(path)) if os.path.exists(path) else ""
 
     def reserved_iovas(self) -> tuple[IovaRange, ...]:
         """Where nothing can be mapped for it, attached or not: its IOMMU needs the addresses.
@@ -455,7 +479,9 @@ class VfioDevice(OwnedFd):
 
     def _relate(self, known: IommuDevice) -> None:
         known.used_by(str(self))
+        known.hold_iommufd()
         self._iommu_device = known
+        _related.add(self)
 
     def _note_attached(self, pasid: int | None, target: IommuObject | None) -> None:
         if (old := self._attached.pop(pasid, None)) is not None:
@@ -463,6 +489,15 @@ class VfioDevice(OwnedFd):
         if target is not None:
             target.used_by(str(self))
             self._attached[pasid] = target
+
+    def _note_group_moved(self, target: IommuObject) -> None:
+        """The kernel moves a group as a whole: what of it was attached is attached to this now."""
+        for other in list(_related):
+            if other is self or other.attached in (None, target) or other._iommu_device is None:
+                continue
+            same_iommufd = other._iommu_device.iommufd is self.iommu_device.iommufd
+            if same_iommufd and other.group == self.group:
+                other._note_attached(None, target)
 
     def _forget_relations(self) -> None:
         for pasid in list(self._attached):

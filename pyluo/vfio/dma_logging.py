@@ -80,11 +80,9 @@ class DmaLogging:
                 the end of all addresses.
             ValueError: the page size is no power of two.
         """
-        if page_size < 1 or page_size & (page_size - 1):
-            raise ValueError(f"a page of {page_size} bytes: not a power of two")
-        length = wanted.last - wanted.start + 1
-        pages = -(-length // page_size)
-        bits = bytearray(-(-pages // 64) * 8)  # the kernel writes whole words
-        report = _REPORT.pack(iova=wanted.start, length=length, page_size=page_size, bitmap=bits)
+        bits, pages = DirtyBitmap.room(wanted, page_size)
+        report = _REPORT.pack(
+            iova=wanted.start, length=wanted.length, page_size=page_size, bitmap=bits
+        )
         self._device.features.get(Feature.DMA_LOGGING_REPORT, report)
         return DirtyBitmap(wanted.start, page_size, pages, bytes(bits))

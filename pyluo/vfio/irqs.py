@@ -51,7 +51,7 @@ class Irq:
         """Has vectors signal eventfds, and switches this kind of interrupts on.
 
         With `IrqFlags.NORESIZE`, name all vectors that will ever be wanted in the first call. When
-        this fails, the vectors it names are off.
+        this fails, the vectors it names are off; INTx stays as it was.
 
         Args:
             eventfds: one for each vector from `first` on; None for a vector that signals nobody.

@@ -526,8 +526,8 @@ _HINTS: dict[tuple[str, int], str] = {
     ("vfio open", _errno.ENODEV): "The device is being taken from its VFIO driver",
     ("VFIO_DEVICE_BIND_IOMMUFD", _errno.EPERM): (
         "Another device of its IOMMU group has a driver of the host's, or is another iommufd's "
-        "(see `PciDevice.group_devices`); or the IOMMU does not remap interrupts, which intremap=on, or "
-        "iommufd's parameter allow_unsafe_interrupts, would be for"
+        "(see `PciDevice.group_devices`); or the IOMMU does not remap interrupts, which "
+        "intremap=on, or iommufd's parameter allow_unsafe_interrupts, would be for"
     ),
     ("VFIO_DEVICE_BIND_IOMMUFD", _errno.EINVAL): (
         "Another open file has it; or the firmware wants its addresses mapped one to one, see "

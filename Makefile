@@ -30,7 +30,7 @@ demo: packages $(BIN)/.vm
 test: lint
 	$(BIN)/pytest tests
 	$(BIN)/pyluo vm kernel build stable previous selftest
-	$(BIN)/pytest vm-tests
+	$(BIN)/pytest -n auto --dist loadfile vm-tests
 
 soak: packages $(BIN)/.dev
 	PYLUO_STORE_HOPS=$(SOAK_HOPS) PYLUO_MACHINE_STEPS=$(SOAK_STEPS) $(BIN)/pytest -rA \

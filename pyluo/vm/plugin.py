@@ -177,7 +177,7 @@ def pytest_runtest_makereport(
     return report
 
 
-@pytest.hookimpl(optionalhook=True)
+@pytest.hookimpl(optionalhook=True, tryfirst=True)
 def pytest_xdist_auto_num_workers() -> int:
     """For `-n auto`: as many workers as have a core each, and memory for a guest each."""
     cores = len(os.sched_getaffinity(0))

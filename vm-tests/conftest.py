@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 os.environ["XDG_CACHE_HOME"] = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
 
 pytest_plugins = ["pytester"]
+
+KUNIT = "tools/testing/kunit"
 
 
 @pytest.fixture(scope="session")
@@ -36,6 +39,18 @@ def selftest_source(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
         return folder / SUITES[suite].folder
 
     return extracted
+
+
+@pytest.fixture(scope="session")
+def kunit_parser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The kernel's own parser of KTAP, a module, out of the source of the kernel `stable`."""
+    source = Kernel.find("stable").source
+    assert source is not None
+    tree = tmp_path_factory.mktemp("kunit")
+    source.extract([KUNIT], tree)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(tree / KUNIT)
+        yield importlib.import_module("kunit_parser")
 
 
 @pytest.fixture(scope="module")

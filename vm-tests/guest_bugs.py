@@ -14,10 +14,9 @@ import os
 import struct
 from typing import TYPE_CHECKING, cast
 
-import guest_faults
-
 from pyluo import LiveUpdate, Memfd, OutgoingSession, Seal
 from pyluo._sys import constant, mount
+from pyluo.guest.faults import each_fails
 from pyluo.kernel_log import KernelLog
 
 if TYPE_CHECKING:
@@ -333,14 +332,13 @@ def link_after() -> str:
 
 def open_the_device_while_allocations_fail() -> str:
     """The answer to an open after one that failed with EIO, for one allocation that failed."""
-    guest_faults.allow()
-    for number in range(1, 20):
-        with guest_faults.failing(number):
+    for fault in each_fails():
+        with fault:
             fd = cast("int", libc.open(b"/dev/liveupdate", os.O_RDWR | os.O_CLOEXEC))
             answer = errno.errorcode[ctypes.get_errno()] if fd < 0 else OK
         if fd >= 0:
             os.close(fd)
         if answer == "EIO":
             return outcome(lambda: LiveUpdate().close())
-        require(answer == "ENOMEM", f"failure {number} led to {answer}")
+        require(answer == "ENOMEM", f"failure {fault.number} led to {answer}")
     raise Unmet("no failure led to EIO")

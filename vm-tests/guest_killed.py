@@ -1,15 +1,11 @@
-"""Processes that are killed between two steps of a live update; imports only pyluo and stdlib.
-
-A victim is a fork of the worker. It goes as far as it is told, hands what is to be shared to the
-worker, and waits to be killed.
-"""
+"""Processes that are killed between two steps of a live update; imports only pyluo and stdlib."""
 
 from __future__ import annotations
 
 import os
-import signal
-import socket
 from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
 
 from pyluo import (
     IncomingSession,
@@ -22,6 +18,10 @@ from pyluo import (
     kexec,
     session_from_fd,
 )
+from pyluo.guest.faults import Victim
+
+if TYPE_CHECKING:
+    from pyluo.guest.faults import Reach
 
 BEFORE = ("create", "preserve", "load")
 AFTER = ("jump", "retrieve the session", "retrieve the file", "finish")
@@ -94,52 +94,33 @@ def outcomes_after_the_jump(known: dict[str, str]) -> dict[str, str]:
 
 
 def _kill_a_victim(case: Case, image: str, cmdline: str) -> None:
-    ours, theirs = socket.socketpair()
-    pid = os.fork()
-    if not pid:
-        try:
-            _go(case, theirs, image, cmdline)
-        except BaseException as error:
-            theirs.send(repr(error).encode()[:64])  # instead of "done"
-        finally:
-            os._exit(1)
-    theirs.close()
-    with ours:
-        message, fds, _, _ = socket.recv_fds(ours, 64, 1)
-    assert message == b"done", message
-    os.kill(pid, signal.SIGKILL)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
-    if fds:
-        adopt = Memfd.from_fd if case.shared == "the file" else session_from_fd
-        case.kept = adopt(fds[0])
+    share = {"nothing": [], "the session": ["session"], "the file": ["file"]}[case.shared]
+    life = partial(_go, case, image, cmdline)
+    victim = Victim(life, stop_at=case.step, share=share)
+    victim.kill()
+    adopt = Memfd.from_fd if case.shared == "the file" else session_from_fd
+    for fd in victim.shared.values():
+        case.kept = adopt(fd)
 
 
-def _go(case: Case, channel: socket.socket, image: str, cmdline: str) -> None:
-    """The victim's life."""
+def _go(case: Case, image: str, cmdline: str, reach: Reach) -> None:
+    """The victim's life, before the jump or after it."""
     if case.step in BEFORE:
-        session, memfd = _preserved(case) if case.step != "create" else _created(case)
-        if case.step == "load":
-            kexec.load(image, cmdline=cmdline)
-        _share(case, channel, session.fileno(), memfd.fileno())
+        outgoing, memfd = _created(case)
+        reach("create", session=outgoing.fileno(), file=memfd.fileno())
+        outgoing.preserve(memfd, 1)
+        reach("preserve", session=outgoing.fileno(), file=memfd.fileno())
+        kexec.load(image, cmdline=cmdline)
+        reach("load", session=outgoing.fileno(), file=memfd.fileno())
     else:
         with LiveUpdate() as device:
             incoming = device.retrieve_session(case.name)
-        fd = -1
-        if case.step != "retrieve the session":
-            fd = incoming.retrieve(1).detach()
-        if case.step == "finish":
-            shared = os.dup(incoming.fileno())
-            incoming.finish()
-            _share(case, channel, shared, fd)
-        else:
-            _share(case, channel, incoming.fileno(), fd)
-    while True:
-        signal.pause()
-
-
-def _share(case: Case, channel: socket.socket, session: int, file: int) -> None:
-    fds = {"nothing": [], "the session": [session], "the file": [file]}[case.shared]
-    socket.send_fds(channel, [b"done"], fds)
+        reach("retrieve the session", session=incoming.fileno())
+        file = incoming.retrieve(1).detach()
+        reach("retrieve the file", session=incoming.fileno(), file=file)
+        session = os.dup(incoming.fileno())
+        incoming.finish()
+        reach("finish", session=session, file=file)
 
 
 def _created(case: Case) -> tuple[OutgoingSession, Memfd]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 
-import guest_faults
-
 from pyluo import IncomingSession, LiveUpdate, LuoError, Memfd, OutgoingSession
 from pyluo._sys import Ioctl
+from pyluo.guest.faults import each_fails
 
 CREATE = Ioctl("LIVEUPDATE_IOCTL_CREATE_SESSION", "liveupdate_ioctl_create_session")
 RETRIEVE = Ioctl("LIVEUPDATE_IOCTL_RETRIEVE_SESSION", "liveupdate_ioctl_retrieve_session")
@@ -114,9 +113,8 @@ def preserve_named(names: list[str]) -> list[OutgoingSession]:
 
 def open_with_a_fault() -> list[Answer]:
     """What two opens of the device answer, the first of which runs out of memory on the way."""
-    guest_faults.allow()
-    for number in range(1, 20):
-        with guest_faults.failing(number):
+    for fault in each_fails():
+        with fault:
             first = _open_device()
         if first[0] != "LuoError":  # ENOMEM, before anything was read
             break
@@ -133,11 +131,10 @@ def _open_device() -> Answer:
 
 def retrieve_with_a_fault(name: str) -> list[Answer]:
     """What retrieving one file answers: under a fault, and twice without one."""
-    guest_faults.allow()
     session = retrieve(name)
     answers: list[Answer] = []
-    for number in range(1, 60):
-        with guest_faults.failing(number):
+    for fault in each_fails():
+        with fault:
             under_fault = answer(RETRIEVE_FD, session.fileno(), fd=-1, token=1)
         after = answer(RETRIEVE_FD, session.fileno(), fd=-1, token=1)
         if after != ("", 0):

@@ -16,6 +16,7 @@ from guest_mock import EVENTS, FIRST, HW_QUEUE, MockDevice, drop_cache, opened, 
 
 from pyluo import LuoError, Memfd
 from pyluo.errors import InvalidationError
+from pyluo.guest.faults import failslab
 from pyluo.iommufd import HwptFlags, IommuFd, IovaRange
 
 if TYPE_CHECKING:
@@ -207,7 +208,7 @@ def test_a_change_of_process_for_which_there_is_no_memory_has_changed_nothing() 
     with opened() as iommufd:
         scene = Scene(iommufd)
         before = scene.state()
-        with pytest.raises(OSError, match="memory") as caught, guest_faults.starved():
+        with pytest.raises(OSError, match="memory") as caught, failslab():
             iommufd.change_process()
         assert caught.value.errno == errno.ENOMEM
         assert changes(before, scene.state()) == {}
@@ -234,7 +235,7 @@ def test_faults_that_could_not_be_read_are_still_there() -> None:
     with opened() as iommufd:
         scene = Scene(iommufd)
         scene.mock.fault(FIRST)
-        with pytest.raises(LuoError) as caught, guest_faults.starved():
+        with pytest.raises(LuoError) as caught, failslab():
             scene.faults.read()
         assert caught.value.errno == errno.ENOMEM
         assert readable(scene.faults.fileno())

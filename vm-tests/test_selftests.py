@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -35,11 +36,16 @@ WITH_DMA_BUFS = re.compile(r"iommufd_ioas\.\w+\.dmabuf_\w+")
 
 
 @pytest.fixture(scope="module")
-def iommu() -> tuple[int, dict[str, Any]]:
+def iommu_ktap(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file that the iommu tests' command writes in KTAP."""
+    return tmp_path_factory.mktemp("iommu") / "ktap"
+
+
+@pytest.fixture(scope="module")
+def iommu(iommu_ktap: Path) -> tuple[int, dict[str, Any]]:
     """The exit status of the iommu tests' command, and what it reported."""
-    done = subprocess.run(
-        [*COMMAND, "iommu", "--json"], capture_output=True, text=True, timeout=600
-    )
+    command = [*COMMAND, "iommu", "--json", "--ktap", os.fspath(iommu_ktap)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode in (0, 1), done.stdout + done.stderr
     return done.returncode, json.loads(done.stdout)
 
@@ -103,6 +109,18 @@ def test_the_exit_status_says_whether_an_iommu_test_failed(
     status, report = iommu
     failed = any(each["outcome"] in FAILURES for each in report["verdicts"])
     assert (status, report["passed"]) == ((1, False) if failed else (0, True))
+
+
+def test_the_kernels_own_parser_counts_the_iommu_tests_as_we_do(
+    iommu: tuple[int, dict[str, Any]], iommu_ktap: Path, kunit_parser: Any
+) -> None:
+    lines = iommu_ktap.read_text().splitlines()
+    counts = kunit_parser.parse_run_tests(lines, kunit_parser.Printer(print=False)).counts
+    told = Counter(each["outcome"] for each in iommu[1]["verdicts"])
+    kernels = {"ok": counts.passed, "not ok": counts.failed, "skip": counts.skipped}
+    assert kernels == {name: told[name] for name in kernels}
+    assert counts.total() == told.total() > 200
+    assert counts.errors == 0
 
 
 def test_the_iommu_tests_fail_on_a_kernel_without_their_mock_device() -> None:

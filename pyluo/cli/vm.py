@@ -73,6 +73,8 @@ def _add_selftests(actions: Commands) -> None:
     )
     tests.add_argument("--to", metavar="KERNEL", help="to jump into; the same one without it")
     tests.add_argument("--json", action="store_true", help="as data")
+    tests.add_argument("--junit", metavar="FILE", help="write the verdicts there as JUnit's XML")
+    tests.add_argument("--ktap", metavar="FILE", help="write them there in KTAP")
     tests.set_defaults(run=_selftests)
 
 
@@ -152,7 +154,8 @@ def _selftests(arguments: argparse.Namespace) -> int:
     tests = programs(suite, kernel)
     verdicts = run(tests, lambda: _guest(arguments), to=arguments.to, timeout=arguments.timeout)
     show = selftests.show_json if arguments.json else selftests.show
-    return PASSED if show(suite.name, kernel, verdicts) else FAILED
+    with selftests.written(suite.name, verdicts, arguments.junit, arguments.ktap) as verdicts:
+        return PASSED if show(suite.name, kernel, verdicts) else FAILED
 
 
 def _guest(arguments: argparse.Namespace) -> VM:

@@ -1,4 +1,5 @@
-"""The pytest plugin: fixtures for guests, a marker for tests that run inside one, and the count.
+"""The pytest plugin: fixtures for guests and for what runs in them, a marker for tests that run
+inside one, and the count.
 
 Loaded by its entry point wherever `pyluo[vm]` is installed; until a test asks for a guest, it
 imports nothing of the harness.
@@ -12,6 +13,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from pyluo.vm.subtests import Ktap, tell_apart
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping
@@ -50,6 +53,7 @@ class _Count:
 
 _count_key = pytest.StashKey[_Count]()
 _guest_key = pytest.StashKey["VM"]()
+_failed_key = pytest.StashKey[bool]()
 _shared_key = pytest.StashKey["_SharedGuest"]()
 _OUTPUT = "pyluo"  # of a worker of pytest-xdist: what it counted
 _MEMORY_OF_A_GUEST = 3 << 29  # bytes; the usual one has 1 GiB, and QEMU and Python need theirs
@@ -66,6 +70,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(trylast=True)  # once there is a report in JUnit's XML, if one is asked for
 def pytest_configure(config: pytest.Config) -> None:
     """Declares the marker, and begins the count."""
     config.addinivalue_line(
@@ -74,6 +79,7 @@ def pytest_configure(config: pytest.Config) -> None:
         f"uses it, else the shared one",
     )
     config.stash[_count_key] = _Count()
+    tell_apart(config)
 
 
 @pytest.fixture(scope="session")
@@ -100,6 +106,12 @@ def shared_vm(_shared: _SharedGuest, request: pytest.FixtureRequest) -> VM:
     request.node.stash[_guest_key] = guest = _shared.alive()
     request.node.stash[_shared_key] = _shared
     return guest
+
+
+@pytest.fixture
+def ktap(subtests: pytest.Subtests) -> Ktap:
+    """Runs a program in a guest, `ktap(vm, argv)`, and makes each case it reports a subtest."""
+    return Ktap(subtests)
 
 
 @pytest.fixture(scope="session")
@@ -172,8 +184,11 @@ def pytest_runtest_makereport(
     if guest is not None and guest.running and report.failed and report.when == "call":
         lines = guest.console.splitlines()[-_CONSOLE_LINES:]
         report.sections.append(("The guest's console", "\n".join(lines)))
-        if (shared := item.stash.get(_shared_key, None)) is not None:
-            shared.replace(guest)
+        item.stash[_failed_key] = True
+    shared = item.stash.get(_shared_key, None)
+    # Not before: after a subtest that failed, the test goes on.
+    if report.when == "teardown" and guest and shared and item.stash.get(_failed_key, False):
+        shared.replace(guest)
     return report
 
 

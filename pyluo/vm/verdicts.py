@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import threading
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from pyluo.errors import LuoError
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from pyluo.vm.selftests import Program
     from pyluo.vm.vm import VM
 
-__all__ = ["Verdict", "passed", "run"]
+__all__ = ["Verdict", "by_program", "of", "passed", "run"]
 
 _SKIPPED = 4  # tools/testing/selftests/kselftest.h, KSFT_SKIP
 _NOT_RUNNABLE, _NOT_FOUND, _SIGNALLED = 126, 127, 128  # as shells have it
@@ -42,6 +44,8 @@ class Verdict:
         reason: why, unless it passed.
         diagnostics: what the program said about it.
         crash: the guest's death, if that ended it.
+        subtests: of which it is made. None of them has failed if it was skipped, or was expected
+            to fail.
     """
 
     program: str
@@ -50,17 +54,65 @@ class Verdict:
     reason: str = ""
     diagnostics: tuple[str, ...] = ()
     crash: GuestCrash | None = None
+    subtests: tuple[Verdict, ...] = ()
 
     @property
     def failed(self) -> bool:
         """Whether the run as a whole fails by it."""
         return self.outcome is Outcome.FAILED
 
+    def innermost(self) -> Iterator[Verdict]:
+        """The tests that are made of no others, by their whole names, "outer / inner".
+
+        And itself after them, if it failed of something else than they.
+        """
+        told = [
+            replace(verdict, case=f"{self.case} / {verdict.case}")
+            for subtest in self.subtests
+            for verdict in subtest.innermost()
+        ]
+        yield from told
+        if not told or (self.failed and not any(verdict.failed for verdict in told)):
+            yield replace(self, subtests=())
+
 
 def passed(verdicts: Sequence[Verdict]) -> bool:
     """Whether no test failed, and at least one passed: a run that tested nothing proves nothing."""
-    failed = any(verdict.failed for verdict in verdicts)
-    return not failed and any(verdict.outcome is Outcome.PASSED for verdict in verdicts)
+    tests = [test for verdict in verdicts for test in verdict.innermost()]
+    failed = any(test.failed for test in tests)
+    return not failed and any(test.outcome is Outcome.PASSED for test in tests)
+
+
+def by_program(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """One verdict a program, named after it and made of those on its cases."""
+    return [_summed_up(name, list(told)) for name, told in groupby(verdicts, lambda v: v.program)]
+
+
+def _summed_up(program: str, verdicts: list[Verdict]) -> Verdict:
+    cases = tuple(verdict for verdict in verdicts if verdict.case)
+    whole = next((verdict for verdict in verdicts if not verdict.case), None)
+    outcomes = {verdict.outcome for verdict in verdicts}
+    outcome = outcomes.pop() if len(outcomes) == 1 else Outcome.PASSED
+    if any(verdict.failed for verdict in verdicts):
+        outcome = Outcome.FAILED
+    if whole is None:
+        return Verdict(program, program, outcome, subtests=cases)
+    return replace(whole, case=program, outcome=outcome, subtests=cases)
+
+
+def of(vm: VM, command: Sequence[str | os.PathLike[str]], timeout: float) -> list[Verdict]:
+    """Runs a program that reports in KTAP in a guest, and gives its verdicts.
+
+    Args:
+        vm: which runs on, unless the program is its death: that is the last verdict's `crash`.
+        command: the program and its arguments.
+        timeout: in seconds.
+
+    Raises:
+        HarnessError: the guest cannot run the program.
+    """
+    words = [os.fspath(word) for word in command]
+    return _judge(os.path.basename(words[0]), _run(vm, words, timeout))
 
 
 def run(
@@ -146,7 +198,7 @@ def _run(vm: VM, command: list[str], timeout: float) -> _Ended:
         return _Ended(vm.console[heard:], "the guest crashed", crash=crash)
     except subprocess.TimeoutExpired:
         return _Ended(vm.console[heard:], f"it still ran after {timeout:g} s")
-    startable = os.access(command[0], os.X_OK)  # the guest's files are the host's
+    startable = shutil.which(command[0])  # the guest's files are the host's
     if done.returncode in (_NOT_RUNNABLE, _NOT_FOUND) and not startable:
         raise HarnessError(f"the guest cannot run {command[0]}", done.stderr.decode().strip())
     how = _ending(done.returncode)
@@ -174,14 +226,36 @@ def _judge(name: str, ended: _Ended) -> list[Verdict]:
     return verdicts
 
 
-def _verdict(program: str, result: ktap.Result) -> Verdict:
-    outcome, reason = result.outcome, result.reason
-    if result.failed and outcome is not Outcome.FAILED:
-        told = "it said nothing itself" if outcome is Outcome.MISSING else "a subtest failed"
-        outcome, reason = Outcome.FAILED, f"{told}; {reason}" if reason else told
+def _verdict(program: str, result: ktap.Result, excuse: str = "") -> Verdict:
+    """The verdict on a result, and on those that it is made of.
+
+    Args:
+        program: the name of the program.
+        result: of it.
+        excuse: why it does not matter if it failed, as of the test that it belongs to.
+    """
     # kselftest.h writes the name of a skipped test where its reason belongs.
     case = result.name or result.reason or str(result.number)
-    return Verdict(program, case, outcome, reason, result.diagnostics)
+    outcome, reason = result.outcome, result.reason
+    if outcome in (Outcome.SKIPPED, Outcome.EXPECTED_FAILURE):
+        excuse = excuse or f"{outcome.value} of {case}"
+    elif result.failed and excuse:
+        outcome, reason = Outcome.EXPECTED_FAILURE, f"{excuse}; {reason}" if reason else excuse
+    elif result.failed and outcome is not Outcome.FAILED:
+        told = _fault(result)
+        outcome, reason = Outcome.FAILED, f"{told}; {reason}" if reason else told
+    subtests = result.subtests.results if result.subtests else ()
+    within = tuple(_verdict(program, each, excuse) for each in subtests)
+    said = (*(result.subtests.diagnostics if result.subtests else ()), *result.diagnostics)
+    return Verdict(program, case, outcome, reason, said, subtests=within)
+
+
+def _fault(result: ktap.Result) -> str:
+    """Why a test failed that did not say so itself."""
+    if result.outcome is Outcome.MISSING:
+        return "it said nothing itself"
+    faults = result.subtests.faults if result.subtests else ()
+    return "; ".join(faults) or "a subtest failed"
 
 
 def _unexplained(ended: _Ended, report: ktap.Report) -> list[str]:

@@ -267,6 +267,11 @@ class VM:
         return self.call(commands.dmesg)
 
     @property
+    def append(self) -> str:
+        """The words that its boot had on the command line beyond the harness's own."""
+        return self._append
+
+    @property
     def pid(self) -> int:
         """The process id of QEMU."""
         return self._alive().process.pid

@@ -1,0 +1,121 @@
+"""A process that is killed at a step of its own naming."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+from typing import TYPE_CHECKING, NoReturn, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+__all__ = ["Reach", "StepNotReachedError", "Victim"]
+
+_PATIENCE = 30.0  # seconds
+_REPORT_LIMIT = 4096
+_FDS_LIMIT = 64
+
+
+class StepNotReachedError(RuntimeError):
+    """A process did not come to the step that it was to be killed at; it is dead all the same."""
+
+
+class Reach(Protocol):
+    """What a victim calls after each step."""
+
+    def __call__(self, step: str, **fds: int) -> None:
+        """Goes on, or waits here to be killed.
+
+        Args:
+            step: its name.
+            fds: descriptors that exist by now, under the names by which they can be shared.
+        """
+
+
+class Victim:
+    """A process of its own that goes through steps, and stops at one of them until it is killed.
+
+    It is a fork of the caller. What it has open dies with it, unless it is shared:
+
+        def life(reach):
+            session = device.create_session("vm0")
+            reach("create", session=session.fileno())
+            session.preserve(ram, 1)
+            reach("preserve", session=session.fileno())
+
+        victim = Victim(life, stop_at="preserve")
+        victim.kill()
+
+    Args:
+        life: what it does; it is given the function to call after each step.
+        stop_at: the step at which it waits.
+        share: names of descriptors of which the caller is given duplicates.
+
+    Attributes:
+        pid: its process id.
+        shared: those duplicates, by name; the caller's to close.
+
+    Raises:
+        StepNotReachedError: it ended before, or was not there after half a minute.
+    """
+
+    def __init__(
+        self, life: Callable[[Reach], object], *, stop_at: str, share: Sequence[str] = ()
+    ) -> None:
+        ours, theirs = socket.socketpair()
+        self._alive = True
+        self.pid = os.fork()
+        if not self.pid:
+            ours.close()
+            _live(life, stop_at, share, theirs)
+        theirs.close()
+        with ours:
+            self.shared = self._wait(ours, stop_at, share)
+
+    def kill(self) -> None:
+        """Ends it by SIGKILL, and waits until it is gone; a second time does nothing."""
+        if self._alive:
+            self._alive = False
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+
+    def __repr__(self) -> str:
+        return f"Victim(pid={self.pid}, alive={self._alive})"
+
+    def _wait(self, channel: socket.socket, stop_at: str, share: Sequence[str]) -> dict[str, int]:
+        fds: list[int] = []
+        if select.select([channel], [], [], _PATIENCE)[0]:
+            report, fds, _, _ = socket.recv_fds(channel, _REPORT_LIMIT, _FDS_LIMIT)
+        else:
+            report = f"it was not there after {_PATIENCE:g} s".encode()
+        if report == b"reached":
+            return dict(zip(share, fds, strict=True))
+        self.kill()
+        told = report.decode(errors="replace") or "it died without a word"
+        raise StepNotReachedError(f"step {stop_at!r} was not reached: {told}")
+
+
+def _live(
+    life: Callable[[Reach], object], stop_at: str, share: Sequence[str], channel: socket.socket
+) -> NoReturn:
+    """The life of the process; it never returns to the caller's code."""
+    steps: list[str] = []
+
+    def reach(step: str, **fds: int) -> None:
+        steps.append(step)
+        if step == stop_at:
+            socket.send_fds(channel, [b"reached"], [fds[name] for name in share])
+            while True:
+                signal.pause()
+
+    try:
+        life(reach)
+        report = f"the process ended after {', '.join(steps) or 'no step'}"
+    except BaseException as error:
+        report = f"after {', '.join(steps) or 'no step'}: {error!r}"
+    try:
+        channel.send(report.encode(errors="replace")[:_REPORT_LIMIT])
+    finally:
+        os._exit(1)

@@ -1,0 +1,103 @@
+"""Part of the pytest plugin: the cases of a program that reports in KTAP, as subtests."""
+
+from __future__ import annotations
+
+from copy import copy
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+    from pyluo.vm.verdicts import Verdict
+    from pyluo.vm.vm import VM
+
+__all__ = ["Ktap", "tell_apart"]
+
+
+class Ktap:
+    """What the fixture `ktap` gives: call it to run a program in a guest.
+
+    Args:
+        subtests: pytest's own fixture.
+    """
+
+    def __init__(self, subtests: pytest.Subtests) -> None:
+        self._subtests = subtests
+
+    def __call__(
+        self, vm: VM, argv: Sequence[str | os.PathLike[str]], *, timeout: float = 60
+    ) -> list[Verdict]:
+        """Runs a program that reports in KTAP, and makes each of its cases a subtest.
+
+        A case that is made of others is told by these, unless it failed of something else. The test
+        itself fails if the program did not do what it announced, and is skipped if no case ran.
+
+        Args:
+            vm: the guest.
+            argv: the program and its arguments.
+            timeout: in seconds.
+
+        Returns:
+            The verdicts, once more.
+
+        Raises:
+            GuestCrash: the guest died; the cases that came before have been told then.
+            HarnessError: the guest cannot run the program.
+        """
+        from pyluo.vm import verdicts
+        from pyluo.vm.ktap import Outcome
+
+        told = verdicts.of(vm, argv, timeout)
+        cases = [case for verdict in told if verdict.case for case in verdict.innermost()]
+        for case in cases:
+            with self._subtests.test(case.case):
+                _end(case)
+        for whole in told:
+            if whole.crash is not None:
+                raise whole.crash
+            if not whole.case:
+                _end(whole)
+        if all(case.outcome is Outcome.SKIPPED for case in cases):
+            pytest.skip("the program skipped all its cases")
+        return told
+
+
+def _end(verdict: Verdict) -> None:
+    """Ends a test, or a subtest, as the verdict says."""
+    from pyluo.vm.ktap import Outcome
+
+    text = "\n".join([verdict.reason or verdict.outcome.value, *verdict.diagnostics])
+    match verdict.outcome:
+        case Outcome.FAILED:
+            pytest.fail(text, pytrace=False)
+        case Outcome.SKIPPED:
+            pytest.skip(verdict.reason)
+        case Outcome.EXPECTED_FAILURE:
+            pytest.xfail(verdict.reason)
+
+
+def tell_apart(config: pytest.Config) -> None:
+    """Has --junitxml show each subtest.
+
+    pytest writes all of a test into the test's own case, and of those that passed nothing.
+    """
+    from _pytest.junitxml import xml_key
+
+    xml: Any = config.stash.get(xml_key, None)
+    if xml is None:
+        return
+    open_case = xml._opentestcase
+
+    def open_own_case(report: pytest.TestReport) -> object:
+        if not isinstance(report, pytest.SubtestReport):
+            return open_case(report)
+        named = copy(report)
+        named.nodeid = f"{report.nodeid}{report._sub_test_description()}"
+        case = open_case(named)
+        case.duration = report.duration
+        return case
+
+    xml._opentestcase = open_own_case

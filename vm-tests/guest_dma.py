@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import mmap
 import os
+import signal
 import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -291,6 +293,73 @@ def misfits() -> dict[str, str]:
         copy_through(edu, ram, 3)
         assert ram.read(BUFFER, slot(3)) == pattern(3)
     return said
+
+
+def buffer_is_kept_while_a_device_may_write_to_it() -> bytes:
+    """Closes the iommufd while the device is attached, and then the device.
+
+    Returns:
+        What the device wrote into the buffer after the iommufd was closed.
+    """
+    edu, ioas, ram = guest_edu.with_ram(SIZE, IOVA)
+    buffer = mmap.mmap(-1, PAGE)
+    ioas.map(buffer, iova=OUTSIDE)
+    ioas.iommufd.close()
+    ram.write(pattern(4), 0)
+    edu.load(IOVA)
+    edu.store(OUTSIDE)
+    came = buffer[:BUFFER]
+    try:
+        buffer.close()
+    except BufferError:
+        edu.close()
+        buffer.close()
+        ram.close()
+        return came
+    raise AssertionError("the buffer could be freed under the device")
+
+
+def give_up_an_iommufd_with_a_buffer() -> None:
+    with IommuFd() as iommufd, mmap.mmap(-1, PAGE) as buffer:
+        ioas = iommufd.alloc_ioas()
+        mapping = ioas.map(buffer)
+        try:
+            iommufd.detach()
+        finally:
+            ioas.unmap(mapping)
+
+
+def signal_while_mapping() -> tuple[bool, str, bool]:
+    """A signal's handler raises while memory is mapped and pinned.
+
+    Returns:
+        Whether the IOAS says that it is known what is mapped, what is said when it is recorded, and
+        whether it is known again after everything is unmapped.
+    """
+
+    class RungError(Exception):
+        pass
+
+    def ring(number: int, frame: object) -> None:
+        raise RungError
+
+    said = ""
+    old = signal.signal(signal.SIGALRM, ring)
+    try:
+        with machine() as (_, ioas, _), Memfd.create("large", 64 << 20) as large:
+            signal.setitimer(signal.ITIMER_REAL, 0.001)
+            try:
+                ioas.map_file(large, iova=OUTSIDE)
+            except RungError:
+                known = ioas.known
+            try:
+                IoasLayout.record(ioas, {"large": large})
+            except LuoError as error:
+                said = str(error)
+            ioas.unmap_all()
+            return known, said, ioas.known
+    finally:
+        signal.signal(signal.SIGALRM, old)
 
 
 def ask_for_dirty_tracking() -> None:

@@ -8,7 +8,7 @@ import guest_dma
 import guest_edu
 import pytest
 
-from pyluo.errors import IommuUnsupportedError
+from pyluo.errors import IommuUnsupportedError, UserMappingError
 from pyluo.iommufd import IovaRange
 from pyluo.vm import VM
 
@@ -89,6 +89,24 @@ def test_a_layout_that_does_not_fit_maps_nothing_and_says_why(machine: VM) -> No
     assert "needs 8192 bytes of 'short', which has 4096" in said["short"]
     assert "is of 'nvram', which is not there" in said["missing"]
     assert all("Nothing was mapped" in text for text in said.values())
+
+
+def test_a_buffer_is_kept_while_a_device_may_write_to_it(machine: VM) -> None:
+    assert machine.call(guest_dma.buffer_is_kept_while_a_device_may_write_to_it) == (
+        guest_dma.pattern(4)
+    )
+
+
+def test_an_iommufd_is_not_given_up_with_a_buffer_mapped_through_it(machine: VM) -> None:
+    with pytest.raises(UserMappingError, match="of IOAS"):
+        machine.call(guest_dma.give_up_an_iommufd_with_a_buffer)
+
+
+def test_what_a_signal_left_in_doubt_is_not_recorded(machine: VM) -> None:
+    known, said, known_again = machine.call(guest_dma.signal_while_mapping)
+    assert not known
+    assert "cut short by a signal" in said
+    assert known_again
 
 
 def test_dirty_tracking_is_refused_where_the_iommu_has_none(machine: VM) -> None:

@@ -1,6 +1,6 @@
 # make demo    see a live update; sets up what it needs
 # make test    lint, the tests without a guest, the tests with one
-# make soak    the state machine and the descriptor store for hours: see SOAK_* below
+# make soak    the state machine, the descriptor store and the deaths for hours: see SOAK_* below
 # make bench   times, as parts of one another: see BENCH_ROUNDS below
 # make lint    ruff, mypy, import-linter
 # make clean   remove what the others made here; the kernels in the cache stay
@@ -14,9 +14,10 @@ PACKAGES := python3-venv python3-dev gcc libc6-dev make \
 	debian-archive-keyring bc bison flex libcap-dev libelf-dev lz4 perl rsync xz-utils \
 	qemu-system-x86 kexec-tools
 
-# How far a soak goes: live updates of one store, and steps of the state machine.
+# How far a soak goes: live updates of one store, steps of the state machine, rounds of all deaths.
 SOAK_HOPS ?= 500
 SOAK_STEPS ?= 20000
+SOAK_ROUNDS ?= 20
 
 # How often each is measured.
 BENCH_ROUNDS ?= 5
@@ -36,6 +37,7 @@ soak: packages $(BIN)/.dev
 	PYLUO_STORE_HOPS=$(SOAK_HOPS) PYLUO_MACHINE_STEPS=$(SOAK_STEPS) $(BIN)/pytest -rA \
 		vm-tests/test_fdstore.py::test_a_store_is_renewed_hop_after_hop_and_nothing_is_lost \
 		vm-tests/test_state_machine.py
+	PYLUO_ROUNDS=$(SOAK_ROUNDS) $(BIN)/pytest vm-tests/test_deaths.py
 
 bench: packages $(BIN)/.vm
 	$(BIN)/python benchmarks/handoff.py --rounds $(BENCH_ROUNDS)

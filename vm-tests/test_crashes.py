@@ -70,7 +70,7 @@ def test_a_guest_that_never_speaks_is_told_with_its_last_lines(kernel: Kernel) -
 def test_a_jump_that_never_lands_is_told_as_the_next_life(kernel: Kernel) -> None:
     with VM(kernel, boot_timeout=12) as vm, pytest.raises(GuestCrash) as caught:
         vm.live_update(append="rootdelay=3600")
-    assert (caught.value.death, caught.value.life) == (Death.SILENT, 2)
+    assert (caught.value.death, caught.value.life) == (Death.LANDING, 2)
 
 
 def test_a_function_that_does_not_return_is_told_as_a_hang(kernel: Kernel) -> None:

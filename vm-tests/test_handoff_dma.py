@@ -11,7 +11,7 @@ import pytest
 from guest_bugs import require
 from guest_handoff import PINNED, TRANSFERS
 
-from pyluo.vm import VM
+from pyluo.vm import VM, Death
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,7 +38,8 @@ def bug(reason: str) -> pytest.MarkDecorator:
 @pytest.fixture(scope="module")
 def handed_over(kernel: Kernel) -> Iterator[HandOver]:
     """What two processes saw, by way and accounting; each combination is carried out once."""
-    with VM(kernel, **guest_edu.GUEST) as vm:  # type: ignore[arg-type]
+    # What is refused, and done, makes the kernel warn.
+    with VM(kernel, expects=[Death.WARNING], **guest_edu.GUEST) as vm:  # type: ignore[arg-type]
 
         @functools.cache
         def seen(how: str, accounting: str, obstacle: str = "") -> dict[str, Any]:

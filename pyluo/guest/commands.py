@@ -32,6 +32,12 @@ def _content(file: BinaryIO) -> bytes:
     return file.read()
 
 
+def note(words: str) -> None:
+    """Writes a line to the kernel's log, at the level of its warnings."""
+    with open("/dev/kmsg", "w") as log:
+        log.write(f"<4>{words}\n")
+
+
 def dmesg() -> str:
     """The messages of this kernel, one a line."""
     return "\n".join(KernelLog().messages)

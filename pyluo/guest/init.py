@@ -1,9 +1,9 @@
 """The first process of a guest: the kernel runs this file, `python -I -S init.py`.
 
 Python itself, with PYLUO_* from the kernel's command line as its environment: under emulation a
-shell and its mount(8)s would take longer than all of this. It stays behind to reap orphans, and its
-child works. Should the child die, this process follows it, and the kernel says so by a panic: a
-guest without its worker is a dead guest.
+shell and its mount(8)s would take longer than all of this. It stays behind to reap orphans and to
+give signs of life, and its child works. Should the child die, this process follows it, and the
+kernel says so by a panic: a guest without its worker is a dead guest.
 """
 
 from __future__ import annotations
@@ -19,13 +19,12 @@ sys.path += os.environ["PYLUO_PATH"].split(":")
 os.environ["PATH"] = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 from pyluo.guest import mounts, worker
+from pyluo.guest.heart import Heart
 
 mounts.mount_all()
 child = os.fork()
 if not child:
     worker.work()
-while True:
-    ended, status = os.wait()
-    if ended == child:
-        print(f"pyluo: the worker ended, wait status {status:#x}", flush=True)
-        sys.exit(1)
+status = Heart().beat_until(child)
+print(f"pyluo: the worker ended, wait status {status:#x}", flush=True)
+sys.exit(1)

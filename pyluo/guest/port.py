@@ -1,4 +1,4 @@
-"""The guest's end of the control channel."""
+"""The guest's ends of the channels to the host."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import os
 
 from pyluo.guest import wire
 
-__all__ = ["NAME", "Port", "mark"]
+__all__ = ["HEART", "NAME", "Port", "mark", "open_by_name"]
 
 NAME = "pyluo.control"
+HEART = "pyluo.heart"
 _PORTS = "/sys/class/virtio-ports"
 
 
 class Port:
     """The virtio-serial port that leads to the host."""
 
-    def __init__(self, path: str) -> None:
-        self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
         self._pending = b""
 
     @classmethod
@@ -26,11 +27,7 @@ class Port:
         Raises:
             FileNotFoundError: this machine has no such port.
         """
-        for device in os.listdir(_PORTS):
-            with open(f"{_PORTS}/{device}/name") as file:
-                if file.read().strip() == NAME:
-                    return cls(f"/dev/{device}")
-        raise FileNotFoundError(f"no virtio-serial port is called {NAME}")
+        return cls(open_by_name(NAME))
 
     def greet(self, message: wire.Frame) -> None:
         """The first message of a life; the empty line before it ends whatever was cut short."""
@@ -55,6 +52,19 @@ class Port:
         view = memoryview(data)
         while view:
             view = view[os.write(self._fd, view) :]
+
+
+def open_by_name(name: str, flags: int = 0) -> int:
+    """Opens a port by the name that the host gave it, and returns the descriptor.
+
+    Raises:
+        FileNotFoundError: this machine has no such port.
+    """
+    for device in os.listdir(_PORTS):
+        with open(f"{_PORTS}/{device}/name") as file:
+            if file.read().strip() == name:
+                return os.open(f"/dev/{device}", os.O_RDWR | os.O_CLOEXEC | flags)
+    raise FileNotFoundError(f"no virtio-serial port is called {name}")
 
 
 _port: Port | None = None

@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 import enum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["Death", "GuestCrash", "HarnessError"]
 
 
 class Death(enum.Enum):
-    """What a guest died of."""
+    """What a guest died of, or what its kernel complained of."""
 
     PANIC = "kernel panic"
     OOPS = "kernel oops"
+    BUG = "kernel BUG"
+    WARNING = "kernel warning"
+    KASAN = "KASAN report"
+    LOCKDEP = "lockdep report"
+    RCU_STALL = "RCU stall"
+    SOFT_LOCKUP = "soft lockup"
+    HARD_LOCKUP = "hard lockup"
+    HUNG_TASK = "hung task"
     SILENT = "never spoke"
+    SILENT_HANG = "no sign of life"
     HANG = "stopped answering"
+    LANDING = "never landed"
     QEMU = "QEMU ended"
 
 
 class GuestCrash(Exception):
-    """The guest died, or is as good as dead; this is no verdict on what was tested.
+    """The guest died, or is as good as dead, or its kernel complained of something unexpected; this
+    is no verdict on what was tested.
 
     Attributes:
         death: what it died of.
@@ -26,10 +41,21 @@ class GuestCrash(Exception):
         kernel: the name of the kernel that ran.
         life: which life of the guest it was; 1 is the cold boot, each jump begins another.
         console: the last lines of the console.
+        trace: who called whom, in the kernel's own trace, with source lines where the kernel's
+            debug information has them; empty if there is none.
+        vmcore: the file that the guest's memory was written to, if that was asked for.
     """
 
     def __init__(
-        self, death: Death, reason: str, *, kernel: str, life: int, console: tuple[str, ...]
+        self,
+        death: Death,
+        reason: str,
+        *,
+        kernel: str,
+        life: int,
+        console: tuple[str, ...],
+        trace: tuple[str, ...] = (),
+        vmcore: Path | None = None,
     ) -> None:
         super().__init__(death, reason)
         self.death = death
@@ -37,23 +63,29 @@ class GuestCrash(Exception):
         self.kernel = kernel
         self.life = life
         self.console = console
+        self.trace = trace
+        self.vmcore = vmcore
 
     def __str__(self) -> str:
-        head = f"{self.death.value}: {self.reason} (kernel {self.kernel}, life {self.life})"
-        if not self.console:
-            return f"{head}\nThe console stayed empty."
-        return "\n".join(
-            [head, "The console's last lines:", *(f"  {line}" for line in self.console)]
-        )
+        lines = [f"{self.death.value}: {self.reason} (kernel {self.kernel}, life {self.life})"]
+        if self.vmcore:
+            lines.append(f"The guest's memory is in {self.vmcore}.")
+        if self.trace:
+            lines += ["The kernel's trace:", *(f"  {line}" for line in self.trace)]
+        if self.console:
+            lines += ["The console's last lines:", *(f"  {line}" for line in self.console)]
+        else:
+            lines.append("The console stayed empty.")
+        return "\n".join(lines)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _crash, (self.death, self.reason, self.kernel, self.life, self.console)
+        return _crash, (self.death, self.reason, vars(self))
 
 
-def _crash(
-    death: Death, reason: str, kernel: str, life: int, console: tuple[str, ...]
-) -> GuestCrash:
-    return GuestCrash(death, reason, kernel=kernel, life=life, console=console)
+def _crash(death: Death, reason: str, state: dict[str, Any]) -> GuestCrash:
+    crash = GuestCrash(death, reason, kernel="", life=0, console=())
+    vars(crash).update(state)
+    return crash
 
 
 class HarnessError(Exception):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import re
 import signal
 import time
 from contextlib import suppress
@@ -17,10 +19,15 @@ from pyluo.vm import timeline
 from pyluo.vm.console import Console
 from pyluo.vm.errors import Death, GuestCrash, HarnessError
 from pyluo.vm.qemu import Machine, QemuProcess
+from pyluo.vm.report import Report, Severity
+from pyluo.vm.trace import trace
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Coroutine
+    from pathlib import Path
+
+    from pyluo.vm.kernel import Kernel
 
 __all__ = ["Guest", "Life"]
 
@@ -29,6 +36,22 @@ _LINE_LIMIT = 1 << 30  # bytes of one message
 _PANIC_GRACE = 3.0  # seconds for the console to say what QMP announced
 _CONSOLE_GRACE = 2.0  # seconds for the rest of the console to be read after QEMU's end
 _MONITOR_TIMEOUT = 60.0  # seconds for QEMU to carry out a command
+_DUMP_TIMEOUT = 600.0
+_STALL_GRACE = 1.5  # seconds for a kernel that complains of a stall to answer all the same
+# No sign of life: how many times as long as the first boot took, and at least how many seconds.
+_SILENCE_FACTOR, _SILENCE_LEAST = 4, 10.0
+_LATE = 1.0  # seconds; a timer that is later than that says more of the host than of the guest
+_PULSE = 3.0  # seconds in which a living guest beats
+_SHOW_TIMEOUT = 1.5  # seconds for the first process to have the kernel show what it does
+_SHOW_PAUSE = 0.3  # seconds without a line after which all is shown
+_NMI_TIMEOUT = 10.0  # seconds for a kernel to say where an NMI found it
+_NMI_ENDS = "---[ end Kernel panic"
+_RIP = re.compile(r"CPU#(\d+).*?\b[RE]IP=([0-9a-f]+)", re.DOTALL)
+_NMI = "NMI received for unknown reason"
+_HANGS = frozenset({Death.SILENT, Death.SILENT_HANG, Death.HANG, Death.LANDING})
+_STALLS = frozenset({Death.SOFT_LOCKUP, Death.HARD_LOCKUP, Death.RCU_STALL, Death.HUNG_TASK})
+_RUNNING = frozenset({"running", "guest-panicked"})
+_BROKEN = frozenset({"internal-error", "io-error"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +80,26 @@ class Guest:
         console: what the kernel said.
         qmp: the connection to QEMU's monitor.
         life: the current one, once the guest has spoken.
+        expected: what its kernel may complain of.
+        silence: seconds without a sign of life after which it counts as hung; infinite until it has
+            spoken for the first time, since that measures how fast the machine is.
     """
 
-    def __init__(self, machine: Machine, kernel: str) -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        kernel: Kernel,
+        expected: frozenset[Death],
+        silence: float | None = None,
+        vmcores: Path | None = None,
+    ) -> None:
         self.process = QemuProcess(machine)
-        self.console = Console(self._kernel_began, self._died)
+        self.console = Console(self._kernel_began, self._complained, self._perished)
         self.qmp = QMPClient("pyluo")
         self.life: Life | None = None
-        self._kernel = kernel
+        self._kernels = [kernel]  # of each life
         self._number = 1
-        self._next: str | None = None  # the kernel that is being jumped into
+        self._next: Kernel | None = None  # the kernel that is being jumped into
         self._next_began = False
         self._ids = count(1)
         self._answers: dict[int, asyncio.Future[wire.Frame]] = {}
@@ -78,7 +111,18 @@ class Guest:
         self._hello: asyncio.Future[wire.Frame] = loop.create_future()
         self._tasks: list[asyncio.Task[None]] = []
         self._control: asyncio.StreamWriter | None = None
-        self._console_writer: asyncio.StreamWriter | None = None
+        self._heart: asyncio.StreamWriter | None = None
+        self._console: asyncio.ReadTransport | None = None
+        self._beat = time.monotonic()
+        self._shown: asyncio.Future[None] = loop.create_future()
+        self._awaited: set[asyncio.Future[Any]] = set()
+        self._dying = False
+        self._told = False
+        self._asked_at = self._checked = 0  # numbers of reports
+        self.expected = expected
+        self.silence = float("inf")
+        self._silence = silence
+        self._vmcores = vmcores
 
     async def start(self, timeout: float) -> None:
         """Waits until the worker in the guest speaks.
@@ -90,12 +134,16 @@ class Guest:
             HarnessError: QEMU did not start.
             GuestCrash: the guest died first, or never spoke.
         """
-        # A writer closes its socket when it is collected, even one that nothing is written to.
-        console, self._console_writer = await _connect(self.process.sockets["console"])
+        console = asyncio.StreamReader()
+        self._console, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(console), self.process.console
+        )
         control, self._control = await _connect(self.process.sockets["control"])
+        heart, self._heart = await _connect(self.process.sockets["heart"])
         await self.process.started()
         reading = self._spawn(self.console.read(console))
         self._spawn(self._listen(control))
+        self._spawn(self._feel(heart))
         self._spawn(self._watch_process(reading))
         try:
             connected = asyncio.ensure_future(self.qmp.connect(self.process.sockets["qmp"]))
@@ -104,6 +152,9 @@ class Guest:
             raise await self._explain_failed_start() from error
         self._spawn(self._watch_panic())
         await self._next_life(timeout)
+        boot = time.monotonic() - self._started
+        self.silence = self._silence or max(_SILENCE_LEAST, _SILENCE_FACTOR * boot)
+        self._spawn(self._watch_for_silence())
 
     async def request(self, message: wire.Frame, timeout: float) -> wire.Frame:
         """Sends a request to the worker and waits for the answer; requests take turns.
@@ -119,7 +170,7 @@ class Guest:
             return await self._until(answer, timeout, Death.HANG, what)
 
     async def jump(
-        self, image: str, cmdline: str, kernel: str, timeout: float
+        self, image: str, cmdline: str, kernel: Kernel, timeout: float
     ) -> wire.Frame | None:
         """Live-updates the guest.
 
@@ -139,11 +190,12 @@ class Guest:
             try:
                 answer = await self._send({"do": "jump", "image": image, "cmdline": cmdline})
                 first = asyncio.ensure_future(_first(answer, self._hello))
-                await self._until(first, timeout, Death.SILENT, "no word from the next kernel")
+                await self._until(first, timeout, Death.LANDING, "no word from the next kernel")
                 landed = self._hello.done()
                 if not landed:
                     return answer.result()
-                self._number, self._kernel = self._number + 1, kernel
+                self._number += 1
+                self._kernels.append(kernel)
                 await self._next_life(timeout)
                 return None
             finally:
@@ -159,15 +211,59 @@ class Guest:
             qemu.qmp.ExecuteError: QEMU refused it.
             GuestCrash: QEMU is gone, or does not answer.
         """
-        if self._death.done():
-            raise self._death.result()
+        if self._dying:
+            raise await self._end()
         done = asyncio.ensure_future(self.qmp.execute(command, arguments or None))
         return await self._until(done, _MONITOR_TIMEOUT, Death.QEMU, f"{command} got no answer")
+
+    async def dump(self, path: str, timeout: float = _DUMP_TIMEOUT) -> None:
+        """Writes the guest's memory to a file, as an ELF core; of a dead guest as well.
+
+        Raises:
+            HarnessError: QEMU is gone, or could not.
+        """
+        arguments: dict[str, object] = {"paging": False, "protocol": f"file:{path}"}
+        try:
+            await asyncio.wait_for(self.qmp.execute("dump-guest-memory", arguments), timeout)
+        except (QMPError, TimeoutError) as error:
+            raise HarnessError(
+                f"the guest's memory was not written to {path}: {error!r}"
+            ) from error
+        finally:
+            self._beat = time.monotonic()  # it stood still
+
+    async def catch_up(self, words: str, since: int) -> None:
+        """Waits for a line that the guest has written to its kernel's log, but not for long: a
+        kernel may have been told to keep it from the console."""
+        await self.console.said(words, since, _CONSOLE_GRACE)
+
+    def overlook(self) -> None:
+        """Lets what the kernel complained of so far pass, when there is a worse failure to tell."""
+        self._checked = len(self.console.reports)
+
+    async def check(self) -> None:
+        """Looks for what the kernel complained of since the last look.
+
+        Raises:
+            GuestCrash: it complained of something unexpected, or died and nobody was told.
+        """
+        if self._dying:
+            if not self._told and not isinstance(await self._end(), HarnessError):
+                raise await self._end()
+            return
+        since, self._checked = self._checked, len(self.console.reports)
+        for report in self.console.reports[since:]:
+            if report.death not in self.expected:
+                await self.console.settled(_SHOW_PAUSE, _SHOW_TIMEOUT)
+                kernel = self._kernels[min(report.life, len(self._kernels)) - 1]
+                raise await self._crash(
+                    report.death, report.reason, report.life, kernel, report.lines
+                )
 
     @property
     def dead(self) -> bool:
         """Whether the guest, or the watch over it, has failed."""
-        return self._death.done()
+        return self._dying or self._death.done()
 
     @property
     def timeline(self) -> timeline.Timeline:
@@ -176,6 +272,7 @@ class Guest:
 
     async def close(self) -> None:
         """Ends QEMU, whatever state it is in."""
+        self._dying = True
         if not self._death.done():
             self._death.set_result(HarnessError("the guest was closed"))
         try:
@@ -184,7 +281,9 @@ class Guest:
             await asyncio.gather(*self._tasks, return_exceptions=True)
             with suppress(Exception):  # whatever its tasks ended in, QEMU is to end now
                 await self.qmp.disconnect()
-            for writer in (self._console_writer, self._control):
+            if self._console is not None:
+                self._console.close()
+            for writer in (self._heart, self._control):
                 if writer is not None:
                     writer.transport.abort()
         finally:
@@ -201,12 +300,17 @@ class Guest:
         if not task.cancelled() and (error := task.exception()) and not self._death.done():
             failure = HarnessError(f"the harness failed to watch the guest: {error!r}")
             failure.__cause__ = error
+            self._fail(failure)
+
+    def _fail(self, failure: HarnessError) -> None:
+        self._dying = True
+        if not self._death.done():
             self._death.set_result(failure)
 
     async def _send(self, message: wire.Frame) -> asyncio.Future[wire.Frame]:
         """Writes a request to the current life; the future gets the answer."""
-        if self._death.done():
-            raise self._death.result()
+        if self._dying:
+            raise await self._end()
         assert self.life is not None
         assert self._control is not None
         number = next(self._ids)
@@ -225,24 +329,41 @@ class Guest:
         self, awaited: asyncio.Future[T], timeout: float, death: Death, what: str
     ) -> T:
         """Waits for one of: the result, the death of the guest, the end of patience."""
+        self._asked_at = len(self.console.reports)
         either: list[asyncio.Future[Any]] = [awaited, self._death]
+        self._awaited.add(awaited)
         try:
             await asyncio.wait(either, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             awaited.cancel()
             raise
+        finally:
+            self._awaited.discard(awaited)
         if awaited.done():
             return awaited.result()
         awaited.cancel()
-        if not self._death.done():
-            self._died(death, f"{what} within {timeout:g} s")
-        raise self._death.result()
+        self._died(death, f"{what} within {timeout:g} s")
+        raise await self._end()
+
+    async def _end(self) -> GuestCrash | HarnessError:
+        """Waits until it is known what the guest died of, for somebody who is told."""
+        end = await asyncio.shield(self._death)
+        self._told = True
+        return end
 
     async def _listen(self, stream: asyncio.StreamReader) -> None:
         with suppress(ConnectionResetError):  # QEMU's death, which is an end as well
             while line := await stream.readline():
                 if message := wire.parse(line):
                     self._take(message)
+
+    async def _feel(self, stream: asyncio.StreamReader) -> None:
+        """Listens to the first process's beats."""
+        with suppress(ConnectionResetError):
+            while line := await stream.readline():
+                self._beat = time.monotonic()
+                if line.strip() == b"shown" and not self._shown.done():
+                    self._shown.set_result(None)
 
     def _take(self, message: wire.Frame) -> None:
         if mark := message.get("mark"):
@@ -259,6 +380,7 @@ class Guest:
             return
         # Nobody asked for this jump; who waits for an answer of the last life waits in vain.
         self._number += 1
+        self._kernels.append(self._kernels[-1])
         self.life = self._life(hello)
         for answer in self._answers.values():
             if not answer.done():
@@ -268,7 +390,11 @@ class Guest:
 
     def _life(self, hello: wire.Frame) -> Life:
         return Life(
-            self._number, self._kernel, hello["boot_id"], hello["release"], hello["updates"]
+            self._number,
+            self._kernels[-1].name,
+            hello["boot_id"],
+            hello["release"],
+            hello["updates"],
         )
 
     async def _watch_process(self, reading: asyncio.Task[None]) -> None:
@@ -277,8 +403,8 @@ class Guest:
         await asyncio.wait([reading], timeout=_CONSOLE_GRACE)
         if self.life is None and status > 0:
             error = await self._explain_failed_start()
-            if not self._death.done():
-                self._death.set_result(error)
+            if not self._dying:
+                self._fail(error)
         elif status < 0:
             self._died(Death.QEMU, f"killed by {signal.Signals(-status).name}")
         else:
@@ -295,21 +421,157 @@ class Guest:
         said = self.process.messages_log.read_text(errors="replace").strip()
         return HarnessError("QEMU did not start", said or "it gave no reason")
 
+    async def _watch_for_silence(self) -> None:
+        while True:
+            quiet = time.monotonic() - max(self._beat, self.console.heard)
+            if quiet < self.silence:
+                await self._sleep(self.silence - quiet)
+                continue
+            status = await self._status()
+            if status in _BROKEN:
+                self._died(Death.QEMU, f"QEMU stopped the guest: {status}")
+                return
+            if status in _RUNNING:
+                self._died(Death.SILENT_HANG, f"nothing for {quiet:.1f} s")
+                return
+            self._beat = time.monotonic()  # who stopped it on purpose may let it go on
+
+    async def _sleep(self, seconds: float) -> None:
+        """Sleeps; a host that was itself not scheduled in time cannot tell what the guest did."""
+        due = time.monotonic() + seconds
+        await asyncio.sleep(seconds)
+        if time.monotonic() > due + _LATE:
+            self._beat = time.monotonic()
+
+    async def _status(self) -> str:
+        """The guest's state, as QEMU sees it; empty if QEMU does not say."""
+        try:
+            answer = await asyncio.wait_for(self.qmp.execute("query-status"), _MONITOR_TIMEOUT)
+        except (QMPError, TimeoutError):
+            return ""
+        assert isinstance(answer, dict)
+        return str(answer["status"])
+
     def _kernel_began(self, at: float) -> None:
         self._next_began = True
         self._events.append(timeline.Event(timeline.NEW_KERNEL, at))
 
-    def _died(self, death: Death, reason: str) -> None:
+    def _complained(self, report: Report) -> None:
+        """Who waits for something while the kernel complains of a stall waits no longer."""
+        report.life, report.kernel = self._place()
+        if report.severity is Severity.STALL and report.death not in self.expected:
+            loop = asyncio.get_running_loop()
+            loop.call_later(_STALL_GRACE, self._lose_patience, report, set(self._awaited))
+
+    def _lose_patience(self, report: Report, awaited: set[asyncio.Future[Any]]) -> None:
+        if any(not future.done() for future in awaited):
+            self._died(report.death, report.reason, report)
+
+    def _perished(self, report: Report) -> None:
+        self._died(report.death, report.reason, report)
+
+    def _place(self) -> tuple[int, str]:
+        """The life that is on, and its kernel; in a jump the old one's is until the next began."""
+        if self._next and self._next_began:
+            return self._number + 1, self._next.name
+        return self._number, self._kernels[-1].name
+
+    def _died(self, death: Death, reason: str, report: Report | None = None) -> None:
+        """Decides what the guest died of; the first word counts."""
+        if self._dying or self._death.done():
+            return
+        self._dying = True
+        jumped = any(event.name == timeline.REBOOT_CALLED for event in self._events)
+        if self._next and (jumped or self._next_began) and death in _HANGS:
+            death = Death.LANDING
+        elif death is Death.LANDING:
+            death = Death.HANG  # it did not even leave
+        life, kernel = self._number, self._kernels[-1]
+        if self._next and (self._next_began or death is Death.LANDING):
+            life, kernel = life + 1, self._next
+        self._spawn(self._tell(death, reason, life, kernel, report))
+
+    async def _tell(
+        self, death: Death, reason: str, life: int, kernel: Kernel, report: Report | None
+    ) -> None:
+        lines = list(report.lines) if report else []
+        vmcore, problem = await self._dump(life)
+        console = self.console.tail()  # what it says from now on, it is made to say
+        over = report is not None and report.severity is Severity.FATAL
+        if death in _HANGS | _STALLS and not over:
+            lines += await self._backtrace()
+        if death in _HANGS and (stall := self._stall(life, self._asked_at)):
+            death, reason, lines = stall.death, stall.reason, [*stall.lines, *lines]
+        elif death in _HANGS and (stall := self._stall(life, 0)):
+            reason += f"; before that the kernel said: {stall.reason}"
+        crash = await self._crash(death, reason, life, kernel, lines)
+        crash.console, crash.vmcore = console, vmcore
+        if problem:
+            crash.add_note(problem)
         if not self._death.done():
-            if death in (Death.HANG, Death.SILENT) and self.console.omen:
-                reason += f"; before that the kernel said: {self.console.omen}"
-            number, kernel = self._number, self._kernel
-            # In a jump the old kernel can die as well, up to the new one's first line.
-            if self._next and (self._next_began or death is Death.SILENT):
-                number, kernel = number + 1, self._next
-            console = self.console.tail()
-            crash = GuestCrash(death, reason, kernel=kernel, life=number, console=console)
             self._death.set_result(crash)
+
+    async def _dump(self, life: int) -> tuple[Path | None, str]:
+        """The file of a dump, if one is wanted; or why there is none."""
+        if self._vmcores is None:
+            return None, ""
+        path = self._vmcores / f"{self.process.pid}-{life}.vmcore"
+        try:
+            await self.dump(os.fspath(path))
+        except HarnessError as error:
+            return None, str(error)
+        return path, ""
+
+    def _stall(self, life: int, since: int) -> Report | None:
+        """What the kernel of a life said that explains a hang."""
+        for report in self.console.reports[since:]:
+            if report.severity is Severity.STALL and report.life == life:
+                return report
+        return None
+
+    async def _crash(
+        self, death: Death, reason: str, life: int, kernel: Kernel, lines: list[str]
+    ) -> GuestCrash:
+        return GuestCrash(
+            death,
+            reason,
+            kernel=kernel.name,
+            life=life,
+            console=self.console.tail(),
+            trace=await asyncio.to_thread(trace, lines, kernel),
+        )
+
+    async def _backtrace(self) -> list[str]:
+        """What all CPUs are at: from the kernel if it lives, else by an NMI, which ends it."""
+        before = self.console.length
+        if time.monotonic() - self._beat < _PULSE and self._heart is not None:
+            self._heart.write(b"show\n")
+            await asyncio.wait([self._shown], timeout=_SHOW_TIMEOUT)
+        if self._shown.done():
+            await self.console.settled(_SHOW_PAUSE, _SHOW_TIMEOUT)
+            # Nothing comes if the thread that writes the console is on a CPU that is stuck.
+            if shown := self.console.since(before):
+                return shown
+        registers = await self._registers()
+        with suppress(QMPError, TimeoutError):
+            await asyncio.wait_for(self.qmp.execute("inject-nmi"), _NMI_TIMEOUT)
+            await self.console.said(_NMI_ENDS, before, _NMI_TIMEOUT)
+        lines = self.console.since(before)
+        # A panic first prints what a kernel that hung kept to itself: reports of its own, each
+        # with its lines.
+        begun = [number for number, line in enumerate(lines) if _NMI in line]
+        return lines[begun[0] :] if begun else lines or registers
+
+    async def _registers(self) -> list[str]:
+        """Where QEMU sees the CPUs: all there is of a guest that no NMI reaches."""
+        command: dict[str, object] = {"command-line": "info registers -a"}
+        try:
+            answer = await asyncio.wait_for(
+                self.qmp.execute("human-monitor-command", command), _NMI_TIMEOUT
+            )
+        except (QMPError, TimeoutError):
+            return []
+        return [f"CPU: {cpu} RIP: {address}" for cpu, address in _RIP.findall(str(answer))]
 
 
 async def _connect(

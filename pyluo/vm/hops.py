@@ -83,7 +83,9 @@ def _until_death(
     while tally.hops < hops:
         tally.hops += 1
         try:
-            tally.blackouts.append(vm.live_update(to).blackout)
+            timeline = vm.live_update(to)
+            vm.check()
+            tally.blackouts.append(timeline.blackout)
         except GuestCrash as crash:
             tally.crashes.append(crash)
             progress.say(f"live update {tally.hops} did not come back. {crash}")

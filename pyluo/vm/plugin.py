@@ -1,6 +1,9 @@
 """The pytest plugin: fixtures for guests and for what runs in them, a marker for tests that run
 inside one, and the count.
 
+A test that passed fails all the same if a guest's kernel warned meanwhile, or worse; the marker
+`expects_death` names what a test expects.
+
 Loaded by its entry point wherever `pyluo[vm]` is installed; until a test asks for a guest, it
 imports nothing of the harness.
 """
@@ -8,8 +11,8 @@ imports nothing of the harness.
 from __future__ import annotations
 
 import os
-from copy import copy
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,12 +22,13 @@ from pyluo.vm.subtests import Ktap, tell_apart
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping
 
-    from pyluo.vm import VM, Kernel
+    from pyluo.vm import VM, Death, Kernel
     from pyluo.vm.usage import Usage
 
 __all__: list[str] = []
 
 _MARKER = "in_guest"
+_EXPECTS = "expects_death"
 _FIXTURES = ("kernel", "shared_vm", "vm")
 _CONSOLE_LINES = 60
 
@@ -78,6 +82,10 @@ def pytest_configure(config: pytest.Config) -> None:
         f"{_MARKER}: the body of this test runs in a guest: that of the fixture vm if the test "
         f"uses it, else the shared one",
     )
+    config.addinivalue_line(
+        "markers",
+        f"{_EXPECTS}(death, ...): a guest's kernel may complain of these in a test that passes",
+    )
     config.stash[_count_key] = _Count()
     tell_apart(config)
 
@@ -95,7 +103,8 @@ def vm(kernel: Kernel, request: pytest.FixtureRequest) -> Iterator[VM]:
     """A fresh guest, gone after the test."""
     from pyluo.vm import VM
 
-    with VM(kernel) as guest:
+    # No look at what the kernel complained of when it ends: a test that passed has had it.
+    with closing(VM(kernel, expects=_expected(request.node)).__enter__()) as guest:
         request.node.stash[_guest_key] = guest
         yield guest
 
@@ -161,6 +170,27 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
         )
     guest.call(pyfuncitem.obj, **{name: pyfuncitem.funcargs[name] for name in names})
     return True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
+    """Fails a test that passed while the kernel of a guest complained."""
+    with ExitStack() as stack:
+        for guest in _running():
+            stack.enter_context(guest.expecting(*_expected(item)))
+        yield
+        for guest in _running():
+            guest.check()
+
+
+def _expected(item: pytest.Item) -> tuple[Death, ...]:
+    return tuple(death for marker in item.iter_markers(_EXPECTS) for death in marker.args)
+
+
+def _running() -> list[VM]:
+    from pyluo.vm.usage import usage
+
+    return list(usage.running)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -233,4 +263,4 @@ def _usage() -> Usage:
     """What this process has done with guests so far."""
     from pyluo.vm.usage import usage
 
-    return copy(usage)
+    return replace(usage, running=[])

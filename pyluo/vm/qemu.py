@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import shutil
 import socket
@@ -21,7 +22,8 @@ from pyluo.vm.errors import HarnessError
 __all__ = ["BINARY", "Machine", "QemuProcess", "find_binary"]
 
 BINARY = "qemu-system-x86_64"
-_CHANNELS = ("console", "control", "qmp")
+_CHANNELS = ("control", "heart", "qmp")
+_CONSOLE_ROOM = 1 << 20  # bytes, as much as Linux lets anyone have
 _PROCESSOR = {
     # The interrupt remapping of intel-iommu needs the split irqchip.
     Accelerator.KVM: ["-machine", "q35,kernel-irqchip=split", "-accel", "kvm", "-cpu", "host"],
@@ -80,12 +82,15 @@ class Machine:
             "-device", "pvpanic-pci",
             "-action", "panic=none",
             "-no-reboot",
+            # A kernel with CONFIG_FW_CFG_SYSFS tells by it where things are, for a dump.
+            "-device", "vmcoreinfo",
             "-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap",
             "-device", "virtio-9p-pci,fsdev=root,mount_tag=/dev/root",
             "-object", "rng-random,id=rng,filename=/dev/urandom",
             "-device", "virtio-rng-pci,rng=rng",
             "-device", "virtio-serial-pci",
             "-device", f"virtserialport,chardev=control,name={port.NAME}",
+            "-device", f"virtserialport,chardev=heart,name={port.HEART}",
             "-device", "isa-serial,chardev=console",
             "-mon", "chardev=qmp,mode=control",
         ]  # fmt: skip
@@ -104,12 +109,15 @@ class Machine:
 class QemuProcess:
     """QEMU under its keeper, with a socket for each channel.
 
-    The sockets have no names. The folder, mode 0700, holds the console's log and QEMU's own
-    messages; the keeper removes it.
+    The sockets have no names. The console is a pipe: the guest's UART writes it byte by byte, and a
+    socket, which counts its buffer by messages, would be full after some 300 of them; what does
+    not fit is lost in the middle of a line. The folder, mode 0700, holds the console's log and
+    QEMU's own messages; the keeper removes it.
 
     Attributes:
         folder: that folder.
-        sockets: one for each of console, control and qmp.
+        console: the end of the console's pipe to read from.
+        sockets: one for each of control, heart and qmp.
         pid: the process id of QEMU.
     """
 
@@ -123,11 +131,16 @@ class QemuProcess:
         for name in _CHANNELS:
             self.sockets[name], other = socket.socketpair()
             theirs.append(other)
-            log = f",logfile={_escape(self.console_log)}" if name == "console" else ""
-            command += ["-chardev", f"socket,id={name},fd={other.fileno()}{log}"]
+            command += ["-chardev", f"socket,id={name},fd={other.fileno()}"]
+        console, written = os.pipe()
+        with suppress(OSError):  # the user may have many pipes
+            fcntl.fcntl(written, fcntl.F_SETPIPE_SZ, _CONSOLE_ROOM)
+        self.console = os.fdopen(console, "rb", buffering=0)
+        path = f"/dev/fd/{written},logfile={_escape(self.console_log)}"
+        command += ["-chardev", f"file,id=console,path={path}"]
         alive, self._alive = os.pipe()
         self._status, status = os.pipe()
-        fds = [alive, status, *(other.fileno() for other in theirs)]
+        fds = [alive, status, written, *(other.fileno() for other in theirs)]
         try:
             with self.messages_log.open("wb") as messages:
                 self._keeper = subprocess.Popen(
@@ -154,6 +167,7 @@ class QemuProcess:
         finally:
             os.close(alive)
             os.close(status)
+            os.close(written)
             for other in theirs:
                 other.close()
         self.pid = 0
@@ -195,6 +209,7 @@ class QemuProcess:
         shutil.rmtree(self.folder, ignore_errors=True)  # if the keeper was killed
 
     def _close_channels(self) -> None:
+        self.console.close()
         for channel in self.sockets.values():
             channel.close()
         if self._alive >= 0:

@@ -142,15 +142,19 @@ def _attend(
     timeout: float,
     reached: progress.Reached,
 ) -> list[Verdict]:
+    verdicts: list[Verdict] = []
     try:
         with boot() as vm:
             if program.staged:
-                return [_run_stages(vm, program, to, timeout)]
-            with _followed(vm, reached):
-                ended = _run(vm, [str(program.path)], timeout)
-            return _judge(program.name, ended)
+                verdicts = [_run_stages(vm, program, to, timeout)]
+            else:
+                with _followed(vm, reached):
+                    ended = _run(vm, [str(program.path)], timeout)
+                verdicts = _judge(program.name, ended)
     except GuestCrash as crash:
-        return [_crashed(program.name, crash, crash.console)]
+        # It may come of the last look at the kernel, when all has been judged.
+        return [*verdicts, _crashed(program.name, crash, crash.console)]
+    return verdicts
 
 
 @contextmanager

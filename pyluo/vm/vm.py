@@ -9,37 +9,42 @@ import os
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 import pyluo
 from pyluo.guest import commands, wire
 from pyluo.guest.wire import Held
 from pyluo.vm import bytecode
 from pyluo.vm.accelerator import Accelerator
-from pyluo.vm.errors import HarnessError
+from pyluo.vm.errors import Death, HarnessError
 from pyluo.vm.guest import Guest, Life
 from pyluo.vm.kernel import Kernel
 from pyluo.vm.qemu import Machine, find_binary
 from pyluo.vm.usage import usage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
     from types import TracebackType
 
+    from pyluo.vm.report import Report
     from pyluo.vm.timeline import Timeline
 
 __all__ = ["VM"]
 
+P = ParamSpec("P")
 R = TypeVar("R")
 
 _GUEST = Path(pyluo.__file__).parent / "guest"
 _CALL_TIMEOUT = 60.0
 _BOOT_TIMEOUT = 60.0
+_VMCORES = "PYLUO_VMCORES"
 _CMDLINE_LIMIT = 2048  # arch/x86/include/asm/setup.h, COMMAND_LINE_SIZE
 _FIXED = (
     "console=ttyS0,115200 earlyprintk=serial,ttyS0,115200 loglevel=6 panic=0 oops=panic "
-    "no_timer_check "
+    "no_timer_check unknown_nmi_panic nmi_watchdog=panic "
     "rootfstype=9p rootflags=trans=virtio,version=9p2000.L,cache=loose,msize=1048576 ro "
     "kho=on liveupdate=on"
 )
@@ -50,6 +55,8 @@ class VM:
 
     Its root is the host's, read-only, so that a function of any module the host can import runs in
     it unchanged. Requests of several threads take turns.
+
+    A kernel that warns, or worse, fails the block when it is left: see `check`.
 
     Args:
         kernel: a kernel, or the name of one in kernels.toml, or a path to a bzImage.
@@ -62,10 +69,16 @@ class VM:
         accelerator: KVM or TCG; without it, KVM where it works.
         boot_timeout: seconds that a kernel has to speak, after the boot and after each jump.
         call_timeout: seconds that a function has to return.
+        silence: seconds without a sign of life after which the guest counts as hung; without it,
+            four times as long as it took to boot, and at least ten seconds.
+        expects: what the kernel may complain of all the time.
+        vmcores: a folder that the memory of a guest that dies is written to, before anything else;
+            without it, the one that PYLUO_VMCORES names, if it is set.
 
     Raises:
         HarnessError: on entry, no QEMU, no kernel.
         GuestCrash: the guest died; on entry, and from then on whenever it is asked for something.
+            On leaving the block as well, if its kernel complained of something unexpected.
     """
 
     def __init__(
@@ -80,6 +93,9 @@ class VM:
         accelerator: Accelerator | None = None,
         boot_timeout: float = _BOOT_TIMEOUT,
         call_timeout: float = _CALL_TIMEOUT,
+        silence: float | None = None,
+        expects: Collection[Death] = (),
+        vmcores: str | os.PathLike[str] | None = None,
     ) -> None:
         self.kernel = Kernel.find(kernel)
         self._memory = memory
@@ -90,6 +106,12 @@ class VM:
         self._accelerator = accelerator
         self._boot_timeout = boot_timeout
         self._call_timeout = call_timeout
+        self._silence = silence
+        folder = vmcores or os.environ.get(_VMCORES)
+        self._vmcores = Path(folder).absolute() if folder else None
+        self._expects = frozenset(expects)
+        self._notes = count(1)
+        self._used = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._guest: Guest | None = None
@@ -110,11 +132,14 @@ class VM:
         self._thread = threading.Thread(target=self._loop.run_forever, name="pyluo-vm", daemon=True)
         self._thread.start()
         try:
-            self._guest = self._run(_make(machine, self.kernel.name))
+            self._guest = self._run(
+                _make(Guest, machine, self.kernel, self._expects, self._silence, self._vmcores)
+            )
             self._run(self._guest.start(self._boot_timeout))
         except BaseException:
             self.close()
             raise
+        usage.running.append(self)
         return self
 
     def __exit__(
@@ -123,10 +148,16 @@ class VM:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        try:
+            if kind is None and self.running:
+                self.check()
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Ends the guest; a second time does nothing."""
+        if self in usage.running:
+            usage.running.remove(self)
         loop, self._loop = self._loop, None
         guest, self._guest = self._guest, None
         if loop is None or self._thread is None:
@@ -212,12 +243,74 @@ class VM:
         cmdline = self._cmdline(self._append if append is None else append)
         image = os.fspath(kernel.image)
         guest = self._alive()
-        refusal = self._run(guest.jump(image, cmdline, kernel.name, self._boot_timeout))
+        self._used = True
+        refusal = self._run(guest.jump(image, cmdline, kernel, self._boot_timeout))
         if refusal is not None:
             raise wire.decode(refusal["error"], find=wire.loaded)
         self.kernel = kernel
         usage.live_updates += 1
         return guest.timeline
+
+    def check(self) -> None:
+        """Looks for what the kernel complained of since the last look: a warning, or worse.
+
+        It is done when the `with` block is left without an exception, and by the pytest plugin
+        after each test that passed.
+
+        Raises:
+            GuestCrash: there is something that is not expected, or the guest died and nobody was
+                told so far.
+        """
+        guest = self._alive()
+        if self._used and not guest.dead:
+            # What the kernel has printed by now lies before this line.
+            words, since = f"pyluo: so far, {next(self._notes)}", guest.console.length
+            self._request("call", commands.note, (words,), {})
+            self._run(guest.catch_up(words, since))
+            self._used = False
+        self._run(guest.check())
+
+    @contextmanager
+    def expecting(self, *deaths: Death) -> Iterator[None]:
+        """In the block the kernel may complain of these, and is given the time to recover.
+
+        If the block fails by itself, what the kernel complained of is no failure beside that.
+
+        Raises:
+            GuestCrash: on entry and on leaving, as `check` does.
+        """
+        self.check()
+        guest = self._alive()
+        before, guest.expected = guest.expected, guest.expected | set(deaths)
+        try:
+            yield
+            if self.running:  # or it was closed in the block
+                self.check()
+        except BaseException:
+            guest.overlook()
+            raise
+        finally:
+            guest.expected = before
+
+    def dump(self, path: str | os.PathLike[str]) -> None:
+        """Writes the guest's memory to a file, as an ELF core; that of a dead guest as well.
+
+        drgn opens it, by `pyluo.vm.vmcore`, if the kernel tells QEMU where things are (`debug`).
+
+        Raises:
+            HarnessError: QEMU is gone, or could not.
+        """
+        self._run(self._alive().dump(os.path.abspath(path)))
+
+    @property
+    def silence(self) -> float:
+        """Seconds without a sign of life after which the guest counts as hung."""
+        return self._alive().silence
+
+    @property
+    def reports(self) -> tuple[Report, ...]:
+        """What the kernels of all lives complained of so far, expected or not."""
+        return tuple(self._alive().console.reports)
 
     @property
     def running(self) -> bool:
@@ -304,6 +397,7 @@ class VM:
 
     def _do(self, message: wire.Frame, timeout: float) -> Any:
         usage.requests += 1
+        self._used = True
         answer = self._run(self._alive().request(message, timeout))
         if "error" in answer:
             raise wire.decode(answer["error"], find=wire.loaded)
@@ -352,8 +446,9 @@ class VM:
         return line
 
 
-async def _make(machine: Machine, kernel: str) -> Guest:
-    return Guest(machine, kernel)
+async def _make(guest: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Makes something that belongs to the loop in it."""
+    return guest(*args, **kwargs)
 
 
 def _source(name: str) -> str | None:

@@ -1,0 +1,299 @@
+"""The catalogue of deaths: each is provoked, and told as what it is.
+
+PYLUO_ROUNDS, 1 if it is not set, says how often.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import guest_deaths
+import pytest
+
+from pyluo.vm import VM, Death, GuestCrash, Kernel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+ROUNDS = int(os.environ.get("PYLUO_ROUNDS", "1"))
+PROMPT = 5.0  # seconds from the kernel's first word of it
+SPARE = 10.0  # seconds to find out where a silent guest is, over the limit
+
+
+def lkdtm(point: str) -> Callable[[VM], object]:
+    return lambda vm: vm.call(guest_deaths.provoke, point)
+
+
+def kill(vm: VM) -> None:
+    os.kill(vm.pid, signal.SIGKILL)
+    vm.call(time.sleep, 60)
+
+
+def end(vm: VM) -> None:
+    vm.qmp("quit")
+    vm.call(time.sleep, 60)
+
+
+@dataclass(frozen=True)
+class Provocation:
+    """A way to die.
+
+    Attributes:
+        death: what it is to be told as.
+        provoke: does it.
+        reason: part of the reason.
+        trace: a function that the trace is to name, if there is a trace.
+        prints: whether the kernel says something of its own accord.
+        options: of the guest.
+        life: it happens in.
+    """
+
+    death: Death
+    provoke: Callable[[VM], object]
+    reason: str
+    trace: str = ""
+    prints: bool = True
+    options: Any = None
+    life: int = 1
+
+
+def provoke_and_look(vm: VM, case: Provocation) -> None:
+    case.provoke(vm)
+    vm.check()
+
+
+def on(**options: object) -> dict[str, object]:
+    return options
+
+
+DEATHS = {
+    "panic": Provocation(Death.PANIC, lkdtm("PANIC"), "dumptest", "lkdtm_PANIC+"),
+    "oops": Provocation(
+        Death.OOPS, lkdtm("EXCEPTION"), "NULL pointer dereference", "lkdtm_EXCEPTION+"
+    ),
+    "overflow": Provocation(
+        Death.OOPS, lkdtm("EXHAUST_STACK"), "stack guard page", "recursive_loop+"
+    ),
+    "bug": Provocation(Death.BUG, lkdtm("BUG"), "kernel BUG at drivers/misc/lkdtm", "lkdtm_BUG+"),
+    "warning": Provocation(Death.WARNING, lkdtm("WARNING"), "bugs.c", "lkdtm_do_action+"),
+    "fatal warning": Provocation(
+        Death.WARNING,
+        lkdtm("WARNING_MESSAGE"),
+        "bugs.c",
+        "lkdtm_WARNING_MESSAGE+",
+        options=on(append="panic_on_warn=1"),
+    ),
+    "soft lockup": Provocation(
+        Death.SOFT_LOCKUP,
+        lkdtm("SOFTLOCKUP"),
+        "soft lockup - CPU#",
+        "lkdtm_SOFTLOCKUP+",
+        options=on(cpus=2, append="watchdog_thresh=1"),
+    ),
+    "fatal soft lockup": Provocation(
+        Death.SOFT_LOCKUP,
+        lkdtm("SOFTLOCKUP"),
+        "soft lockup - CPU#",
+        "lkdtm_SOFTLOCKUP+",
+        options=on(append="watchdog_thresh=1 softlockup_panic=1"),
+    ),
+    # Its own thread writes the console: where that cannot run, only an NMI brings out what it says.
+    "soft lockup of the only CPU": Provocation(
+        Death.SOFT_LOCKUP,
+        lkdtm("SOFTLOCKUP"),
+        "soft lockup - CPU#0",
+        "lkdtm_SOFTLOCKUP+",
+        prints=False,
+        options=on(append="watchdog_thresh=1"),
+    ),
+    "hard lockup": Provocation(
+        Death.HARD_LOCKUP,
+        lkdtm("HARDLOCKUP"),
+        "hard LOCKUP on cpu",
+        "lkdtm_HARDLOCKUP+",
+        options=on(cpus=2, append="watchdog_thresh=1 nosoftlockup"),
+    ),
+    "stall": Provocation(
+        Death.RCU_STALL,
+        lambda vm: vm.call(guest_deaths.lock_up_while_rcu_waits),
+        "rcu_preempt",
+        "lkdtm_SOFTLOCKUP+",
+        options=on(cpus=2, append="nosoftlockup rcupdate.rcu_cpu_stall_timeout=3"),
+    ),
+    "hung task": Provocation(
+        Death.HUNG_TASK,
+        lkdtm("HUNG_TASK"),
+        "blocked for more than",
+        "lkdtm_HUNG_TASK+",
+        options=on(append="sysctl.kernel.hung_task_timeout_secs=1"),
+    ),
+    "silence": Provocation(
+        Death.SILENT_HANG,
+        lkdtm("HARDLOCKUP"),
+        "nothing for",
+        "lkdtm_HARDLOCKUP+",
+        prints=False,
+    ),
+    "no answer": Provocation(
+        Death.HANG,
+        lambda vm: vm.call(time.sleep, 60),
+        "no answer within",
+        "write_sysrq_trigger+",
+        prints=False,
+        options=on(call_timeout=2),
+    ),
+    "panic in the next life": Provocation(
+        Death.PANIC,
+        lambda vm: vm.live_update(append="rootfstype=ext4"),
+        "VFS: Unable to mount root",
+        life=2,
+    ),
+    "no landing": Provocation(
+        Death.LANDING,
+        partial(VM.live_update, append="rootdelay=3600"),
+        "",
+        "start_kernel+",
+        prints=False,
+        options=on(boot_timeout=30),
+        life=2,
+    ),
+    "QEMU killed": Provocation(Death.QEMU, kill, "SIGKILL", prints=False),
+    "QEMU ended": Provocation(Death.QEMU, end, "exit status 0", prints=False),
+}
+
+
+@pytest.mark.parametrize("name", DEATHS)
+@pytest.mark.parametrize("turn", range(ROUNDS))
+def test_a_death_is_told_as_what_it_is_with_where_it_happened(name: str, turn: int) -> None:
+    del turn
+    case = DEATHS[name]
+    with VM("selftest", **case.options or {}) as vm:
+        begun = time.monotonic()
+        with pytest.raises(GuestCrash) as caught:
+            provoke_and_look(vm, case)
+        ended = time.monotonic()
+        reports, limit = vm.reports, max(vm.silence, 30.0)
+    crash = caught.value
+    assert crash.death is case.death, str(crash)
+    assert case.reason in crash.reason
+    assert (crash.kernel, crash.life) == ("selftest", case.life)
+    assert crash.console
+    assert not case.trace or any(case.trace in line for line in crash.trace), str(crash)
+    if case.prints:
+        assert ended - reports[0].at < PROMPT
+    else:
+        assert ended - begun < limit + SPARE
+
+
+def test_a_guest_that_never_spoke_is_told_as_such() -> None:
+    silent = VM("selftest", append="rootdelay=3600", boot_timeout=8)
+    with pytest.raises(GuestCrash) as caught, silent:
+        pytest.fail("a kernel that waits for its root an hour has spoken")
+    assert caught.value.death is Death.SILENT
+
+
+def test_where_the_cpus_are_is_told_even_if_no_nmi_reaches_the_kernel(tmp_path: Path) -> None:
+    image = bytearray(Kernel.find("selftest").image.read_bytes())
+    setup = (image[0x1F1] + 1) * 512  # Documentation/arch/x86/boot.rst, setup_sects
+    image[setup:] = bytes([0xEB, 0xFE]) * ((len(image) - setup) // 2)  # jmp to itself
+    (tmp_path / "bzImage").write_bytes(image)
+    silent = VM(tmp_path / "bzImage", boot_timeout=3)
+    with pytest.raises(GuestCrash) as caught, silent:
+        pytest.fail("a kernel that goes round in its first instruction has spoken")
+    assert caught.value.death is Death.SILENT
+    assert [line[:12] for line in caught.value.trace] == ["CPU: 0 RIP: "]
+
+
+def test_a_guest_that_is_stopped_on_purpose_is_not_hung() -> None:
+    with VM("selftest", silence=2) as vm:
+        vm.qmp("stop")
+        time.sleep(4)  # twice as long as it may be silent
+        vm.qmp("cont")
+        assert vm.call(os.getpid) > 1
+
+
+def test_a_long_call_is_no_silence() -> None:
+    with VM("selftest", silence=3) as vm:
+        vm.call(time.sleep, 8)
+
+
+def test_a_warning_that_is_expected_is_none_and_the_next_is_one_again() -> None:
+    with VM("selftest") as vm:
+        with vm.expecting(Death.WARNING):
+            vm.call(guest_deaths.provoke, "WARNING")
+        assert [report.death for report in vm.reports] == [Death.WARNING]
+        vm.call(guest_deaths.provoke, "WARNING")
+        with pytest.raises(GuestCrash) as caught:
+            vm.check()
+        assert caught.value.death is Death.WARNING
+        vm.check()  # told once
+
+
+def test_what_is_expected_does_not_excuse_what_is_not() -> None:
+    with VM("selftest", expects=[Death.LOCKDEP]) as vm:
+        vm.call(guest_deaths.provoke, "WARNING")
+        with pytest.raises(GuestCrash):
+            vm.check()
+
+
+def test_a_death_that_nobody_noticed_fails_the_block() -> None:
+    with pytest.raises(GuestCrash) as caught, VM("selftest") as vm:
+        die_unseen(vm)
+    assert caught.value.death is Death.PANIC
+
+
+def die_unseen(vm: VM) -> None:
+    vm.call(guest_deaths.provoke_soon, "PANIC")
+    while not vm.dead:
+        time.sleep(0.05)
+
+
+def test_a_test_that_passed_fails_if_a_kernel_warned_unless_it_expects_that(
+    pytester: pytest.Pytester,
+) -> None:
+    pytester.makepyfile(
+        """
+        from pathlib import Path
+
+        import pytest
+
+        from pyluo.vm import Death
+
+        def warn():
+            Path("/sys/kernel/debug/provoke-crash/DIRECT").write_text("WARNING")
+
+        def test_warns(vm):
+            vm.call(warn)
+
+        def test_warns_in_a_shared_guest(shared_vm):
+            shared_vm.call(warn)
+
+        @pytest.mark.expects_death(Death.WARNING)
+        def test_expects_it(vm):
+            vm.call(warn)
+
+        @pytest.mark.expects_death(Death.WARNING)
+        def test_expects_it_of_a_shared_guest(shared_vm):
+            shared_vm.call(warn)
+
+        def test_does_not_warn(shared_vm):
+            shared_vm.call(id, 1)
+
+        def test_fails_by_itself(vm):
+            vm.call(warn)
+            assert False
+
+        def test_closes_its_guest(vm):
+            vm.call(id, 1)
+            vm.close()
+        """
+    )
+    outcome = pytester.runpytest_subprocess("--pyluo-kernel=selftest")
+    outcome.assert_outcomes(passed=4, failed=3)
+    outcome.stdout.fnmatch_lines(["*GuestCrash: kernel warning: drivers/misc/lkdtm/bugs.c*"])

@@ -61,7 +61,7 @@ def test_a_corrupt_image_is_taken_and_halts_before_it_is_a_kernel(kernel: Kernel
     with VM(kernel, boot_timeout=30) as vm:
         with pytest.raises(GuestCrash) as caught:
             faults.live_update(vm, Next.CORRUPT)
-        assert (caught.value.death, caught.value.life) == (Death.SILENT, 2)
+        assert (caught.value.death, caught.value.life) == (Death.LANDING, 2)
         assert caught.value.kernel.endswith("corrupt-bzImage")
         assert any("System halted" in line for line in caught.value.console)
 
@@ -137,16 +137,16 @@ def test_with_one_processor_locked_up_the_others_go_on_but_no_jump_comes_about()
         assert vm.call(len, "still there") == 11
         with pytest.raises(GuestCrash) as caught:
             vm.live_update()
-        assert caught.value.death is Death.SILENT
+        assert caught.value.death is Death.RCU_STALL
         assert "detected stalls" in caught.value.reason
         assert "lkdtm_HARDLOCKUP" in vm.console
 
 
-def test_the_only_processor_locked_up_is_told_as_a_hang() -> None:
+def test_the_only_processor_locked_up_is_told_as_a_silent_hang() -> None:
     with VM("selftest", call_timeout=15) as vm:
         with pytest.raises(GuestCrash) as caught:
             vm.call(lock_up_cpu)
-        assert caught.value.death is Death.HANG
+        assert caught.value.death is Death.SILENT_HANG
 
 
 def test_a_processor_that_is_not_set_apart_is_not_locked_up() -> None:

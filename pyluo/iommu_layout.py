@@ -212,15 +212,14 @@ class IoasLayout:
         that the IOMMU of each device, and its reserved addresses, leave room for each mapping.
         Devices are attached when all is mapped. One that is attached to something else is moved in
         one step: its DMA finds either the old page table or the whole new one. If anything fails,
-        it all is as it was before.
+        it all is as it was before. PASIDs, and whether huge pages may be used, are no part of a
+        layout.
 
         Args:
             iommufd: which the devices are bound to.
             files: where the names lead; of a store the files needed are retrieved.
             devices: bound, attached or not.
             flags: what the page tables are to be good for.
-
-        PASIDs, and whether huge pages may be used, are no part of a layout.
 
         Raises:
             ValueError: a device is bound to another iommufd.

@@ -42,7 +42,6 @@ ACCOUNTINGS = {
 }
 _COUNTED = ["setpriv", "--bounding-set=-ipc_lock", "--inh-caps=-ipc_lock"]
 _PATIENCE = 50  # seconds; what drives the guest waits a little longer
-_TRIES = 20
 _NOBODY = 65534
 
 
@@ -110,17 +109,10 @@ class Machine:
             self.begin()
             self.complete()
 
-    def change_during_a_transfer(self) -> bool:
-        """Changes the process while the device does DMA, as often as it takes to catch it."""
-        for _ in range(_TRIES):
-            self.begin()
-            before = self.edu.busy
-            self.ioas.iommufd.change_process()
-            after = self.edu.busy
-            self.complete()
-            if before and after:
-                return True
-        return False
+    def repeat(self) -> None:
+        """Starts the transfer once more that was on its way and has ended; RAM forgets it first."""
+        self.ram.write(bytes(BUFFER), slot(self.next))
+        self.edu.start(IOVA + slot(self.next), BUFFER, to_ram=True)
 
     def has_room(self) -> bool:
         """Whether one more page can be mapped, and so locked."""
@@ -242,44 +234,43 @@ def after_socket(number: str, obstacle: str) -> None:
     with socket.socket(fileno=int(number)) as theirs:
         theirs.send(b"ready")
         machine = Machine.take(handoff.receive(theirs))
-        refused = change(machine, obstacle)
+        change(machine, obstacle)
         theirs.send(b"changed")
         assert theirs.recv(100) == b"gone"
-    go_on(machine, refused)
+    go_on(machine)
 
 
 def after_exec(obstacle: str) -> None:
     """The successor, in the same process."""
     machine = Machine.take(handoff.inherited())
-    go_on(machine, change(machine, obstacle))
+    change(machine, obstacle)
+    go_on(machine)
 
 
-def change(machine: Machine, obstacle: str) -> bool:
-    """Makes this process the one whose memory it is; whether that was refused."""
+def change(machine: Machine, obstacle: str) -> None:
+    """Makes this process the one whose memory it is, while the device does DMA."""
     before = counted()
-    on_its_way = machine.edu.busy
+    if not machine.edu.busy:
+        machine.repeat()
     if obstacle == "limit":
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (SIZE // 2, SIZE // 2))
     if obstacle == "other user":
         os.setresuid(_NOBODY, _NOBODY, _NOBODY)
-    refused = False
+    running = machine.edu.busy
     try:
         machine.ioas.iommufd.change_process()
     except LuoError as error:
-        refused = True
         _say(refused=[type(error).__name__, str(error)])
-    _say(took=time.monotonic(), on_its_way=on_its_way, new_before=before, new_after=counted())
+    _say(took=time.monotonic(), across=running and machine.edu.busy)
+    _say(new_before=before, new_after=counted())
     if obstacle == "other user":
         _say(new_room=machine.has_room())
-    return refused
 
 
-def go_on(machine: Machine, refused: bool) -> None:
+def go_on(machine: Machine) -> None:
     """What shows that the device is the successor's: it goes on with the next transfer."""
     machine.complete()
     machine.transfer(TRANSFERS)
-    if not refused:
-        _say(across=machine.change_during_a_transfer())
     _say(transfers=machine.next, wrong=machine.wrong())
     machine.ioas.unmap_all()
     _say(new_unmapped=counted())

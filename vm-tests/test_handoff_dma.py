@@ -27,6 +27,7 @@ CHARGED = {
     "process": {"VmPin": PINNED, "VmLck": PINNED},
 }
 WAYS = ["socket", "exec"]
+TRIES = 5
 REFUSABLE = [("socket", "user"), ("socket", "process"), ("exec", "user")]
 
 
@@ -37,13 +38,22 @@ def bug(reason: str) -> pytest.MarkDecorator:
 
 @pytest.fixture(scope="module")
 def handed_over(kernel: Kernel) -> Iterator[HandOver]:
-    """What two processes saw, by way and accounting; each combination is carried out once."""
+    """What two processes saw, by way and accounting; each combination is carried out once.
+
+    If the transfer on its way ended before the change of the process did, which a busy machine
+    brings about, nothing is known of DMA across it: then once more.
+    """
     # What is refused, and done, makes the kernel warn.
     with VM(kernel, expects=[Death.WARNING], **guest_edu.GUEST) as vm:  # type: ignore[arg-type]
 
         @functools.cache
         def seen(how: str, accounting: str, obstacle: str = "") -> dict[str, Any]:
-            return vm.call(guest_handoff.hand_over, how, accounting, obstacle)
+            told: dict[str, Any] = {}
+            for _ in range(TRIES):
+                told = vm.call(guest_handoff.hand_over, how, accounting, obstacle)
+                if told["across"] or told["wrong"]:
+                    break
+            return told
 
         yield seen
 
@@ -54,12 +64,13 @@ def test_no_transfer_is_lost_while_the_device_changes_hands(
     handed_over: HandOver, how: str, accounting: str
 ) -> None:
     seen = handed_over(how, accounting)
-    assert seen["transfers"] >= 2 * TRANSFERS + 1
+    assert seen["transfers"] == 2 * TRANSFERS + 1
     assert seen["wrong"] == []
     assert seen["faults"] == []
 
 
-@pytest.mark.parametrize(("how", "accounting"), REFUSABLE)
+@pytest.mark.parametrize("accounting", guest_handoff.ACCOUNTINGS)
+@pytest.mark.parametrize("how", WAYS)
 def test_dma_runs_on_while_the_process_is_changed(
     handed_over: HandOver, how: str, accounting: str
 ) -> None:

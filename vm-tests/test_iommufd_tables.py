@@ -40,8 +40,8 @@ from pyluo.iommufd import (
     ViommuType,
     VtdInvalidate,
     VtdStage1,
+    can_invalidate,
 )
-from pyluo.iommufd.hwpt import can_invalidate
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -35,6 +35,7 @@ from pyluo.iommufd.hwpt import (
     VtdInvalidate,
     VtdStage1,
     VtdStage1Flags,
+    can_invalidate,
 )
 from pyluo.iommufd.ioas import Access, Ioas, IovaRange, IovaRanges, Mapping
 from pyluo.iommufd.objects import IommuObject
@@ -82,4 +83,5 @@ __all__ = [
     "VtdInvalidate",
     "VtdStage1",
     "VtdStage1Flags",
+    "can_invalidate",
 ]

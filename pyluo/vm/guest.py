@@ -42,6 +42,7 @@ _STALL_GRACE = 1.5  # seconds for a kernel that complains of a stall to answer a
 _SILENCE_FACTOR, _SILENCE_LEAST = 4, 10.0
 _LATE = 1.0  # seconds; a timer that is later than that says more of the host than of the guest
 _PULSE = 3.0  # seconds in which a living guest beats
+_GLANCE = 0.2  # seconds between two looks for a sign of life
 _SHOW_TIMEOUT = 1.5  # seconds for the first process to have the kernel show what it does
 _SHOW_PAUSE = 0.3  # seconds without a line after which all is shown
 _NMI_TIMEOUT = 10.0  # seconds for a kernel to say where an NMI found it
@@ -342,8 +343,16 @@ class Guest:
         if awaited.done():
             return awaited.result()
         awaited.cancel()
+        if death is Death.HANG:
+            await self._sign_of_life()
         self._died(death, f"{what} within {timeout:g} s")
         raise await self._end()
+
+    async def _sign_of_life(self) -> None:
+        """Waits for one, or until the guest counts as hung for want of any: it may have fallen
+        silent shortly before patience with its answer ended."""
+        while not self._dying and self._quiet() >= _PULSE:
+            await asyncio.sleep(_GLANCE)
 
     async def _end(self) -> GuestCrash | HarnessError:
         """Waits until it is known what the guest died of, for somebody who is told."""
@@ -423,7 +432,7 @@ class Guest:
 
     async def _watch_for_silence(self) -> None:
         while True:
-            quiet = time.monotonic() - max(self._beat, self.console.heard)
+            quiet = self._quiet()
             if quiet < self.silence:
                 await self._sleep(self.silence - quiet)
                 continue
@@ -435,6 +444,10 @@ class Guest:
                 self._died(Death.SILENT_HANG, f"nothing for {quiet:.1f} s")
                 return
             self._beat = time.monotonic()  # who stopped it on purpose may let it go on
+
+    def _quiet(self) -> float:
+        """Seconds since the last sign of life."""
+        return time.monotonic() - max(self._beat, self.console.heard)
 
     async def _sleep(self, seconds: float) -> None:
         """Sleeps; a host that was itself not scheduled in time cannot tell what the guest did."""

@@ -273,7 +273,8 @@ def test_a_staged_program_passes_by_both_stages(
 def test_a_staged_program_can_jump_into_another_kernel(tmp_path: Path) -> None:
     previous = Kernel.find("previous").release
     script = f'[ "$2" = 1 ] || [ "$(uname -r)" = {previous} ]'
-    (verdict,) = run([program(tmp_path, script, staged=True)], VM, to="previous", timeout=60)
+    boot = partial(VM, to="previous")
+    (verdict,) = run([program(tmp_path, script, staged=True)], boot, timeout=60)
     assert verdict.outcome is Outcome.PASSED
 
 

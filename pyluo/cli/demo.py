@@ -7,11 +7,12 @@ import json
 from typing import TYPE_CHECKING
 
 from pyluo.cli.exit import FAILED, PASSED
-from pyluo.cli.parsers import Commands, size
+from pyluo.vm.options import size
 
 if TYPE_CHECKING:
     import argparse
 
+    from pyluo.cli.parsers import Commands
     from pyluo.vm.demo import Report
 
 __all__ = ["add_parser"]
@@ -31,8 +32,9 @@ def add_parser(commands: Commands) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from pyluo.vm import demo
 
-    to = arguments.to or arguments.kernel
-    report = demo.run(arguments.kernel, to, size=arguments.size, corrupt=arguments.corrupt)
+    report = demo.run(
+        arguments.kernel, arguments.to, size=arguments.size, corrupt=arguments.corrupt
+    )
     if arguments.json:
         data = dataclasses.asdict(report)
         print(json.dumps(data | {"passed": report.passed, "blackout": report.timeline.blackout}))

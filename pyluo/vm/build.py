@@ -76,7 +76,8 @@ def build(source: Source, fragments: Sequence[Fragment]) -> Path:
         _check_room(kernels)
         _sweep(kernels)
         with tempfile.TemporaryDirectory(prefix=".building-", dir=kernels) as scratch:
-            done = _Build(source, tuple(fragments), Path(scratch)).run()
+            objects = _kept_objects(source, fragments) or Path(scratch, "objects")
+            done = _Build(source, tuple(fragments), Path(scratch), objects).run()
             if kernels / _key(source, fragments) != target:
                 raise HarnessError(
                     f"{source.description} changed while it was built", "build it again"
@@ -109,26 +110,30 @@ def compiler() -> str:
 
 
 class _Build:
-    """One build, in a scratch folder that is removed afterwards."""
+    """One build, in a scratch folder that is removed afterwards; the objects may lie elsewhere."""
 
-    def __init__(self, source: Source, fragments: tuple[Fragment, ...], scratch: Path) -> None:
+    def __init__(
+        self, source: Source, fragments: tuple[Fragment, ...], scratch: Path, objects: Path
+    ) -> None:
         self._source = source
         self._fragments = fragments
-        self._objects = scratch / "objects"
+        self._objects = objects
         self._result = scratch / "result"
         self._unpacked = scratch / "source"
         for folder in (self._objects, self._result, self._unpacked):
-            folder.mkdir()
+            folder.mkdir(exist_ok=True)
         self._tree = self._unpacked
 
     def run(self) -> Path:
-        progress.say(f"building {self._source.description}, once: the cache keeps it")
+        progress.say(f"building {self._source.description}; the cache keeps it")
         with progress.bar("unpacking", None):
             self._tree = self._source.unpack(self._unpacked)
+        whole = not (self._objects / ".config").exists()
         self._configure()
-        made = self._compile()
+        made = self._compile(_expected() if whole else None)
         self._collect()
-        cache.write(_memory(), json.dumps(made))
+        if whole:
+            cache.write(_memory(), json.dumps(made))
         return self._result
 
     def _configure(self) -> None:
@@ -145,12 +150,12 @@ class _Build:
                 "a dependency of each is missing, or its name changed: mend the fragment",
             )
 
-    def _compile(self) -> int:
+    def _compile(self, expected: int | None) -> int:
         """Compiles, and returns how many objects that made."""
         made = 0
         tail: list[str] = []
         command = self._command(f"-j{os.cpu_count() or 1}", "bzImage", "vmlinux")
-        with progress.bar("compiling", _expected()) as reached, _Process(command) as process:
+        with progress.bar("compiling", expected) as reached, _Process(command) as process:
             for line in process.lines():
                 tail = [*tail[-30:], line]
                 if _OBJECT.match(line):
@@ -215,11 +220,27 @@ class _Process:
 
 def _key(source: Source, fragments: Sequence[Fragment]) -> str:
     """The name of the kernel in the cache: a digest of all that it is made of."""
-    ingredients = [
-        source.identity,
-        [(fragment.name, fragment.text) for fragment in fragments],
-        compiler(),
-    ]
+    return _digest(source.identity, fragments)
+
+
+def _kept_objects(source: Source, fragments: Sequence[Fragment]) -> Path | None:
+    """Where the objects of a tree are kept from build to build; None for what is no tree.
+
+    Those of trees that are gone are removed; the caller holds the lock.
+    """
+    if source.home is None:
+        return None
+    kept = cache.folder() / "objects"
+    for tree in kept.glob("*/tree"):
+        if not Path(tree.read_text()).exists():
+            shutil.rmtree(tree.parent)
+    folder = kept / _digest(os.fspath(source.home), fragments)
+    cache.write(folder / "tree", os.fspath(source.home))
+    return folder
+
+
+def _digest(source: str, fragments: Sequence[Fragment]) -> str:
+    ingredients = [source, [(each.name, each.text) for each in fragments], compiler()]
     return hashlib.sha256(json.dumps(ingredients).encode()).hexdigest()[:32]
 
 

@@ -42,12 +42,12 @@ class Report:
         return self.preserved == self.retrieved and not self.survivors
 
 
-def run(kernel: str, to: str, *, size: int, corrupt: bool) -> Report:
+def run(kernel: str, to: str | None, *, size: int, corrupt: bool) -> Report:
     """Boots a guest, preserves a memfd of random bytes, live-updates, and looks.
 
     Args:
         kernel: to boot.
-        to: to jump into.
+        to: to jump into; None for the same one.
         size: of the memfd, in bytes.
         corrupt: flip one byte before the comparison, to see the comparison fail.
 
@@ -55,11 +55,11 @@ def run(kernel: str, to: str, *, size: int, corrupt: bool) -> Report:
         GuestCrash: the guest died.
         HarnessError: it could not be started.
     """
-    with VM(kernel) as vm:
+    with VM(kernel, to=to) as vm:
         before = vm.life.release
         held = vm.hold(demo.preserve, size)
         preserved = vm.call(demo.digest, held)
-        vm.live_update(to)
+        vm.live_update()
         retrieved, survivors = vm.call(demo.retrieve, corrupt)
         return Report(
             before=before,

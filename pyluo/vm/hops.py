@@ -49,15 +49,14 @@ class Tally:
         return median(self.blackouts) if self.blackouts else None
 
 
-def run(boot: Callable[[], VM], *, to: str | None, hops: int) -> Tally:
+def run(boot: Callable[[], VM], hops: int) -> Tally:
     """Live-updates a guest again and again.
 
     A guest that dies is replaced by a fresh one, and counted: a rate of failure needs the rest of
     the tries.
 
     Args:
-        boot: makes a guest.
-        to: the kernel to jump into; without it, the one that runs.
+        boot: makes a guest, which knows where it jumps.
         hops: how many live updates.
 
     Raises:
@@ -68,7 +67,7 @@ def run(boot: Callable[[], VM], *, to: str | None, hops: int) -> Tally:
         while tally.hops < hops:
             try:
                 with boot() as vm:
-                    _until_death(vm, to, hops, tally, reached)
+                    _until_death(vm, hops, tally, reached)
             except GuestCrash as crash:
                 # A guest that does not even boot has nothing to say on the rate of jumps.
                 tally.crashes.append(crash)
@@ -77,13 +76,11 @@ def run(boot: Callable[[], VM], *, to: str | None, hops: int) -> Tally:
     return tally
 
 
-def _until_death(
-    vm: VM, to: str | None, hops: int, tally: Tally, reached: progress.Reached
-) -> None:
+def _until_death(vm: VM, hops: int, tally: Tally, reached: progress.Reached) -> None:
     while tally.hops < hops:
         tally.hops += 1
         try:
-            timeline = vm.live_update(to)
+            timeline = vm.live_update()
             vm.check()
             tally.blackouts.append(timeline.blackout)
         except GuestCrash as crash:

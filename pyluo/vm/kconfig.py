@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from pathlib import Path
+from typing import Self
 
 from pyluo.vm.catalogue import fragments_folder
 from pyluo.vm.errors import HarnessError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 __all__ = ["Fragment", "Setting", "unmet"]
 
@@ -41,7 +39,7 @@ class Fragment:
     """A piece of configuration.
 
     Attributes:
-        name: of the file, without its ending.
+        name: of the file, without its ending if it is one of the harness.
         text: its content.
     """
 
@@ -60,6 +58,32 @@ class Fragment:
             known = ", ".join(sorted(file.stem for file in path.parent.glob("*.config")))
             raise HarnessError(f"there is no fragment {name!r}", f"there are {known}")
         return cls(name, path.read_text())
+
+    @classmethod
+    def read(cls, item: str) -> Self:
+        """One that a command line names.
+
+        Args:
+            item: the path of a file, or a line like ``CONFIG_X=y``.
+
+        Raises:
+            HarnessError: it is neither, or a line of the file sets nothing.
+        """
+        if _SET.fullmatch(item):
+            return cls("--config", f"{item}\n")
+        try:
+            text = Path(item).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise HarnessError(
+                f"the fragment {item} cannot be read ({error})",
+                "give the path of a file, or a line like CONFIG_X=y",
+            ) from None
+        for number, line in enumerate(text.splitlines(), 1):
+            if line.strip() and not line.startswith("#") and not _SET.fullmatch(line):
+                raise HarnessError(
+                    f"{item}, line {number}, sets nothing: {line}", "write CONFIG_X=y, for example"
+                )
+        return cls(item, text if text.endswith("\n") else f"{text}\n")
 
     def settings(self) -> list[Setting]:
         """Its lines that set something."""

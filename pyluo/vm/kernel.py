@@ -6,12 +6,16 @@ import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pyluo.vm import build
 from pyluo.vm.catalogue import KernelSpec, catalogue
 from pyluo.vm.errors import HarnessError
 from pyluo.vm.kconfig import Fragment
 from pyluo.vm.source import Source, Tarball, Tree, choose
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["Kernel"]
 
@@ -25,7 +29,7 @@ class Kernel:
     """A bootable kernel, and what was kept of its build.
 
     Attributes:
-        name: as it was asked for.
+        name: as it was asked for, with what was added to its configuration.
         release: as `uname -r` gives it.
         image: the bzImage.
         config: its configuration; this and the rest are None for an image that came ready.
@@ -45,42 +49,55 @@ class Kernel:
     source: Source | None = None
 
     @classmethod
-    def find(cls, what: Kernel | str | os.PathLike[str]) -> Kernel:
+    def find(cls, what: Kernel | str | os.PathLike[str], *, config: Sequence[str] = ()) -> Kernel:
         """The kernel that is meant; it is built if it is not in the cache.
 
         Args:
             what: a kernel; the name of one in kernels.toml; or the path of a bzImage, of a kernel
                 tree, or of a tarball of one.
+            config: paths of Kconfig fragments, and lines like ``CONFIG_X=y``, beyond those that it
+                is built with anyway.
 
         Raises:
-            HarnessError: there is no such kernel, or it cannot be built.
+            HarnessError: there is no such kernel, or it cannot be built; or it is there already,
+                and `config` asks for it to be configured.
         """
         if isinstance(what, Kernel):
             return what
         name = os.fspath(what)
-        if name in catalogue():
-            return cls.build(name)
+        if not cls.is_image(name):
+            return cls.build(name, config=config)
+        if config:
+            raise HarnessError(
+                f"{name} is built already, and {' '.join(config)} is for its configuration",
+                "give the path of the tree that it was built from",
+            )
         path = Path(name).absolute()
-        if path.is_file() and not name.endswith(_TARBALLS):
-            return cls(name, _release(path), path)
-        return cls.build(name)
+        return cls(name, _release(path), path)
+
+    @staticmethod
+    def is_image(name: str) -> bool:
+        """Whether this is the path of a kernel that need not be built."""
+        return name not in catalogue() and Path(name).is_file() and not name.endswith(_TARBALLS)
 
     @classmethod
-    def build(cls, name: str, *, update: bool = False) -> Kernel:
+    def build(cls, name: str, *, config: Sequence[str] = (), update: bool = False) -> Kernel:
         """Builds a kernel of kernels.toml, a tree or a tarball, unless the cache has it.
 
         Args:
             name: as for `find`.
+            config: as for `find`.
             update: ask the archive for a newer version first.
 
         Raises:
             HarnessError: there is no such kernel, or it cannot be built.
         """
         spec, source = _recipe(name, update)
-        fragments = tuple(Fragment.load(fragment) for fragment in spec.fragments)
+        fragments = [Fragment.load(fragment) for fragment in spec.fragments]
+        fragments += [Fragment.read(item) for item in config]
         folder = build.build(source, fragments)
         return cls(
-            name,
+            " ".join([name, *config]),
             _release(folder / build.IMAGE),
             folder / build.IMAGE,
             folder / build.CONFIG,

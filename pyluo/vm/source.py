@@ -33,6 +33,11 @@ class Source(Protocol):
     def identity(self) -> str:
         """A string that changes with the content."""
 
+    @property
+    def home(self) -> Path | None:
+        """Where it stays: then what one build of it compiled, the next need not. None if it is
+        unpacked for each build."""
+
     def unpack(self, folder: Path) -> Path:
         """The tree: in `folder`, or where it already is."""
 
@@ -63,6 +68,11 @@ class ArchiveSource:
     def identity(self) -> str:
         """The checksum that the archive signed."""
         return self.package.sha256
+
+    @property
+    def home(self) -> Path | None:
+        """Nowhere."""
+        return None
 
     def unpack(self, folder: Path) -> Path:
         """Fetches the package if need be, and unpacks the tarball within."""
@@ -99,6 +109,11 @@ class Tarball:
         """The checksum of the file."""
         with self.path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
+
+    @property
+    def home(self) -> Path | None:
+        """Nowhere."""
+        return None
 
     def unpack(self, folder: Path) -> Path:
         """Unpacks it."""
@@ -146,6 +161,11 @@ class Tree:
                 stat = os.lstat(os.path.join(folder, name))
                 digest.update(f"{folder}/{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
         return digest.hexdigest()
+
+    @property
+    def home(self) -> Path | None:
+        """Its path, whatever it holds at the time."""
+        return self.path.resolve()
 
     def unpack(self, folder: Path) -> Path:
         """Where it is."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Event", "Timeline"]
+__all__ = ["Event", "GuestLog", "Jump", "Timeline"]
 
 LOADED = "loaded"
 REBOOT_CALLED = "reboot called"
@@ -59,3 +59,35 @@ class Timeline:
         such a mark, until the new kernel's worker was up."""
         marked = any(event.name == DESCRIPTOR_RETRIEVED for event in self.events)
         return self.between(REBOOT_CALLED, DESCRIPTOR_RETRIEVED if marked else WORKER_UP)
+
+
+@dataclass(frozen=True, slots=True)
+class Jump:
+    """A live update that was tried, and was not refused.
+
+    Attributes:
+        origin: the name of the kernel that was left.
+        target: the name of the one that was jumped into.
+        landed: whether that one spoke.
+        timeline: what happened, up to now.
+    """
+
+    origin: str
+    target: str
+    landed: bool
+    timeline: Timeline
+
+
+@dataclass(frozen=True, slots=True)
+class GuestLog:
+    """What is left of a guest when it is gone.
+
+    Attributes:
+        kernel: the name of the one it was booted with.
+        jumps: its live updates, in order.
+        console: everything that came over its serial line.
+    """
+
+    kernel: str
+    jumps: tuple[Jump, ...]
+    console: str

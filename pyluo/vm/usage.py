@@ -1,14 +1,18 @@
-"""What this process has done with guests, counted for the summary of a test run."""
+"""What this process has done with guests, and how many this machine takes at once."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pyluo.vm.timeline import GuestLog
     from pyluo.vm.vm import VM
 
-__all__ = ["Usage", "usage"]
+__all__ = ["Usage", "at_once", "usage"]
+
+_BESIDE_A_GUEST = 1 << 29  # bytes, that QEMU and the Python which drives it need
 
 
 @dataclass(slots=True)
@@ -20,12 +24,21 @@ class Usage:
         requests: how many things they were asked for, jumps aside.
         live_updates: how many jumps they made.
         running: those that are there, dead or alive.
+        ended: what is left of those that are gone; None unless somebody wants it kept.
     """
 
     boots: int = 0
     requests: int = 0
     live_updates: int = 0
     running: list[VM] = field(default_factory=list)
+    ended: list[GuestLog] | None = None
 
 
 usage = Usage()
+
+
+def at_once(memory: int) -> int:
+    """How many guests of `memory` bytes this machine takes: each has a core, and its memory."""
+    cores = len(os.sched_getaffinity(0))
+    has = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, min(cores, has // (memory + _BESIDE_A_GUEST)))

@@ -116,14 +116,13 @@ def of(vm: VM, command: Sequence[str | os.PathLike[str]], timeout: float) -> lis
 
 
 def run(
-    programs: Sequence[Program], boot: Callable[[], VM], *, to: str | None = None, timeout: float
+    programs: Sequence[Program], boot: Callable[[], VM], *, timeout: float
 ) -> Iterator[Verdict]:
     """Runs each program in a guest of its own, and gives its verdicts when it has ended.
 
     Args:
         programs: to run.
-        boot: makes a guest.
-        to: the kernel that staged programs jump into; without it, the one that runs.
+        boot: makes a guest, which knows where staged programs jump.
         timeout: in seconds, of each program, and of each stage.
 
     Raises:
@@ -131,14 +130,13 @@ def run(
     """
     for number, program in enumerate(programs, 1):
         with progress.bar(f"{program.name}, {number} of {len(programs)}", None) as reached:
-            verdicts = _attend(program, boot, to, timeout, reached)
+            verdicts = _attend(program, boot, timeout, reached)
         yield from verdicts
 
 
 def _attend(
     program: Program,
     boot: Callable[[], VM],
-    to: str | None,
     timeout: float,
     reached: progress.Reached,
 ) -> list[Verdict]:
@@ -146,7 +144,7 @@ def _attend(
     try:
         with boot() as vm:
             if program.staged:
-                verdicts = [_run_stages(vm, program, to, timeout)]
+                verdicts = [_run_stages(vm, program, timeout)]
             else:
                 with _followed(vm, reached):
                     ended = _run(vm, [str(program.path)], timeout)
@@ -269,12 +267,12 @@ def _unexplained(ended: _Ended, report: ktap.Report) -> list[str]:
     return [] if accounted or not ended.how else [ended.how]
 
 
-def _run_stages(vm: VM, program: Program, to: str | None, timeout: float) -> Verdict:
+def _run_stages(vm: VM, program: Program, timeout: float) -> Verdict:
     """A verdict on both stages. All that they report is their exit status."""
     for stage in (1, 2):
         if stage == 2:
             try:
-                vm.live_update(to)
+                vm.live_update()
             except LuoError as error:
                 return Verdict(program.name, "", Outcome.FAILED, f"no live update: {error}")
         ended = _run(vm, [str(program.path), "-s", str(stage)], timeout)

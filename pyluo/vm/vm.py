@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
@@ -19,10 +20,11 @@ from pyluo.guest import commands, wire
 from pyluo.guest.wire import Held
 from pyluo.vm import bytecode
 from pyluo.vm.accelerator import Accelerator
-from pyluo.vm.errors import Death, HarnessError
+from pyluo.vm.errors import Death, GuestCrash, HarnessError
 from pyluo.vm.guest import Guest, Life
 from pyluo.vm.kernel import Kernel
 from pyluo.vm.qemu import Machine, find_binary
+from pyluo.vm.timeline import GuestLog, Jump
 from pyluo.vm.usage import usage
 
 if TYPE_CHECKING:
@@ -60,6 +62,8 @@ class VM:
 
     Args:
         kernel: a kernel, or the name of one in kernels.toml, or a path to a bzImage.
+        to: the kernel that `live_update` goes to, and from there back again, in turns; without it,
+            the guest goes from `kernel` to `kernel`.
         memory: in bytes.
         cpus: how many.
         devices: values of further ``-device`` options for QEMU.
@@ -75,6 +79,10 @@ class VM:
         vmcores: a folder that the memory of a guest that dies is written to, before anything else;
             without it, the one that PYLUO_VMCORES names, if it is set.
 
+    Attributes:
+        kernel: that runs now.
+        requests: how many things it was asked for, jumps among them.
+
     Raises:
         HarnessError: on entry, no QEMU, no kernel.
         GuestCrash: the guest died; on entry, and from then on whenever it is asked for something.
@@ -85,6 +93,7 @@ class VM:
         self,
         kernel: Kernel | str | os.PathLike[str] = "stable",
         *,
+        to: Kernel | str | os.PathLike[str] | None = None,
         memory: int = 1 << 30,
         cpus: int = 1,
         devices: Sequence[str] = (),
@@ -97,7 +106,9 @@ class VM:
         expects: Collection[Death] = (),
         vmcores: str | os.PathLike[str] | None = None,
     ) -> None:
-        self.kernel = Kernel.find(kernel)
+        self.kernel = self._first = Kernel.find(kernel)
+        self._second = self._first if to is None else Kernel.find(to)
+        self._jumps: list[Jump] = []
         self._memory = memory
         self._cpus = cpus
         self._devices = tuple(devices)
@@ -112,6 +123,7 @@ class VM:
         self._expects = frozenset(expects)
         self._notes = count(1)
         self._used = False
+        self.requests = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._guest: Guest | None = None
@@ -158,6 +170,8 @@ class VM:
         """Ends the guest; a second time does nothing."""
         if self in usage.running:
             usage.running.remove(self)
+        if usage.ended is not None and self.running:
+            usage.ended.append(self.log)
         loop, self._loop = self._loop, None
         guest, self._guest = self._guest, None
         if loop is None or self._thread is None:
@@ -232,24 +246,34 @@ class VM:
         """Loads a kernel, jumps into it and waits until it speaks. What was held is gone then.
 
         Args:
-            to: the next kernel; without it, the one that runs now.
+            to: the next kernel; without it, what the guest was made for (see `VM`).
             append: more words for its command line; without it, those of the guest's boot.
 
         Raises:
             LuoError: the guest could not jump, and runs on.
             GuestCrash: it died on the way, or the next kernel never spoke.
         """
-        kernel = self.kernel if to is None else Kernel.find(to)
+        kernel = self._next() if to is None else Kernel.find(to)
         cmdline = self._cmdline(self._append if append is None else append)
         image = os.fspath(kernel.image)
         guest = self._alive()
+        self._jumps = list(self.jumps)
+        self.requests += 1
         self._used = True
-        refusal = self._run(guest.jump(image, cmdline, kernel, self._boot_timeout))
+        try:
+            refusal = self._run(guest.jump(image, cmdline, kernel, self._boot_timeout))
+        except GuestCrash:
+            self._jumps.append(Jump(self.kernel.name, kernel.name, False, guest.timeline))
+            raise
         if refusal is not None:
             raise wire.decode(refusal["error"], find=wire.loaded)
+        self._jumps.append(Jump(self.kernel.name, kernel.name, True, guest.timeline))
         self.kernel = kernel
         usage.live_updates += 1
         return guest.timeline
+
+    def _next(self) -> Kernel:
+        return self._first if self.kernel == self._second else self._second
 
     def check(self) -> None:
         """Looks for what the kernel complained of since the last look: a warning, or worse.
@@ -328,6 +352,22 @@ class VM:
         return self._alive().timeline
 
     @property
+    def jumps(self) -> tuple[Jump, ...]:
+        """All live updates so far, the last one with what the guest has marked since."""
+        if self._guest is None or not self._jumps:
+            return tuple(self._jumps)
+        *before, last = self._jumps
+        now = self._guest.timeline
+        if now.started == last.timeline.started:  # no other one was refused since
+            last = replace(last, timeline=now)
+        return (*before, last)
+
+    @property
+    def log(self) -> GuestLog:
+        """What happened so far, for somebody who comes later."""
+        return GuestLog(self._first.name, self.jumps, self.console)
+
+    @property
     def life(self) -> Life:
         """The current life of the guest."""
         life = self._alive().life
@@ -397,6 +437,7 @@ class VM:
 
     def _do(self, message: wire.Frame, timeout: float) -> Any:
         usage.requests += 1
+        self.requests += 1
         self._used = True
         answer = self._run(self._alive().request(message, timeout))
         if "error" in answer:

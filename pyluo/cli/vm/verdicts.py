@@ -1,4 +1,4 @@
-"""The verdicts of `pyluo vm selftests`: a line each, or one document, or several."""
+"""Verdicts, shown and written: a line each, or one document, or several."""
 
 from __future__ import annotations
 
@@ -8,12 +8,19 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Iterable, Iterator
 
     from pyluo.vm import Kernel
     from pyluo.vm.verdicts import Verdict
 
-__all__ = ["show", "show_json", "written"]
+__all__ = ["add_files", "show", "show_json", "written"]
+
+
+def add_files(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that name the files of `written`."""
+    parser.add_argument("--junit", metavar="FILE", help="write the verdicts there as JUnit's XML")
+    parser.add_argument("--ktap", metavar="FILE", help="write them there in KTAP")
 
 
 def show(suite: str, kernel: Kernel, verdicts: Iterable[Verdict]) -> bool:

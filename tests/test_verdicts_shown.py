@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pyluo.cli.selftests import show, show_json
+from pyluo.cli.vm.verdicts import show, show_json
 from pyluo.vm import Kernel
 from pyluo.vm.ktap import Outcome
 from pyluo.vm.verdicts import Verdict

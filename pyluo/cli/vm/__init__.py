@@ -1,0 +1,20 @@
+"""`pyluo vm`: kernels, and guests to live-update. Each action is a module here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pyluo.cli.vm import kernel, live_update, run, selftests
+
+if TYPE_CHECKING:
+    from pyluo.cli.parsers import Commands
+
+__all__ = ["add_parser"]
+
+
+def add_parser(commands: Commands) -> None:
+    """Adds the command to the parser."""
+    parser = commands.add_parser("vm", help="kernels, and guests to live-update")
+    actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
+    for action in (kernel, run, live_update, selftests):
+        action.add_parser(actions)

@@ -1,0 +1,51 @@
+"""`pyluo vm kernel`: fetch, configure and build kernels."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from pyluo.cli.exit import PASSED
+
+if TYPE_CHECKING:
+    import argparse
+
+    from pyluo.cli.parsers import Commands
+
+__all__ = ["add_parser"]
+
+
+def add_parser(actions: Commands) -> None:
+    """Adds the action to the parser."""
+    kernel = actions.add_parser("kernel", help="fetch, configure and build kernels")
+    verbs = kernel.add_subparsers(title="verbs", required=True, metavar="VERB")
+    build = verbs.add_parser("build", help="build kernels, unless the cache has them")
+    build.add_argument(
+        "names", nargs="*", default=["stable"], metavar="NAME",
+        help="of kernels.toml, or the path of a tree or a tarball",
+    )  # fmt: skip
+    build.add_argument(
+        "--config", action="append", default=[], metavar="FILE|CONFIG_X=V",
+        help="a Kconfig fragment, or a line of one; may be repeated",
+    )  # fmt: skip
+    build.add_argument("--update", action="store_true", help="ask the archive for newer versions")
+    build.add_argument("--json", action="store_true", help="as data")
+    build.set_defaults(run=_build)
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    from pyluo.vm import Kernel
+
+    built = [
+        Kernel.build(name, config=arguments.config, update=arguments.update)
+        for name in arguments.names
+    ]
+    if arguments.json:
+        rows = [
+            {"name": each.name, "release": each.release, "image": str(each.image)} for each in built
+        ]
+        print(json.dumps(rows, indent=2))
+    else:
+        for each in built:
+            print(f"{each.name}: Linux {each.release}, {each.image}")
+    return PASSED

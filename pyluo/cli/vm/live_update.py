@@ -1,0 +1,67 @@
+"""`pyluo vm live-update`: a guest is live-updated, once or many times."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from typing import TYPE_CHECKING
+
+from pyluo.cli.exit import FAILED, PASSED, USAGE
+from pyluo.cli.vm import program
+from pyluo.vm import options
+
+if TYPE_CHECKING:
+    import argparse
+
+    from pyluo.cli.parsers import Commands
+
+__all__ = ["add_parser"]
+
+
+def add_parser(actions: Commands) -> None:
+    """Adds the action to the parser."""
+    update = actions.add_parser("live-update", help="live-update a guest, once or many times")
+    options.add(update.add_argument)
+    program.add_timeout(update)
+    update.add_argument("--before", metavar="CMD", help="to run before the first jump")
+    update.add_argument("--after", metavar="CMD", help="to run after the last jump")
+    update.add_argument(
+        "--hops", type=options.count, default=1, metavar="N", help="how many jumps (default: 1)"
+    )
+    update.add_argument("--json", action="store_true", help="the count as data; not with CMD")
+    update.set_defaults(run=_live_update)
+
+
+def _live_update(arguments: argparse.Namespace) -> int:
+    if arguments.before or arguments.after:
+        if arguments.json:
+            print("pyluo: --json counts live updates, and goes with no program", file=sys.stderr)
+            return USAGE
+        return _between(arguments)
+    from pyluo.vm import hops
+
+    guest = options.GuestOptions.of(arguments)
+    kernel, to = guest.find_kernel(), guest.find_next()
+    tally = hops.run(lambda: guest.guest(kernel, to), arguments.hops)
+    if arguments.json:
+        crashes = [{"death": each.death.value, "text": str(each)} for each in tally.crashes]
+        data = {"hops": tally.hops, "landed": tally.landed, "median_blackout": tally.median}
+        print(json.dumps(data | {"blackouts": tally.blackouts, "crashes": crashes}))
+    else:
+        median = f", blackout {tally.median:.2f} s (median)" if tally.median else ""
+        print(f"{tally.landed} of {tally.hops} live updates came back{median}")
+    return PASSED if tally.passed else FAILED
+
+
+def _between(arguments: argparse.Namespace) -> int:
+    """Runs a program on one kernel and another on the last."""
+    before, after = (
+        shlex.split(command or "true") for command in (arguments.before, arguments.after)
+    )
+    with options.GuestOptions.of(arguments).guest() as vm:
+        if status := program.relay(vm, before, arguments.timeout):
+            return status
+        for _ in range(arguments.hops):
+            vm.live_update()
+        return program.relay(vm, after, arguments.timeout)

@@ -1,0 +1,48 @@
+"""Programs that a command line has run in a guest."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+from pyluo.vm.options import count
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+    from pyluo.vm import VM
+
+__all__ = ["add_timeout", "relay"]
+
+# As shells and timeout(1) have it.
+_TIMED_OUT, _NOT_RUNNABLE, _NOT_FOUND, _SIGNALLED = 124, 126, 127, 128
+
+
+def add_timeout(parser: argparse.ArgumentParser) -> None:
+    """Adds the option that says how long a program may take."""
+    parser.add_argument(
+        "--timeout", type=count, default=600, metavar="S", help="seconds for each program"
+    )
+
+
+def relay(vm: VM, command: Sequence[str], timeout: int) -> int:
+    """Runs a program in the guest, relays what it said, and returns its status as a shell would."""
+    try:
+        done = vm.run(command, timeout)
+    except FileNotFoundError as error:
+        missing = error.filename or "current folder of the host"
+        print(f"pyluo: the guest has no {missing}", file=sys.stderr)
+        return _NOT_FOUND
+    except PermissionError as error:
+        print(f"pyluo: {error.filename} cannot be run", file=sys.stderr)
+        return _NOT_RUNNABLE
+    except subprocess.TimeoutExpired:
+        print(f"pyluo: {command[0]} still ran after {timeout} s", file=sys.stderr)
+        return _TIMED_OUT
+    sys.stdout.buffer.write(done.stdout)
+    sys.stdout.flush()
+    sys.stderr.buffer.write(done.stderr)
+    sys.stderr.flush()
+    return done.returncode if done.returncode >= 0 else _SIGNALLED - done.returncode

@@ -1,0 +1,29 @@
+"""`pyluo vm run`: a program in a fresh guest."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pyluo.cli.vm import program
+from pyluo.vm import options
+
+if TYPE_CHECKING:
+    import argparse
+
+    from pyluo.cli.parsers import Commands
+
+__all__ = ["add_parser"]
+
+
+def add_parser(actions: Commands) -> None:
+    """Adds the action to the parser."""
+    run = actions.add_parser("run", help="run a program in a fresh guest")
+    options.add(run.add_argument, without=["to"])
+    program.add_timeout(run)
+    run.add_argument("command", nargs="+", metavar="CMD", help="after --")
+    run.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    with options.GuestOptions.of(arguments).guest() as vm:
+        return program.relay(vm, arguments.command, arguments.timeout)

@@ -1,0 +1,210 @@
+"""Part of the pytest plugin: what came of each test, with what became of its guests.
+
+A test that failed is shown with the consoles of its guests. ``--pyluo-record FILE`` writes a line
+of JSON for each test, which `read` reads.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pyluo.vm.errors import GuestCrash, HarnessError
+from pyluo.vm.fixtures import replace_shared
+from pyluo.vm.timeline import Event, GuestLog, Jump, Timeline
+from pyluo.vm.usage import usage
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Generator
+
+__all__ = ["Outcome", "Record", "read"]
+
+_CONSOLE_LINES = 60
+_REASON = 200  # characters of a line that says why
+_NOTE = "pyluo_record"  # of a report: what this module adds to it, as data
+_before_key = pytest.StashKey[dict[int, int]]()
+_failed_key = pytest.StashKey[bool]()
+
+
+class Outcome(enum.Enum):
+    """What came of a test. Only the first three are its own verdict, or the guest's."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    CRASHED = "crashed"
+    EXPECTED_FAILURE = "xfailed"
+    SKIPPED = "skipped"
+    ERROR = "error"
+
+
+_BAD = frozenset({Outcome.FAILED, Outcome.CRASHED, Outcome.ERROR})
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What came of a test.
+
+    Attributes:
+        test: pytest's node id.
+        outcome: CRASHED if a guest died or its kernel complained; ERROR if the harness, a fixture
+            or pytest could not do its work, which is no verdict on anything.
+        seconds: that it took, setup and teardown included.
+        reason: why, in a line; empty if it passed.
+        text: all that there is to say of a failure.
+        guests: those that it used.
+    """
+
+    test: str
+    outcome: Outcome
+    seconds: float = 0.0
+    reason: str = ""
+    text: str = ""
+    guests: tuple[GuestLog, ...] = ()
+
+    @property
+    def bad(self) -> bool:
+        """Whether the run fails by it."""
+        return self.outcome in _BAD
+
+
+def read(path: str | os.PathLike[str]) -> list[Record]:
+    """The records of a run; one that was cut short has those that were written by then."""
+    with open(path, encoding="utf-8") as file:
+        return [_record(json.loads(line)) for line in file if line.endswith("\n")]
+
+
+def _record(data: dict[str, Any]) -> Record:
+    guests = tuple(_guest(each) for each in data.pop("guests"))
+    return Record(**data | {"outcome": Outcome(data["outcome"]), "guests": guests})
+
+
+def _guest(data: dict[str, Any]) -> GuestLog:
+    return GuestLog(data["kernel"], tuple(_jump(each) for each in data["jumps"]), data["console"])
+
+
+def _jump(data: dict[str, Any]) -> Jump:
+    events = tuple(Event(each["name"], each["at"]) for each in data["timeline"]["events"])
+    return Jump(**data | {"timeline": Timeline(data["timeline"]["started"], events)})
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Begins the record, unless this is a worker, whose reports go home."""
+    path = config.getoption("--pyluo-record")
+    if path and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(_Recorder(path), "pyluo-recorder")
+
+
+class _Recorder:
+    """A plugin that writes a record when all phases of a test have been reported."""
+
+    def __init__(self, path: str) -> None:
+        self._file = open(path, "w", encoding="utf-8")  # noqa: SIM115
+        self._records: dict[str, Record] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Adds a phase; what went wrong first counts."""
+        record = self._records.get(report.nodeid, Record(report.nodeid, Outcome.PASSED))
+        record = replace(record, seconds=record.seconds + report.duration)
+        # A worker of pytest-xdist that is gone has left no note.
+        note = getattr(report, _NOTE, {"outcome": Outcome.ERROR, "reason": report.longreprtext})
+        outcome = Outcome(note["outcome"])
+        if outcome is not Outcome.PASSED and not record.bad:
+            text = report.longreprtext
+            record = replace(record, outcome=outcome, reason=note["reason"], text=text)
+        if "guests" in note:
+            record = replace(record, guests=tuple(_guest(each) for each in note["guests"]))
+        self._records[report.nodeid] = record
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        """Writes the record."""
+        if record := self._records.pop(nodeid, None):
+            self._write(record)
+
+    def pytest_unconfigure(self) -> None:
+        """Writes what was begun and not ended."""
+        for record in self._records.values():
+            self._write(record)
+        self._file.close()
+
+    def _write(self, record: Record) -> None:
+        data = asdict(record) | {"outcome": record.outcome.value}
+        self._file.write(json.dumps(data) + "\n")
+        self._file.flush()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """From now on guests are this test's."""
+    usage.ended = []
+    item.stash[_before_key] = {id(guest): guest.requests for guest in usage.running}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Notes what came of a phase of a test, and shows the consoles of its guests if it failed."""
+    report = yield
+    error = call.excinfo.value if call.excinfo else None
+    outcome = _outcome(report, error)
+    note: dict[str, Any] = {"outcome": outcome.value, "reason": _reason(report, error)}
+    guests = _guests(item)
+    # A subtest goes before the test that it belongs to, which has the same guests.
+    if report.when == "call" and not isinstance(report, pytest.SubtestReport):
+        note["guests"] = [asdict(guest) for guest in guests]
+        if outcome is Outcome.FAILED:
+            _show(report, guests)
+    setattr(report, _NOTE, note)
+    item.stash[_failed_key] = item.stash.get(_failed_key, False) or outcome in _BAD
+    # Not before: after a subtest that failed, the test goes on.
+    if report.when == "teardown" and item.stash[_failed_key]:
+        replace_shared(item)
+    return report
+
+
+def _guests(item: pytest.Item) -> list[GuestLog]:
+    """Those that a test made, or asked for something."""
+    before = item.stash.get(_before_key, {})
+    used = [guest for guest in usage.running if guest.requests != before.get(id(guest))]
+    return [*(usage.ended or ()), *(guest.log for guest in used)]
+
+
+def _outcome(report: pytest.TestReport, error: BaseException | None) -> Outcome:
+    if report.skipped:
+        return Outcome.EXPECTED_FAILURE if hasattr(report, "wasxfail") else Outcome.SKIPPED
+    if report.passed:
+        return Outcome.PASSED
+    if _within(error, GuestCrash):
+        return Outcome.CRASHED
+    if _within(error, HarnessError) or report.when != "call":
+        return Outcome.ERROR
+    return Outcome.FAILED
+
+
+def _reason(report: pytest.TestReport, error: BaseException | None) -> str:
+    """Why a test did not pass, in a line."""
+    if report.passed:
+        return ""
+    text = getattr(report, "wasxfail", "")
+    if not text and report.skipped and isinstance(report.longrepr, tuple):
+        text = report.longrepr[2]
+    text = text or (f"{type(error).__name__}: {error}" if error else report.longreprtext)
+    return text.partition("\n")[0][:_REASON]
+
+
+def _show(report: pytest.TestReport, guests: list[GuestLog]) -> None:
+    for guest in guests:
+        lines = guest.console.splitlines()[-_CONSOLE_LINES:]
+        report.sections.append((f"The console of a guest ({guest.kernel})", "\n".join(lines)))
+
+
+def _within(error: BaseException | None, kind: type[Exception]) -> bool:
+    """Whether an exception is of a kind, or a group that has one."""
+    if isinstance(error, BaseExceptionGroup):
+        return any(_within(each, kind) for each in error.exceptions)
+    return isinstance(error, kind)

@@ -1,7 +1,7 @@
 """The `pyluo` command. Each subcommand is a module here; parsing is argparse's work.
 
 Exit status: 0 passed; 1 a test failed, the guest crashed or the kernel refused; 2 usage; 69 the
-harness could not do its work.
+harness could not do its work. That of `pyluo vm bisect` is for `git bisect run`: 0, 1 or 125.
 """
 
 from __future__ import annotations
@@ -11,13 +11,16 @@ import sys
 from typing import TYPE_CHECKING
 
 from pyluo.cli import demo, kexec, probe, saved, status, vm
-from pyluo.cli.exit import FAILED, INTERRUPTED, UNAVAILABLE
+from pyluo.cli.exit import FAILED, INTERRUPTED, UNAVAILABLE, USAGE
+from pyluo.cli.vm.bisect import UNTESTABLE
 from pyluo.errors import LuoError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = ["main"]
+
+_OF_THE_HARNESS = frozenset({"jinja2", "pyroute2", "pytest", "qemu", "rich"})  # pyluo[vm] has them
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,7 +30,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for command in (status, probe, saved, kexec, vm, demo):
         command.add_parser(commands)
-    arguments = parser.parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    try:
+        arguments = parser.parse_args(words)
+    except SystemExit as end:
+        # To `git bisect run` the usual status would say that the kernel is bad.
+        if end.code == USAGE and words[:2] == ["vm", "bisect"]:
+            raise SystemExit(UNTESTABLE) from None
+        raise
     try:
         code: int = arguments.run(arguments)
     except LuoError as error:
@@ -35,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _complain("interrupted", INTERRUPTED)
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("qemu", "rich", "pyroute2", "pytest"):
+        if (error.name or "").partition(".")[0] not in _OF_THE_HARNESS:
             raise
         return _complain(f"this needs {error.name}: pip install 'pyluo[vm]'", UNAVAILABLE)
     except Exception as error:

@@ -29,7 +29,7 @@ class Kernel:
     """A bootable kernel, and what was kept of its build.
 
     Attributes:
-        name: as it was asked for, with what was added to its configuration.
+        name: as it was asked for.
         release: as `uname -r` gives it.
         image: the bzImage.
         config: its configuration; this and the rest are None for an image that came ready.
@@ -97,7 +97,7 @@ class Kernel:
         fragments += [Fragment.read(item) for item in config]
         folder = build.build(source, fragments)
         return cls(
-            " ".join([name, *config]),
+            name,
             _release(folder / build.IMAGE),
             folder / build.IMAGE,
             folder / build.CONFIG,

@@ -115,7 +115,7 @@ class GuestOptions:
     """A guest as a command line describes it.
 
     Attributes:
-        kernel: to boot.
+        kernel: to boot; None if that is settled elsewhere.
         to: to live-update to; None for the same.
         config: Kconfig fragments, and lines of them, for kernels that are built.
         memory: in bytes.
@@ -128,7 +128,7 @@ class GuestOptions:
         vmcores: the folder for the memory of guests that die.
     """
 
-    kernel: str
+    kernel: str | None
     to: str | None
     config: tuple[str, ...]
     memory: int
@@ -149,23 +149,37 @@ class GuestOptions:
             values[name] = tuple(value) if isinstance(value, list) else value
         return cls(**values)
 
+    def words(self, prefix: str) -> list[str]:
+        """What to write on a command line for the same guest; `prefix` begins each option."""
+        words = []
+        for name in _OPTIONS:
+            value = getattr(self, name.replace("-", "_"))
+            if value is True:
+                words.append(prefix + name)
+            elif isinstance(value, tuple):
+                words += [f"{prefix}{name}={each}" for each in value]
+            elif value not in (None, False, ""):
+                words.append(f"{prefix}{name}={value}")
+        return words
+
     def find_kernel(self) -> Kernel:
         """The kernel to boot; it is built if the cache lacks it.
 
         Raises:
             HarnessError: there is no such kernel, or it cannot be built.
         """
-        from pyluo.vm.kernel import Kernel
-
-        return Kernel.find(self.kernel, config=self.config)
+        assert self.kernel is not None
+        return self.find(self.kernel)
 
     def find_next(self) -> Kernel | None:
         """The kernel to live-update to, likewise; None for the one that is booted."""
+        return None if self.to is None else self.find(self.to)
+
+    def find(self, what: str) -> Kernel:
+        """Another kernel for the same guest, likewise."""
         from pyluo.vm.kernel import Kernel
 
-        if self.to is None:
-            return None
-        return Kernel.find(self.to, config=() if Kernel.is_image(self.to) else self.config)
+        return Kernel.find(what, config=self.config)
 
     def guest(self, kernel: Kernel | None = None, to: Kernel | None = None, **more: Any) -> VM:
         """A guest, not booted yet.

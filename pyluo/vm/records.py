@@ -9,11 +9,11 @@ from __future__ import annotations
 import enum
 import json
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
-from pyluo.vm.errors import GuestCrash, HarnessError
+from pyluo.vm.errors import Death, GuestCrash, HarnessError
 from pyluo.vm.fixtures import replace_shared
 from pyluo.vm.timeline import Event, GuestLog, Jump, Timeline
 from pyluo.vm.usage import usage
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
 __all__ = ["Outcome", "Record", "read"]
+
+E = TypeVar("E", bound=BaseException)
 
 _CONSOLE_LINES = 60
 _REASON = 200  # characters of a line that says why
@@ -57,6 +59,7 @@ class Record:
         reason: why, in a line; empty if it passed.
         text: all that there is to say of a failure.
         guests: those that it used.
+        death: what a guest died of, or its kernel complained of, if that ended the test.
     """
 
     test: str
@@ -65,11 +68,17 @@ class Record:
     reason: str = ""
     text: str = ""
     guests: tuple[GuestLog, ...] = ()
+    death: Death | None = None
 
     @property
     def bad(self) -> bool:
         """Whether the run fails by it."""
         return self.outcome in _BAD
+
+    def data(self) -> dict[str, Any]:
+        """As JSON has it."""
+        death = self.death.value if self.death else None
+        return asdict(self) | {"outcome": self.outcome.value, "death": death}
 
 
 def read(path: str | os.PathLike[str]) -> list[Record]:
@@ -80,7 +89,8 @@ def read(path: str | os.PathLike[str]) -> list[Record]:
 
 def _record(data: dict[str, Any]) -> Record:
     guests = tuple(_guest(each) for each in data.pop("guests"))
-    return Record(**data | {"outcome": Outcome(data["outcome"]), "guests": guests})
+    death = Death(data["death"]) if data["death"] else None
+    return Record(**data | {"outcome": Outcome(data["outcome"]), "guests": guests, "death": death})
 
 
 def _guest(data: dict[str, Any]) -> GuestLog:
@@ -116,6 +126,8 @@ class _Recorder:
         if outcome is not Outcome.PASSED and not record.bad:
             text = report.longreprtext
             record = replace(record, outcome=outcome, reason=note["reason"], text=text)
+            if death := note.get("death"):
+                record = replace(record, death=Death(death))
         if "guests" in note:
             record = replace(record, guests=tuple(_guest(each) for each in note["guests"]))
         self._records[report.nodeid] = record
@@ -132,8 +144,7 @@ class _Recorder:
         self._file.close()
 
     def _write(self, record: Record) -> None:
-        data = asdict(record) | {"outcome": record.outcome.value}
-        self._file.write(json.dumps(data) + "\n")
+        self._file.write(json.dumps(record.data()) + "\n")
         self._file.flush()
 
 
@@ -153,6 +164,8 @@ def pytest_runtest_makereport(
     error = call.excinfo.value if call.excinfo else None
     outcome = _outcome(report, error)
     note: dict[str, Any] = {"outcome": outcome.value, "reason": _reason(report, error)}
+    if crash := _find(error, GuestCrash):
+        note["death"] = crash.death.value
     guests = _guests(item)
     # A subtest goes before the test that it belongs to, which has the same guests.
     if report.when == "call" and not isinstance(report, pytest.SubtestReport):
@@ -179,9 +192,9 @@ def _outcome(report: pytest.TestReport, error: BaseException | None) -> Outcome:
         return Outcome.EXPECTED_FAILURE if hasattr(report, "wasxfail") else Outcome.SKIPPED
     if report.passed:
         return Outcome.PASSED
-    if _within(error, GuestCrash):
+    if _find(error, GuestCrash):
         return Outcome.CRASHED
-    if _within(error, HarnessError) or report.when != "call":
+    if _find(error, HarnessError) or report.when != "call":
         return Outcome.ERROR
     return Outcome.FAILED
 
@@ -203,8 +216,8 @@ def _show(report: pytest.TestReport, guests: list[GuestLog]) -> None:
         report.sections.append((f"The console of a guest ({guest.kernel})", "\n".join(lines)))
 
 
-def _within(error: BaseException | None, kind: type[Exception]) -> bool:
-    """Whether an exception is of a kind, or a group that has one."""
+def _find(error: BaseException | None, kind: type[E]) -> E | None:
+    """An exception of a kind: this one, or one of the group that this is."""
     if isinstance(error, BaseExceptionGroup):
-        return any(_within(each, kind) for each in error.exceptions)
-    return isinstance(error, kind)
+        return next(filter(None, (_find(each, kind) for each in error.exceptions)), None)
+    return error if isinstance(error, kind) else None

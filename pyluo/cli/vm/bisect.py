@@ -1,0 +1,108 @@
+"""`pyluo vm bisect`: a step of `git bisect run`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pyluo.vm import options
+
+if TYPE_CHECKING:
+    from pyluo.cli.parsers import Commands
+    from pyluo.vm.bisection import Step
+
+__all__ = ["UNTESTABLE", "add_parser"]
+
+UNTESTABLE = 125  # git-bisect(1): the commit cannot be tested
+
+_EXAMPLE = """\
+in a kernel tree:
+
+  git bisect start BAD GOOD
+  git bisect run pyluo vm bisect path/to/test_guests.py::test_seals
+
+Exit status: 0 the tests passed; 1 one failed, or a guest died; 125 the kernel does not compile,
+or the harness or the command line was at fault: git passes over the commit. Ctrl-C ends it all.
+"""
+
+
+def add_parser(actions: Commands) -> None:
+    """Adds the action to the parser."""
+    bisect = actions.add_parser(
+        "bisect",
+        help="build the kernel tree here, test it, and exit as `git bisect run` wants it",
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    options.add(bisect.add_argument, without=["kernel", "to"])
+    side = bisect.add_mutually_exclusive_group()
+    side.add_argument(
+        "--from", dest="kernel", metavar="KERNEL",
+        help="to live-update from; the tree's own without it",
+    )  # fmt: skip
+    side.add_argument("--to", metavar="KERNEL", help="to live-update to; the tree's own without it")
+    bisect.add_argument(
+        "--hops", type=options.count, default=1, metavar="N",
+        help="how many live updates, for tests that can make several (default: 1)",
+    )  # fmt: skip
+    bisect.add_argument(
+        "--match", type=_pattern, metavar="REGEX",
+        help="what a failure has to say to count: a commit that fails otherwise is passed over",
+    )  # fmt: skip
+    bisect.add_argument("--tree", type=Path, default=Path(), help="the kernel's, if not this one")
+    bisect.add_argument("--json", action="store_true", help="the result as data")
+    bisect.add_argument(
+        "tests", nargs="*", metavar="TEST",
+        help="for pytest: files, node ids, options after --; pyluo's own checks without any",
+    )  # fmt: skip
+    bisect.set_defaults(run=_bisect)
+
+
+def _bisect(arguments: argparse.Namespace) -> int:
+    """Nothing that goes wrong in here may look like a verdict."""
+    try:
+        from pyluo.vm import bisection
+
+        # With --json, what pytest prints must not stand between the data.
+        output = sys.stderr if arguments.json else sys.stdout
+        output.flush()
+        step = bisection.step(
+            arguments.tree.resolve(),
+            arguments.tests,
+            options.GuestOptions.of(arguments),
+            hops=arguments.hops,
+            match=arguments.match,
+            output=output.buffer,
+        )
+        _tell(step, as_data=arguments.json)
+        return step.mark
+    except Exception:
+        traceback.print_exc()
+        return UNTESTABLE
+
+
+def _tell(step: Step, *, as_data: bool) -> None:
+    if as_data:
+        records = step.run.records if step.run else ()
+        tests = [record.data() for record in records]
+        data = {"mark": step.mark.name.lower(), "reason": step.reason, "release": step.release}
+        print(json.dumps(data | {"tests": tests}))
+    else:
+        kernel = f"Linux {step.release}" if step.release else "this commit"
+        reason = f": {step.reason}" if step.reason else ""
+        print(f"pyluo: {kernel} is {_WORDS[step.mark.name]}{reason}", flush=True)
+
+
+_WORDS = {"GOOD": "good", "BAD": "bad", "SKIP": "not to be tested"}
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no pattern: {error}") from None

@@ -1,0 +1,152 @@
+"""`pyluo vm matrix`: tests between every two of several kernels."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+from collections import Counter
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from pyluo.cli.exit import FAILED, PASSED, UNAVAILABLE
+from pyluo.cli.vm import verdicts
+from pyluo.vm import options
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from pyluo.cli.parsers import Commands
+    from pyluo.vm.matrix import Cell, Route
+    from pyluo.vm.verdicts import Verdict
+
+__all__ = ["add_parser"]
+
+_KERNELS = ["previous", "stable"]
+
+
+def add_parser(actions: Commands) -> None:
+    """Adds the action to the parser."""
+    matrix = actions.add_parser("matrix", help="run tests between every two of several kernels")
+    options.add(matrix.add_argument, without=["kernel", "to"])
+    matrix.add_argument(
+        "--from", dest="origins", type=_names, default=_KERNELS, metavar="KERNEL,...",
+        help="to live-update from (default: previous,stable)",
+    )  # fmt: skip
+    matrix.add_argument(
+        "--to", dest="targets", type=_names, metavar="KERNEL,...",
+        help="to live-update to, and back again if there are several hops (default: as --from's)",
+    )  # fmt: skip
+    matrix.add_argument(
+        "--hops", type=_numbers, default=[1, 3], metavar="N,...",
+        help="live updates in a row (default: 1,3)",
+    )  # fmt: skip
+    matrix.add_argument(
+        "--jobs", "-j", type=options.count, metavar="N",
+        help="how many routes at once (default: as many as cores and memory allow)",
+    )  # fmt: skip
+    matrix.add_argument("--html", metavar="FILE", help="write a page with all of it there")
+    verdicts.add_files(matrix)
+    matrix.add_argument("--json", action="store_true", help="as data")
+    matrix.add_argument(
+        "tests", nargs="*", metavar="TEST",
+        help="for pytest: files, node ids, options after --; pyluo's own checks without any",
+    )  # fmt: skip
+    matrix.set_defaults(run=_matrix)
+
+
+def _matrix(arguments: argparse.Namespace) -> int:
+    from pyluo.vm import matrix
+
+    guest = options.GuestOptions.of(arguments)
+    names = arguments.origins, arguments.targets or arguments.origins
+    kernels = {name: guest.find(name) for name in {*names[0], *names[1]}}
+    origins, targets = ([kernels[name] for name in each] for each in names)
+    routes = matrix.routes(origins, targets, arguments.hops)
+    cells: list[Cell] = []
+
+    def told() -> Iterator[Verdict]:
+        cells.extend(_run(routes, arguments, guest))
+        for cell in cells:
+            yield from cell.verdicts()
+
+    with ExitStack() as files:
+        page = None
+        if arguments.html:
+            page = files.enter_context(open(arguments.html, "w", encoding="utf-8"))
+        written = verdicts.written("matrix", told(), arguments.junit, arguments.ktap)
+        for _ in files.enter_context(written):
+            pass
+        if page:
+            from pyluo.vm.page import render
+
+            page.write(render(cells))
+    if arguments.json:
+        print(json.dumps([cell.data() for cell in cells], indent=2))
+    else:
+        _show(cells)
+    return _status(cells)
+
+
+def _run(
+    routes: Sequence[Route], arguments: argparse.Namespace, guest: options.GuestOptions
+) -> list[Cell]:
+    from pyluo.vm import matrix, progress
+    from pyluo.vm.usage import at_once
+
+    ended: list[Cell] = []
+    with progress.bar("routes", len(routes)) as reached:
+
+        def tell(cell: Cell) -> None:
+            ended.append(cell)
+            reached(len(ended))
+            reason = f": {cell.run.reason}" if cell.run.reason else ""
+            progress.say(f"{cell.route}: {cell.result.value}{reason}")
+
+        jobs = arguments.jobs or at_once(guest.memory)
+        return asyncio.run(matrix.run(routes, arguments.tests, guest, jobs=jobs, ended=tell))
+
+
+def _show(cells: Sequence[Cell]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("from", "hops", *dict.fromkeys(f"to {_named(c.route, 1)}" for c in cells))
+    rows: dict[tuple[str, str], list[str]] = {}
+    for cell in cells:
+        rows.setdefault((_named(cell.route, 0), str(cell.route.hops)), []).append(_summary(cell))
+    for head, row in rows.items():
+        table.add_row(*head, *row)
+    Console(highlight=False, markup=False).print(table)
+
+
+def _named(route: Route, end: int) -> str:
+    kernel = (route.origin, route.target)[end]
+    return f"{kernel.name} {kernel.release}"
+
+
+def _summary(cell: Cell) -> str:
+    counts = Counter(record.outcome.value for record in cell.run.records)
+    told = ", ".join(f"{number} {outcome}" for outcome, number in counts.items())
+    blackout = f", blackout {cell.blackout:.2f} s" if cell.blackout else ""
+    return f"{cell.route.direction.value}: {told or cell.run.reason}{blackout}"
+
+
+def _status(cells: Sequence[Cell]) -> int:
+    from pyluo.vm.suite import Result
+
+    results = {cell.result for cell in cells}
+    if Result.FAILED in results:
+        return FAILED
+    return UNAVAILABLE if Result.NO_VERDICT in results else PASSED
+
+
+def _names(text: str) -> list[str]:
+    names = [name for name in text.split(",") if name]
+    if not names:
+        raise argparse.ArgumentTypeError(f"{text!r} names no kernel: write previous,stable")
+    return list(dict.fromkeys(names))
+
+
+def _numbers(text: str) -> list[int]:
+    return [options.count(number) for number in text.split(",")]

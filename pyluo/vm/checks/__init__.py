@@ -1,0 +1,1 @@
+"""What should survive any live update: what `pyluo vm matrix` and `bisect` run by themselves."""

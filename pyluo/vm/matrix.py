@@ -1,0 +1,184 @@
+"""Tests between every two of several kernels, in both directions, over one hop and over several."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import re
+from dataclasses import dataclass, replace
+from itertools import product
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from pyluo.vm import ktap, suite
+from pyluo.vm.errors import GuestCrash
+from pyluo.vm.records import Outcome
+from pyluo.vm.suite import Result, Run
+from pyluo.vm.verdicts import Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pyluo.vm.kernel import Kernel
+    from pyluo.vm.options import GuestOptions
+    from pyluo.vm.records import Record
+
+__all__ = ["Cell", "Direction", "Route", "routes", "run"]
+
+_OUTCOMES = {
+    Outcome.PASSED: ktap.Outcome.PASSED,
+    Outcome.SKIPPED: ktap.Outcome.SKIPPED,
+    Outcome.EXPECTED_FAILURE: ktap.Outcome.EXPECTED_FAILURE,
+}
+_NUMBERS = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?(?:-rc(\d+))?")
+
+
+class Direction(enum.Enum):
+    """Which way a live update goes."""
+
+    UPGRADE = "upgrade"
+    SAME = "same"
+    ROLLBACK = "rollback"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What a cell is about.
+
+    Attributes:
+        origin: the kernel that guests boot.
+        target: the one that they live-update to, and back again if there are more hops.
+        hops: how many live updates in a row.
+    """
+
+    origin: Kernel
+    target: Kernel
+    hops: int
+
+    @property
+    def direction(self) -> Direction:
+        """Of the first hop, by the kernels' releases."""
+        before, after = _version(self.origin.release), _version(self.target.release)
+        if self.origin.image == self.target.image or before == after:
+            return Direction.SAME
+        return Direction.UPGRADE if before < after else Direction.ROLLBACK
+
+    def __str__(self) -> str:
+        hops = "one hop" if self.hops == 1 else f"{self.hops} hops"
+        return f"{self.origin.name} to {self.target.name}, {hops}"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What came of a route.
+
+    Attributes:
+        route: which.
+        run: of the tests.
+    """
+
+    route: Route
+    run: Run
+
+    @property
+    def result(self) -> Result:
+        """Of the run."""
+        return self.run.result
+
+    def verdicts(self) -> list[Verdict]:
+        """On each test; and on the whole, if no single test tells why it has not passed."""
+        told = [_verdict(str(self.route), record) for record in self.run.records]
+        if self.result is not Result.PASSED and not any(each.failed for each in told):
+            told.append(Verdict(str(self.route), "", ktap.Outcome.FAILED, self.run.reason))
+        return told
+
+    def data(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "from": self.route.origin.name,
+            "to": self.route.target.name,
+            "releases": [self.route.origin.release, self.route.target.release],
+            "hops": self.route.hops,
+            "direction": self.route.direction.value,
+            "result": self.result.value,
+            "reason": self.run.reason,
+            "median_blackout": self.blackout,
+            "tests": [record.data() for record in self.run.records],
+        }
+
+    @property
+    def blackout(self) -> float | None:
+        """The median of all its jumps that landed, in seconds; None if none did."""
+        blackouts = [
+            jump.timeline.blackout
+            for record in self.run.records
+            for guest in record.guests
+            for jump in guest.jumps
+            if jump.landed
+        ]
+        return median(blackouts) if blackouts else None
+
+
+def routes(
+    origins: Sequence[Kernel], targets: Sequence[Kernel], hops: Sequence[int]
+) -> list[Route]:
+    """Every pair, with each number of hops."""
+    return [Route(*each) for each in product(origins, targets, hops)]
+
+
+async def run(
+    routes: Sequence[Route],
+    tests: Sequence[str],
+    options: GuestOptions,
+    *,
+    jobs: int,
+    ended: Callable[[Cell], None],
+) -> list[Cell]:
+    """Runs the tests on each route.
+
+    Args:
+        routes: to try.
+        tests: as for `suite.run`.
+        options: of the guests; the kernels are those of the route.
+        jobs: how many routes at once; each has one guest at a time, unless a test has more.
+        ended: called with each cell, in whatever order they come.
+
+    Returns:
+        The cells, in the order of the routes.
+
+    Raises:
+        HarnessError: pytest could not be started.
+    """
+    gate = asyncio.Semaphore(jobs)
+
+    async def fill(route: Route) -> Cell:
+        async with gate:
+            named = replace(options, kernel=route.origin.name, to=route.target.name)
+            cell = Cell(route, await suite.run(tests, named, hops=route.hops))
+        ended(cell)
+        return cell
+
+    return await asyncio.gather(*map(fill, routes))
+
+
+def _verdict(route: str, record: Record) -> Verdict:
+    crash = None
+    if record.death:
+        crash = GuestCrash(record.death, record.reason, kernel="", life=0, console=())
+    return Verdict(
+        route,
+        record.test,
+        _OUTCOMES.get(record.outcome, ktap.Outcome.FAILED),
+        f"no verdict: {record.reason}" if record.outcome is Outcome.ERROR else record.reason,
+        tuple(record.text.splitlines()),
+        crash,
+    )
+
+
+def _version(release: str) -> tuple[float, ...]:
+    """A release in an order: a candidate comes before what it is a candidate for."""
+    match = _NUMBERS.match(release)
+    if match is None:
+        return ()
+    major, minor, patch, candidate = match.groups()
+    return int(major), int(minor), int(patch or 0), int(candidate or 0) or float("inf")

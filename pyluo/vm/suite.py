@@ -1,0 +1,138 @@
+"""Runs tests in a pytest of their own, between chosen kernels, and says what came of each."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import os
+import signal
+import sys
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pyluo.vm import checks
+from pyluo.vm.errors import HarnessError
+from pyluo.vm.records import Outcome, Record, read
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import IO
+
+    from pyluo.vm.options import GuestOptions
+
+__all__ = ["Result", "Run", "run"]
+
+_WHOLE = (0, 1)  # pytest's exit statuses for a run that came to its end; and for one without tests:
+_NO_TESTS = 5
+_GRACE = 10.0  # seconds for a pytest that is told to end
+
+
+class Result(enum.Enum):
+    """What a run says of the kernels that it ran on."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    NO_VERDICT = "no verdict"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run of tests that has ended.
+
+    Attributes:
+        records: what came of each test.
+        status: pytest's exit status.
+        said: what it printed, unless that went elsewhere.
+    """
+
+    records: tuple[Record, ...]
+    status: int
+    said: str
+
+    @property
+    def result(self) -> Result:
+        """A test that failed, or a guest that died, is one. That nothing failed is one only if all
+        ran that was to run, and something did."""
+        outcomes = {record.outcome for record in self.records}
+        if outcomes & {Outcome.FAILED, Outcome.CRASHED}:
+            return Result.FAILED
+        if self.status not in _WHOLE or Outcome.ERROR in outcomes:
+            return Result.NO_VERDICT
+        proven = outcomes & {Outcome.PASSED, Outcome.EXPECTED_FAILURE}
+        return Result.PASSED if proven else Result.NO_VERDICT
+
+    @property
+    def reason(self) -> str:
+        """Why the result is what it is, in a line; empty if all passed."""
+        bad = [record for record in self.records if record.bad]
+        if bad:
+            return f"{bad[0].test}: {bad[0].reason}"
+        if self.status == _NO_TESTS or (self.status in _WHOLE and not self.records):
+            return "no test ran"
+        if self.status not in _WHOLE:
+            return f"pytest ended with status {self.status}"
+        return "" if self.result is Result.PASSED else "all tests were skipped"
+
+
+async def run(
+    tests: Sequence[str], options: GuestOptions, *, hops: int, output: IO[bytes] | None = None
+) -> Run:
+    """Runs tests, and waits for their end.
+
+    Args:
+        tests: arguments for pytest: paths, node ids, options; without any, `pyluo.vm.checks`.
+        options: of the guests.
+        hops: how many live updates tests are to make that can make several.
+        output: where pytest prints to; without it, what it prints is kept.
+
+    Raises:
+        HarnessError: pytest could not be started.
+    """
+    with tempfile.TemporaryDirectory(prefix="pyluo-run-") as folder:
+        record, said = Path(folder, "record"), Path(folder, "said")
+        command = [
+            # Should this process be killed, its guests are to go too.
+            *("setpriv", "--pdeathsig", "KILL", "--"),
+            *(sys.executable, "-m", "pytest"),
+            *options.words("--pyluo-"),
+            f"--pyluo-hops={hops}",
+            f"--pyluo-record={record}",
+            *(tests or _own_checks()),
+        ]
+        with said.open("wb") as kept:
+            status = await _attend(command, output or kept)
+        records = tuple(read(record)) if record.exists() else ()
+        return Run(records, status, said.read_text(errors="replace"))
+
+
+def _own_checks() -> list[str]:
+    """The arguments for the checks that come with pyluo; no other project's settings apply."""
+    folder = os.path.dirname(checks.__file__)
+    return ["-p", "no:cacheprovider", "-c", os.devnull, f"--rootdir={folder}", folder]
+
+
+async def _attend(command: list[str], output: IO[bytes]) -> int:
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=output,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+    except OSError as error:
+        raise HarnessError(f"pytest cannot be started ({error})") from error
+    try:
+        return await process.wait()
+    except BaseException:
+        # A terminal's Ctrl-C reached it as well; another interruption did not.
+        with suppress(ProcessLookupError):
+            process.send_signal(signal.SIGINT)
+        try:
+            await asyncio.wait_for(process.wait(), _GRACE)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+        raise

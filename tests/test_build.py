@@ -7,49 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
-if TYPE_CHECKING:
-    from pathlib import Path
 
-TREE = """
-tinyconfig:
-	@: > $(O)/.config
-olddefconfig:
-	@:
-bzImage:
-	@echo compiled >> $(CURDIR)/../compilations
-	@echo '  CC      init/main.o'
-	@while [ -e $(CURDIR)/../hold ]; do sleep 0.05; done
-	@mkdir -p $(O)/arch/x86/boot
-	@cp $(CURDIR)/../image $(O)/arch/x86/boot/bzImage
-	@touch $(O)/System.map
-vmlinux:
-	@touch $(O)/vmlinux
-headers_install:
-	@mkdir -p $(INSTALL_HDR_PATH)/include/linux
-"""
-
-
-@pytest.fixture
-def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", os.fspath(tmp_path / "cache"))
-    image = bytearray(4096)
-    image[0x202:0x206] = b"HdrS"
-    image[0x20E:0x210] = (0x300).to_bytes(2, "little")
-    image[0x500:0x510] = b"7.9.9 (builder)\0"
-    (tmp_path / "image").write_bytes(image)
-    folder = tmp_path / "tree"
-    folder.mkdir()
-    (folder / "Makefile").write_text(TREE)
-    (folder / "Kbuild").touch()
-    return folder
-
-
-def start(tree: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "pyluo", "vm", "kernel", "build", os.fspath(tree)]
+def start(tree: Path, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "pyluo", "vm", "kernel", "build", os.fspath(tree), *options]
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -121,3 +85,56 @@ def test_a_build_that_the_cache_has_needs_no_tools(
     run = start(tree)
     assert run.communicate()[1] == ""
     assert (run.returncode, compilations(tree)) == (0, 1)
+
+
+def test_what_a_tree_compiled_is_kept_for_its_next_build(tree: Path) -> None:
+    start(tree).communicate(timeout=60)
+    (kept,) = (tree.parent / "cache" / "pyluo" / "objects").iterdir()
+    (kept / "of the first build").touch()
+    (tree / "init.c").write_text("int changed;\n")
+    again = start(tree)
+    _, complaint = again.communicate(timeout=60)
+    assert (again.returncode, compilations(tree)) == (0, 2), complaint
+    assert [path.name for path in kept.parent.iterdir()] == [kept.name]
+    assert (kept / "of the first build").exists()
+
+
+def test_other_options_are_another_kernel_with_objects_of_its_own(tree: Path) -> None:
+    fragment = tree.parent / "my.config"
+    fragment.write_text("# CONFIG_B is not set\n")
+    images = set()
+    for config in ([], ["--config", "CONFIG_A=y"], ["--config", os.fspath(fragment)]):
+        run = start(tree, *config)
+        out, complaint = run.communicate(timeout=60)
+        assert run.returncode == 0, complaint
+        images.add(out)
+    assert (len(images), compilations(tree)) == (3, 3)
+    assert len(list((tree.parent / "cache" / "pyluo" / "objects").iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    ("config", "complaint"),
+    [
+        ("CONFIG_LOST=y", "the configuration lost CONFIG_LOST=y (--config)"),
+        ("CONFIG_", "the fragment CONFIG_ cannot be read"),
+        ("nonsense.config", "nonsense.config, line 2, sets nothing: CONFIG-A=y"),
+        ("binary.config", "the fragment binary.config cannot be read"),
+    ],
+)
+def test_a_fragment_that_does_not_work_is_told(
+    tree: Path, config: str, complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tree.parent)
+    Path("nonsense.config").write_text("# a comment\nCONFIG-A=y\n")
+    Path("binary.config").write_bytes(b"\xff\xfe")
+    run = start(tree, "--config", config)
+    assert complaint in run.communicate(timeout=60)[1]
+    assert run.returncode == 69
+
+
+def test_the_objects_of_a_tree_that_is_gone_go_with_the_next_build(tree: Path) -> None:
+    start(tree).communicate(timeout=60)
+    gone = tree.rename(tree.parent / "moved")
+    start(gone).communicate(timeout=60)
+    objects = tree.parent / "cache" / "pyluo" / "objects"
+    assert [(kept / "tree").read_text() for kept in objects.iterdir()] == [os.fspath(gone)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import sys
 from collections import Counter
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["add_parser"]
 
 _KERNELS = ["previous", "stable"]
+_WIDE = 200  # columns
 
 
 def add_parser(actions: Commands) -> None:
@@ -117,7 +119,9 @@ def _show(cells: Sequence[Cell]) -> None:
         rows.setdefault((_named(cell.route, 0), str(cell.route.hops)), []).append(_summary(cell))
     for head, row in rows.items():
         table.add_row(*head, *row)
-    Console(highlight=False, markup=False).print(table)
+    # A program that reads it is no narrow terminal.
+    width = None if sys.stdout.isatty() else _WIDE
+    Console(highlight=False, markup=False, width=width).print(table)
 
 
 def _named(route: Route, end: int) -> str:

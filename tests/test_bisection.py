@@ -1,0 +1,113 @@
+"""What `git bisect run` is told; the tree is a few lines of make, and no test asks for a guest."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PYLUO = [sys.executable, "-m", "pyluo", "vm", "bisect"]
+TESTS = """
+import pytest
+from pyluo.vm import Death, GuestCrash, HarnessError
+
+def test_passes(): pass
+def test_fails(): assert "seals" == "gone"
+def test_skips(): pytest.skip("no device")
+def test_harness(): raise HarnessError("no QEMU")
+def test_crash(): raise GuestCrash(Death.OOPS, "NULL", kernel="k", life=1, console=())
+def test_waits():
+    import pathlib, threading
+    pathlib.Path("waiting").touch()
+    threading.Event().wait()
+"""
+
+
+@pytest.fixture(autouse=True)
+def _here(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tree.parent / "test_it.py").write_text(TESTS)
+    (tree.parent / "test_broken.py").write_text("def test_nothing(:\n")
+    monkeypatch.chdir(tree)
+
+
+def bisect(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*PYLUO, *words], capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("tests", "status", "told"),
+    [
+        (["../test_it.py::test_passes"], 0, "Linux 7.9.9 is good"),
+        (["../test_it.py::test_fails"], 1, "is bad: "),
+        (["../test_it.py::test_crash"], 1, "kernel oops: NULL"),
+        (["../test_it.py::test_passes", "../test_it.py::test_fails"], 1, "is bad: "),
+        (["../test_it.py::test_harness"], 125, "not to be tested: "),
+        (["../test_it.py::test_passes", "../test_it.py::test_harness"], 125, "no QEMU"),
+        (["../test_it.py::test_skips"], 125, "all tests were skipped"),
+        (["../test_it.py::test_no_such"], 125, "pytest ended with status 4"),
+        (["../no-such-file.py"], 125, "pytest ended with status 4"),
+        (["../test_broken.py"], 125, "pytest ended with status 2"),
+        (["--", "../test_it.py", "-k", "no_such"], 125, "no test ran"),
+        (["--match=gone", "../test_it.py::test_fails"], 1, "is bad: "),
+        (["--match=soft lockup", "../test_it.py::test_fails"], 125, "it failed of something else"),
+        (["--config=no-such-file", "../test_it.py::test_fails"], 125, "there is no kernel to test"),
+        (["--tree=..", "../test_it.py::test_fails"], 125, "there is no kernel"),
+    ],
+)
+def test_only_a_test_that_failed_makes_a_kernel_bad(
+    tests: list[str], status: int, told: str
+) -> None:
+    done = bisect(*tests)
+    assert (done.returncode, told in done.stdout) == (status, True), done.stdout + done.stderr
+
+
+def test_a_kernel_that_does_not_compile_is_passed_over(tree: Path) -> None:
+    (tree / "init.c").write_text("not C\n")
+    done = bisect("../test_it.py::test_fails")
+    assert done.returncode == 125
+    assert "init.c: error: this is not C" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "words", [["--no-such-option"], ["--hops=0"], ["--match=("], ["--from=a", "--to=b"]]
+)
+def test_a_mistake_in_the_command_is_no_verdict(words: list[str]) -> None:
+    done = bisect(*words)
+    assert done.returncode == 125
+    assert "usage: pyluo" in done.stderr
+
+
+def test_the_step_as_data() -> None:
+    done = bisect("--json", "../test_it.py::test_fails")
+    assert done.returncode == 1
+    step = json.loads(done.stdout)
+    assert (step["mark"], step["release"]) == ("bad", "7.9.9")
+    assert [test["outcome"] for test in step["tests"]] == ["failed"]
+    assert "1 failed" in done.stderr
+
+
+def test_an_interruption_ends_the_bisection_and_the_tests(tree: Path) -> None:
+    with subprocess.Popen(
+        [*PYLUO, "../test_it.py::test_waits"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as step:
+        waiting = tree / "waiting"
+        deadline = time.monotonic() + 60
+        while not waiting.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        os.kill(step.pid, signal.SIGINT)  # it alone, as from another program
+        step.communicate(timeout=60)  # its end is also that of pytest, which has the pipes too
+    assert step.returncode >= 128

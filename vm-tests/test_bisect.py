@@ -1,0 +1,148 @@
+"""`git bisect run pyluo vm bisect`, over a kernel tree with a history made for it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pyluo.vm import Kernel, cache
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PYLUO = [sys.executable, "-m", "pyluo", "vm", "bisect"]
+# Whose sources no kernel here compiles: without them the history is made in half the time.
+UNUSED = (
+    "drivers/gpu", "drivers/media", "drivers/net/ethernet", "drivers/net/wireless",
+    "drivers/scsi", "drivers/staging", "sound", "tools/perf", "tools/testing",
+)  # fmt: skip
+# What the test can do without costs a third of the build.
+SMALL = """\
+# CONFIG_VIRTUALIZATION is not set
+# CONFIG_KVM is not set
+# CONFIG_KVM_AMD is not set
+# CONFIG_KVM_INTEL is not set
+# CONFIG_IOMMUFD is not set
+# CONFIG_VFIO is not set
+# CONFIG_VFIO_DEVICE_CDEV is not set
+# CONFIG_VFIO_PCI is not set
+# CONFIG_IPV6 is not set
+# CONFIG_BRIDGE is not set
+# CONFIG_VETH is not set
+# CONFIG_DUMMY is not set
+# CONFIG_TUN is not set
+# CONFIG_VIRTIO_NET is not set
+# CONFIG_NETDEVICES is not set
+# CONFIG_EXT4_FS is not set
+# CONFIG_OVERLAY_FS is not set
+# CONFIG_IO_URING is not set
+"""
+TEST = """
+from pyluo import LiveUpdate, Memfd, Seal
+
+
+def build():
+    with LiveUpdate() as device:
+        session = device.create_session("vm0")
+    with Memfd.create("firmware", 4096, seals=Seal.WRITE | Seal.GROW | Seal.SHRINK) as memfd:
+        session.preserve(memfd, 1)
+    return session
+
+
+def seals():
+    with LiveUpdate() as device, device.retrieve_session("vm0") as session:
+        with session.retrieve(1, Memfd) as memfd:
+            return memfd.seals
+
+
+def test_seals_survive(vm):
+    vm.hold(build)
+    vm.live_update()
+    assert vm.call(seals) == Seal.WRITE | Seal.GROW | Seal.SHRINK
+"""
+LUO = "mm/memfd_luo.c"
+CORE = "kernel/liveupdate/luo_core.c"
+SEALS = "memfd_add_seals(file, ser->seals)"
+# What each commit does: a file, a text in it, and what takes its place. Empty: a line at the end.
+HISTORY = {
+    "say something at the end of memfd_luo": (LUO, "", "/* one */"),
+    "say something at the end of luo_core": (CORE, "", "/* two */"),
+    "say more of memfd_luo": (LUO, "/* one */", "/* one, and more of it */"),
+    "forget a semicolon": (CORE, "/* two */", "static int pyluo_forgot_it"),
+    "put it back": (CORE, "static int pyluo_forgot_it", "/* three */"),
+    "tidy the seals": (LUO, SEALS, "memfd_add_seals(file, 0)"),
+    "say something else": (CORE, "/* three */", "/* four */"),
+    "say less of memfd_luo": (LUO, "/* one, and more of it */", "/* five */"),
+}
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    """On the disk that builds are on anyway: /tmp may be memory."""
+    path = Path(tempfile.mkdtemp(prefix=".bisect-", dir=cache.folder()))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture(scope="module")
+def tree(folder: Path) -> Path:
+    """The kernel `stable` as a repository, with the history on top."""
+    path = folder / "linux"
+    path.mkdir()
+    source = Kernel.find("stable").source
+    assert source is not None
+    source.unpack(path)
+    for unused in UNUSED:
+        for file in (path / unused).rglob("*.[ch]"):
+            file.unlink()
+    git(path, "init", "--quiet")
+    git(path, "add", "--all", "--force")
+    git(path, "commit", "--quiet", "--message", "the kernel as it is")
+    for message, (name, old, new) in HISTORY.items():
+        file = path / name
+        text = file.read_text()
+        if old:
+            assert text.count(old) == 1, (name, old)
+        file.write_text(text.replace(old, new) if old else f"{text}{new}\n")
+        git(path, "commit", "--quiet", "--all", "--message", message)
+    return path
+
+
+def git(tree: Path, *words: str) -> str:
+    identity = ["-c", "user.name=n", "-c", "user.email=e", "-c", "gc.auto=0"]
+    command = ["git", "-C", os.fspath(tree), *identity, *words]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def test_the_culprit_is_found_though_a_commit_does_not_compile(folder: Path, tree: Path) -> None:
+    (folder / "test_seals.py").write_text(TEST)
+    (folder / "small.config").write_text(SMALL)
+    git(tree, "bisect", "start", "HEAD", f"HEAD~{len(HISTORY)}")
+    step = [*PYLUO, "--config", "../small.config", "../test_seals.py"]
+    found = subprocess.run(
+        ["git", "bisect", "run", *step],
+        cwd=tree,
+        env=os.environ | {"XDG_CACHE_HOME": os.fspath(folder / "cache")},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 0, found.stdout + found.stderr
+    log = git(tree, "bisect", "log")
+    marks = re.findall(r"^# (good|bad|skip): \[\w+\] (.*)$", log, re.MULTILINE)
+    culprit = re.search(r"^# first bad commit: \[\w+\] (.*)$", log, re.MULTILINE)
+    assert culprit, log
+    assert culprit[1] == "tidy the seals"
+    assert ("skip", "forget a semicolon") in marks
+    names = list(HISTORY)
+    for mark, message in marks:
+        if message in names and mark != "skip":
+            assert (mark == "bad") == (names.index(message) >= names.index("tidy the seals"))

@@ -1,0 +1,89 @@
+"""`pyluo vm matrix`, between two kernels, with all that it writes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
+
+from pyluo.vm import Kernel
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MATRIX = [sys.executable, "-m", "pyluo", "vm", "matrix"]
+TESTS = """
+def test_each_hop_lands_where_it_should(vm, kernel, next_kernel, hops):
+    for hop in range(1, hops + 1):
+        vm.live_update()
+        assert vm.life.release == (next_kernel if hop % 2 else kernel).release
+
+def test_that_passes_where_nothing_changes(vm, kernel, next_kernel):
+    vm.live_update()
+    assert kernel.release == next_kernel.release
+"""
+
+
+def test_all_pairs_with_three_hops_each(tmp_path: Path, kunit_parser: Any) -> None:
+    tests = tmp_path / "test_hops.py"
+    tests.write_text(TESTS)
+    files = {name: tmp_path / name for name in ("html", "junit", "ktap")}
+    words = [f"--{name}={path}" for name, path in files.items()]
+    done = subprocess.run(
+        [*MATRIX, "--from=previous,stable", "--hops=3", "--json", *words, tests],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1, done.stderr
+    cells = json.loads(done.stdout)
+    releases = {name: Kernel.find(name).release for name in ("previous", "stable")}
+    seen = [(cell["from"], cell["to"], cell["direction"], cell["result"]) for cell in cells]
+    assert seen == [
+        ("previous", "previous", "same", "passed"),
+        ("previous", "stable", "upgrade", "failed"),
+        ("stable", "previous", "rollback", "failed"),
+        ("stable", "stable", "same", "passed"),
+    ]
+    for cell in cells:
+        ends = [cell["from"], cell["to"]]
+        assert cell["releases"] == [releases[end] for end in ends]
+        hops, changes = cell["tests"]
+        assert hops["outcome"] == "passed"
+        (guest,) = hops["guests"]
+        assert [(jump["origin"], jump["target"]) for jump in guest["jumps"]] == [
+            (ends[0], ends[1]), (ends[1], ends[0]), (ends[0], ends[1]),
+        ]  # fmt: skip
+        assert guest["console"].count("Linux version") == 4
+        assert (changes["outcome"] == "passed") == (ends[0] == ends[1])
+        assert cell["median_blackout"] > 0
+    suites = ElementTree.parse(files["junit"]).getroot()
+    assert (suites.get("tests"), suites.get("failures"), suites.get("errors")) == ("8", "2", "0")
+    lines = files["ktap"].read_text().splitlines()
+    told = kunit_parser.parse_run_tests(lines, kunit_parser.Printer(print=False))
+    assert (told.counts.passed, told.counts.failed) == (6, 2)
+    page = files["html"].read_text()
+    assert page.count("<svg") == 8
+    assert all(release in page for release in releases.values())
+
+
+def test_the_table_and_the_checks_that_come_with_pyluo() -> None:
+    done = subprocess.run([*MATRIX, "--from=stable", "--hops=1,2"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr + done.stdout
+    release = Kernel.find("stable").release
+    header, one, two = [line for line in done.stdout.splitlines() if "stable" in line]
+    assert f"to stable {release}" in header
+    for row in (one, two):
+        assert f"stable {release}" in row
+        assert "same: 4 passed" in row
+
+
+def test_a_mistake_in_the_tests_is_no_verdict_on_the_kernels(tmp_path: Path) -> None:
+    tests = tmp_path / "test_broken.py"
+    tests.write_text("def test_nothing(:\n")
+    done = subprocess.run(
+        [*MATRIX, "--from=stable", "--hops=1", tests], capture_output=True, text=True
+    )
+    assert done.returncode == 69
+    assert "pytest ended with status 2" in done.stderr

@@ -120,8 +120,9 @@ class _Recorder:
         """Adds a phase; what went wrong first counts."""
         record = self._records.get(report.nodeid, Record(report.nodeid, Outcome.PASSED))
         record = replace(record, seconds=record.seconds + report.duration)
-        # A worker of pytest-xdist that is gone has left no note.
-        note = getattr(report, _NOTE, {"outcome": Outcome.ERROR, "reason": report.longreprtext})
+        note = getattr(report, _NOTE, None)
+        if note is None:  # it is pytest-xdist that reports: a worker is gone
+            note = {"outcome": Outcome.ERROR, "reason": report.longreprtext}
         outcome = Outcome(note["outcome"])
         if outcome is not Outcome.PASSED and not record.bad:
             text = report.longreprtext
@@ -166,10 +167,12 @@ def pytest_runtest_makereport(
     note: dict[str, Any] = {"outcome": outcome.value, "reason": _reason(report, error)}
     if crash := _find(error, GuestCrash):
         note["death"] = crash.death.value
-    guests = _guests(item)
     # A subtest goes before the test that it belongs to, which has the same guests.
-    if report.when == "call" and not isinstance(report, pytest.SubtestReport):
-        note["guests"] = [asdict(guest) for guest in guests]
+    subtest = isinstance(report, pytest.SubtestReport)
+    if not subtest and (report.when == "call" or report.failed):
+        guests = _guests(item)
+        if item.config.getoption("--pyluo-record"):
+            note["guests"] = [asdict(guest) for guest in guests]
         if outcome is Outcome.FAILED:
             _show(report, guests)
     setattr(report, _NOTE, note)

@@ -10,7 +10,6 @@ import sys
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyluo.vm import checks
@@ -91,21 +90,21 @@ async def run(
     Raises:
         HarnessError: pytest could not be started.
     """
-    with tempfile.TemporaryDirectory(prefix="pyluo-run-") as folder:
-        record, said = Path(folder, "record"), Path(folder, "said")
+    # Neither has a name, so that nothing is left however this ends.
+    with tempfile.TemporaryFile() as record, tempfile.TemporaryFile() as said:
+        kept = f"/dev/fd/{record.fileno()}"
         command = [
             # Should this process be killed, its guests are to go too.
             *("setpriv", "--pdeathsig", "KILL", "--"),
             *(sys.executable, "-m", "pytest"),
             *options.words("--pyluo-"),
             f"--pyluo-hops={hops}",
-            f"--pyluo-record={record}",
+            f"--pyluo-record={kept}",
             *(tests or _own_checks()),
         ]
-        with said.open("wb") as kept:
-            status = await _attend(command, output or kept)
-        records = tuple(read(record)) if record.exists() else ()
-        return Run(records, status, said.read_text(errors="replace"))
+        status = await _attend(command, output or said, record.fileno())
+        said.seek(0)
+        return Run(tuple(read(kept)), status, said.read().decode(errors="replace"))
 
 
 def _own_checks() -> list[str]:
@@ -114,13 +113,14 @@ def _own_checks() -> list[str]:
     return ["-p", "no:cacheprovider", "-c", os.devnull, f"--rootdir={folder}", folder]
 
 
-async def _attend(command: list[str], output: IO[bytes]) -> int:
+async def _attend(command: list[str], output: IO[bytes], record: int) -> int:
     try:
         process = await asyncio.create_subprocess_exec(
             *command,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=output,
             stderr=asyncio.subprocess.STDOUT,
+            pass_fds=[record],
         )
     except OSError as error:
         raise HarnessError(f"pytest cannot be started ({error})") from error

@@ -60,6 +60,7 @@ def bisect(*words: str) -> subprocess.CompletedProcess[str]:
         (["--match=gone", "../test_it.py::test_fails"], 1, "is bad: "),
         (["--match=soft lockup", "../test_it.py::test_fails"], 125, "it failed of something else"),
         (["--config=no-such-file", "../test_it.py::test_fails"], 125, "there is no kernel to test"),
+        (["--limit=2", "../test_it.py::test_waits"], 125, "the tests still ran after 2 s"),
         (["--tree=..", "../test_it.py::test_fails"], 125, "there is no kernel"),
     ],
 )

@@ -53,6 +53,7 @@ def step(
     options: GuestOptions,
     *,
     hops: int,
+    limit: float,
     match: re.Pattern[str] | None = None,
     output: IO[bytes] | None = None,
 ) -> Step:
@@ -67,6 +68,7 @@ def step(
         options: of the guests; the tree stands in for the kernels that they leave open: `kernel`,
             and `to` as well.
         hops: as for `suite.run`.
+        limit: as for `suite.run`.
         match: what a failure must say to count; others are skipped.
         output: as for `suite.run`.
     """
@@ -76,7 +78,7 @@ def step(
         return Step(Mark.SKIP, f"there is no kernel to test: {error}")
     try:
         filled_in = _filled_in(options, str(tree))
-        run = asyncio.run(suite.run(tests, filled_in, hops=hops, output=output))
+        run = asyncio.run(suite.run(tests, filled_in, hops=hops, limit=limit, output=output))
     except (HarnessError, OSError) as error:
         return Step(Mark.SKIP, f"the harness failed: {error}", built.release)
     return replace(_judge(run, match), release=built.release, run=run)

@@ -132,6 +132,7 @@ async def run(
     options: GuestOptions,
     *,
     jobs: int,
+    limit: float,
     ended: Callable[[Cell], None],
 ) -> list[Cell]:
     """Runs the tests on each route.
@@ -141,6 +142,7 @@ async def run(
         tests: as for `suite.run`.
         options: of the guests; the kernels are those of the route.
         jobs: how many routes at once; each has one guest at a time, unless a test has more.
+        limit: seconds for the tests of a route, as for `suite.run`.
         ended: called with each cell, in whatever order they come.
 
     Returns:
@@ -154,7 +156,7 @@ async def run(
     async def fill(route: Route) -> Cell:
         async with gate:
             named = replace(options, kernel=route.origin.name, to=route.target.name)
-            cell = Cell(route, await suite.run(tests, named, hops=route.hops))
+            cell = Cell(route, await suite.run(tests, named, hops=route.hops, limit=limit))
         ended(cell)
         return cell
 

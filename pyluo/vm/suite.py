@@ -45,11 +45,13 @@ class Run:
         records: what came of each test.
         status: pytest's exit status.
         said: what it printed, unless that went elsewhere.
+        limit: seconds after which it was ended; None if it came to its end by itself.
     """
 
     records: tuple[Record, ...]
     status: int
     said: str
+    limit: float | None = None
 
     @property
     def result(self) -> Result:
@@ -58,7 +60,7 @@ class Run:
         outcomes = {record.outcome for record in self.records}
         if outcomes & {Outcome.FAILED, Outcome.CRASHED}:
             return Result.FAILED
-        if self.status not in _WHOLE or Outcome.ERROR in outcomes:
+        if self.status not in _WHOLE or self.limit or Outcome.ERROR in outcomes:
             return Result.NO_VERDICT
         proven = outcomes & {Outcome.PASSED, Outcome.EXPECTED_FAILURE}
         return Result.PASSED if proven else Result.NO_VERDICT
@@ -69,6 +71,8 @@ class Run:
         bad = [record for record in self.records if record.bad]
         if bad:
             return f"{bad[0].test}: {bad[0].reason}"
+        if self.limit:
+            return f"the tests still ran after {self.limit:g} s"
         if self.status == _NO_TESTS or (self.status in _WHOLE and not self.records):
             return "no test ran"
         if self.status not in _WHOLE:
@@ -77,7 +81,12 @@ class Run:
 
 
 async def run(
-    tests: Sequence[str], options: GuestOptions, *, hops: int, output: IO[bytes] | None = None
+    tests: Sequence[str],
+    options: GuestOptions,
+    *,
+    hops: int,
+    limit: float,
+    output: IO[bytes] | None = None,
 ) -> Run:
     """Runs tests, and waits for their end.
 
@@ -85,6 +94,7 @@ async def run(
         tests: arguments for pytest: paths, node ids, options; without any, `pyluo.vm.checks`.
         options: of the guests.
         hops: how many live updates tests are to make that can make several.
+        limit: seconds after which they are ended.
         output: where pytest prints to; without it, what it prints is kept.
 
     Raises:
@@ -102,9 +112,10 @@ async def run(
             f"--pyluo-record={kept}",
             *(tests or _own_checks()),
         ]
-        status = await _attend(command, output or said, record.fileno())
+        status, late = await _attend(command, output or said, record.fileno(), limit)
         said.seek(0)
-        return Run(tuple(read(kept)), status, said.read().decode(errors="replace"))
+        text = said.read().decode(errors="replace")
+        return Run(tuple(read(kept)), status, text, limit if late else None)
 
 
 def _own_checks() -> list[str]:
@@ -113,7 +124,10 @@ def _own_checks() -> list[str]:
     return ["-p", "no:cacheprovider", "-c", os.devnull, f"--rootdir={folder}", folder]
 
 
-async def _attend(command: list[str], output: IO[bytes], record: int) -> int:
+async def _attend(
+    command: list[str], output: IO[bytes], record: int, limit: float
+) -> tuple[int, bool]:
+    """Runs a program; its exit status, and whether it had to be ended."""
     try:
         process = await asyncio.create_subprocess_exec(
             *command,
@@ -124,15 +138,24 @@ async def _attend(command: list[str], output: IO[bytes], record: int) -> int:
         )
     except OSError as error:
         raise HarnessError(f"pytest cannot be started ({error})") from error
+    late = False
     try:
-        return await process.wait()
-    except BaseException:
-        # A terminal's Ctrl-C reached it as well; another interruption did not.
+        await asyncio.wait_for(process.wait(), limit)
+    except TimeoutError:
+        late = True
+    finally:
+        status = await _end(process)
+    return status, late
+
+
+async def _end(process: asyncio.subprocess.Process) -> int:
+    """Interrupts it if it still runs, and kills it if that does not help."""
+    if process.returncode is None:
+        # A terminal's Ctrl-C has reached it already, which does no harm.
         with suppress(ProcessLookupError):
             process.send_signal(signal.SIGINT)
         try:
             await asyncio.wait_for(process.wait(), _GRACE)
         except TimeoutError:
             process.kill()
-            await process.wait()
-        raise
+    return await process.wait()

@@ -10,6 +10,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pyluo.cli.vm import program
 from pyluo.vm import options
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def add_parser(actions: Commands) -> None:
         "--match", type=_pattern, metavar="REGEX",
         help="what a failure has to say to count: a commit that fails otherwise is passed over",
     )  # fmt: skip
+    program.add_limit(bisect)
     bisect.add_argument("--tree", type=Path, default=Path(), help="the kernel's, if not this one")
     bisect.add_argument("--json", action="store_true", help="the result as data")
     bisect.add_argument(
@@ -76,6 +78,7 @@ def _bisect(arguments: argparse.Namespace) -> int:
             arguments.tests,
             options.GuestOptions.of(arguments),
             hops=arguments.hops,
+            limit=arguments.limit,
             match=arguments.match,
             output=output.buffer,
         )

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from pyluo.cli.exit import FAILED, PASSED, UNAVAILABLE
-from pyluo.cli.vm import verdicts
+from pyluo.cli.vm import program, verdicts
 from pyluo.vm import options
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def add_parser(actions: Commands) -> None:
         "--jobs", "-j", type=options.count, metavar="N",
         help="how many routes at once (default: as many as cores and memory allow)",
     )  # fmt: skip
+    program.add_limit(matrix)
     matrix.add_argument("--html", metavar="FILE", help="write a page with all of it there")
     verdicts.add_files(matrix)
     matrix.add_argument("--json", action="store_true", help="as data")
@@ -106,7 +107,9 @@ def _run(
             progress.say(f"{cell.route}: {cell.result.value}{reason}")
 
         jobs = arguments.jobs or at_once(guest.memory)
-        return asyncio.run(matrix.run(routes, arguments.tests, guest, jobs=jobs, ended=tell))
+        return asyncio.run(
+            matrix.run(routes, arguments.tests, guest, jobs=jobs, limit=arguments.limit, ended=tell)
+        )
 
 
 def _show(cells: Sequence[Cell]) -> None:

@@ -1,4 +1,4 @@
-"""Programs that a command line has run in a guest."""
+"""Programs that a command line has run in a guest, and how long what it runs may take."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from pyluo.vm.options import count
+from pyluo.vm.options import count, seconds
 
 if TYPE_CHECKING:
     import argparse
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from pyluo.vm import VM
 
-__all__ = ["add_timeout", "relay"]
+__all__ = ["add_limit", "add_timeout", "relay"]
 
 # As shells and timeout(1) have it.
 _TIMED_OUT, _NOT_RUNNABLE, _NOT_FOUND, _SIGNALLED = 124, 126, 127, 128
@@ -25,6 +25,14 @@ def add_timeout(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timeout", type=count, default=600, metavar="S", help="seconds for each program"
     )
+
+
+def add_limit(parser: argparse.ArgumentParser) -> None:
+    """Adds the option that says how long a run of tests may take."""
+    parser.add_argument(
+        "--limit", type=seconds, default=3600.0, metavar="S",
+        help="seconds for the tests, after which there is no verdict (default: 3600)",
+    )  # fmt: skip
 
 
 def relay(vm: VM, command: Sequence[str], timeout: int) -> int:

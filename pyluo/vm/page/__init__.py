@@ -30,6 +30,7 @@ _PHASES = {
     timeline.WORKER_UP: ("booting the new kernel", "boot"),
 }
 _MARKED = "restore"
+_ROOM = 13  # characters of each of two names
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +96,18 @@ def render(cells: Sequence[Cell]) -> str:
 def _rows(jumps: Sequence[Jump]) -> list[_Row]:
     return [
         _Row(
-            f"{number}: {jump.origin} to {jump.target}",
+            f"{number}: {_short(jump.origin)} to {_short(jump.target)}",
             _bars(jump),
             jump.landed,
             jump.timeline.blackout if jump.landed else None,
         )
         for number, jump in enumerate(jumps, 1)
     ]
+
+
+def _short(name: str) -> str:
+    """A kernel's name where there is little room; of a path, its end tells most."""
+    return name if len(name) <= _ROOM else f"…{name[1 - _ROOM :]}"
 
 
 def _bars(jump: Jump) -> list[_Bar]:

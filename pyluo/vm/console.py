@@ -19,6 +19,7 @@ __all__ = ["Console"]
 _TAIL = 60
 _PAUSE = 1.0  # seconds without a line after which a trace is taken for complete
 _TRACE_LIMIT = 3.0  # seconds for a dying kernel to finish its trace
+_LEAVING = "kexec_core: Starting new kernel"  # kernel/kexec_core.c, kernel_kexec()
 _BEGINNING = re.compile(r"\[ *\d+\.\d+\](?:\[[^]]*\])? Linux version ")
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -34,6 +35,7 @@ class Console:
     Attributes:
         reports: what the kernels of all lives complained of.
         heard: seconds on the monotonic clock, when something last came.
+        left: likewise, when a kernel last said that it gives way to the next.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Console:
         self._more = asyncio.Event()
         self.reports: list[Report] = []
         self.heard = time.monotonic()
+        self.left: float | None = None
 
     async def read(self, stream: asyncio.StreamReader) -> None:
         """Takes lines until QEMU closes the line."""
@@ -112,6 +115,8 @@ class Console:
 
     def _take(self, line: str, now: float) -> None:
         self._lines.append(line)
+        if _LEAVING in line:
+            self.left = now
         if _BEGINNING.search(line):
             self._open = self._earlier = None  # those were another life's
             self._on_beginning(now)

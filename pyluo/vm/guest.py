@@ -24,7 +24,7 @@ from pyluo.vm.trace import trace
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
     from pathlib import Path
 
     from pyluo.vm.kernel import Kernel
@@ -65,6 +65,9 @@ class Life:
         boot_id: the kernel's own name for this boot.
         release: the kernel's release, as `uname -r` gives it.
         updates: the number of live updates that the kernel counts; None if its log does not say.
+        blackout: seconds until its worker was up, from the call of reboot() that led to it, or,
+            for a jump that the harness did not ask for, from the last kernel's own word that it
+            gives way; None for the cold boot, and if there was no such word.
     """
 
     number: int
@@ -72,6 +75,7 @@ class Life:
     boot_id: str
     release: str
     updates: int | None
+    blackout: float | None
 
 
 class Guest:
@@ -98,6 +102,7 @@ class Guest:
         self.console = Console(self._kernel_began, self._complained, self._perished)
         self.qmp = QMPClient("pyluo")
         self.life: Life | None = None
+        self._news: Callable[[], None] | None = None
         self._kernels = [kernel]  # of each life
         self._number = 1
         self._next: Kernel | None = None  # the kernel that is being jumped into
@@ -109,6 +114,7 @@ class Guest:
         self._turn = asyncio.Lock()
         loop = asyncio.get_running_loop()
         self._death: asyncio.Future[GuestCrash | HarnessError] = loop.create_future()
+        self._death.add_done_callback(lambda _: self._tell_news())
         self._hello: asyncio.Future[wire.Frame] = loop.create_future()
         self._tasks: list[asyncio.Task[None]] = []
         self._control: asyncio.StreamWriter | None = None
@@ -204,6 +210,10 @@ class Guest:
                 # Refused, or given up on: a kernel that comes after all comes unasked.
                 if not landed:
                     self._hello = before
+
+    async def tell(self, news: Callable[[], None] | None) -> None:
+        """Calls this when the guest has died, and when a life has begun that nobody asked for."""
+        self._news = news
 
     async def monitor(self, command: str, arguments: dict[str, object]) -> object:
         """Runs a command of QEMU's monitor.
@@ -324,7 +334,10 @@ class Guest:
 
     async def _next_life(self, timeout: float) -> None:
         hello = await self._until(self._hello, timeout, Death.SILENT, "no word from the worker")
-        self.life = self._life(hello)
+        blackout = None
+        with suppress(KeyError):  # the cold boot, or somebody else's jump came first
+            blackout = self.timeline.blackout
+        self.life = self._life(hello, blackout)
 
     async def _until(
         self, awaited: asyncio.Future[T], timeout: float, death: Death, what: str
@@ -390,20 +403,28 @@ class Guest:
         # Nobody asked for this jump; who waits for an answer of the last life waits in vain.
         self._number += 1
         self._kernels.append(self._kernels[-1])
-        self.life = self._life(hello)
+        left = self.console.left
+        self.life = self._life(hello, time.monotonic() - left if left else None)
         for answer in self._answers.values():
             if not answer.done():
                 answer.set_exception(
                     HarnessError("the guest booted again on its own", "jump by vm.live_update()")
                 )
+        self._tell_news()
 
-    def _life(self, hello: wire.Frame) -> Life:
+    def _tell_news(self) -> None:
+        if self._news:
+            self._news()
+
+    def _life(self, hello: wire.Frame, blackout: float | None) -> Life:
+        self.console.left = None
         return Life(
             self._number,
             self._kernels[-1].name,
             hello["boot_id"],
             hello["release"],
             hello["updates"],
+            blackout,
         )
 
     async def _watch_process(self, reading: asyncio.Task[None]) -> None:

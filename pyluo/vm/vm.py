@@ -326,6 +326,17 @@ class VM:
         """
         self._run(self._alive().dump(os.path.abspath(path)))
 
+    @contextmanager
+    def notifying(self, news: Callable[[], None]) -> Iterator[None]:
+        """In the block, `news` is called by another thread when the guest has died, and when a
+        life has begun that was not asked for: somebody in the guest has jumped."""
+        self._run(self._alive().tell(news))
+        try:
+            yield
+        finally:
+            if self._guest is not None:  # or it was closed in the block
+                self._run(self._guest.tell(None))
+
     @property
     def silence(self) -> float:
         """Seconds without a sign of life after which the guest counts as hung."""

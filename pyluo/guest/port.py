@@ -6,28 +6,38 @@ import os
 
 from pyluo.guest import wire
 
-__all__ = ["HEART", "NAME", "Port", "mark", "open_by_name"]
+__all__ = ["HEART", "NAME", "TERMINAL", "Port", "mark", "open_by_name"]
 
 NAME = "pyluo.control"
 HEART = "pyluo.heart"
+TERMINAL = "pyluo.terminal"
 _PORTS = "/sys/class/virtio-ports"
 
 
 class Port:
-    """The virtio-serial port that leads to the host."""
+    """A virtio-serial port that leads to the host."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._pending = b""
 
     @classmethod
-    def find(cls) -> Port:
+    def find(cls, name: str = NAME) -> Port:
         """Opens the port by the name that the host gave it.
 
         Raises:
             FileNotFoundError: this machine has no such port.
+            OSError: EBUSY, somebody has it open.
         """
-        return cls(open_by_name(NAME))
+        return cls(open_by_name(name))
+
+    def fileno(self) -> int:
+        """The descriptor, to wait for."""
+        return self._fd
+
+    def close(self) -> None:
+        """Closes it."""
+        os.close(self._fd)
 
     def greet(self, message: wire.Frame) -> None:
         """The first message of a life; the empty line before it ends whatever was cut short."""
@@ -47,6 +57,12 @@ class Port:
             self._pending = rest
             if message := wire.parse(line):
                 return message
+
+    def receive_some(self) -> list[wire.Frame]:
+        """The messages that one read brings, which may be none; waits for something to read."""
+        self._pending += os.read(self._fd, 1 << 20)
+        *lines, self._pending = self._pending.split(b"\n")
+        return [message for line in lines if (message := wire.parse(line))]
 
     def _write(self, data: bytes) -> None:
         view = memoryview(data)

@@ -22,7 +22,7 @@ from pyluo.vm.errors import HarnessError
 __all__ = ["BINARY", "Machine", "QemuProcess", "find_binary"]
 
 BINARY = "qemu-system-x86_64"
-_CHANNELS = ("control", "heart", "qmp")
+_CHANNELS = ("control", "heart", "terminal", "qmp")
 _CONSOLE_ROOM = 1 << 20  # bytes, as much as Linux lets anyone have
 _PROCESSOR = {
     # The interrupt remapping of intel-iommu needs the split irqchip.
@@ -91,6 +91,7 @@ class Machine:
             "-device", "virtio-serial-pci",
             "-device", f"virtserialport,chardev=control,name={port.NAME}",
             "-device", f"virtserialport,chardev=heart,name={port.HEART}",
+            "-device", f"virtserialport,chardev=terminal,name={port.TERMINAL}",
             "-device", "isa-serial,chardev=console",
             "-mon", "chardev=qmp,mode=control",
         ]  # fmt: skip
@@ -117,7 +118,7 @@ class QemuProcess:
     Attributes:
         folder: that folder.
         console: the end of the console's pipe to read from.
-        sockets: one for each of control, heart and qmp.
+        sockets: one for each of control, heart, terminal and qmp.
         pid: the process id of QEMU.
     """
 

@@ -28,6 +28,7 @@ from pyluo.vm.timeline import GuestLog, Jump
 from pyluo.vm.usage import usage
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
     from types import TracebackType
 
@@ -336,6 +337,12 @@ class VM:
         finally:
             if self._guest is not None:  # or it was closed in the block
                 self._run(self._guest.tell(None))
+
+    @property
+    def terminal(self) -> socket.socket:
+        """The host's end of the port that `pyluo.guest.terminal` opens; as long as the guest is
+        there."""
+        return self._alive().process.sockets["terminal"]
 
     @property
     def silence(self) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pyluo.cli.vm import bisect, kernel, live_update, matrix, run, selftests
+from pyluo.cli.vm import bisect, kernel, live_update, matrix, run, selftests, shell
 
 if TYPE_CHECKING:
     from pyluo.cli.parsers import Commands
@@ -16,5 +16,5 @@ def add_parser(commands: Commands) -> None:
     """Adds the command to the parser."""
     parser = commands.add_parser("vm", help="kernels, and guests to live-update")
     actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
-    for action in (kernel, run, live_update, selftests, matrix, bisect):
+    for action in (kernel, run, shell, live_update, selftests, matrix, bisect):
         action.add_parser(actions)

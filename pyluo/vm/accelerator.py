@@ -20,7 +20,7 @@ __all__ = ["Accelerator"]
 
 _DEVICE = Path("/dev/kvm")
 _VARIABLE = "PYLUO_ACCEL"
-_PROBE_TIMEOUT = 5.0  # seconds; a boot sector takes a fraction of one
+_PROBE_TIMEOUT = 5  # seconds; a boot sector takes a fraction of one
 _SIGNAL = 0x2A
 # mov al, 0x2a; out 0xf4, al; hlt: QEMU's debug-exit device ends QEMU with twice that plus one.
 _BOOT_SECTOR = bytes([0xB0, _SIGNAL, 0xE6, 0xF4, 0xF4]).ljust(510, b"\0") + b"\x55\xaa"
@@ -71,21 +71,25 @@ def _remembered(qemu: str) -> bool:
 
 
 def _boots(qemu: str) -> bool:
-    with tempfile.NamedTemporaryFile(prefix="pyluo-", suffix=".img") as image:
+    with tempfile.TemporaryFile() as image:
         image.write(_BOOT_SECTOR.ljust(1440 << 10, b"\0"))
         image.flush()
-        command = [qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
+        # Of a harness that is killed here, this is left until its time is over. An interrupted one
+        # kills `timeout`, and so QEMU.
+        command = ["timeout", "--signal=KILL", str(_PROBE_TIMEOUT)]
+        command += ["setpriv", "--pdeathsig", "KILL", "--"]
+        command += [qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
         command += ["-machine", "q35", "-accel", "kvm", "-cpu", "host", "-m", "64M"]
         command += ["-device", "isa-debug-exit,iobase=0xf4,iosize=0x01", "-boot", "order=c"]
-        command += ["-drive", f"file={image.name},format=raw,if=ide,snapshot=on"]
+        command += ["-drive", f"file=/proc/self/fd/{image.fileno()},format=raw,if=ide,snapshot=on"]
         try:
             done = subprocess.run(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                timeout=_PROBE_TIMEOUT,
+                pass_fds=[image.fileno()],
             )
-        except (OSError, subprocess.TimeoutExpired):
+        except OSError:
             return False
     return done.returncode == _BOOTED

@@ -65,7 +65,8 @@ def live_update(vm: VM, fault: Next, to: Kernel | str | os.PathLike[str] | None 
     kernel = vm.kernel if to is None else Kernel.find(to)
     if fault in _WORDS:
         return vm.live_update(kernel, append=f"{vm.append} {_WORDS[fault]}")
-    with tempfile.TemporaryDirectory(prefix="pyluo-fault-") as folder:
+    # In the run's folder, which its keeper removes if nobody else does.
+    with tempfile.TemporaryDirectory(prefix="fault-", dir=vm.console_log.parent) as folder:
         image = Path(folder, f"{fault.name.lower()}-bzImage")
         image.write_bytes(_spoilt(kernel.image.read_bytes(), fault))
         return vm.live_update(image)

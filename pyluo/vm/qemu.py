@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -113,7 +114,7 @@ class QemuProcess:
     The sockets have no names. The console is a pipe: the guest's UART writes it byte by byte, and a
     socket, which counts its buffer by messages, would be full after some 300 of them; what does
     not fit is lost in the middle of a line. The folder, mode 0700, holds the console's log and
-    QEMU's own messages; the keeper removes it.
+    QEMU's own messages; the keeper makes and removes it.
 
     Attributes:
         folder: that folder.
@@ -124,7 +125,7 @@ class QemuProcess:
 
     def __init__(self, machine: Machine) -> None:
         binary = find_binary()
-        self.folder = Path(tempfile.mkdtemp(prefix="pyluo-"))
+        self.folder = Path(tempfile.gettempdir(), f"pyluo-{secrets.token_hex(8)}")
         self._alive = self._status = -1
         self.sockets: dict[str, socket.socket] = {}
         theirs: list[socket.socket] = []
@@ -143,27 +144,23 @@ class QemuProcess:
         self._status, status = os.pipe()
         fds = [alive, status, written, *(other.fileno() for other in theirs)]
         try:
-            with self.messages_log.open("wb") as messages:
-                self._keeper = subprocess.Popen(
-                    [
-                        sys.executable,
-                        "-I",
-                        "-S",
-                        keeper.__file__,
-                        os.fspath(self.folder),
-                        str(alive),
-                        str(status),
-                        *command,
-                    ],
-                    stdin=subprocess.DEVNULL,
-                    stdout=messages,
-                    stderr=messages,
-                    pass_fds=fds,
-                    start_new_session=True,
-                )
+            self._keeper = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-I",
+                    "-S",
+                    keeper.__file__,
+                    os.fspath(self.folder),
+                    str(alive),
+                    str(status),
+                    *command,
+                ],
+                stdin=subprocess.DEVNULL,
+                pass_fds=fds,
+                start_new_session=True,
+            )
         except BaseException:
             self._close_channels()
-            shutil.rmtree(self.folder, ignore_errors=True)
             raise
         finally:
             os.close(alive)
@@ -182,7 +179,7 @@ class QemuProcess:
     @property
     def messages_log(self) -> Path:
         """What QEMU itself had to say."""
-        return self.folder / "qemu.log"
+        return self.folder / keeper.MESSAGES
 
     async def started(self) -> None:
         """Waits for the process id."""
@@ -192,10 +189,9 @@ class QemuProcess:
             os.fdopen(self._status, "rb"),
         )
         self._status = -1
-        report = await self._reports.readline()
-        if not report:
-            said = self.messages_log.read_text(errors="replace").strip()
-            raise HarnessError("QEMU's keeper did not start", said)
+        report = (await self._reports.readline()).decode().strip()
+        if not report.isdecimal():
+            raise HarnessError("QEMU's keeper did not start", report or "it gave no reason")
         self.pid = int(report)
 
     async def ended(self) -> int:

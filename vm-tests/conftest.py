@@ -3,7 +3,13 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,13 +19,13 @@ from pyluo.vm.selftests import SUITES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 # Each of pytester's runs has a home of its own, where no kernel is cached.
 os.environ["XDG_CACHE_HOME"] = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
 
 pytest_plugins = ["pytester"]
 
+ROOT = Path(__file__).parent.parent
 KUNIT = "tools/testing/kunit"
 
 
@@ -39,6 +45,32 @@ def selftest_source(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
         return folder / SUITES[suite].folder
 
     return extracted
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another environment, which pyluo is installed in from a copy of the checkout.
+
+    What pyluo stands on is this environment's, so that nothing is downloaded.
+    """
+    copy = tmp_path_factory.mktemp("source") / "pyluo"
+    left_out = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__", "*.so")
+    shutil.copytree(ROOT, copy, ignore=left_out)
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, symlinks=True)
+    base = {"base": os.fspath(folder), "platbase": os.fspath(folder)}
+    packages = Path(sysconfig.get_path("purelib", "venv", base))
+    # Of a folder that is named so, no .pth file counts: not that of an editable pyluo either.
+    ours = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
+    (packages / "ours.pth").write_text("\n".join(ours))
+    install = [
+        *(sys.executable, "-m", "pip", "--python", os.fspath(folder / "bin" / "python")),
+        *("install", "--no-deps", "--no-build-isolation", "--no-index", "--ignore-installed"),
+        os.fspath(copy),
+    ]
+    done = subprocess.run(install, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -51,7 +51,7 @@ lint: packages $(BIN)/.dev
 clean:
 	rm -rf .venv build dist pyluo.egg-info pyluo/_ffi.c pyluo/_ffi.o pyluo/_ffi.*.so .hypothesis
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
-	find pyluo tests vm-tests -name __pycache__ -prune -exec rm -rf {} +
+	find pyluo examples tests vm-tests -name __pycache__ -prune -exec rm -rf {} +
 
 # Asks for a password only if something is missing.
 packages:

@@ -1,9 +1,10 @@
-"""Tests that run elsewhere: by a worker of another environment."""
+"""Tests that run elsewhere: by a worker of another environment, and in a project of their own."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from pyluo.vm.records import Outcome
 if TYPE_CHECKING:
     import pytest
 
+EXAMPLE = Path(__file__).parent.parent / "examples" / "test-project"
 MEMORY = 512 << 20
 # What pytest-xdist runs, but for the machine in between: nothing of our environment goes over.
 SSH = """\
@@ -78,3 +80,12 @@ def test_a_worker_of_another_environment_runs_the_tests_there_and_reports_home(
     assert (passed.outcome, failed.outcome) == (Outcome.PASSED, Outcome.FAILED)
     assert [jump.landed for guest in passed.guests for jump in guest.jumps] == [True]
     assert [bool(guest.console) for guest in failed.guests] == [True]
+
+
+def test_the_example_project_passes_where_pyluo_is_installed(
+    pytester: pytest.Pytester, installed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(shutil.copytree(EXAMPLE, pytester.path / "project"))
+    outcome = pytester.run(installed / "bin" / "python", "-m", "pytest")
+    outcome.assert_outcomes(passed=1)
+    outcome.stdout.fnmatch_lines(["*guests booted: 1, live updates made: 1"])

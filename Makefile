@@ -39,8 +39,9 @@ soak: packages $(BIN)/.dev
 		vm-tests/test_state_machine.py
 	PYLUO_ROUNDS=$(SOAK_ROUNDS) $(BIN)/pytest vm-tests/test_deaths.py
 
-bench: packages $(BIN)/.vm
+bench: packages $(BIN)/.dev
 	$(BIN)/python benchmarks/handoff.py --rounds $(BENCH_ROUNDS)
+	$(BIN)/python benchmarks/side_by_side.py --rounds $(BENCH_ROUNDS)
 
 lint: packages $(BIN)/.dev
 	$(BIN)/ruff check

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     Size = tuple[int, int]
 
-__all__ = ["start"]
+__all__ = ["start", "wait"]
 
 _HOSTNAME = "guest"
 # Shells without a start file of their own would not tell the guest from the host; that of Debian's
@@ -90,6 +90,12 @@ def start(
             os._exit(0)
     finally:
         channel.close()
+
+
+def wait(carrier: int) -> None:
+    """Waits until a carrier that has told the end has let go of the port, for the next one."""
+    with suppress(ChildProcessError):  # it was of a life that is over
+        os.waitpid(carrier, 0)
 
 
 class _Program:

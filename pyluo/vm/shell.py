@@ -72,6 +72,7 @@ class Shell:
         self._folders = [os.getcwd(), "/"]
         self._jump: Future[object] | None = None
         self._boot_id = ""
+        self._carrier = 0  # its process id in the guest
         self._status: int | None = None
         self._resized = False
         self._in_line = False  # the last output did not end its line
@@ -104,6 +105,8 @@ class Shell:
                 self._tell(f"{_describe(self._vm.life)}; Ctrl-] ? for help")
             while self._status is None:
                 self._go_on()
+            if self._vm.running and self._jump is None:
+                self._vm.call(terminal.wait, self._carrier)
         return self._status
 
     def _go_on(self) -> None:
@@ -128,7 +131,7 @@ class Shell:
         self._boot_id = self._vm.boot_id
         self._line.begin(self._boot_id)
         size = os.get_terminal_size(self._stdin) if self._terminal else None
-        self._vm.call(
+        self._carrier = self._vm.call(
             terminal.start,
             self._boot_id,
             self._argv,
@@ -147,7 +150,7 @@ class Shell:
             for what, content in message.items():
                 match what:
                     case "output" | "error":
-                        self._write(what, wire.decode(content))
+                        self._write(what, wire.decode(content, find=wire.loaded))
                     case "taken":
                         self._unread = self._unread[content:]
                     case "folder":

@@ -3,7 +3,7 @@
 Each test boots a guest of its own, preserves a memfd, live-updates and compares. Both ways are
 whole runs of pytest with its workers, `-n 1` and `-n 2`, in turns, so that the load of the machine
 falls on both alike; each round gives a ratio. The run fails if the median of these is over the
-limit.
+limit. Two guests need two cores: how many of them other programs used meanwhile is told as well.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -73,20 +74,33 @@ def main() -> None:
     Kernel.find(chosen.kernel)
     Accelerator.choose(find_binary())
     measured = measure(chosen.kernel, chosen.rounds)
-    one, two = measured.values()
+    one, two = ([each.seconds for each in runs] for runs in measured.values())
     ratios = [less / more for more, less in zip(one, two, strict=True)]
     ratio = statistics.median(ratios)
     if chosen.json:
-        print(json.dumps(measured | {"ratios": ratios, "ratio": ratio, "limit": LIMIT}))
+        runs = {way: [each._asdict() for each in runs] for way, runs in measured.items()}
+        print(json.dumps(runs | {"ratios": ratios, "ratio": ratio, "limit": LIMIT}))
     else:
         show(measured, ratios)
     if ratio > LIMIT:
         sys.exit(f"two guests side by side took {ratio:.3f} of the time, more than {LIMIT}")
 
 
-def measure(kernel: str, rounds: int) -> dict[str, list[float]]:
-    """Seconds by the way that the tests were run."""
-    measured: dict[str, list[float]] = {way: [] for way in WAYS}
+class Run(NamedTuple):
+    """One run of all tests.
+
+    Attributes:
+        seconds: that it took.
+        others: how many cores other programs used meanwhile.
+    """
+
+    seconds: float
+    others: float
+
+
+def measure(kernel: str, rounds: int) -> dict[str, list[Run]]:
+    """The runs, by the way that the tests were run."""
+    measured: dict[str, list[Run]] = {way: [] for way in WAYS}
     with progress.bar("side by side", rounds) as reached:
         for number in range(rounds):
             for way, workers in WAYS.items():
@@ -95,8 +109,8 @@ def measure(kernel: str, rounds: int) -> dict[str, list[float]]:
     return measured
 
 
-def run(kernel: str, workers: int) -> float:
-    """Runs the tests, and returns the seconds that it took."""
+def run(kernel: str, workers: int) -> Run:
+    """Runs the tests."""
     with tempfile.TemporaryDirectory(prefix="pyluo-bench-") as name:
         folder = Path(name)
         (folder / "test_ram.py").write_text(TESTS)
@@ -104,24 +118,38 @@ def run(kernel: str, workers: int) -> float:
         command = [sys.executable, "-m", "pytest", f"--basetemp={folder / 'tmp'}"]
         command += ["-n", str(workers), f"--pyluo-kernel={kernel}"]
         command += [f"--pyluo-memory={MEMORY}", f"--pyluo-record={record}"]
-        began = time.monotonic()
+        began, others = time.monotonic(), used_by_others()
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-        took = time.monotonic() - began
+        took, others = time.monotonic() - began, used_by_others() - others
         outcomes = [each.outcome for each in records.read(record)] if record.exists() else []
     if done.returncode or outcomes != [Outcome.PASSED] * NUMBER:
         sys.exit(f"with {workers} at once, the tests did not pass:\n{done.stdout}{done.stderr}")
-    return took
+    return Run(took, others / took)
 
 
-def show(measured: dict[str, list[float]], ratios: list[float]) -> None:
+def used_by_others() -> float:
+    """Seconds of all cores so far, but for what this process has started and waited for."""
+    _, user, nice, system, _, _, irq, softirq, steal, *_ = (
+        Path("/proc/stat").read_text().partition("\n")[0].split()
+    )
+    busy = sum(map(int, (user, nice, system, irq, softirq, steal))) / os.sysconf("SC_CLK_TCK")
+    times = os.times()
+    return busy - times.children_user - times.children_system
+
+
+def show(measured: dict[str, list[Run]], ratios: list[float]) -> None:
     """A table, with the ratios of the rounds below."""
-    table = Table("", "median", "least", "most", box=None)
-    for way, seconds in measured.items():
-        times = (statistics.median(seconds), min(seconds), max(seconds))
-        table.add_row(way, *(f"{time:.1f} s" for time in times))
-    spread = (statistics.median(ratios), min(ratios), max(ratios))
-    table.add_row("ratio", *(f"{ratio:.3f}" for ratio in spread))
+    table = Table("", "median", "least", "most", "cores of others", box=None)
+    for way, runs in measured.items():
+        others = statistics.median(each.others for each in runs)
+        table.add_row(way, *spread([each.seconds for each in runs], "{:.1f} s"), f"{others:.2f}")
+    table.add_row("ratio", *spread(ratios, "{:.3f}"))
     Console().print(table)
+
+
+def spread(values: list[float], form: str) -> list[str]:
+    """The median, the least and the most."""
+    return [form.format(value) for value in (statistics.median(values), min(values), max(values))]
 
 
 if __name__ == "__main__":

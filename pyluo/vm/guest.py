@@ -362,9 +362,10 @@ class Guest:
         raise await self._end()
 
     async def _sign_of_life(self) -> None:
-        """Waits for one, or until the guest counts as hung for want of any: it may have fallen
-        silent shortly before patience with its answer ended."""
-        while not self._dying and self._quiet() >= _PULSE:
+        """Waits for the next one, or until the guest counts as hung for want of any: it may have
+        fallen silent just before patience with its answer ended."""
+        begun = time.monotonic()
+        while not self._dying and self._last_sign() < begun:
             await asyncio.sleep(_GLANCE)
 
     async def _end(self) -> GuestCrash | HarnessError:
@@ -453,7 +454,7 @@ class Guest:
 
     async def _watch_for_silence(self) -> None:
         while True:
-            quiet = self._quiet()
+            quiet = time.monotonic() - self._last_sign()
             if quiet < self.silence:
                 await self._sleep(self.silence - quiet)
                 continue
@@ -466,9 +467,9 @@ class Guest:
                 return
             self._beat = time.monotonic()  # who stopped it on purpose may let it go on
 
-    def _quiet(self) -> float:
-        """Seconds since the last sign of life."""
-        return time.monotonic() - max(self._beat, self.console.heard)
+    def _last_sign(self) -> float:
+        """When there was the last sign of life, in seconds on the monotonic clock."""
+        return max(self._beat, self.console.heard)
 
     async def _sleep(self, seconds: float) -> None:
         """Sleeps; a host that was itself not scheduled in time cannot tell what the guest did."""

@@ -121,6 +121,7 @@ class Guest:
         self._heart: asyncio.StreamWriter | None = None
         self._console: asyncio.ReadTransport | None = None
         self._beat = time.monotonic()
+        self._excused = self._beat  # silence before is not the guest's
         self._shown: asyncio.Future[None] = loop.create_future()
         self._awaited: set[asyncio.Future[Any]] = set()
         self._dying = False
@@ -241,7 +242,7 @@ class Guest:
                 f"the guest's memory was not written to {path}: {error!r}"
             ) from error
         finally:
-            self._beat = time.monotonic()  # it stood still
+            self._excused = time.monotonic()  # it stood still
 
     async def catch_up(self, words: str, since: int) -> None:
         """Waits for a line that the guest has written to its kernel's log, but not for long: a
@@ -454,7 +455,7 @@ class Guest:
 
     async def _watch_for_silence(self) -> None:
         while True:
-            quiet = time.monotonic() - self._last_sign()
+            quiet = time.monotonic() - max(self._last_sign(), self._excused)
             if quiet < self.silence:
                 await self._sleep(self.silence - quiet)
                 continue
@@ -465,7 +466,7 @@ class Guest:
             if status in _RUNNING:
                 self._died(Death.SILENT_HANG, f"nothing for {quiet:.1f} s")
                 return
-            self._beat = time.monotonic()  # who stopped it on purpose may let it go on
+            self._excused = time.monotonic()  # who stopped it on purpose may let it go on
 
     def _last_sign(self) -> float:
         """When there was the last sign of life, in seconds on the monotonic clock."""
@@ -476,7 +477,7 @@ class Guest:
         due = time.monotonic() + seconds
         await asyncio.sleep(seconds)
         if time.monotonic() > due + _LATE:
-            self._beat = time.monotonic()
+            self._excused = time.monotonic()
 
     async def _status(self) -> str:
         """The guest's state, as QEMU sees it; empty if QEMU does not say."""

@@ -17,6 +17,7 @@ __all__ = ["KernelLog"]
 
 _RECORD_LIMIT = 8192
 _FOUND = "KHO: found kexec handover data."
+_NO_SCRATCH = "KHO: Failed to reserve scratch area"
 _UPDATES = re.compile(r"luo: Retrieved live update data, liveupdate number: (\d+)")
 _EXEC_FROM = re.compile(r"KHO: exec from: (\S+) \(count (\d+)\)")
 
@@ -49,6 +50,11 @@ class KernelLog:
         if any(_FOUND in message for message in self.messages):
             return True
         return False if self._whole else None
+
+    @property
+    def lacks_scratch(self) -> bool:
+        """Whether the kernel says that it found no room for scratch areas, and switched KHO off."""
+        return any(_NO_SCRATCH in message for message in self.messages)
 
     @property
     def updates(self) -> int | None:

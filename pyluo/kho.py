@@ -82,11 +82,11 @@ def status() -> KhoStatus:
         from_release=log.from_release,
         kexecs=log.kexecs,
         updates=log.updates,
-        obstacles=() if live_update else tuple(_obstacles(release)) or (_UNEXPLAINED,),
+        obstacles=() if live_update else tuple(_obstacles(release, log)) or (_UNEXPLAINED,),
     )
 
 
-def _obstacles(release: str) -> Iterator[Obstacle]:
+def _obstacles(release: str, log: KernelLog) -> Iterator[Obstacle]:
     numbers = re.match(r"(\d+)\.(\d+)", release)
     if numbers and (int(numbers[1]), int(numbers[2])) < _FIRST_RELEASE:
         yield Obstacle(
@@ -126,6 +126,12 @@ def _obstacles(release: str) -> Iterator[Obstacle]:
             if off
             else "the kernel command line lacks kho=on",
             "boot again with `kho=on liveupdate=on` on it",
+        )
+    if log.lacks_scratch:
+        yield Obstacle(
+            "the kernel found no room in memory for the scratch areas that the next one boots in",
+            "boot again with smaller ones, kho_scratch=75% on the command line (default: 200%), "
+            "or with more memory",
         )
 
 

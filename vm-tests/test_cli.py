@@ -97,5 +97,11 @@ def test_a_crash_while_counting_is_counted_and_fails_the_run() -> None:
     assert b"sysrq triggered crash" in done.stderr
 
 
+def test_jumps_from_a_kernel_that_hands_nothing_over_do_not_count_as_live_updates() -> None:
+    done = pyluo("vm", "live-update", "--append", "kho_scratch=2G,0,0")
+    assert done.returncode == 69, done.stdout
+    assert b"no room in memory for the scratch areas" in done.stderr
+
+
 def pyluo(*arguments: str) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run([*MODULE, *arguments], capture_output=True, timeout=120)

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING
 
+from pyluo import kho
 from pyluo.vm import progress
-from pyluo.vm.errors import GuestCrash
+from pyluo.vm.errors import GuestCrash, HarnessError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,7 +61,7 @@ def run(boot: Callable[[], VM], hops: int) -> Tally:
         hops: how many live updates.
 
     Raises:
-        HarnessError: a guest could not be started.
+        HarnessError: a guest could not be started, or its kernel has nothing to hand over with.
     """
     tally = Tally(hops)
     with progress.bar("live updates", hops) as reached:
@@ -80,6 +81,7 @@ def _until_death(vm: VM, hops: int, tally: Tally, reached: progress.Reached) -> 
     while tally.hops < hops:
         tally.hops += 1
         try:
+            _see_that_it_can(vm)
             timeline = vm.live_update()
             vm.check()
             tally.blackouts.append(timeline.blackout)
@@ -89,3 +91,13 @@ def _until_death(vm: VM, hops: int, tally: Tally, reached: progress.Reached) -> 
             return
         finally:
             reached(tally.hops)
+
+
+def _see_that_it_can(vm: VM) -> None:
+    """A jump from a kernel whose live update is off succeeds, and is none."""
+    if not (status := vm.call(kho.status)).live_update:
+        raise HarnessError(
+            f"the kernel {vm.kernel.name} cannot live-update here: "
+            + "; ".join(each.missing for each in status.obstacles),
+            "; ".join(each.remedy for each in status.obstacles),
+        )

@@ -75,6 +75,10 @@ class Kernel:
         path = Path(name).absolute()
         return cls(name, _release(path), path)
 
+    def has(self, option: str) -> bool:
+        """Whether it was built with an option, CONFIG_ included; no if that is not known."""
+        return self.config is not None and f"{option}=y" in self.config.read_text().splitlines()
+
     @staticmethod
     def is_image(name: str) -> bool:
         """Whether this is the path of a kernel that need not be built."""

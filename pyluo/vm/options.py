@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["GuestOptions", "add", "count", "seconds", "size"]
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-_GIB = 1 << 30
 
 
 def size(text: str) -> int:
@@ -65,9 +64,8 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     },
     "memory": {
         "type": size,
-        "default": _GIB,
         "metavar": "SIZE",
-        "help": "of a guest (default: 1G)",
+        "help": "of a guest (default: 1G; 2G for a kernel with KASAN)",
     },
     "cpus": {"type": count, "default": 1, "metavar": "N", "help": "of a guest (default: 1)"},
     "device": {
@@ -84,9 +82,9 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "append": {"default": "", "metavar": "TEXT", "help": "more words for the command line"},
     "boot-timeout": {
         "type": seconds,
-        "default": 60.0,
         "metavar": "S",
-        "help": "seconds that a kernel has to speak, after the boot and each jump (default: 60)",
+        "help": "seconds that a kernel has to speak, after the boot and each jump (default: 60; "
+        "360 for a kernel with KASAN)",
     },
     "vmcores": {
         "metavar": "DIR",
@@ -118,26 +116,26 @@ class GuestOptions:
         kernel: to boot; None if that is settled elsewhere.
         to: to live-update to; None for the same.
         config: Kconfig fragments, and lines of them, for kernels that are built.
-        memory: in bytes.
+        memory: in bytes; None for what the kernel needs.
         cpus: how many.
         device: values of further ``-device`` options.
         network: whether it has an interface.
         accel: kvm or tcg; None for what works.
         append: more words for the kernel's command line.
-        boot_timeout: seconds that a kernel has to speak.
+        boot_timeout: seconds that a kernel has to speak; None for what it needs.
         vmcores: the folder for the memory of guests that die.
     """
 
     kernel: str | None
     to: str | None
     config: tuple[str, ...]
-    memory: int
+    memory: int | None
     cpus: int
     device: tuple[str, ...]
     network: bool
     accel: str | None
     append: str
-    boot_timeout: float
+    boot_timeout: float | None
     vmcores: str | None
 
     @classmethod

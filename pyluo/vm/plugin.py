@@ -18,6 +18,7 @@ import pytest
 
 from pyluo.vm import fixtures, options, records, summary
 from pyluo.vm.fixtures import EXPECTS, FIXTURES, expected
+from pyluo.vm.needs import PLAIN
 from pyluo.vm.subtests import tell_apart
 from pyluo.vm.usage import at_once, usage
 
@@ -97,4 +98,4 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
 @pytest.hookimpl(optionalhook=True, tryfirst=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """For `-n auto`: as many workers as have a core each, and memory for a guest each."""
-    return at_once(config.getoption("--pyluo-memory"))
+    return at_once(config.getoption("--pyluo-memory") or PLAIN.memory)

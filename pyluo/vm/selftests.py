@@ -34,7 +34,6 @@ class Suite:
     Attributes:
         name: of the folder.
         kernel: which one is tested if none is named.
-        memory: in bytes.
         append: more words for the kernel's command line.
         needs: patterns of further paths in the kernel's tree that its programs include.
         libraries: that its programs need beside C's, each as the path of a header and the package
@@ -43,7 +42,6 @@ class Suite:
 
     name: str
     kernel: str = "stable"
-    memory: int = 1 << 30
     append: str = ""
     needs: tuple[str, ...] = ()
     libraries: tuple[tuple[str, str], ...] = ()

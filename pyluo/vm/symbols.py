@@ -27,7 +27,7 @@ class Symbols:
     def __init__(self, kernel: Kernel) -> None:
         self._vmlinux = kernel.vmlinux
         self._map = kernel.system_map
-        self._known = bool(kernel.config and "CONFIG_DEBUG_INFO=y\n" in kernel.config.read_text())
+        self._known = kernel.has("CONFIG_DEBUG_INFO")
 
     def lines(self, calls: Sequence[tuple[str, bool]]) -> dict[tuple[str, bool], str]:
         """The file and line of each place in the code that the debug information knows.

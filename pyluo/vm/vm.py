@@ -23,6 +23,7 @@ from pyluo.vm.accelerator import Accelerator
 from pyluo.vm.errors import Death, GuestCrash, HarnessError
 from pyluo.vm.guest import Guest, Life
 from pyluo.vm.kernel import Kernel
+from pyluo.vm.needs import needs
 from pyluo.vm.qemu import Machine, find_binary
 from pyluo.vm.timeline import GuestLog, Jump
 from pyluo.vm.usage import usage
@@ -42,7 +43,6 @@ R = TypeVar("R")
 
 _GUEST = Path(pyluo.__file__).parent / "guest"
 _CALL_TIMEOUT = 60.0
-_BOOT_TIMEOUT = 60.0
 _VMCORES = "PYLUO_VMCORES"
 _CMDLINE_LIMIT = 2048  # arch/x86/include/asm/setup.h, COMMAND_LINE_SIZE
 _FIXED = (
@@ -65,14 +65,15 @@ class VM:
         kernel: a kernel, or the name of one in kernels.toml, or a path to a bzImage.
         to: the kernel that `live_update` goes to, and from there back again, in turns; without it,
             the guest goes from `kernel` to `kernel`.
-        memory: in bytes.
+        memory: in bytes; without it, 1 GiB, or what the kernel needs (see `needs`).
         cpus: how many.
         devices: values of further ``-device`` options for QEMU.
         append: more words for the kernel's command line; a word without "=" that the kernel does
             not know would be taken for an argument of the guest's first process.
         network: give the guest an interface, and bring it and the loopback up.
         accelerator: KVM or TCG; without it, KVM where it works.
-        boot_timeout: seconds that a kernel has to speak, after the boot and after each jump.
+        boot_timeout: seconds that a kernel has to speak, after the boot and after each jump;
+            without it, 60, or what that kernel needs.
         call_timeout: seconds that a function has to return.
         silence: seconds without a sign of life after which the guest counts as hung; without it,
             four times as long as it took to boot, and at least ten seconds.
@@ -95,13 +96,13 @@ class VM:
         kernel: Kernel | str | os.PathLike[str] = "stable",
         *,
         to: Kernel | str | os.PathLike[str] | None = None,
-        memory: int = 1 << 30,
+        memory: int | None = None,
         cpus: int = 1,
         devices: Sequence[str] = (),
         append: str = "",
         network: bool = False,
         accelerator: Accelerator | None = None,
-        boot_timeout: float = _BOOT_TIMEOUT,
+        boot_timeout: float | None = None,
         call_timeout: float = _CALL_TIMEOUT,
         silence: float | None = None,
         expects: Collection[Death] = (),
@@ -110,7 +111,7 @@ class VM:
         self.kernel = self._first = Kernel.find(kernel)
         self._second = self._first if to is None else Kernel.find(to)
         self._jumps: list[Jump] = []
-        self._memory = memory
+        self._memory = memory or max(needs(each).memory for each in (self._first, self._second))
         self._cpus = cpus
         self._devices = tuple(devices)
         self._append = append
@@ -132,7 +133,7 @@ class VM:
     def __enter__(self) -> Self:
         machine = Machine(
             image=self.kernel.image,
-            cmdline=self._cmdline(self._append),
+            cmdline=self._cmdline(self.kernel, self._append),
             accelerator=self._accelerator or Accelerator.choose(find_binary()),
             memory=self._memory,
             cpus=self._cpus,
@@ -148,7 +149,7 @@ class VM:
             self._guest = self._run(
                 _make(Guest, machine, self.kernel, self._expects, self._silence, self._vmcores)
             )
-            self._run(self._guest.start(self._boot_timeout))
+            self._run(self._guest.start(self._timeout(self.kernel)))
         except BaseException:
             self.close()
             raise
@@ -255,14 +256,14 @@ class VM:
             GuestCrash: it died on the way, or the next kernel never spoke.
         """
         kernel = self._next() if to is None else Kernel.find(to)
-        cmdline = self._cmdline(self._append if append is None else append)
+        cmdline = self._cmdline(kernel, self._append if append is None else append)
         image = os.fspath(kernel.image)
         guest = self._alive()
         self._jumps = list(self.jumps)
         self.requests += 1
         self._used = True
         try:
-            refusal = self._run(guest.jump(image, cmdline, kernel, self._boot_timeout))
+            refusal = self._run(guest.jump(image, cmdline, kernel, self._timeout(kernel)))
         except GuestCrash:
             self._jumps.append(Jump(self.kernel.name, kernel.name, False, guest.timeline))
             raise
@@ -484,7 +485,10 @@ class VM:
         }
         return self._do(message, timeout or self._call_timeout)
 
-    def _cmdline(self, append: str) -> str:
+    def _timeout(self, kernel: Kernel) -> float:
+        return self._boot_timeout or needs(kernel).boot_timeout
+
+    def _cmdline(self, kernel: Kernel, append: str) -> str:
         """The kernel's command line; the kernel passes PYLUO_* on to init as its environment."""
         environment = {
             "PYLUO_PATH": ":".join(_bare_path(self._network)),
@@ -494,7 +498,14 @@ class VM:
         words = [f"{name}={value}" for name, value in environment.items()]
         words += [f"init={os.path.realpath(sys.executable)}", "--", "-I", "-S", "-X", "utf8"]
         words += [os.fspath(_GUEST / "init.py")]
-        line = " ".join([_FIXED, append, *(f'"{word}"' if " " in word else word for word in words)])
+        line = " ".join(
+            [
+                _FIXED,
+                needs(kernel).words,
+                append,
+                *(f'"{word}"' if " " in word else word for word in words),
+            ]
+        )
         unfit = any(character in word for word in words for character in '"\t\n')
         if unfit or "--" in append.split() or len(os.fsencode(line)) >= _CMDLINE_LIMIT:
             raise HarnessError(

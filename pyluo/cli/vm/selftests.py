@@ -22,7 +22,7 @@ def add_parser(actions: Commands) -> None:
     """Adds the action to the parser."""
     tests = actions.add_parser("selftests", help="run the kernel's own selftests")
     options.add(tests.add_argument)
-    tests.set_defaults(kernel=None, memory=None)  # each suite has its own
+    tests.set_defaults(kernel=None)  # each suite has its own
     program.add_timeout(tests)
     tests.add_argument(
         "suite", nargs="?", default="liveupdate", metavar="SUITE", help="liveupdate or iommu"
@@ -45,7 +45,6 @@ def _selftests(arguments: argparse.Namespace) -> int:
     guest = replace(
         given,
         kernel=given.kernel or suite.kernel,
-        memory=given.memory or suite.memory,
         append=f"{suite.append} {given.append}".strip(),
     )
     kernel, to = guest.find_kernel(), guest.find_next()

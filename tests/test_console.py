@@ -155,6 +155,17 @@ def test_a_report_of_one_life_explains_no_panic_of_the_next() -> None:
     assert [told for told, _ in heard.deaths] == [Death.PANIC]
 
 
+def test_a_report_ends_where_the_next_begins() -> None:
+    _, console = listen(
+        b"[1.0] WARNING: lock held when returning to user space!\n[1.1] 1 lock held by a/1\n"
+        b"[1.2] BUG: sleeping function called from invalid context at a.c:1\n[1.3]  b+0x1/0x2\n"
+    )
+    assert [[line[:5] for line in report.lines] for report in console.reports] == [
+        ["[1.0]", "[1.1]"],
+        ["[1.2]", "[1.3]"],
+    ]
+
+
 def test_a_character_cut_in_two_is_one_character() -> None:
     assert "ü" in listen(b"\xc3", b"\xbc\n")[1].text
 

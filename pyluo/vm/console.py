@@ -120,7 +120,9 @@ class Console:
         if _BEGINNING.search(line):
             self._open = self._earlier = None  # those were another life's
             self._on_beginning(now)
-        if self._open and self._open.take(line):
+        report = None if self._dying else find(line, self._earlier)
+        # What begins another report is no line of the one before it, which may have no end.
+        if self._open and not report and self._open.take(line):
             if self._open is self._dying:
                 self._complete()
             self._open = None
@@ -128,7 +130,7 @@ class Console:
             if self._timer:
                 self._wait_for_more()
             return
-        if report := find(line, self._earlier):
+        if report:
             report.at = now
             self._open = self._earlier = report
             self.reports.append(report)

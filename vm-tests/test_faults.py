@@ -53,7 +53,8 @@ def test_an_image_that_ends_after_its_header_is_refused_and_costs_nothing(vm: VM
 def test_an_image_that_ends_half_way_is_taken_and_resets_the_machine(vm: VM) -> None:
     with pytest.raises(GuestCrash) as caught:
         faults.live_update(vm, Next.TRUNCATED)
-    assert caught.value.death is Death.QEMU
+    assert (caught.value.death, caught.value.life) == (Death.LANDING, 2)
+    assert "reset its machine" in caught.value.reason
     assert any("Starting new kernel" in line for line in caught.value.console)
 
 

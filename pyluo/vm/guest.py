@@ -52,6 +52,7 @@ _NMI = "NMI received for unknown reason"
 _HANGS = frozenset({Death.SILENT, Death.SILENT_HANG, Death.HANG, Death.LANDING})
 _STALLS = frozenset({Death.SOFT_LOCKUP, Death.HARD_LOCKUP, Death.RCU_STALL, Death.HUNG_TASK})
 _RUNNING = frozenset({"running", "guest-panicked"})
+_RESET = "guest-reset"  # qapi/run-state.json, ShutdownCause; -no-reboot makes an end of it
 _BROKEN = frozenset({"internal-error", "io-error"})
 
 
@@ -116,6 +117,7 @@ class Guest:
         self._death: asyncio.Future[GuestCrash | HarnessError] = loop.create_future()
         self._death.add_done_callback(lambda _: self._tell_news())
         self._hello: asyncio.Future[wire.Frame] = loop.create_future()
+        self._shutdown: asyncio.Future[str] = loop.create_future()  # the cause, in QEMU's words
         self._tasks: list[asyncio.Task[None]] = []
         self._control: asyncio.StreamWriter | None = None
         self._heart: asyncio.StreamWriter | None = None
@@ -159,6 +161,7 @@ class Guest:
         except QMPError as error:
             raise await self._explain_failed_start() from error
         self._spawn(self._watch_panic())
+        self._spawn(self._watch_shutdown())
         await self._next_life(timeout)
         boot = time.monotonic() - self._started
         self.silence = self._silence or max(_SILENCE_LEAST, _SILENCE_FACTOR * boot)
@@ -440,7 +443,12 @@ class Guest:
         elif status < 0:
             self._died(Death.QEMU, f"killed by {signal.Signals(-status).name}")
         else:
-            self._died(Death.QEMU, f"exit status {status}")
+            await asyncio.wait([self._shutdown], timeout=_CONSOLE_GRACE)
+            if self._shutdown.done() and self._shutdown.result() == _RESET:
+                death = Death.LANDING if self._left() else Death.QEMU
+                self._died(death, "the guest reset its machine, as a triple fault does")
+            else:
+                self._died(Death.QEMU, f"exit status {status}")
 
     async def _watch_panic(self) -> None:
         with self.qmp.listener("GUEST_PANICKED") as listener:
@@ -448,6 +456,13 @@ class Guest:
             # The console explains it better, unless it stays silent.
             await asyncio.sleep(_PANIC_GRACE)
             self._died(Death.PANIC, f"QEMU reports {event['data']}")
+
+    async def _watch_shutdown(self) -> None:
+        with self.qmp.listener("SHUTDOWN") as listener:
+            event: Message = await listener.get()
+            data = event["data"]
+            assert isinstance(data, dict)
+            self._shutdown.set_result(data["reason"])
 
     async def _explain_failed_start(self) -> HarnessError:
         said = self.process.messages_log.read_text(errors="replace").strip()
@@ -517,8 +532,7 @@ class Guest:
         if self._dying or self._death.done():
             return
         self._dying = True
-        jumped = any(event.name == timeline.REBOOT_CALLED for event in self._events)
-        if self._next and (jumped or self._next_began) and death in _HANGS:
+        if self._left() and death in _HANGS:
             death = Death.LANDING
         elif death is Death.LANDING:
             death = Death.HANG  # it did not even leave
@@ -527,13 +541,18 @@ class Guest:
             life, kernel = life + 1, self._next
         self._spawn(self._tell(death, reason, life, kernel, report))
 
+    def _left(self) -> bool:
+        """Whether the guest is in a jump, and has left the kernel before it."""
+        jumped = any(event.name == timeline.REBOOT_CALLED for event in self._events)
+        return self._next is not None and (jumped or self._next_began)
+
     async def _tell(
         self, death: Death, reason: str, life: int, kernel: Kernel, report: Report | None
     ) -> None:
         lines = list(report.lines) if report else []
         vmcore, problem = await self._dump(life)
         console = self.console.tail()  # what it says from now on, it is made to say
-        over = report is not None and report.severity is Severity.FATAL
+        over = self._shutdown.done() or (report and report.severity is Severity.FATAL)
         if death in _HANGS | _STALLS and not over:
             lines += await self._backtrace()
         if death in _HANGS and (stall := self._stall(life, self._asked_at)):

@@ -1,6 +1,6 @@
 """The catalogue of deaths: each is provoked, and told as what it is.
 
-PYLUO_ROUNDS, 1 if it is not set, says how often.
+Those that only a kernel with debug information can tell are in test_debug_kernel.py.
 """
 
 from __future__ import annotations
@@ -8,26 +8,17 @@ from __future__ import annotations
 import os
 import signal
 import time
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import guest_deaths
 import pytest
+from provocations import ROUNDS, Provocation, lkdtm, on
 
 from pyluo.vm import VM, Death, GuestCrash, Kernel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
-
-ROUNDS = int(os.environ.get("PYLUO_ROUNDS", "1"))
-PROMPT = 5.0  # seconds from the kernel's first word of it
-SPARE = 10.0  # seconds to find out where a silent guest is, over the limit
-
-
-def lkdtm(point: str) -> Callable[[VM], object]:
-    return lambda vm: vm.call(guest_deaths.provoke, point)
 
 
 def kill(vm: VM) -> None:
@@ -38,38 +29,6 @@ def kill(vm: VM) -> None:
 def end(vm: VM) -> None:
     vm.qmp("quit")
     vm.call(time.sleep, 60)
-
-
-@dataclass(frozen=True)
-class Provocation:
-    """A way to die.
-
-    Attributes:
-        death: what it is to be told as.
-        provoke: does it.
-        reason: part of the reason.
-        trace: a function that the trace is to name, if there is a trace.
-        prints: whether the kernel says something of its own accord.
-        options: of the guest.
-        life: it happens in.
-    """
-
-    death: Death
-    provoke: Callable[[VM], object]
-    reason: str
-    trace: str = ""
-    prints: bool = True
-    options: Any = None
-    life: int = 1
-
-
-def provoke_and_look(vm: VM, case: Provocation) -> None:
-    case.provoke(vm)
-    vm.check()
-
-
-def on(**options: object) -> dict[str, object]:
-    return options
 
 
 DEATHS = {
@@ -163,6 +122,18 @@ DEATHS = {
         options=on(boot_timeout=30),
         life=2,
     ),
+    "panic that only QEMU hears of": Provocation(
+        Death.PANIC,
+        lambda vm: vm.call(guest_deaths.panic_unheard),
+        "QEMU reports",
+        prints=False,
+    ),
+    "reset": Provocation(
+        Death.QEMU,
+        lambda vm: vm.call(guest_deaths.reset),
+        "the guest reset its machine",
+        prints=False,
+    ),
     "QEMU killed": Provocation(Death.QEMU, kill, "SIGKILL", prints=False),
     "QEMU ended": Provocation(Death.QEMU, end, "exit status 0", prints=False),
 }
@@ -172,23 +143,7 @@ DEATHS = {
 @pytest.mark.parametrize("turn", range(ROUNDS))
 def test_a_death_is_told_as_what_it_is_with_where_it_happened(name: str, turn: int) -> None:
     del turn
-    case = DEATHS[name]
-    with VM("selftest", **case.options or {}) as vm:
-        begun = time.monotonic()
-        with pytest.raises(GuestCrash) as caught:
-            provoke_and_look(vm, case)
-        ended = time.monotonic()
-        reports, limit = vm.reports, max(vm.silence, 30.0)
-    crash = caught.value
-    assert crash.death is case.death, str(crash)
-    assert case.reason in crash.reason
-    assert (crash.kernel, crash.life) == ("selftest", case.life)
-    assert crash.console
-    assert not case.trace or any(case.trace in line for line in crash.trace), str(crash)
-    if case.prints:
-        assert ended - reports[0].at < PROMPT
-    else:
-        assert ended - begun < limit + SPARE
+    DEATHS[name].told("selftest")
 
 
 def test_a_guest_that_never_spoke_is_told_as_such() -> None:

@@ -1,0 +1,90 @@
+"""A way for a guest to die, and how it is to be told: for the catalogues of deaths.
+
+PYLUO_ROUNDS, 1 if it is not set, says how often each is tried.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import guest_deaths
+import pytest
+
+from pyluo.vm import VM, Death, GuestCrash
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ROUNDS = int(os.environ.get("PYLUO_ROUNDS", "1"))
+PROMPT = 5.0  # seconds from the kernel's first word of it
+SPARE = 10.0  # seconds to find out where a silent guest is, over the limit
+
+
+@dataclass(frozen=True)
+class Provocation:
+    """A way to die.
+
+    Attributes:
+        death: what it is to be told as.
+        provoke: does it.
+        reason: part of the reason.
+        trace: a function that the trace is to name, if there is a trace.
+        source: the file that the trace is to have for it, if the kernel has debug information.
+        prints: whether the kernel says something of its own accord.
+        options: of the guest.
+        life: it happens in.
+    """
+
+    death: Death
+    provoke: Callable[[VM], object]
+    reason: str
+    trace: str = ""
+    source: str = ""
+    prints: bool = True
+    options: Any = None
+    life: int = 1
+
+    def told(self, kernel: str, prompt: float = PROMPT) -> None:
+        """Has a guest die of it, and looks at what is told.
+
+        Args:
+            kernel: that it runs.
+            prompt: seconds from the kernel's first word until it is told.
+        """
+        with VM(kernel, **self.options or {}) as vm:
+            begun = time.monotonic()
+            with pytest.raises(GuestCrash) as caught:
+                _provoke_and_look(vm, self)
+            ended = time.monotonic()
+            reports, limit = vm.reports, max(vm.silence, 30.0)
+        crash = caught.value
+        assert crash.death is self.death, str(crash)
+        assert self.reason in crash.reason
+        assert (crash.kernel, crash.life) == (kernel, self.life)
+        assert crash.console
+        calls = [line for line in crash.trace if self.trace in line]
+        assert calls or not self.trace, str(crash)
+        assert not self.source or any(f"{self.source}:" in line for line in calls), str(crash)
+        if self.prints:
+            first = next(each for each in reports if each.death is self.death)
+            assert ended - first.at < prompt
+        else:
+            assert ended - begun < limit + SPARE
+
+
+def _provoke_and_look(vm: VM, case: Provocation) -> None:
+    case.provoke(vm)
+    vm.check()
+
+
+def lkdtm(point: str) -> Callable[[VM], object]:
+    """Has the kernel's own test module do it."""
+    return lambda vm: vm.call(guest_deaths.provoke, point)
+
+
+def on(**options: object) -> dict[str, object]:
+    """A guest's options."""
+    return options

@@ -1,6 +1,7 @@
 # make demo    see a live update; sets up what it needs
 # make test    lint, the tests without a guest, the tests with one
-# make soak    the state machine, the descriptor store and the deaths for hours: see SOAK_* below
+# make soak    the state machine, the descriptor store and the deaths for hours, and the kernel
+#              `debug`, which it builds: see SOAK_* below
 # make bench   times, as parts of one another: see BENCH_ROUNDS below
 # make lint    ruff, mypy, import-linter
 # make clean   remove what the others made here; the kernels in the cache stay
@@ -19,6 +20,9 @@ SOAK_HOPS ?= 500
 SOAK_STEPS ?= 20000
 SOAK_ROUNDS ?= 20
 
+# Not for `make test`: the kernel that these take is twice as long in building as any other.
+DEBUG_TESTS := vm-tests/test_debug_kernel.py
+
 # How often each is measured.
 BENCH_ROUNDS ?= 5
 
@@ -31,13 +35,15 @@ demo: packages $(BIN)/.vm
 test: lint
 	$(BIN)/pytest tests
 	$(BIN)/pyluo vm kernel build stable previous selftest
-	$(BIN)/pytest -n auto --dist loadfile vm-tests
+	$(BIN)/pytest -n auto --dist loadfile --ignore $(DEBUG_TESTS) vm-tests
 
 soak: packages $(BIN)/.dev
 	PYLUO_STORE_HOPS=$(SOAK_HOPS) PYLUO_MACHINE_STEPS=$(SOAK_STEPS) $(BIN)/pytest -rA \
 		vm-tests/test_fdstore.py::test_a_store_is_renewed_hop_after_hop_and_nothing_is_lost \
 		vm-tests/test_state_machine.py
 	PYLUO_ROUNDS=$(SOAK_ROUNDS) $(BIN)/pytest vm-tests/test_deaths.py
+	$(BIN)/pyluo vm kernel build debug
+	PYLUO_ROUNDS=$(SOAK_ROUNDS) $(BIN)/pytest $(DEBUG_TESTS)
 
 bench: packages $(BIN)/.dev
 	$(BIN)/python benchmarks/handoff.py --rounds $(BENCH_ROUNDS)

@@ -17,13 +17,13 @@ GUESTS = st.builds(
     kernel=TEXT,
     to=st.none() | TEXT,
     config=st.lists(TEXT).map(tuple),
-    memory=st.integers(1, 1 << 40),
+    memory=st.none() | st.integers(1, 1 << 40),
     cpus=st.integers(1, 64),
     device=st.lists(TEXT).map(tuple),
     network=st.booleans(),
     accel=st.sampled_from([None, "kvm", "tcg"]),
     append=st.text(st.characters(exclude_categories=["Cs", "Cc"])),
-    boot_timeout=st.floats(0.001, 1e6).map(lambda number: round(number, 3)),
+    boot_timeout=st.none() | st.floats(0.001, 1e6).map(lambda number: round(number, 3)),
     vmcores=st.none() | TEXT,
 )
 
@@ -43,7 +43,7 @@ def test_the_words_for_a_guest_are_parsed_to_the_same_guest(
 
 def test_a_guest_of_which_nothing_is_said() -> None:
     guest = parse([])
-    assert (guest.kernel, guest.to, guest.memory, guest.cpus) == ("stable", None, 1 << 30, 1)
+    assert (guest.kernel, guest.to, guest.memory, guest.cpus) == ("stable", None, None, 1)
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,7 @@ def _run(
     routes: Sequence[Route], arguments: argparse.Namespace, guest: options.GuestOptions
 ) -> list[Cell]:
     from pyluo.vm import matrix, progress
+    from pyluo.vm.needs import needs
     from pyluo.vm.usage import at_once
 
     ended: list[Cell] = []
@@ -106,7 +107,9 @@ def _run(
             reason = f": {cell.run.reason}" if cell.run.reason else ""
             progress.say(f"{cell.route}: {cell.result.value}{reason}")
 
-        jobs = arguments.jobs or at_once(guest.memory)
+        ends = {end for route in routes for end in (route.origin, route.target)}
+        memory = guest.memory or max(needs(end).memory for end in ends)
+        jobs = arguments.jobs or at_once(memory)
         return asyncio.run(
             matrix.run(routes, arguments.tests, guest, jobs=jobs, limit=arguments.limit, ended=tell)
         )

@@ -25,6 +25,8 @@ def test_fails(): assert "seals" == "gone"
 def test_skips(): pytest.skip("no device")
 def test_harness(): raise HarnessError("no QEMU")
 def test_crash(): raise GuestCrash(Death.OOPS, "NULL", kernel="k", life=1, console=())
+def test_unbootable():
+    raise GuestCrash(Death.SILENT, "no word", kernel="k", life=1, console=(), booted=False)
 def test_waits():
     import pathlib, threading
     pathlib.Path("waiting").touch()
@@ -52,6 +54,9 @@ def bisect(*words: str) -> subprocess.CompletedProcess[str]:
         (["../test_it.py::test_passes", "../test_it.py::test_fails"], 1, "is bad: "),
         (["../test_it.py::test_harness"], 125, "not to be tested: "),
         (["../test_it.py::test_passes", "../test_it.py::test_harness"], 125, "no QEMU"),
+        (["../test_it.py::test_unbootable"], 125, "it does not boot: "),
+        (["--unbootable=bad", "../test_it.py::test_unbootable"], 1, "it does not boot: "),
+        (["../test_it.py::test_unbootable", "../test_it.py::test_crash"], 1, "kernel oops: NULL"),
         (["../test_it.py::test_skips"], 125, "all tests were skipped"),
         (["../test_it.py::test_no_such"], 125, "pytest ended with status 4"),
         (["../no-such-file.py"], 125, "pytest ended with status 4"),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pyluo.vm import suite
 from pyluo.vm.errors import HarnessError
+from pyluo.vm.records import FAILURES
 from pyluo.vm.suite import Result, Run
 
 if TYPE_CHECKING:
@@ -55,12 +56,13 @@ def step(
     hops: int,
     limit: float,
     match: re.Pattern[str] | None = None,
+    unbootable: Mark = Mark.SKIP,
     output: IO[bytes] | None = None,
 ) -> Step:
     """Builds the kernel of a tree, runs tests with it, and judges.
 
-    Only a test that failed on it, or a guest that died, makes a kernel bad. What does not compile,
-    and what the harness could not try, is skipped.
+    Only a test that failed on it, or a guest that died in one, makes a kernel bad. What does not
+    compile or boot, and what the harness could not try, is skipped.
 
     Args:
         tree: the kernel's.
@@ -70,6 +72,7 @@ def step(
         hops: as for `suite.run`.
         limit: as for `suite.run`.
         match: what a failure must say to count; others are skipped.
+        unbootable: what a kernel is on which no test failed, and no guest booted for some.
         output: as for `suite.run`.
     """
     try:
@@ -81,21 +84,23 @@ def step(
         run = asyncio.run(suite.run(tests, filled_in, hops=hops, limit=limit, output=output))
     except (HarnessError, OSError) as error:
         return Step(Mark.SKIP, f"the harness failed: {error}", built.release)
-    return replace(_judge(run, match), release=built.release, run=run)
+    return replace(_judge(run, match, unbootable), release=built.release, run=run)
 
 
 def _filled_in(options: GuestOptions, tree: str) -> GuestOptions:
     return replace(options, kernel=options.kernel or tree, to=options.to or tree)
 
 
-def _judge(run: Run, match: re.Pattern[str] | None) -> Step:
+def _judge(run: Run, match: re.Pattern[str] | None, unbootable: Mark) -> Step:
     if run.result is Result.PASSED:
         return Step(Mark.GOOD, "")
     if run.result is Result.NO_VERDICT:
         return Step(Mark.SKIP, run.reason)
-    if match is None:
-        return Step(Mark.BAD, run.reason)
-    for record in run.records:
-        if record.bad and (match.search(record.reason) or match.search(record.text)):
+    failed = [record for record in run.records if record.outcome in FAILURES]
+    if not any(record.booted for record in failed):
+        return Step(unbootable, f"it does not boot: {failed[0].reason}")
+    for record in failed:
+        said = match is None or match.search(record.reason) or match.search(record.text)
+        if record.booted and said:
             return Step(Mark.BAD, f"{record.test}: {record.reason}")
     return Step(Mark.SKIP, f"it failed of something else: {run.reason}")

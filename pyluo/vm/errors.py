@@ -44,6 +44,7 @@ class GuestCrash(Exception):
         trace: who called whom, in the kernel's own trace, with source lines where the kernel's
             debug information has them; empty if there is none.
         vmcore: the file that the guest's memory was written to, if that was asked for.
+        booted: whether the guest had ever spoken; if not, nothing can have been tested in it.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class GuestCrash(Exception):
         console: tuple[str, ...],
         trace: tuple[str, ...] = (),
         vmcore: Path | None = None,
+        booted: bool = True,
     ) -> None:
         super().__init__(death, reason)
         self.death = death
@@ -65,6 +67,7 @@ class GuestCrash(Exception):
         self.console = console
         self.trace = trace
         self.vmcore = vmcore
+        self.booted = booted
 
     def __str__(self) -> str:
         lines = [f"{self.death.value}: {self.reason} (kernel {self.kernel}, life {self.life})"]

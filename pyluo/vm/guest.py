@@ -594,6 +594,7 @@ class Guest:
             life=life,
             console=self.console.tail(),
             trace=await asyncio.to_thread(trace, lines, kernel),
+            booted=self.life is not None,
         )
 
     async def _backtrace(self) -> list[str]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Generator
 
-__all__ = ["Outcome", "Record", "read"]
+__all__ = ["FAILURES", "Outcome", "Record", "read"]
 
 E = TypeVar("E", bound=BaseException)
 
@@ -44,7 +44,8 @@ class Outcome(enum.Enum):
     ERROR = "error"
 
 
-_BAD = frozenset({Outcome.FAILED, Outcome.CRASHED, Outcome.ERROR})
+FAILURES = frozenset({Outcome.FAILED, Outcome.CRASHED})
+_BAD = FAILURES | {Outcome.ERROR}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,7 @@ class Record:
         text: all that there is to say of a failure.
         guests: those that it used.
         death: what a guest died of, or its kernel complained of, if that ended the test.
+        booted: whether that guest had ever spoken.
     """
 
     test: str
@@ -69,6 +71,7 @@ class Record:
     text: str = ""
     guests: tuple[GuestLog, ...] = ()
     death: Death | None = None
+    booted: bool = True
 
     @property
     def bad(self) -> bool:
@@ -128,7 +131,7 @@ class _Recorder:
             text = report.longreprtext
             record = replace(record, outcome=outcome, reason=note["reason"], text=text)
             if death := note.get("death"):
-                record = replace(record, death=Death(death))
+                record = replace(record, death=Death(death), booted=note["booted"])
         if "guests" in note:
             record = replace(record, guests=tuple(_guest(each) for each in note["guests"]))
         self._records[report.nodeid] = record
@@ -166,7 +169,7 @@ def pytest_runtest_makereport(
     outcome = _outcome(report, error)
     note: dict[str, Any] = {"outcome": outcome.value, "reason": _reason(report, error)}
     if crash := _find(error, GuestCrash):
-        note["death"] = crash.death.value
+        note |= {"death": crash.death.value, "booted": crash.booted}
     # A subtest goes before the test that it belongs to, which has the same guests.
     subtest = isinstance(report, pytest.SubtestReport)
     if not subtest and (report.when == "call" or report.failed):
@@ -176,7 +179,10 @@ def pytest_runtest_makereport(
         if outcome is Outcome.FAILED:
             _show(report, guests)
     setattr(report, _NOTE, note)
-    item.stash[_failed_key] = item.stash.get(_failed_key, False) or outcome in _BAD
+    item.stash[_failed_key] = item.stash.get(_failed_key, False) or outcome in {
+        *FAILURES,
+        Outcome.ERROR,
+    }
     # Not before: after a subtest that failed, the test goes on.
     if report.when == "teardown" and item.stash[_failed_key]:
         replace_shared(item)

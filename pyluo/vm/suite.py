@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from pyluo.vm import checks
 from pyluo.vm.errors import HarnessError
-from pyluo.vm.records import Outcome, Record, read
+from pyluo.vm.records import FAILURES, Outcome, Record, read
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,7 +58,7 @@ class Run:
         """A test that failed, or a guest that died, is one. That nothing failed is one only if all
         ran that was to run, and something did."""
         outcomes = {record.outcome for record in self.records}
-        if outcomes & {Outcome.FAILED, Outcome.CRASHED}:
+        if outcomes & FAILURES:
             return Result.FAILED
         if self.status not in _WHOLE or self.limit or Outcome.ERROR in outcomes:
             return Result.NO_VERDICT

@@ -27,8 +27,9 @@ in a kernel tree:
   git bisect start BAD GOOD
   git bisect run pyluo vm bisect path/to/test_guests.py::test_seals
 
-Exit status: 0 the tests passed; 1 one failed, or a guest died; 125 the kernel does not compile,
-or the harness or the command line was at fault: git passes over the commit. Ctrl-C ends it all.
+Exit status: 0 the tests passed; 1 one failed, or a guest died in it; 125 the kernel does not
+compile or boot, or the harness or the command line was at fault: git passes over the commit. Ctrl-C
+ends it all.
 """
 
 
@@ -55,6 +56,10 @@ def add_parser(actions: Commands) -> None:
         "--match", type=_pattern, metavar="REGEX",
         help="what a failure has to say to count: a commit that fails otherwise is passed over",
     )  # fmt: skip
+    bisect.add_argument(
+        "--unbootable", choices=["skip", "bad"], default="skip",
+        help="what a kernel is that does not boot, and so was not tested (default: skip)",
+    )  # fmt: skip
     program.add_limit(bisect)
     bisect.add_argument("--tree", type=Path, default=Path(), help="the kernel's, if not this one")
     bisect.add_argument("--json", action="store_true", help="the result as data")
@@ -80,6 +85,7 @@ def _bisect(arguments: argparse.Namespace) -> int:
             hops=arguments.hops,
             limit=arguments.limit,
             match=arguments.match,
+            unbootable=bisection.Mark[arguments.unbootable.upper()],
             output=output.buffer,
         )
         _tell(step, as_data=arguments.json)

@@ -23,6 +23,9 @@ from pyluo.vm import Death, GuestCrash, HarnessError
 def test_passes(): pass
 def test_fails(): assert "seals" == "gone"
 def test_skips(): pytest.skip("no device")
+def test_qemu(): raise GuestCrash(Death.QEMU, "killed by SIGKILL", kernel="k", life=1, console=())
+@pytest.mark.xfail
+def test_expected(): raise HarnessError("no QEMU")
 def test_harness(): raise HarnessError("no QEMU")
 def test_crash(): raise GuestCrash(Death.OOPS, "NULL", kernel="k", life=1, console=())
 def test_unbootable():
@@ -53,11 +56,15 @@ def bisect(*words: str) -> subprocess.CompletedProcess[str]:
         (["../test_it.py::test_crash"], 1, "kernel oops: NULL"),
         (["../test_it.py::test_passes", "../test_it.py::test_fails"], 1, "is bad: "),
         (["../test_it.py::test_harness"], 125, "not to be tested: "),
+        (["../test_it.py::test_qemu"], 125, "killed by SIGKILL"),
+        (["../test_it.py::test_expected"], 125, "no QEMU"),
+        (["--", "--continue-on-collection-errors", "..", "-k", "passes"], 125, "no test tells why"),
+        (["--match=def test_fails", "../test_it.py::test_fails"], 125, "something else"),
         (["../test_it.py::test_passes", "../test_it.py::test_harness"], 125, "no QEMU"),
         (["../test_it.py::test_unbootable"], 125, "it does not boot: "),
         (["--unbootable=bad", "../test_it.py::test_unbootable"], 1, "it does not boot: "),
         (["../test_it.py::test_unbootable", "../test_it.py::test_crash"], 1, "kernel oops: NULL"),
-        (["../test_it.py::test_skips"], 125, "all tests were skipped"),
+        (["../test_it.py::test_skips"], 125, "no test passed"),
         (["../test_it.py::test_no_such"], 125, "pytest ended with status 4"),
         (["../no-such-file.py"], 125, "pytest ended with status 4"),
         (["../test_broken.py"], 125, "pytest ended with status 2"),
@@ -114,6 +121,10 @@ def test_an_interruption_ends_the_bisection_and_the_tests(tree: Path) -> None:
         while not waiting.exists():
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        os.kill(step.pid, signal.SIGINT)  # it alone, as from another program
-        step.communicate(timeout=60)  # its end is also that of pytest, which has the pipes too
-    assert step.returncode >= 128
+        try:
+            os.kill(step.pid, signal.SIGINT)  # it alone, as from another program
+            step.communicate(timeout=60)  # its end is also that of pytest, which has the pipes too
+        finally:
+            if step.poll() is None:
+                os.killpg(step.pid, signal.SIGKILL)
+    assert step.returncode == 130

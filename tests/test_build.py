@@ -30,9 +30,9 @@ def compilations(tree: Path) -> int:
     return len(log.read_text().splitlines()) if log.exists() else 0
 
 
-def wait_for_a_compilation(tree: Path) -> None:
+def wait_for_a_compilation(tree: Path, number: int = 1) -> None:
     deadline = time.monotonic() + 30
-    while not compilations(tree):
+    while compilations(tree) < number:
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
@@ -138,3 +138,54 @@ def test_the_objects_of_a_tree_that_is_gone_go_with_the_next_build(tree: Path) -
     start(gone).communicate(timeout=60)
     objects = tree.parent / "cache" / "pyluo" / "objects"
     assert [(kept / "tree").read_text() for kept in objects.iterdir()] == [os.fspath(gone)]
+
+
+def test_a_tarball_is_built_like_a_tree(tree: Path) -> None:
+    tarball = tree.parent / "linux.tar.gz"
+    # The stand-in for a tree writes beside it, which is in the scratch folder here.
+    makefile = (tree / "Makefile").read_text().replace("$(CURDIR)/..", os.fspath(tree.parent))
+    (tree / "Makefile").write_text(makefile)
+    subprocess.run(["tar", "-C", tree.parent, "-czf", tarball, tree.name], check=True)
+    for times in (1, 2):
+        run = start(tarball)
+        out, complaint = run.communicate(timeout=60)
+        assert (run.returncode, compilations(tree)) == (0, 1), (times, complaint)
+        assert "Linux 7.9.9" in out
+    assert not (tree.parent / "cache" / "pyluo" / "objects").exists()
+
+
+@pytest.mark.parametrize("trace", [".config", "include/config", "arch/x86/include/generated"])
+def test_a_tree_that_was_built_in_its_own_folder_is_told_with_the_way_out(
+    tree: Path, trace: str
+) -> None:
+    (tree / trace).mkdir(parents=True)
+    run = start(tree)
+    assert "git worktree add" in run.communicate(timeout=60)[1]
+    assert run.returncode == 69
+
+
+def test_objects_that_a_build_was_killed_over_are_not_trusted(tree: Path) -> None:
+    hold = tree.parent / "hold"
+    start(tree).communicate(timeout=60)
+    (kept,) = (tree.parent / "cache" / "pyluo" / "objects").iterdir()
+    (kept / "cut short").touch()
+    (tree / "init.c").write_text("int changed;\n")
+    hold.touch()
+    killed = start(tree)
+    wait_for_a_compilation(tree, 2)
+    killed.kill()
+    killed.communicate(timeout=60)
+    hold.unlink()
+    assert start(tree).communicate(timeout=60)
+    assert not (kept / "cut short").exists()
+
+
+def test_objects_outlive_a_build_that_fails_by_itself(tree: Path) -> None:
+    start(tree).communicate(timeout=60)
+    (kept,) = (tree.parent / "cache" / "pyluo" / "objects").iterdir()
+    (kept / "whole").touch()
+    for text in ("not C\n", "int mended;\n"):
+        (tree / "init.c").write_text(text)
+        start(tree).communicate(timeout=60)
+    assert (kept / "whole").exists()
+    assert compilations(tree) == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
@@ -73,14 +74,16 @@ FAILED = Record("t", Outcome.FAILED, reason="assert 0")
     ("ended", "result", "reason"),
     [
         (run(PASSED), Result.PASSED, ""),
-        (run(EXPECTED, SKIPPED), Result.PASSED, ""),
+        (run(PASSED, EXPECTED, SKIPPED), Result.PASSED, ""),
+        (run(EXPECTED, SKIPPED), Result.NO_VERDICT, "no test passed"),
+        (run(PASSED, status=1), Result.NO_VERDICT, "pytest failed, and no test tells why"),
         (run(PASSED, FAILED, status=1), Result.FAILED, "t: assert 0"),
         (run(PASSED, CRASHED, status=1), Result.FAILED, "test_a.py::test_two: panic: <why>"),
         (run(FAILED, status=-9), Result.FAILED, "t: assert 0"),
         (run(PASSED, ERROR, status=1), Result.NO_VERDICT, "t: HarnessError: no QEMU"),
         (run(PASSED, status=3), Result.NO_VERDICT, "pytest ended with status 3"),
         (run(PASSED, status=-9), Result.NO_VERDICT, "pytest ended with status -9"),
-        (run(SKIPPED), Result.NO_VERDICT, "all tests were skipped"),
+        (run(SKIPPED), Result.NO_VERDICT, "no test passed"),
         (run(status=5), Result.NO_VERDICT, "no test ran"),
         (run(), Result.NO_VERDICT, "no test ran"),
     ],
@@ -170,6 +173,20 @@ def test_the_page_has_every_cell_jump_and_log_and_needs_no_other_file() -> None:
     for words in ("<b>console</b> & all", "panic: <why>", "test_<one>", "blackout 2.50 s"):
         assert words in said
     assert "b" not in page.tags
+
+
+def test_a_timeline_is_drawn_in_proportion() -> None:
+    page = render([Cell(Route(OLD, NEW, 1), run(PASSED))])
+    drawn = re.findall(r'<rect class="(\w+)" x="([\d.]+)" y="3" width="([\d.]+)"', page)
+    bars = {style: (float(start) - 220, float(width)) for style, start, width in drawn}
+    second = 640 / 3.75  # the longest of the page takes all the width
+    assert bars == {
+        "load": pytest.approx((0, 0.5 * second)),
+        "leave": pytest.approx((0.5 * second, 0.5 * second)),
+        "jump": pytest.approx((1.0 * second, 0.5 * second)),
+        "boot": pytest.approx((1.5 * second, 2.0 * second)),
+        "restore": pytest.approx((3.5 * second, 0.25 * second)),
+    }
 
 
 def test_a_matrix_of_kernels_that_are_not_there_is_no_verdict(

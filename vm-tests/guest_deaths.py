@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 _MEMBARRIER, _GLOBAL = 324, 1  # asm/unistd_64.h, linux/membarrier.h
@@ -23,6 +24,21 @@ def provoke(what: str) -> None:
 def provoke_soon(what: str) -> None:
     """The same, when the caller has its answer."""
     threading.Timer(0.2, provoke, [what]).start()
+
+
+def lock_up_both() -> None:
+    """Each of two processors, the second from a process that has never run on the first."""
+    log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
+    os.lseek(log, 0, os.SEEK_END)
+    if not os.fork():
+        os.sched_setaffinity(0, [1])
+        provoke("HARDLOCKUP")
+    os.sched_setaffinity(0, [0])
+    said = b""
+    while b"HARDLOCKUP" not in said:
+        with suppress(BlockingIOError):  # who would wake us is the processor in question
+            said = os.read(log, 8192)
+    provoke("HARDLOCKUP")
 
 
 def panic_unheard() -> None:

@@ -140,6 +140,8 @@ def test_nothing_outlives_a_harness_that_is_killed_as_it_starts_a_guest(
 def test_the_guest_that_shows_whether_kvm_works_does_not_outlive_who_asks(run: Run) -> None:
     harness = run.start("-c", ASKS_FOR_KVM, XDG_CACHE_HOME=os.fspath(run.project))
     wait_until(lambda: bool(run.processes() - {harness.pid}) or harness.poll() is not None)
+    if harness.poll() is not None:
+        pytest.skip("it had its answer before it could be killed")
     harness.kill()
     harness.wait()
     wait_until(lambda: not run.processes() and not run.folders())

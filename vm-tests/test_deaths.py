@@ -99,6 +99,14 @@ DEATHS = {
         "lkdtm_HARDLOCKUP+",
         prints=False,
     ),
+    "silence of both CPUs": Provocation(
+        Death.SILENT_HANG,
+        lambda vm: vm.call(guest_deaths.lock_up_both),
+        "nothing for",
+        "CPU: 1 RIP: 0010:lkdtm_HARDLOCKUP+",
+        prints=False,
+        options=on(cpus=2, append="isolcpus=1"),
+    ),
     "no answer": Provocation(
         Death.HANG,
         lambda vm: vm.call(time.sleep, 60),
@@ -116,7 +124,7 @@ DEATHS = {
     "no landing": Provocation(
         Death.LANDING,
         partial(VM.live_update, append="rootdelay=3600"),
-        "",
+        "no word from the worker within 30 s",
         "start_kernel+",
         prints=False,
         options=on(boot_timeout=30),
@@ -129,7 +137,7 @@ DEATHS = {
         prints=False,
     ),
     "reset": Provocation(
-        Death.QEMU,
+        Death.RESET,
         lambda vm: vm.call(guest_deaths.reset),
         "the guest reset its machine",
         prints=False,
@@ -171,6 +179,14 @@ def test_a_guest_that_is_stopped_on_purpose_is_not_hung() -> None:
         time.sleep(4)  # twice as long as it may be silent
         vm.qmp("cont")
         assert vm.call(os.getpid) > 1
+
+
+def test_a_guest_that_is_stopped_on_purpose_gives_no_answer() -> None:
+    with VM("selftest", call_timeout=2) as vm:
+        vm.qmp("stop")
+        with pytest.raises(GuestCrash) as caught:
+            vm.call(os.getpid)
+    assert caught.value.death is Death.HANG
 
 
 def test_a_long_call_is_no_silence() -> None:

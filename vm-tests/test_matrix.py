@@ -32,7 +32,7 @@ def test_all_pairs_with_three_hops_each(tmp_path: Path, kunit_parser: Any) -> No
     files = {name: tmp_path / name for name in ("html", "junit", "ktap")}
     words = [f"--{name}={path}" for name, path in files.items()]
     done = subprocess.run(
-        [*MATRIX, "--from=previous,stable", "--hops=3", "--json", *words, tests],
+        [*MATRIX, "--from=previous,stable", "--hops=3", "--limit=600", "--json", *words, tests],
         capture_output=True,
         text=True,
     )
@@ -69,7 +69,9 @@ def test_all_pairs_with_three_hops_each(tmp_path: Path, kunit_parser: Any) -> No
 
 
 def test_the_table_and_the_checks_that_come_with_pyluo() -> None:
-    done = subprocess.run([*MATRIX, "--from=stable", "--hops=1,2"], capture_output=True, text=True)
+    done = subprocess.run(
+        [*MATRIX, "--from=stable", "--hops=1,2", "--limit=600"], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr + done.stdout
     release = Kernel.find("stable").release
     header, one, two = [line for line in done.stdout.splitlines() if "stable" in line]

@@ -85,7 +85,7 @@ def start(
             program = _Program(argv, folders, os.environ | {"PS1": _PROMPT, **environment})
             _Carrier(channel, boot_id, program, size).carry()
         except BaseException as error:
-            channel.send({"failed": wire.encode(error)})
+            channel.greet({"failed": wire.encode(error)})
         finally:
             os._exit(0)
     finally:

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -35,6 +36,7 @@ _TOOLS = {
     "gcc": "gcc", "make": "make", "flex": "flex", "bison": "bison", "bc": "bc", "lz4": "lz4",
     "xz": "xz-utils", "rsync": "rsync", "perl": "perl",
 }  # fmt: skip
+_UNDER_WAY = ".under-way"
 _LIBELF = Path("/usr/include/gelf.h")
 # A build sees this of the environment and no more: what else make and Kconfig would take from it
 # is not in the kernel's key.
@@ -129,8 +131,9 @@ class _Build:
         with progress.bar("unpacking", None):
             self._tree = self._source.unpack(self._unpacked)
         whole = not (self._objects / ".config").exists()
-        self._configure()
-        made = self._compile(_expected() if whole else None)
+        with _under_way(self._objects):
+            self._configure()
+            made = self._compile(_expected() if whole else None)
         self._collect()
         if whole:
             cache.write(_memory(), json.dumps(made))
@@ -190,7 +193,8 @@ class _Process:
     def __init__(self, command: list[str]) -> None:
         environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
         self._process = subprocess.Popen(
-            command,
+            # Where this process is killed, the objects that make writes may soon be another's.
+            ["setpriv", "--pdeathsig", "KILL", "--", *command],
             env=environment | _FIXED,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -226,7 +230,8 @@ def _key(source: Source, fragments: Sequence[Fragment]) -> str:
 def _kept_objects(source: Source, fragments: Sequence[Fragment]) -> Path | None:
     """Where the objects of a tree are kept from build to build; None for what is no tree.
 
-    Those of trees that are gone are removed; the caller holds the lock.
+    Those of trees that are gone are removed, and those that a build was killed over; the caller
+    holds the lock.
     """
     if source.home is None:
         return None
@@ -235,8 +240,24 @@ def _kept_objects(source: Source, fragments: Sequence[Fragment]) -> Path | None:
         if not Path(tree.read_text()).exists():
             shutil.rmtree(tree.parent)
     folder = kept / _digest(os.fspath(source.home), fragments)
+    if (folder / _UNDER_WAY).exists():
+        shutil.rmtree(folder)
     cache.write(folder / "tree", os.fspath(source.home))
     return folder
+
+
+@contextmanager
+def _under_way(objects: Path) -> Iterator[None]:
+    """Marks objects that a killed build would leave in doubt: make takes for finished what a
+    compiler, or objtool after it, was cut short in. One that fails by itself removes that."""
+    mark = objects / _UNDER_WAY
+    mark.touch()
+    try:
+        yield
+    except HarnessError:
+        mark.unlink()
+        raise
+    mark.unlink()
 
 
 def _digest(source: str, fragments: Sequence[Fragment]) -> str:

@@ -28,6 +28,7 @@ class Death(enum.Enum):
     SILENT_HANG = "no sign of life"
     HANG = "stopped answering"
     LANDING = "never landed"
+    RESET = "machine reset"
     QEMU = "QEMU ended"
 
 

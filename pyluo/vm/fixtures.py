@@ -36,9 +36,14 @@ def kernel(_options: GuestOptions) -> Kernel:
 
 
 @pytest.fixture(scope="session")
-def next_kernel(_options: GuestOptions, kernel: Kernel) -> Kernel:
+def _to(_options: GuestOptions) -> Kernel | None:
+    return _options.find_next()
+
+
+@pytest.fixture  # of no wider scope than a `kernel` that tests put in the place of the one above
+def next_kernel(_to: Kernel | None, kernel: Kernel) -> Kernel:
     """The kernel that guests live-update to: --pyluo-to names it; without it, `kernel` again."""
-    return _options.find_next() or kernel
+    return _to or kernel
 
 
 @pytest.fixture(scope="session")
@@ -74,14 +79,14 @@ def ktap(subtests: pytest.Subtests) -> Ktap:
 
 
 @pytest.fixture(scope="session")
-def _shared(_options: GuestOptions, kernel: Kernel, next_kernel: Kernel) -> Iterator[_SharedGuest]:
-    shared = _SharedGuest(_options, kernel, next_kernel)
+def _shared(_options: GuestOptions, kernel: Kernel, _to: Kernel | None) -> Iterator[_SharedGuest]:
+    shared = _SharedGuest(_options, kernel, _to)
     yield shared
     shared.close()
 
 
 class _SharedGuest:
-    def __init__(self, options: GuestOptions, kernel: Kernel, to: Kernel) -> None:
+    def __init__(self, options: GuestOptions, kernel: Kernel, to: Kernel | None) -> None:
         self._options = options
         self._kernels = kernel, to
         self._vm: VM | None = None

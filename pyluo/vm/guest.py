@@ -43,6 +43,7 @@ _SILENCE_FACTOR, _SILENCE_LEAST = 4, 10.0
 _LATE = 1.0  # seconds; a timer that is later than that says more of the host than of the guest
 _PULSE = 3.0  # seconds in which a living guest beats
 _GLANCE = 0.2  # seconds between two looks for a sign of life
+_SIGN_LIMIT = 60.0  # seconds for one to come, where silence may last longer
 _SHOW_TIMEOUT = 1.5  # seconds for the first process to have the kernel show what it does
 _SHOW_PAUSE = 0.3  # seconds without a line after which all is shown
 _NMI_TIMEOUT = 10.0  # seconds for a kernel to say where an NMI found it
@@ -367,10 +368,13 @@ class Guest:
 
     async def _sign_of_life(self) -> None:
         """Waits for the next one, or until the guest counts as hung for want of any: it may have
-        fallen silent just before patience with its answer ended."""
+        fallen silent just before patience with its answer ended. Of one that was stopped on
+        purpose, none will come."""
         begun = time.monotonic()
-        while not self._dying and self._last_sign() < begun:
-            await asyncio.sleep(_GLANCE)
+        until = begun + min(self.silence + _LATE, _SIGN_LIMIT)
+        if await self._status() in _RUNNING:
+            while not self._dying and self._last_sign() < begun and time.monotonic() < until:
+                await asyncio.sleep(_GLANCE)
 
     async def _end(self) -> GuestCrash | HarnessError:
         """Waits until it is known what the guest died of, for somebody who is told."""
@@ -445,7 +449,7 @@ class Guest:
         else:
             await asyncio.wait([self._shutdown], timeout=_CONSOLE_GRACE)
             if self._shutdown.done() and self._shutdown.result() == _RESET:
-                death = Death.LANDING if self._left() else Death.QEMU
+                death = Death.LANDING if self._left() else Death.RESET
                 self._died(death, "the guest reset its machine, as a triple fault does")
             else:
                 self._died(Death.QEMU, f"exit status {status}")
@@ -613,13 +617,15 @@ class Guest:
             await asyncio.wait_for(self.qmp.execute("inject-nmi"), _NMI_TIMEOUT)
             await self.console.said(_NMI_ENDS, before, _NMI_TIMEOUT)
         lines = self.console.since(before)
+        # The one that panics stops the others, which say nothing.
+        others = registers if len(registers) > 1 else []
         # A panic first prints what a kernel that hung kept to itself: reports of its own, each
         # with its lines.
         begun = [number for number, line in enumerate(lines) if _NMI in line]
-        return lines[begun[0] :] if begun else lines or registers
+        return [*others, *lines[begun[0] :]] if begun else lines or registers
 
     async def _registers(self) -> list[str]:
-        """Where QEMU sees the CPUs: all there is of a guest that no NMI reaches."""
+        """Where QEMU sees the CPUs, which `trace` knows by name once the kernel has panicked."""
         command: dict[str, object] = {"command-line": "info registers -a"}
         try:
             answer = await asyncio.wait_for(
@@ -627,7 +633,7 @@ class Guest:
             )
         except (QMPError, TimeoutError):
             return []
-        return [f"CPU: {cpu} RIP: {address}" for cpu, address in _RIP.findall(str(answer))]
+        return [f"CPU: {cpu} at {address}" for cpu, address in _RIP.findall(str(answer))]
 
 
 async def _connect(

@@ -88,6 +88,7 @@ def _until_death(vm: VM, hops: int, tally: Tally, reached: progress.Reached) -> 
         except GuestCrash as crash:
             tally.crashes.append(crash)
             progress.say(f"live update {tally.hops} did not come back. {crash}")
+            vm.close()  # without a last look, which would be taken for a boot that failed
             return
         finally:
             reached(tally.hops)

@@ -24,6 +24,10 @@ def main(folder: str, alive: int, status: int, command: list[str]) -> None:
     """Runs COMMAND until it ends or the harness does."""
     try:
         os.mkdir(folder, 0o700)
+    except OSError as error:
+        _report(status, error)
+        return
+    try:
         _write_to(os.path.join(folder, MESSAGES))
     except OSError as error:
         _report(status, error)

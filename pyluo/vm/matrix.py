@@ -110,11 +110,11 @@ class Cell:
     def blackout(self) -> float | None:
         """The median of all its jumps that landed, in seconds; None if none did."""
         blackouts = [
-            jump.timeline.blackout
+            jump.blackout
             for record in self.run.records
             for guest in record.guests
             for jump in guest.jumps
-            if jump.landed
+            if jump.blackout is not None
         ]
         return median(blackouts) if blackouts else None
 

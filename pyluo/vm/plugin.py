@@ -98,4 +98,5 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
 @pytest.hookimpl(optionalhook=True, tryfirst=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """For `-n auto`: as many workers as have a core each, and memory for a guest each."""
-    return at_once(config.getoption("--pyluo-memory") or PLAIN.memory)
+    memory = config.getoption("--pyluo-memory") or PLAIN.memory
+    return at_once(memory, config.getoption("--pyluo-cpus"))

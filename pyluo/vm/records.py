@@ -109,7 +109,11 @@ def pytest_configure(config: pytest.Config) -> None:
     """Begins the record, unless this is a worker, whose reports go home."""
     path = config.getoption("--pyluo-record")
     if path and not hasattr(config, "workerinput"):
-        config.pluginmanager.register(_Recorder(path), "pyluo-recorder")
+        try:
+            recorder = _Recorder(path)
+        except OSError as error:
+            raise pytest.UsageError(f"--pyluo-record: {error}") from None
+        config.pluginmanager.register(recorder, "pyluo-recorder")
 
 
 class _Recorder:
@@ -197,15 +201,18 @@ def _guests(item: pytest.Item) -> list[GuestLog]:
 
 
 def _outcome(report: pytest.TestReport, error: BaseException | None) -> Outcome:
-    if report.skipped:
-        return Outcome.EXPECTED_FAILURE if hasattr(report, "wasxfail") else Outcome.SKIPPED
     if report.passed:
         return Outcome.PASSED
-    if _find(error, GuestCrash):
-        return Outcome.CRASHED
-    if _find(error, HarnessError) or report.when != "call":
+    crash = _find(error, GuestCrash)
+    # First, since to pytest a test that is expected to fail may fail of anything, setup included.
+    # And a QEMU that ended, or was killed where memory was short, says nothing of the kernel.
+    if _find(error, HarnessError) or (crash and crash.death is Death.QEMU):
         return Outcome.ERROR
-    return Outcome.FAILED
+    if report.skipped:
+        return Outcome.EXPECTED_FAILURE if hasattr(report, "wasxfail") else Outcome.SKIPPED
+    if crash:
+        return Outcome.CRASHED
+    return Outcome.FAILED if report.when == "call" else Outcome.ERROR
 
 
 def _reason(report: pytest.TestReport, error: BaseException | None) -> str:

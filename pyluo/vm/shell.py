@@ -175,6 +175,8 @@ class Shell:
             self._line.send(eof=True)
         elif self._terminal:
             for part in self._keys.split(data):
+                if self._status is not None:
+                    break  # the guest has been ended
                 if isinstance(part, Command):
                     self._obey(part)
                 else:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ArchiveSource", "Source", "Tarball", "Tree", "choose"]
 
+_BUILT_IN_PLACE = (".config", "include/config", "arch/x86/include/generated")  # as Makefile has it
+
 
 class Source(Protocol):
     """A kernel's source."""
@@ -168,7 +170,19 @@ class Tree:
         return self.path.resolve()
 
     def unpack(self, folder: Path) -> Path:
-        """Where it is."""
+        """Where it is.
+
+        Raises:
+            HarnessError: it has been built in its own folder, which make(1) lets nobody build out
+                of.
+        """
+        for trace in _BUILT_IN_PLACE:
+            if (self.path / trace).exists():
+                raise HarnessError(
+                    f"{self.description} has been built in its own folder ({trace} is there)",
+                    "run `make mrproper` in it, which removes its .config as well, or name a "
+                    "worktree: git worktree add",
+                )
         return self.path
 
     def extract(self, patterns: Sequence[str], folder: Path) -> None:

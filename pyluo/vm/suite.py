@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Result", "Run", "run"]
 
-_WHOLE = (0, 1)  # pytest's exit statuses for a run that came to its end; and for one without tests:
-_NO_TESTS = 5
+# pytest's exit statuses: all passed, some failed, there were none.
+_PASSED, _FAILED, _NO_TESTS = 0, 1, 5
 _GRACE = 10.0  # seconds for a pytest that is told to end
 
 
@@ -60,9 +60,7 @@ class Run:
         outcomes = {record.outcome for record in self.records}
         if outcomes & FAILURES:
             return Result.FAILED
-        if self.status not in _WHOLE or self.limit or Outcome.ERROR in outcomes:
-            return Result.NO_VERDICT
-        proven = outcomes & {Outcome.PASSED, Outcome.EXPECTED_FAILURE}
+        proven = self.status == _PASSED and Outcome.PASSED in outcomes and not self.limit
         return Result.PASSED if proven else Result.NO_VERDICT
 
     @property
@@ -73,11 +71,13 @@ class Run:
             return f"{bad[0].test}: {bad[0].reason}"
         if self.limit:
             return f"the tests still ran after {self.limit:g} s"
-        if self.status == _NO_TESTS or (self.status in _WHOLE and not self.records):
+        if self.status == _NO_TESTS or (self.status == _PASSED and not self.records):
             return "no test ran"
-        if self.status not in _WHOLE:
+        if self.status == _FAILED:
+            return "pytest failed, and no test tells why"
+        if self.status != _PASSED:
             return f"pytest ended with status {self.status}"
-        return "" if self.result is Result.PASSED else "all tests were skipped"
+        return "" if self.result is Result.PASSED else "no test passed"
 
 
 async def run(
@@ -121,7 +121,8 @@ async def run(
 def _own_checks() -> list[str]:
     """The arguments for the checks that come with pyluo; no other project's settings apply."""
     folder = os.path.dirname(checks.__file__)
-    return ["-p", "no:cacheprovider", "-c", os.devnull, f"--rootdir={folder}", folder]
+    own = [f"--rootdir={folder}", f"--confcutdir={folder}", "--override-ini=addopts="]
+    return ["-p", "no:cacheprovider", "-c", os.devnull, *own, folder]
 
 
 async def _attend(

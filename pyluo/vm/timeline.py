@@ -77,6 +77,14 @@ class Jump:
     landed: bool
     timeline: Timeline
 
+    @property
+    def blackout(self) -> float | None:
+        """That of the timeline; None if it did not land, or nobody saw when it began."""
+        try:
+            return self.timeline.blackout if self.landed else None
+        except KeyError:
+            return None
+
 
 @dataclass(frozen=True, slots=True)
 class GuestLog:

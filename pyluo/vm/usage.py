@@ -37,8 +37,13 @@ class Usage:
 usage = Usage()
 
 
-def at_once(memory: int) -> int:
-    """How many guests of `memory` bytes this machine takes: each has a core, and its memory."""
+def at_once(memory: int, cpus: int = 1) -> int:
+    """How many guests this machine takes: each has its cores, and its memory; one at least.
+
+    Args:
+        memory: of a guest, in bytes.
+        cpus: of a guest.
+    """
     cores = len(os.sched_getaffinity(0))
     has = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(1, min(cores, has // (memory + _BESIDE_A_GUEST)))
+    return max(1, min(cores // cpus, has // (memory + _BESIDE_A_GUEST)))

@@ -62,7 +62,8 @@ class VM:
     A kernel that warns, or worse, fails the block when it is left: see `check`.
 
     Args:
-        kernel: a kernel, or the name of one in kernels.toml, or a path to a bzImage.
+        kernel: a kernel, or the name of one in kernels.toml, or the path of a bzImage, a kernel
+            tree or a tarball.
         to: the kernel that `live_update` goes to, and from there back again, in turns; without it,
             the guest goes from `kernel` to `kernel`.
         memory: in bytes; without it, 1 GiB, or what the kernel needs (see `needs`).

@@ -63,7 +63,7 @@ def _matrix(arguments: argparse.Namespace) -> int:
 
     guest = options.GuestOptions.of(arguments)
     names = arguments.origins, arguments.targets or arguments.origins
-    kernels = {name: guest.find(name) for name in {*names[0], *names[1]}}
+    kernels = {name: guest.find(name) for name in dict.fromkeys([*names[0], *names[1]])}
     origins, targets = ([kernels[name] for name in each] for each in names)
     routes = matrix.routes(origins, targets, arguments.hops)
     cells: list[Cell] = []
@@ -109,7 +109,7 @@ def _run(
 
         ends = {end for route in routes for end in (route.origin, route.target)}
         memory = guest.memory or max(needs(end).memory for end in ends)
-        jobs = arguments.jobs or at_once(memory)
+        jobs = arguments.jobs or at_once(memory, guest.cpus)
         return asyncio.run(
             matrix.run(routes, arguments.tests, guest, jobs=jobs, limit=arguments.limit, ended=tell)
         )

@@ -99,7 +99,7 @@ def _rows(jumps: Sequence[Jump]) -> list[_Row]:
             f"{number}: {_short(jump.origin)} to {_short(jump.target)}",
             _bars(jump),
             jump.landed,
-            jump.timeline.blackout if jump.landed else None,
+            jump.blackout,
         )
         for number, jump in enumerate(jumps, 1)
     ]

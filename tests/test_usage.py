@@ -1,0 +1,38 @@
+"""How many guests run at once."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from pyluo.vm.usage import at_once
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("cores", "memory", "guest", "cpus", "number"),
+    [
+        (8, 64 * GIB, GIB, 1, 8),  # by the cores
+        (8, 64 * GIB, GIB, 4, 2),
+        (8, 6 * GIB, GIB, 1, 4),  # by the memory: each takes half a GiB besides
+        (8, 6 * GIB, 2 * GIB, 1, 2),
+        (2, 64 * GIB, GIB, 4, 1),  # one always
+        (2, GIB, 4 * GIB, 1, 1),
+    ],
+)
+def test_as_many_guests_as_cores_and_memory_allow(
+    cores: int, memory: int, guest: int, cpus: int, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages = {"SC_PHYS_PAGES": memory // 4096, "SC_PAGE_SIZE": 4096}
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setattr(os, "sysconf", pages.__getitem__)
+    assert at_once(guest, cpus) == number
+
+
+def test_auto_is_that_number_of_workers(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("def test_one(): pass")
+    number = at_once(GIB)
+    outcome = pytester.runpytest_subprocess("-n", "auto", "--pyluo-memory=1G")
+    outcome.stdout.fnmatch_lines([f"*{number} worker*"])

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
@@ -23,6 +26,15 @@ def test_each_hop_lands_where_it_should(vm, kernel, next_kernel, hops):
 def test_that_passes_where_nothing_changes(vm, kernel, next_kernel):
     vm.live_update()
     assert kernel.release == next_kernel.release
+"""
+WAITS = """
+import pathlib, threading
+
+def test_waits(vm, hops):
+    vm.live_update()
+    if hops == 2:
+        pathlib.Path("waiting").touch()
+        threading.Event().wait()
 """
 
 
@@ -89,3 +101,33 @@ def test_a_mistake_in_the_tests_is_no_verdict_on_the_kernels(tmp_path: Path) -> 
     )
     assert done.returncode == 69
     assert "pytest ended with status 2" in done.stderr
+
+
+def test_what_was_tried_before_an_interruption_is_told(tmp_path: Path) -> None:
+    tests = tmp_path / "test_waits.py"
+    tests.write_text(WAITS)
+    page = tmp_path / "page.html"
+    page.write_text("of yesterday")
+    words = ["--from=stable", "--hops=1,2", "--jobs=1", "--json", f"--html={page}", str(tests)]
+    with subprocess.Popen(
+        [*MATRIX, *words],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as matrix:
+        try:
+            deadline = time.monotonic() + 300
+            while not (tmp_path / "waiting").exists():
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            matrix.send_signal(signal.SIGINT)
+            out, _ = matrix.communicate(timeout=60)
+        finally:
+            if matrix.poll() is None:
+                os.killpg(matrix.pid, signal.SIGKILL)
+    assert matrix.returncode == 130
+    assert [cell["result"] for cell in json.loads(out)] == ["passed", "no verdict"]
+    assert "it was not run to its end" in page.read_text()
+    assert [path.name for path in tmp_path.glob("*.part")] == []

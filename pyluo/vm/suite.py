@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 
     from pyluo.vm.options import GuestOptions
 
-__all__ = ["Result", "Run", "run"]
+__all__ = ["NOT_RUN", "Result", "Run", "run"]
 
 # pytest's exit statuses: all passed, some failed, there were none.
 _PASSED, _FAILED, _NO_TESTS = 0, 1, 5
+_NEVER = 130  # no status of pytest's
 _GRACE = 10.0  # seconds for a pytest that is told to end
 
 
@@ -73,11 +74,16 @@ class Run:
             return f"the tests still ran after {self.limit:g} s"
         if self.status == _NO_TESTS or (self.status == _PASSED and not self.records):
             return "no test ran"
+        if self.status == _NEVER:
+            return "it was not run to its end"
         if self.status == _FAILED:
             return "pytest failed, and no test tells why"
         if self.status != _PASSED:
             return f"pytest ended with status {self.status}"
         return "" if self.result is Result.PASSED else "no test passed"
+
+
+NOT_RUN = Run((), _NEVER, "")
 
 
 async def run(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import sys
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pyluo.cli.exit import FAILED, PASSED, UNAVAILABLE
@@ -16,6 +17,7 @@ from pyluo.vm import options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from typing import IO
 
     from pyluo.cli.parsers import Commands
     from pyluo.vm.matrix import Cell, Route
@@ -60,6 +62,8 @@ def add_parser(actions: Commands) -> None:
 
 def _matrix(arguments: argparse.Namespace) -> int:
     from pyluo.vm import matrix
+    from pyluo.vm.errors import HarnessError
+    from pyluo.vm.suite import NOT_RUN
 
     guest = options.GuestOptions.of(arguments)
     names = arguments.origins, arguments.targets or arguments.origins
@@ -68,17 +72,24 @@ def _matrix(arguments: argparse.Namespace) -> int:
     routes = matrix.routes(origins, targets, arguments.hops)
     cells: list[Cell] = []
 
+    failure: BaseException | None = None
+
     def told() -> Iterator[Verdict]:
-        cells.extend(_run(routes, arguments, guest))
+        nonlocal failure
+        try:
+            _run(routes, arguments, guest, cells)
+        except (KeyboardInterrupt, HarnessError) as error:
+            failure = error  # what has been tried until then is told all the same
+        tried = {cell.route: cell for cell in cells}
+        cells[:] = [tried.get(route) or matrix.Cell(route, NOT_RUN) for route in routes]
         for cell in cells:
             yield from cell.verdicts()
 
-    with ExitStack() as files:
-        page = None
-        if arguments.html:
-            page = files.enter_context(open(arguments.html, "w", encoding="utf-8"))
-        written = verdicts.written("matrix", told(), arguments.junit, arguments.ktap)
-        for _ in files.enter_context(written):
+    with (
+        _replaced(arguments.html) as page,
+        verdicts.written("matrix", told(), arguments.junit, arguments.ktap) as seen,
+    ):
+        for _ in seen:
             pass
         if page:
             from pyluo.vm.page import render
@@ -88,17 +99,38 @@ def _matrix(arguments: argparse.Namespace) -> int:
         print(json.dumps([cell.data() for cell in cells], indent=2))
     else:
         _show(cells)
+    if failure:
+        raise failure
     return _status(cells)
 
 
+@contextmanager
+def _replaced(path: str | None) -> Iterator[IO[str] | None]:
+    """A file that takes the place of another once all of it is written."""
+    if path is None:
+        yield None
+        return
+    part = f"{path}.part"
+    with open(part, "w", encoding="utf-8") as file:
+        try:
+            yield file
+        except BaseException:
+            os.unlink(part)
+            raise
+    os.replace(part, path)
+
+
 def _run(
-    routes: Sequence[Route], arguments: argparse.Namespace, guest: options.GuestOptions
-) -> list[Cell]:
+    routes: Sequence[Route],
+    arguments: argparse.Namespace,
+    guest: options.GuestOptions,
+    ended: list[Cell],
+) -> None:
+    """Adds each cell to `ended` as it comes."""
     from pyluo.vm import matrix, progress
     from pyluo.vm.needs import needs
     from pyluo.vm.usage import at_once
 
-    ended: list[Cell] = []
     with progress.bar("routes", len(routes)) as reached:
 
         def tell(cell: Cell) -> None:
@@ -110,7 +142,7 @@ def _run(
         ends = {end for route in routes for end in (route.origin, route.target)}
         memory = guest.memory or max(needs(end).memory for end in ends)
         jobs = arguments.jobs or at_once(memory, guest.cpus)
-        return asyncio.run(
+        asyncio.run(
             matrix.run(routes, arguments.tests, guest, jobs=jobs, limit=arguments.limit, ended=tell)
         )
 

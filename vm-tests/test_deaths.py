@@ -124,10 +124,10 @@ DEATHS = {
     "no landing": Provocation(
         Death.LANDING,
         partial(VM.live_update, append="rootdelay=3600"),
-        "no word from the worker within 30 s",
+        "no word from the next kernel within 30 s",
         "start_kernel+",
         prints=False,
-        options=on(boot_timeout=30),
+        options=on(boot_timeout=30, silence=90),
         life=2,
     ),
     "panic that only QEMU hears of": Provocation(

@@ -31,7 +31,7 @@ SMALL = (
     "VFIO", "VFIO_DEVICE_CDEV", "VFIO_PCI",
     "INET", "IPV6", "IPV6_SIT", "PACKET", "BRIDGE", "VETH", "DUMMY", "TUN", "VIRTIO_NET",
     "NETDEVICES",
-    "EXT4_FS", "SWAP", "OVERLAY_FS", "IO_URING", "SYSVIPC", "POSIX_MQUEUE",
+    "EXT4_FS", "SWAP", "IO_URING", "SYSVIPC", "POSIX_MQUEUE",
 )  # fmt: skip
 TEST = """
 from pyluo import LiveUpdate, Memfd, Seal

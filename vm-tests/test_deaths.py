@@ -172,7 +172,7 @@ def test_where_the_cpus_are_is_told_even_if_no_nmi_reaches_the_kernel(tmp_path: 
         pytest.fail("a kernel that goes round in its first instruction has spoken")
     assert caught.value.death is Death.SILENT
     (place,) = caught.value.trace
-    assert re.fullmatch(r"CPU: 0 at [0-9a-f]{16}", place)
+    assert re.fullmatch(r"CPU: 0 at [0-9a-f]+", place)
 
 
 def test_a_guest_that_is_stopped_on_purpose_is_not_hung() -> None:

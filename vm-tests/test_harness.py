@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import functools
+import importlib.util
 import os
 import re
 import subprocess
+import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +18,7 @@ import guest_actions
 import pytest
 
 from pyluo import LuoError
-from pyluo.vm import VM, Kernel
+from pyluo.vm import VM, HarnessError, Kernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -162,6 +165,23 @@ def test_a_program_that_takes_too_long_is_the_tests_own_failure(shared_vm: VM) -
 def test_a_program_that_is_not_there_is_told_as_such(shared_vm: VM) -> None:
     with pytest.raises(FileNotFoundError):
         shared_vm.run(["no-such-program"])
+
+
+def test_code_that_the_guest_does_not_see_is_the_harness_matter(shared_vm: VM) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:  # the guest has its own /dev
+        path = Path(folder, "unseen.py")
+        path.write_text("def nothing(): pass\n")
+        spec = importlib.util.spec_from_file_location("unseen", path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = sys.modules["unseen"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        try:
+            with pytest.raises(HarnessError, match=f"the guest does not have {path}"):
+                shared_vm.call(module.nothing)
+        finally:
+            del sys.modules["unseen"]
+    assert not shared_vm.dead
 
 
 def test_the_hosts_files_cannot_be_changed_from_the_guest(shared_vm: VM, tmp_path: Path) -> None:

@@ -243,7 +243,7 @@ def test_a_jump_that_is_refused_is_told_and_the_shell_goes_on() -> None:
         guest.type("echo $mark\r")
         guest.expect("\r\n42\r\n")
         guest.prompt()
-        guest.type(f"{ESCAPE}q")
+        guest.type(f"{ESCAPE}qand more")
         assert guest.ended() == 0
 
 

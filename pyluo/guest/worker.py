@@ -16,6 +16,14 @@ __all__ = ["work"]
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
+class _UnreachableError(Exception):
+    """The host's module does not lie where this machine has the host's files."""
+
+    def __init__(self, file: str) -> None:
+        super().__init__(file)
+        self.file = file
+
+
 class Worker:
     """What the host can ask for; `hold` keeps what it makes until the jump."""
 
@@ -40,6 +48,8 @@ class Worker:
             answer = {"result": wire.encode(action(request))}
             wire.frame(answer)  # what JSON cannot carry is an exception here, not the worker's end
             return answer
+        except _UnreachableError as error:
+            return {"unreachable": error.file}
         except BaseException as error:
             return {"error": wire.encode(error)}
 
@@ -90,6 +100,8 @@ def _function(reference: str, file: str | None) -> Any:
                 raise
     name = wire.MAIN if module == "__main__" else module
     if name not in sys.modules:
+        if file is not None and not os.path.exists(file):
+            raise _UnreachableError(file)
         from importlib.util import module_from_spec, spec_from_file_location
 
         spec = spec_from_file_location(name, file)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pyluo.vm import suite
-from pyluo.vm.errors import GuestCrash, HarnessError
+from pyluo.vm.errors import Death, GuestCrash, HarnessError
 from pyluo.vm.records import FAILURES
 from pyluo.vm.suite import Result, Run
 
@@ -98,11 +98,17 @@ def step(
 
 
 def _dies(guest: VM) -> str:
-    """What a guest dies of as it boots; empty if it does not."""
+    """What a guest dies of as it boots; empty if it does not.
+
+    Raises:
+        HarnessError: it could not be started, or QEMU ended.
+    """
     try:
         with closing(guest.__enter__()):
             return ""
     except GuestCrash as crash:
+        if crash.death is Death.QEMU:  # which is the host's matter
+            raise HarnessError(str(crash)) from crash
         return f"{crash.death.value}: {crash.reason}"
 
 

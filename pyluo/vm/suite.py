@@ -127,7 +127,7 @@ async def run(
 def _own_checks() -> list[str]:
     """The arguments for the checks that come with pyluo; no other project's settings apply."""
     folder = os.path.dirname(checks.__file__)
-    own = [f"--rootdir={folder}", f"--confcutdir={folder}", "--override-ini=addopts="]
+    own = [f"--rootdir={folder}", f"--confcutdir={folder}"]
     return ["-p", "no:cacheprovider", "-c", os.devnull, *own, folder]
 
 

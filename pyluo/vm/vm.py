@@ -198,6 +198,7 @@ class VM:
 
         Raises:
             TypeError: the function or an argument cannot cross.
+            HarnessError: the function's module lies where the guest does not see the host's files.
             ValueError: an argument was held in an earlier life of the guest.
             GuestCrash: the guest died, or did not answer in time.
         """
@@ -460,6 +461,12 @@ class VM:
         self.requests += 1
         self._used = True
         answer = self._run(self._alive().request(message, timeout))
+        if file := answer.get("unreachable"):
+            raise HarnessError(
+                f"the guest does not have {file}",
+                "its /dev, /run and /proc are its own, and its /tmp too, if its kernel lacks "
+                "overlayfs: put the code elsewhere",
+            )
         if "error" in answer:
             raise wire.decode(answer["error"], find=wire.loaded)
         return wire.decode(answer["result"], find=wire.loaded)

@@ -65,7 +65,7 @@ class Kernel:
         if isinstance(what, Kernel):
             return what
         name = os.fspath(what)
-        if not cls.is_image(name):
+        if not _is_image(name):
             return cls.build(name, config=config)
         if config:
             raise HarnessError(
@@ -78,11 +78,6 @@ class Kernel:
     def has(self, option: str) -> bool:
         """Whether it was built with an option, CONFIG_ included; no if that is not known."""
         return self.config is not None and f"{option}=y" in self.config.read_text().splitlines()
-
-    @staticmethod
-    def is_image(name: str) -> bool:
-        """Whether this is the path of a kernel that need not be built."""
-        return name not in catalogue() and Path(name).is_file() and not name.endswith(_TARBALLS)
 
     @classmethod
     def build(cls, name: str, *, config: Sequence[str] = (), update: bool = False) -> Kernel:
@@ -110,6 +105,11 @@ class Kernel:
             folder / build.HEADERS / "include",
             source,
         )
+
+
+def _is_image(name: str) -> bool:
+    """Whether this is the path of a kernel that need not be built."""
+    return name not in catalogue() and Path(name).is_file() and not name.endswith(_TARBALLS)
 
 
 def _recipe(name: str, update: bool) -> tuple[KernelSpec, Source]:

@@ -94,17 +94,22 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def add(
-    add_option: Callable[..., object], prefix: str = "", *, without: Container[str] = ()
+    add_option: Callable[..., object],
+    prefix: str = "",
+    *,
+    only: Container[str] = tuple(_OPTIONS),
+    without: Container[str] = (),
 ) -> None:
     """Adds the options of a guest to a parser.
 
     Args:
         add_option: argparse's `add_argument`, or pytest's `addoption`.
         prefix: of each option's name.
+        only: the names of those that are added.
         without: the names of those that are left out.
     """
     for name, keywords in _OPTIONS.items():
-        if name not in without:
+        if name in only and name not in without:
             add_option(f"--{prefix}{name}", **keywords)
 
 

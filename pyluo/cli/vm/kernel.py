@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from pyluo.cli.exit import PASSED
+from pyluo.vm import options
 
 if TYPE_CHECKING:
     import argparse
@@ -24,10 +25,7 @@ def add_parser(actions: Commands) -> None:
         "names", nargs="*", default=["stable"], metavar="NAME",
         help="of kernels.toml, or the path of a tree or a tarball",
     )  # fmt: skip
-    build.add_argument(
-        "--config", action="append", default=[], metavar="FILE|CONFIG_X=V",
-        help="a Kconfig fragment, or a line of one; may be repeated",
-    )  # fmt: skip
+    options.add(build.add_argument, only=["config"])
     build.add_argument("--update", action="store_true", help="ask the archive for newer versions")
     build.add_argument("--json", action="store_true", help="as data")
     build.set_defaults(run=_build)

@@ -59,26 +59,6 @@ def test_the_death_of_the_worker_is_a_death_of_the_guest(vm: VM) -> None:
     assert caught.value.death is Death.PANIC
 
 
-def test_a_guest_that_never_speaks_is_told_with_its_last_lines(kernel: Kernel) -> None:
-    silent = VM(kernel, append="rootdelay=3600", boot_timeout=8)
-    with pytest.raises(GuestCrash) as caught, silent:
-        pytest.fail("a kernel that waits for its root an hour has spoken")
-    assert caught.value.death is Death.SILENT
-    assert any("Linux version" in line for line in caught.value.console)
-
-
-def test_a_jump_that_never_lands_is_told_as_the_next_life(kernel: Kernel) -> None:
-    with VM(kernel, boot_timeout=12) as vm, pytest.raises(GuestCrash) as caught:
-        vm.live_update(append="rootdelay=3600")
-    assert (caught.value.death, caught.value.life) == (Death.LANDING, 2)
-
-
-def test_a_function_that_does_not_return_is_told_as_a_hang(kernel: Kernel) -> None:
-    with VM(kernel, call_timeout=2) as vm, pytest.raises(GuestCrash) as caught:
-        vm.call(time.sleep, 60)
-    assert caught.value.death is Death.HANG
-
-
 def test_a_qemu_killed_from_outside_is_told_with_the_signal(vm: VM) -> None:
     killer = Timer(0.5, os.kill, (vm.pid, signal.SIGKILL))
     killer.start()

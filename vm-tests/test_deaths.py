@@ -159,7 +159,8 @@ def test_a_guest_that_never_spoke_is_told_as_such() -> None:
     silent = VM("selftest", append="rootdelay=3600", boot_timeout=8)
     with pytest.raises(GuestCrash) as caught, silent:
         pytest.fail("a kernel that waits for its root an hour has spoken")
-    assert caught.value.death is Death.SILENT
+    assert (caught.value.death, caught.value.booted) == (Death.SILENT, False)
+    assert any("Linux version" in line for line in caught.value.console)
 
 
 def test_where_the_cpus_are_is_told_even_if_no_nmi_reaches_the_kernel(tmp_path: Path) -> None:

@@ -140,6 +140,28 @@ def test_the_objects_of_a_tree_that_is_gone_go_with_the_next_build(tree: Path) -
     assert [(kept / "tree").read_text() for kept in objects.iterdir()] == [os.fspath(gone)]
 
 
+def test_the_kernels_of_a_tree_go_once_nobody_asked_for_them_in_a_week(tree: Path) -> None:
+    kernels = tree.parent / "cache" / "pyluo" / "kernels"
+
+    def build(number: int) -> set[Path]:
+        """What it adds to the cache."""
+        before = set(kernels.glob("*"))
+        run = start(tree, "--config", f"CONFIG_A={number}")
+        _, complaint = run.communicate(timeout=60)
+        assert run.returncode == 0, complaint
+        return set(kernels.glob("*")) - before
+
+    old = [build(number).pop() for number in range(3)]
+    of_an_archive, asked_for, _ = old
+    (of_an_archive / "tree").unlink()  # as if it were
+    eight_days_ago = time.time() - 8 * 24 * 3600
+    for kernel in old:
+        os.utime(kernel, (eight_days_ago, eight_days_ago))
+    assert build(1) == set()
+    new = build(3)
+    assert set(kernels.glob("*")) == {of_an_archive, asked_for, *new}
+
+
 def test_a_tarball_is_built_like_a_tree(tree: Path) -> None:
     tarball = tree.parent / "linux.tar.gz"
     # The stand-in for a tree writes beside it, which is in the scratch folder here.

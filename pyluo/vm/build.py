@@ -10,7 +10,8 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -37,6 +38,8 @@ _TOOLS = {
     "xz": "xz-utils", "rsync": "rsync", "perl": "perl",
 }  # fmt: skip
 _UNDER_WAY = ".under-way"
+_TREE = "tree"  # in a folder of the cache: the path of the tree that it is for
+_UNUSED = 7 * 24 * 3600  # seconds after which a tree's kernel goes: each edit and commit makes one
 _LIBELF = Path("/usr/include/gelf.h")
 # A build sees this of the environment and no more: what else make and Kconfig would take from it
 # is not in the kernel's key.
@@ -68,12 +71,12 @@ def build(source: Source, fragments: Sequence[Fragment]) -> Path:
     if shutil.which("gcc") is None:
         _check_tools()  # even the key needs the compiler
     target = kernels / _key(source, fragments)
-    if target.exists():
+    if _is_there(target):
         return target
     _check_tools()
     waiting = "waiting for another build of a kernel to end"
     with cache.lock("build", lambda: progress.say(waiting)):
-        if target.exists():
+        if _is_there(target):
             return target
         _check_room(kernels)
         _sweep(kernels)
@@ -177,6 +180,8 @@ class _Build:
             ("vmlinux", VMLINUX),
         ):
             shutil.copyfile(self._objects / file, self._result / name)
+        if self._source.home is not None:
+            cache.write(self._result / _TREE, os.fspath(self._source.home))
 
     def _make(self, *words: str) -> None:
         run(f"make {words[0]}", self._command(*words))
@@ -236,13 +241,13 @@ def _kept_objects(source: Source, fragments: Sequence[Fragment]) -> Path | None:
     if source.home is None:
         return None
     kept = cache.folder() / "objects"
-    for tree in kept.glob("*/tree"):
+    for tree in kept.glob(f"*/{_TREE}"):
         if not Path(tree.read_text()).exists():
             shutil.rmtree(tree.parent)
     folder = kept / _digest(os.fspath(source.home), fragments)
     if (folder / _UNDER_WAY).exists():
         shutil.rmtree(folder)
-    cache.write(folder / "tree", os.fspath(source.home))
+    cache.write(folder / _TREE, os.fspath(source.home))
     return folder
 
 
@@ -284,8 +289,20 @@ def _check_room(folder: Path) -> None:
         )
 
 
+def _is_there(kernel: Path) -> bool:
+    """Whether the cache has it; it is used now, says its folder's time from here on."""
+    with suppress(OSError):  # not there, or a cache that is somebody else's
+        os.utime(kernel)
+    return kernel.exists()
+
+
 def _sweep(kernels: Path) -> None:
-    """Removes what killed builds left; the caller holds the lock."""
+    """Removes what killed builds left, and the kernels of trees that nobody has asked for in a
+    while; the caller holds the lock."""
+    for tree in kernels.glob(f"*/{_TREE}"):
+        if tree.parent.stat().st_mtime < time.time() - _UNUSED:
+            # In one step: nobody is to find a part of it.
+            tree.parent.rename(kernels / f".building-{tree.parent.name}")
     for leftover in kernels.glob(".building-*"):
         shutil.rmtree(leftover, ignore_errors=True)
 

@@ -30,6 +30,11 @@ def test_harness(): raise HarnessError("no QEMU")
 def test_crash(): raise GuestCrash(Death.OOPS, "NULL", kernel="k", life=1, console=())
 def test_unbootable():
     raise GuestCrash(Death.SILENT, "no word", kernel="k", life=1, console=(), booted=False)
+def test_edits(request):
+    import pathlib
+    pathlib.Path("init.c").write_text("int edited;")
+    request.getfixturevalue("kernel")
+    assert len(pathlib.Path("../compilations").read_text().split()) == 1
 def test_waits():
     import pathlib, threading
     pathlib.Path("waiting").touch()
@@ -81,6 +86,12 @@ def test_only_a_test_that_failed_makes_a_kernel_bad(
 ) -> None:
     done = bisect(*tests)
     assert (done.returncode, told in done.stdout) == (status, True), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("config", [[], ["--config=CONFIG_A=y", "--config=CONFIG_B=y"]])
+def test_the_kernel_is_the_one_that_was_built_though_the_tree_is_edited(config: list[str]) -> None:
+    done = bisect(*config, "../test_it.py::test_edits")
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_kernel_that_does_not_compile_is_passed_over(tree: Path) -> None:

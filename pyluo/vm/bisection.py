@@ -80,8 +80,8 @@ def step(
     """
     itself = replace(options, kernel=str(tree), to=None)
     try:
-        for other in filter(None, (options.kernel, options.to)):
-            options.find(other)  # a mistake in it is to cost no build
+        # A mistake in it is to cost no build.
+        others = [options.find(other) for other in (options.kernel, options.to) if other]
         built = itself.find_kernel()
     except HarnessError as error:
         return Step(Mark.SKIP, f"there is no kernel to test: {error}")
@@ -90,7 +90,9 @@ def step(
         if options.kernel and (death := _dies(itself.guest(built))):
             return Step(unbootable, f"it does not boot: {death}", built.release)
         filled_in = _filled_in(options, str(tree))
-        run = asyncio.run(suite.run(tests, filled_in, hops=hops, limit=limit, output=output))
+        run = asyncio.run(
+            suite.run(tests, filled_in, [built, *others], hops=hops, limit=limit, output=output)
+        )
     except (HarnessError, OSError) as error:
         return Step(Mark.SKIP, f"the harness failed: {error}", built.release)
     unbooted = Mark.SKIP if options.kernel else unbootable

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import struct
 from dataclasses import dataclass
@@ -17,7 +18,10 @@ from pyluo.vm.source import Source, Tarball, Tree, choose
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Kernel"]
+__all__ = ["Kernel", "settled"]
+
+# What the names of kernels stand for, to the processes of a run: see `settled`.
+_SETTLED = "PYLUO_KERNELS"
 
 _TARBALLS = (".tar", ".tar.gz", ".tar.xz", ".tar.zst", ".tar.bz2", ".tgz", ".txz")
 # Documentation/arch/x86/boot.rst, the real-mode header.
@@ -94,7 +98,7 @@ class Kernel:
         spec, source = _recipe(name, update)
         fragments = [Fragment.load(fragment) for fragment in spec.fragments]
         fragments += [Fragment.read(item) for item in config]
-        folder = build.build(source, fragments)
+        folder = _settled_folder(name, config) or build.build(source, fragments)
         return cls(
             name,
             _release(folder / build.IMAGE),
@@ -105,6 +109,29 @@ class Kernel:
             folder / build.HEADERS / "include",
             source,
         )
+
+
+def settled(kernels: Sequence[Kernel], config: Sequence[str]) -> dict[str, str]:
+    """For the environment of processes that are to find these very kernels by their names, though
+    somebody edits a tree meanwhile.
+
+    Args:
+        kernels: as they were found.
+        config: that they were found with.
+    """
+    built = [
+        [kernel.name, list(config), os.fspath(kernel.image.parent)]
+        for kernel in kernels
+        if kernel.source is not None
+    ]
+    return {_SETTLED: json.dumps(built)}
+
+
+def _settled_folder(name: str, config: Sequence[str]) -> Path | None:
+    for *found, folder in json.loads(os.environ.get(_SETTLED, "[]")):
+        if found == [name, list(config)]:
+            return Path(folder)
+    return None
 
 
 def _is_image(name: str) -> bool:

@@ -156,7 +156,9 @@ async def run(
     async def fill(route: Route) -> Cell:
         async with gate:
             named = replace(options, kernel=route.origin.name, to=route.target.name)
-            cell = Cell(route, await suite.run(tests, named, hops=route.hops, limit=limit))
+            kernels = [route.origin, route.target]
+            tried = await suite.run(tests, named, kernels, hops=route.hops, limit=limit)
+            cell = Cell(route, tried)
         ended(cell)
         return cell
 

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 
 from pyluo.vm import checks
 from pyluo.vm.errors import HarnessError
+from pyluo.vm.kernel import settled
 from pyluo.vm.records import FAILURES, Outcome, Record, read
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import IO
 
+    from pyluo.vm.kernel import Kernel
     from pyluo.vm.options import GuestOptions
 
 __all__ = ["NOT_RUN", "Result", "Run", "run"]
@@ -89,6 +91,7 @@ NOT_RUN = Run((), _NEVER, "")
 async def run(
     tests: Sequence[str],
     options: GuestOptions,
+    kernels: Sequence[Kernel],
     *,
     hops: int,
     limit: float,
@@ -99,6 +102,7 @@ async def run(
     Args:
         tests: arguments for pytest: paths, node ids, options; without any, `pyluo.vm.checks`.
         options: of the guests.
+        kernels: what those that the options name were when they were found.
         hops: how many live updates tests are to make that can make several.
         limit: seconds after which they are ended.
         output: where pytest prints to; without it, what it prints is kept.
@@ -118,7 +122,8 @@ async def run(
             f"--pyluo-record={kept}",
             *(tests or _own_checks()),
         ]
-        status, late = await _attend(command, output or said, record.fileno(), limit)
+        environment = os.environ | settled(kernels, options.config)
+        status, late = await _attend(command, environment, output or said, record.fileno(), limit)
         said.seek(0)
         text = said.read().decode(errors="replace")
         return Run(tuple(read(kept)), status, text, limit if late else None)
@@ -132,12 +137,17 @@ def _own_checks() -> list[str]:
 
 
 async def _attend(
-    command: list[str], output: IO[bytes], record: int, limit: float
+    command: list[str],
+    environment: dict[str, str],
+    output: IO[bytes],
+    record: int,
+    limit: float,
 ) -> tuple[int, bool]:
     """Runs a program; its exit status, and whether it had to be ended."""
     try:
         process = await asyncio.create_subprocess_exec(
             *command,
+            env=environment,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=output,
             stderr=asyncio.subprocess.STDOUT,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from pyluo.vm import HarnessError, Kernel, build, source
+from pyluo.vm import HarnessError, Kernel, build, options, source
 from pyluo.vm.catalogue import KernelSpec, Series, catalogue
 from pyluo.vm.debian import SourcePackage
 from pyluo.vm.kconfig import Fragment, unmet
@@ -97,13 +98,59 @@ def test_a_file_that_is_no_kernel_is_told_as_such(tmp_path: Path) -> None:
         Kernel.find(tmp_path / "bzImage")
 
 
-def test_a_ready_image_says_its_release_itself(tmp_path: Path) -> None:
+VERSION = b"7.4.0-rc1+ (someone@somewhere) #7 SMP PREEMPT_DYNAMIC Sat Nov 21"
+
+
+def image_of(version: bytes) -> bytes:
     image = bytearray(4096)
     image[0x202:0x206] = b"HdrS"
     image[0x20E:0x210] = (0x300).to_bytes(2, "little")
-    image[0x500:0x520] = b"7.4.0-rc1+ (someone@somewhere)\0\0"
-    (tmp_path / "bzImage").write_bytes(image)
-    assert Kernel.find(tmp_path / "bzImage").release == "7.4.0-rc1+"
+    image[0x500 : 0x500 + len(version)] = version
+    return bytes(image)
+
+
+def test_a_ready_image_says_its_release_itself(tmp_path: Path) -> None:
+    (tmp_path / "bzImage").write_bytes(image_of(VERSION))
+    kernel = Kernel.find(tmp_path / "bzImage")
+    assert kernel.release == "7.4.0-rc1+"
+    assert (kernel.config, kernel.system_map, kernel.vmlinux) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("image", "config"), [("arch/x86/boot/bzImage", ".config"), ("bzImage", "config")]
+)
+def test_what_a_ready_image_was_made_of_is_found_where_its_build_left_it(
+    tmp_path: Path, image: str, config: str
+) -> None:
+    path = tmp_path / image
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(image_of(VERSION))
+    (tmp_path / config).write_text("CONFIG_KASAN=y\n")
+    (tmp_path / "System.map").touch()
+    builder, number = VERSION.split(b") ")
+    banner = b"\0Linux version %s) (gcc 12) %s\n\0"
+    (tmp_path / "vmlinux").write_bytes(banner % (builder, number))
+    kernel = Kernel.find(path)
+    assert (kernel.vmlinux, kernel.has("CONFIG_KASAN")) == (tmp_path / "vmlinux", True)
+    assert kernel.system_map == tmp_path / "System.map"
+    (tmp_path / "vmlinux").write_bytes(banner % (builder, number.replace(b"#7", b"#8")))
+    assert Kernel.find(path).vmlinux is None, "linked again since"
+
+
+def test_lines_of_configuration_are_for_what_is_built(tmp_path: Path, tree: Path) -> None:
+    ready = tmp_path / "bzImage"
+    ready.write_bytes(image_of(VERSION))
+    words = ["--config=CONFIG_A=y", "--kernel", os.fspath(ready)]
+    parser = argparse.ArgumentParser()
+    options.add(parser.add_argument)
+    alone = options.GuestOptions.of(parser.parse_args(words))
+    with pytest.raises(HarnessError, match="is built already, and CONFIG_A=y is for its config"):
+        alone.find_kernel()
+    both = options.GuestOptions.of(parser.parse_args([*words, "--to", os.fspath(tree)]))
+    assert both.find_kernel().release == "7.4.0-rc1+"
+    built = both.find_next()
+    assert built is not None
+    assert built.has("CONFIG_A")
 
 
 def test_tools_that_are_missing_are_named_with_their_packages(

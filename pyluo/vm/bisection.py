@@ -81,7 +81,7 @@ def step(
     itself = replace(options, kernel=str(tree), to=None)
     try:
         # A mistake in it is to cost no build.
-        others = [options.find(other) for other in (options.kernel, options.to) if other]
+        others = [options.find(other, str(tree)) for other in (options.kernel, options.to) if other]
         built = itself.find_kernel()
     except HarnessError as error:
         return Step(Mark.SKIP, f"there is no kernel to test: {error}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import struct
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from pyluo.vm.source import Source, Tarball, Tree, choose
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Kernel", "settled"]
+__all__ = ["Kernel", "is_image", "settled"]
 
 # What the names of kernels stand for, to the processes of a run: see `settled`.
 _SETTLED = "PYLUO_KERNELS"
@@ -36,11 +37,11 @@ class Kernel:
         name: as it was asked for.
         release: as `uname -r` gives it.
         image: the bzImage.
-        config: its configuration; this and the rest are None for an image that came ready.
+        config: its configuration; this and the rest are None where they are not known.
         system_map: its symbols and their addresses.
         vmlinux: the kernel before compression.
         headers: the folder of its installed headers, with linux/ in it.
-        source: what it was built from.
+        source: what it was built from; None for an image that came ready.
     """
 
     name: str
@@ -56,6 +57,9 @@ class Kernel:
     def find(cls, what: Kernel | str | os.PathLike[str], *, config: Sequence[str] = ()) -> Kernel:
         """The kernel that is meant; it is built if it is not in the cache.
 
+        Of an image that is ready the configuration and the symbols are known if it lies in the
+        folder that kbuild made it in, or in pyluo's cache.
+
         Args:
             what: a kernel; the name of one in kernels.toml; or the path of a bzImage, of a kernel
                 tree, or of a tarball of one.
@@ -69,7 +73,7 @@ class Kernel:
         if isinstance(what, Kernel):
             return what
         name = os.fspath(what)
-        if not _is_image(name):
+        if not is_image(name):
             return cls.build(name, config=config)
         if config:
             raise HarnessError(
@@ -77,7 +81,7 @@ class Kernel:
                 "give the path of the tree that it was built from",
             )
         path = Path(name).absolute()
-        return cls(name, _release(path), path)
+        return cls(name, _release(path), path, *_beside(path))
 
     def has(self, option: str) -> bool:
         """Whether it was built with an option, CONFIG_ included; no if that is not known."""
@@ -134,9 +138,35 @@ def _settled_folder(name: str, config: Sequence[str]) -> Path | None:
     return None
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
     """Whether this is the path of a kernel that need not be built."""
     return name not in catalogue() and Path(name).is_file() and not name.endswith(_TARBALLS)
+
+
+def _beside(image: Path) -> tuple[Path | None, Path | None, Path | None]:
+    """The config, System.map and vmlinux of an image's build, if it lies where that left it.
+
+    A vmlinux that was linked again since then has other addresses: with it, nothing is known.
+    """
+    folder = image.resolve().parent
+    if folder.parts[-3:] == ("arch", "x86", "boot"):
+        folder, config = folder.parents[2], ".config"
+    else:
+        config = build.CONFIG
+    files = folder / config, folder / build.SYSTEM_MAP, folder / build.VMLINUX
+    if not all(file.is_file() for file in files) or not _linked_into(image, files[-1]):
+        return None, None, None
+    return files
+
+
+def _linked_into(image: Path, vmlinux: Path) -> bool:
+    """Whether an image was made of this vmlinux, by the version that each has in it."""
+    builder, version = _version(image).split(b") ", 1)
+    with (
+        vmlinux.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+    ):
+        return content.find(b"Linux version %s) " % builder) >= 0 and content.find(version) >= 0
 
 
 def _recipe(name: str, update: bool) -> tuple[KernelSpec, Source]:
@@ -162,9 +192,14 @@ def _release(image: Path) -> str:
     Raises:
         HarnessError: it is no bzImage.
     """
+    return _version(image).split(b" ", 1)[0].decode()
+
+
+def _version(image: Path) -> bytes:
+    """The release of a bzImage, who built it, and the build's version: `uname -r`, then `-v`."""
     with image.open("rb") as file:
         head = file.read(1 << 16)
     if head[_MAGIC_AT : _MAGIC_AT + 4] != _MAGIC:
         raise HarnessError(f"{image} is no bzImage", "it lacks the boot header's magic number")
     (offset,) = struct.unpack_from("<H", head, _VERSION_AT)
-    return head[_VERSION_BASE + offset :].split(b"\0", 1)[0].split(b" ", 1)[0].decode()
+    return head[_VERSION_BASE + offset :].split(b"\0", 1)[0]

@@ -172,17 +172,24 @@ class GuestOptions:
             HarnessError: there is no such kernel, or it cannot be built.
         """
         assert self.kernel is not None
-        return self.find(self.kernel)
+        return self.find(self.kernel, self.to)
 
     def find_next(self) -> Kernel | None:
         """The kernel to live-update to, likewise; None for the one that is booted."""
-        return None if self.to is None else self.find(self.to)
+        return None if self.to is None else self.find(self.to, self.kernel)
 
-    def find(self, what: str) -> Kernel:
-        """Another kernel for the same guest, likewise."""
-        from pyluo.vm.kernel import Kernel
+    def find(self, what: str, *others: str | None) -> Kernel:
+        """Another kernel for the same guest, likewise.
 
-        return Kernel.find(what, config=self.config)
+        Args:
+            what: its name.
+            others: those of kernels that go with it: if one of them is to be built, `config` is for
+                that one, and an image that is ready is taken as it is.
+        """
+        from pyluo.vm.kernel import Kernel, is_image
+
+        as_it_is = is_image(what) and not all(map(is_image, filter(None, others)))
+        return Kernel.find(what, config=() if as_it_is else self.config)
 
     def guest(self, kernel: Kernel | None = None, to: Kernel | None = None, **more: Any) -> VM:
         """A guest, not booted yet.

@@ -67,7 +67,8 @@ def _matrix(arguments: argparse.Namespace) -> int:
 
     guest = options.GuestOptions.of(arguments)
     names = arguments.origins, arguments.targets or arguments.origins
-    kernels = {name: guest.find(name) for name in dict.fromkeys([*names[0], *names[1]])}
+    every = dict.fromkeys([*names[0], *names[1]])
+    kernels = {name: guest.find(name, *every) for name in every}
     origins, targets = ([kernels[name] for name in each] for each in names)
     routes = matrix.routes(origins, targets, arguments.hops)
     cells: list[Cell] = []

@@ -67,6 +67,15 @@ def test_a_deadly_line_is_told_as_what_it_is(line: str, death: Death, reason: st
 
 
 @pytest.mark.parametrize(
+    "line", ["PANIC: early exception 0x0e IP 10:ffffffff81000000 error 0", " -- System halted"]
+)
+def test_a_kernel_that_dies_before_it_can_stamp_its_words_has_begun(line: str) -> None:
+    heard, _ = listen(b"[    1.0] a line of the kernel before\r\n", line.encode() + b"\r\n")
+    assert heard.deaths == [(Death.PANIC, line.strip())]
+    assert heard.beginnings == 1
+
+
+@pytest.mark.parametrize(
     "line",
     [
         "DEBUG: all is well",
@@ -98,6 +107,7 @@ def test_a_harmless_line_is_no_report(line: str) -> None:
         ("WARNING: lock held when returning to user space!", Death.LOCKDEP),
         ("WARNING: python3/12 still has locks held!", Death.LOCKDEP),
         ("WARNING: suspicious RCU usage", Death.LOCKDEP),
+        ("INFO: trying to register non-static key.", Death.LOCKDEP),
         ("[ BUG: Invalid wait context ]", Death.LOCKDEP),
         ("rcu: INFO: rcu_preempt self-detected stall on CPU", Death.RCU_STALL),
         ("rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:", Death.RCU_STALL),

@@ -7,8 +7,10 @@ import os
 import signal
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
+
+from pyluo import kexec
+from pyluo.guest.faults import lock_up_cpu
 
 _MEMBARRIER, _GLOBAL = 324, 1  # asm/unistd_64.h, linux/membarrier.h
 
@@ -27,18 +29,15 @@ def provoke_soon(what: str) -> None:
 
 
 def lock_up_both() -> None:
-    """Each of two processors, the second from a process that has never run on the first."""
-    log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
-    os.lseek(log, 0, os.SEEK_END)
-    if not os.fork():
-        os.sched_setaffinity(0, [1])
-        provoke("HARDLOCKUP")
+    """Each of two processors, of which the second is set apart."""
+    lock_up_cpu()
     os.sched_setaffinity(0, [0])
-    said = b""
-    while b"HARDLOCKUP" not in said:
-        with suppress(BlockingIOError):  # who would wake us is the processor in question
-            said = os.read(log, 8192)
     provoke("HARDLOCKUP")
+
+
+def never_leave() -> None:
+    """From now on a live update goes no further than its call of reboot()."""
+    kexec.reboot = lambda **_: threading.Event().wait()  # type: ignore[assignment]
 
 
 def panic_unheard() -> None:

@@ -12,12 +12,10 @@ import guest_actions
 import pytest
 
 from pyluo import ImageRejectedError, kexec
-from pyluo.vm import VM, Death, GuestCrash, HarnessError
+from pyluo.vm import VM, Death, GuestCrash, HarnessError, Kernel
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from pyluo.vm import Kernel
 
 
 def test_a_panic_is_told_with_the_kernels_words_and_its_trace(vm: VM) -> None:
@@ -44,6 +42,7 @@ def test_a_dead_guest_stays_dead(vm: VM) -> None:
     with pytest.raises(GuestCrash) as second:
         vm.live_update()
     assert str(second.value) == str(first.value)
+    assert vm.jumps == ()
 
 
 def test_a_panic_after_a_jump_names_the_life_it_happened_in(vm: VM) -> None:
@@ -84,14 +83,27 @@ def test_a_panic_that_ends_qemu_at_once_is_still_a_panic(kernel: Kernel) -> None
 
 
 def test_a_guest_that_jumps_unasked_is_no_verdict(vm: VM) -> None:
-    before = vm.boot_id
+    before, before_kernel = vm.boot_id, vm.kernel.name
     image = os.fspath(vm.kernel.image)
     cmdline = vm.run(["cat", "/proc/cmdline"]).stdout.decode().strip()
     vm.call(kexec.load, image, cmdline=cmdline)
     with pytest.raises(HarnessError, match="booted again"):
         vm.call(kexec.reboot)
     assert vm.boot_id != before
+    assert vm.life.kernel == vm.kernel.name == before_kernel
     assert vm.call(os.getpid) > 1
+
+
+def test_a_kernel_that_the_guest_chose_itself_is_not_taken_for_the_last(vm: VM) -> None:
+    other = Kernel.find("previous")
+    cmdline = vm.run(["cat", "/proc/cmdline"]).stdout.decode().strip()
+    vm.call(kexec.load, os.fspath(other.image), cmdline=cmdline)
+    with pytest.raises(HarnessError, match="booted again"):
+        vm.call(kexec.reboot)
+    assert vm.life.kernel == vm.kernel.name == vm.kernel.release == other.release
+    with pytest.raises(GuestCrash) as caught:
+        vm.call(guest_actions.panic_now)
+    assert (caught.value.kernel, caught.value.life) == (other.release, 2)
 
 
 def test_a_qemu_that_refuses_its_options_is_a_failure_of_the_harness(kernel: Kernel) -> None:

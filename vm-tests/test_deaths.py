@@ -16,7 +16,7 @@ import guest_deaths
 import pytest
 from provocations import ROUNDS, Provocation, lkdtm, on
 
-from pyluo.vm import VM, Death, GuestCrash, Kernel
+from pyluo.vm import VM, Death, GuestCrash, HarnessError, Kernel, faults
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,6 +30,11 @@ def kill(vm: VM) -> None:
 def end(vm: VM) -> None:
     vm.qmp("quit")
     vm.call(time.sleep, 60)
+
+
+def never_leave(vm: VM) -> None:
+    vm.call(guest_deaths.never_leave)
+    vm.live_update("stable")
 
 
 DEATHS = {
@@ -106,7 +111,7 @@ DEATHS = {
         "nothing for",
         "CPU: 1 RIP: 0010:lkdtm_HARDLOCKUP+",
         prints=False,
-        options=on(cpus=2, append="isolcpus=1"),
+        options=on(cpus=2, append=faults.SPARE_PROCESSOR),
     ),
     "no answer": Provocation(
         Death.HANG,
@@ -130,6 +135,14 @@ DEATHS = {
         prints=False,
         options=on(boot_timeout=30, silence=90),
         life=2,
+    ),
+    "old kernel that does not leave": Provocation(
+        Death.HANG,
+        never_leave,
+        "no word from the next kernel within 15 s",
+        "write_sysrq_trigger+",
+        prints=False,
+        options=on(boot_timeout=15),
     ),
     "panic that only QEMU hears of": Provocation(
         Death.PANIC,
@@ -184,6 +197,36 @@ def test_a_guest_that_is_stopped_on_purpose_is_not_hung() -> None:
         assert vm.call(os.getpid) > 1
 
 
+def test_a_guest_whose_memory_is_written_is_not_hung(tmp_path: Path) -> None:
+    with VM("selftest", silence=0.5, memory=3 << 30) as vm:
+        begun = time.monotonic()
+        vm.dump(tmp_path / "core")
+        assert time.monotonic() - begun > vm.silence
+        assert vm.call(os.getpid) > 1
+
+
+def test_an_answer_that_comes_too_late_does_not_change_the_verdict() -> None:
+    with VM("selftest", call_timeout=2) as vm, pytest.raises(GuestCrash) as caught:
+        vm.call(time.sleep, 2.3)  # and it takes longer to see where the CPUs are
+    assert caught.value.death is Death.HANG
+
+
+def test_the_last_words_of_qemu_are_told() -> None:
+    with VM("selftest") as vm:
+        os.kill(vm.pid, signal.SIGTERM)
+        with pytest.raises(GuestCrash) as caught:
+            vm.call(time.sleep, 60)
+    assert "exit status 0; it said: " in caught.value.reason
+    assert "terminating on signal 15" in caught.value.reason
+
+
+def test_where_the_cpus_are_is_told_by_name_though_the_kernel_was_not_moved() -> None:
+    two = VM("selftest", cpus=2, append=f"{faults.SPARE_PROCESSOR} nokaslr")
+    with two as vm, pytest.raises(GuestCrash) as caught:
+        vm.call(guest_deaths.lock_up_both)
+    assert any("CPU: 1 RIP: 0010:lkdtm_HARDLOCKUP+" in line for line in caught.value.trace)
+
+
 def test_a_guest_that_is_stopped_on_purpose_gives_no_answer() -> None:
     with VM("selftest", call_timeout=2) as vm:
         vm.qmp("stop")
@@ -216,10 +259,41 @@ def test_what_is_expected_does_not_excuse_what_is_not() -> None:
             vm.check()
 
 
-def test_a_death_that_nobody_noticed_fails_the_block() -> None:
+def test_a_death_that_nobody_noticed_fails_the_block_unless_it_is_expected() -> None:
     with pytest.raises(GuestCrash) as caught, VM("selftest") as vm:
         die_unseen(vm)
     assert caught.value.death is Death.PANIC
+    with VM("selftest", expects=[Death.PANIC]) as vm:
+        die_unseen(vm)
+
+
+def test_a_watch_that_failed_fails_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyluo.vm.guest.trace", None)
+    with pytest.raises(HarnessError, match="failed to watch the guest"), VM("selftest") as vm:
+        die_unseen(vm)
+
+
+def test_a_death_that_was_told_does_not_excuse_what_came_before() -> None:
+    with pytest.raises(GuestCrash) as caught, VM("selftest") as vm:
+        warn_and_die(vm)
+    assert caught.value.death is Death.WARNING
+
+
+def warn_and_die(vm: VM) -> None:
+    vm.call(guest_deaths.provoke, "WARNING")
+    with pytest.raises(GuestCrash, match="dumptest"):
+        vm.call(guest_deaths.provoke, "PANIC")
+
+
+def test_a_kernel_that_booted_quietly_is_heard_when_it_warns() -> None:
+    with pytest.raises(GuestCrash) as caught, VM("selftest", append="quiet") as vm:
+        vm.call(guest_deaths.provoke, "WARNING")
+    assert caught.value.death is Death.WARNING
+
+
+def test_warnings_that_would_not_be_heard_are_told() -> None:
+    with pytest.raises(HarnessError, match=r"serial line.*leave it at 6"), VM("selftest") as vm:
+        vm.run(["dmesg", "-n", "1"])
 
 
 def die_unseen(vm: VM) -> None:
@@ -259,6 +333,29 @@ def test_a_test_that_passed_fails_if_a_kernel_warned_unless_it_expects_that(
         def test_does_not_warn(shared_vm):
             shared_vm.call(id, 1)
 
+        @pytest.fixture
+        def warns_late(vm):
+            yield
+            vm.call(warn)
+
+        def test_warns_when_it_is_over(warns_late):
+            pass
+
+        @pytest.fixture
+        def shared_warns_late(shared_vm):
+            yield
+            shared_vm.call(warn)
+
+        def test_warns_in_a_shared_guest_when_it_is_over(shared_warns_late):
+            pass
+
+        def test_has_a_shared_guest_of_its_own(shared_vm):
+            shared_vm.call(id, 1)
+
+        @pytest.mark.expects_death(Death.WARNING)
+        def test_expects_it_when_it_is_over(warns_late):
+            pass
+
         def test_fails_by_itself(vm):
             vm.call(warn)
             assert False
@@ -269,5 +366,5 @@ def test_a_test_that_passed_fails_if_a_kernel_warned_unless_it_expects_that(
         """
     )
     outcome = pytester.runpytest_subprocess("--pyluo-kernel=selftest")
-    outcome.assert_outcomes(passed=4, failed=3)
+    outcome.assert_outcomes(passed=8, failed=3, errors=2)
     outcome.stdout.fnmatch_lines(["*GuestCrash: kernel warning: drivers/misc/lkdtm/bugs.c*"])

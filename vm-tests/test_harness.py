@@ -197,6 +197,10 @@ def test_the_hosts_files_cannot_be_changed_from_the_guest(shared_vm: VM, tmp_pat
     assert shared_vm.call(guest_actions.write_to_tmp)
 
 
+def test_much_crosses_to_the_guest_in_time(shared_vm: VM) -> None:
+    assert shared_vm.call(len, bytes(16 << 20)) == 16 << 20
+
+
 def test_dmesg_and_the_console_log_are_those_of_the_guest(shared_vm: VM) -> None:
     release = shared_vm.life.release
     assert f"Linux version {release}" in shared_vm.dmesg

@@ -22,6 +22,11 @@ from pyluo.guest import mounts, worker
 from pyluo.guest.heart import Heart
 
 mounts.mount_all()
+# What was to boot quietly is to be heard from now on: the host goes by what the kernel warns of.
+with open("/proc/sys/kernel/printk", "r+b", buffering=0) as levels:
+    if int(levels.read().split()[0]) < 6:
+        levels.seek(0)
+        levels.write(b"6")
 child = os.fork()
 if not child:
     worker.work()

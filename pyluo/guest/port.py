@@ -19,7 +19,7 @@ class Port:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._pending = b""
+        self._pending = bytearray()
 
     @classmethod
     def find(cls, name: str = NAME) -> Port:
@@ -49,12 +49,17 @@ class Port:
 
     def receive(self) -> wire.Frame:
         """The next message that parses; waits for it."""
+        searched = 0
         while True:
-            line, newline, rest = self._pending.partition(b"\n")
-            if not newline:
+            # From where the last look ended: a read brings 4 KiB of what may be megabytes.
+            end = self._pending.find(b"\n", searched)
+            if end < 0:
+                searched = len(self._pending)
                 self._pending += os.read(self._fd, 1 << 20)
                 continue
-            self._pending = rest
+            line = bytes(self._pending[:end])
+            del self._pending[: end + 1]
+            searched = 0
             if message := wire.parse(line):
                 return message
 
@@ -62,7 +67,7 @@ class Port:
         """The messages that one read brings, which may be none; waits for something to read."""
         self._pending += os.read(self._fd, 1 << 20)
         *lines, self._pending = self._pending.split(b"\n")
-        return [message for line in lines if (message := wire.parse(line))]
+        return [message for line in lines if (message := wire.parse(bytes(line)))]
 
     def _write(self, data: bytes) -> None:
         view = memoryview(data)

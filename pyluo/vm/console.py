@@ -9,7 +9,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from pyluo.vm.report import Report, Severity, find
+from pyluo.vm.report import EARLY_DEATH, STAMP, Report, Severity, find
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,7 +20,7 @@ _TAIL = 60
 _PAUSE = 1.0  # seconds without a line after which a trace is taken for complete
 _TRACE_LIMIT = 3.0  # seconds for a dying kernel to finish its trace
 _LEAVING = "kexec_core: Starting new kernel"  # kernel/kexec_core.c, kernel_kexec()
-_BEGINNING = re.compile(r"\[ *\d+\.\d+\](?:\[[^]]*\])? Linux version ")
+_BEGINNING = re.compile(rf"{STAMP}Linux version |{EARLY_DEATH}")
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 

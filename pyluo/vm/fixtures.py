@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
     from pyluo.vm import VM, Death, Kernel
 
-__all__ = ["EXPECTS", "FIXTURES", "expected", "replace_shared"]
+__all__ = ["EXPECTS", "FAILED", "FIXTURES", "expected", "replace_shared"]
 
 FIXTURES = ("kernel", "shared_vm", "vm")  # which there are not in a guest
 EXPECTS = "expects_death"  # the marker that says what a guest's kernel may complain of
+FAILED = pytest.StashKey[bool]()  # of a test: whether some phase of it has
 _PREFIX = "pyluo_"  # of the options, as attributes
 _guest_key = pytest.StashKey["VM"]()
 _shared_key = pytest.StashKey["_SharedGuest"]()
@@ -59,17 +60,18 @@ def vm(
 ) -> Iterator[VM]:
     """A fresh guest, gone after the test."""
     guest = _options.guest(kernel, next_kernel, expects=expected(request.node))
-    # No look at what the kernel complained of when it ends: a test that passed has had it.
     with closing(guest.__enter__()):
         yield guest
+        _look(request.node, guest)
 
 
 @pytest.fixture
-def shared_vm(_shared: _SharedGuest, request: pytest.FixtureRequest) -> VM:
+def shared_vm(_shared: _SharedGuest, request: pytest.FixtureRequest) -> Iterator[VM]:
     """A guest for tests that leave nothing behind; booted again if it died, or a test failed."""
     request.node.stash[_guest_key] = guest = _shared.alive()
     request.node.stash[_shared_key] = _shared
-    return guest
+    yield guest
+    _look(request.node, guest)
 
 
 @pytest.fixture
@@ -80,9 +82,8 @@ def ktap(subtests: pytest.Subtests) -> Ktap:
 
 @pytest.fixture(scope="session")
 def _shared(_options: GuestOptions, kernel: Kernel, _to: Kernel | None) -> Iterator[_SharedGuest]:
-    shared = _SharedGuest(_options, kernel, _to)
-    yield shared
-    shared.close()
+    with closing(_SharedGuest(_options, kernel, _to)) as shared:
+        yield shared
 
 
 class _SharedGuest:
@@ -106,6 +107,13 @@ class _SharedGuest:
         if self._vm is not None:
             self._vm.close()
             self._vm = None
+
+
+def _look(item: pytest.Item, guest: VM) -> None:
+    """Looks for what the kernel complained of while other fixtures ended, unless there is a failure
+    to tell already."""
+    if guest.running and not item.stash.get(FAILED, False):
+        guest.check(*expected(item))
 
 
 def expected(item: pytest.Item) -> tuple[Death, ...]:

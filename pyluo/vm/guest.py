@@ -8,7 +8,7 @@ import re
 import signal
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -35,6 +35,7 @@ T = TypeVar("T")
 _LINE_LIMIT = 1 << 30  # bytes of one message
 _PANIC_GRACE = 3.0  # seconds for the console to say what QMP announced
 _CONSOLE_GRACE = 2.0  # seconds for the rest of the console to be read after QEMU's end
+_NOTE_TIMEOUT = 10.0  # seconds for a warning to come over the serial line
 _MONITOR_TIMEOUT = 60.0  # seconds for QEMU to carry out a command
 _DUMP_TIMEOUT = 600.0
 _STALL_GRACE = 1.5  # seconds for a kernel that complains of a stall to answer all the same
@@ -130,6 +131,7 @@ class Guest:
         self._dying = False
         self._told = False
         self._asked_at = self._checked = 0  # numbers of reports
+        self._lived_until: int | None = None  # likewise
         self.expected = expected
         self.silence = float("inf")
         self._silence = silence
@@ -162,6 +164,7 @@ class Guest:
         except QMPError as error:
             raise await self._explain_failed_start() from error
         self._spawn(self._watch_panic())
+        self._spawn(self._watch_pauses())
         self._spawn(self._watch_shutdown())
         await self._next_life(timeout)
         boot = time.monotonic() - self._started
@@ -193,8 +196,11 @@ class Guest:
             GuestCrash: the guest died on the way, or the next kernel did not speak in time.
         """
         async with self._turn:
+            if self._dying:
+                raise await self._end()
             self._started = time.monotonic()
             self._events = []
+            self.console.left = None
             before = self._hello
             self._hello = asyncio.get_running_loop().create_future()
             self._next, self._next_began = kernel, False
@@ -245,36 +251,47 @@ class Guest:
             raise HarnessError(
                 f"the guest's memory was not written to {path}: {error!r}"
             ) from error
-        finally:
-            self._excused = time.monotonic()  # it stood still
 
-    async def catch_up(self, words: str, since: int) -> None:
-        """Waits for a line that the guest has written to its kernel's log, but not for long: a
-        kernel may have been told to keep it from the console."""
-        await self.console.said(words, since, _CONSOLE_GRACE)
+    async def hears(self, words: str, since: int) -> bool:
+        """Waits for a line that the guest has written to its kernel's log; whether it came."""
+        return await self.console.said(words, since, _NOTE_TIMEOUT)
 
     def overlook(self) -> None:
         """Lets what the kernel complained of so far pass, when there is a worse failure to tell."""
         self._checked = len(self.console.reports)
 
-    async def check(self) -> None:
+    async def check(self, expected: frozenset[Death]) -> None:
         """Looks for what the kernel complained of since the last look.
 
+        Args:
+            expected: what it may have, beside what it may all the time.
+
         Raises:
-            GuestCrash: it complained of something unexpected, or died and nobody was told.
+            GuestCrash: it complained of something unexpected, or died of that and nobody was told.
+            HarnessError: likewise, the watch over it has failed.
         """
+        expected |= self.expected
         if self._dying:
-            if not self._told and not isinstance(await self._end(), HarnessError):
-                raise await self._end()
-            return
+            told, end = self._told, await self._end()
+            died_of = {end.death} if isinstance(end, GuestCrash) else set()
+            if not told and not died_of & expected:
+                raise end
+            expected |= died_of
         since, self._checked = self._checked, len(self.console.reports)
-        for report in self.console.reports[since:]:
-            if report.death not in self.expected:
+        for report in self.console.reports[since : self._lived_until]:
+            # What led to a death was told with it.
+            part_of_it = self._dying and report.severity is not Severity.OMEN
+            if not part_of_it and report.death not in expected:
                 await self.console.settled(_SHOW_PAUSE, _SHOW_TIMEOUT)
                 kernel = self._kernels[min(report.life, len(self._kernels)) - 1]
                 raise await self._crash(
                     report.death, report.reason, report.life, kernel, report.lines
                 )
+
+    @property
+    def kernel(self) -> Kernel:
+        """That of the current life, as far as the harness knows."""
+        return self._kernels[-1]
 
     @property
     def dead(self) -> bool:
@@ -402,8 +419,10 @@ class Guest:
         elif hello := message.get("hello"):
             self._events.append(timeline.Event(timeline.WORKER_UP, time.monotonic()))
             self._greeted(hello)
-        elif answer := self._answers.pop(message.get("answer", 0), None):
-            answer.set_result(message)
+        else:
+            answer = self._answers.pop(message.get("answer", 0), None)
+            if answer and not answer.done():  # who asked may have given up on it
+                answer.set_result(message)
 
     def _greeted(self, hello: wire.Frame) -> None:
         if not self._hello.done():
@@ -411,7 +430,8 @@ class Guest:
             return
         # Nobody asked for this jump; who waits for an answer of the last life waits in vain.
         self._number += 1
-        self._kernels.append(self._kernels[-1])
+        same = hello["release"] == self.kernel.release
+        self._kernels.append(self.kernel if same else _unknown(self.kernel, hello["release"]))
         left = self.console.left
         self.life = self._life(hello, time.monotonic() - left if left else None)
         for answer in self._answers.values():
@@ -429,7 +449,7 @@ class Guest:
         self.console.left = None
         return Life(
             self._number,
-            self._kernels[-1].name,
+            self.kernel.name,
             hello["boot_id"],
             hello["release"],
             hello["updates"],
@@ -445,14 +465,19 @@ class Guest:
             if not self._dying:
                 self._fail(error)
         elif status < 0:
-            self._died(Death.QEMU, f"killed by {signal.Signals(-status).name}")
+            self._died(Death.QEMU, f"killed by {signal.Signals(-status).name}{self._last_words()}")
         else:
             await asyncio.wait([self._shutdown], timeout=_CONSOLE_GRACE)
             if self._shutdown.done() and self._shutdown.result() == _RESET:
                 death = Death.LANDING if self._left() else Death.RESET
                 self._died(death, "the guest reset its machine, as a triple fault does")
             else:
-                self._died(Death.QEMU, f"exit status {status}")
+                self._died(Death.QEMU, f"exit status {status}{self._last_words()}")
+
+    def _last_words(self) -> str:
+        """QEMU's, if there were any."""
+        said = self.process.messages_log.read_text(errors="replace").splitlines()
+        return f"; it said: {said[-1]}" if said else ""
 
     async def _watch_panic(self) -> None:
         with self.qmp.listener("GUEST_PANICKED") as listener:
@@ -460,6 +485,12 @@ class Guest:
             # The console explains it better, unless it stays silent.
             await asyncio.sleep(_PANIC_GRACE)
             self._died(Death.PANIC, f"QEMU reports {event['data']}")
+
+    async def _watch_pauses(self) -> None:
+        """While QEMU has it stopped, as it does to dump its memory, silence is not the guest's."""
+        with self.qmp.listener(("STOP", "RESUME")) as listener:
+            async for _ in listener:
+                self._excused = time.monotonic()
 
     async def _watch_shutdown(self) -> None:
         with self.qmp.listener("SHUTDOWN") as listener:
@@ -478,14 +509,16 @@ class Guest:
             if quiet < self.silence:
                 await self._sleep(self.silence - quiet)
                 continue
+            asked = time.monotonic()
             status = await self._status()
             if status in _BROKEN:
                 self._died(Death.QEMU, f"QEMU stopped the guest: {status}")
                 return
-            if status in _RUNNING:
+            if status not in _RUNNING:
+                self._excused = time.monotonic()  # who stopped it on purpose may let it go on
+            elif max(self._last_sign(), self._excused) < asked:
                 self._died(Death.SILENT_HANG, f"nothing for {quiet:.1f} s")
                 return
-            self._excused = time.monotonic()  # who stopped it on purpose may let it go on
 
     def _last_sign(self) -> float:
         """When there was the last sign of life, in seconds on the monotonic clock."""
@@ -529,26 +562,28 @@ class Guest:
         """The life that is on, and its kernel; in a jump the old one's is until the next began."""
         if self._next and self._next_began:
             return self._number + 1, self._next.name
-        return self._number, self._kernels[-1].name
+        return self._number, self.kernel.name
 
     def _died(self, death: Death, reason: str, report: Report | None = None) -> None:
         """Decides what the guest died of; the first word counts."""
         if self._dying or self._death.done():
             return
         self._dying = True
+        self._lived_until = len(self.console.reports)
         if self._left() and death in _HANGS:
             death = Death.LANDING
         elif death is Death.LANDING:
             death = Death.HANG  # it did not even leave
-        life, kernel = self._number, self._kernels[-1]
-        if self._next and (self._next_began or death is Death.LANDING):
+        life, kernel = self._number, self.kernel
+        if self._next and self._left():
             life, kernel = life + 1, self._next
         self._spawn(self._tell(death, reason, life, kernel, report))
 
     def _left(self) -> bool:
-        """Whether the guest is in a jump, and has left the kernel before it."""
-        jumped = any(event.name == timeline.REBOOT_CALLED for event in self._events)
-        return self._next is not None and (jumped or self._next_began)
+        """Whether the guest is in a jump, and has left the kernel before it, which may yet hang or
+        die when it was called to reboot."""
+        gave_way = self._next_began or self.console.left is not None
+        return self._next is not None and gave_way
 
     async def _tell(
         self, death: Death, reason: str, life: int, kernel: Kernel, report: Report | None
@@ -634,6 +669,12 @@ class Guest:
         except (QMPError, TimeoutError):
             return []
         return [f"CPU: {cpu} at {address}" for cpu, address in _RIP.findall(str(answer))]
+
+
+def _unknown(before: Kernel, release: str) -> Kernel:
+    """A kernel that somebody in the guest chose, of which only its release is known."""
+    known = replace(before, name=release, release=release, source=None)
+    return replace(known, config=None, system_map=None, vmlinux=None, headers=None)
 
 
 async def _connect(

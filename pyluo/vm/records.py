@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pytest
 
 from pyluo.vm.errors import Death, GuestCrash, HarnessError
-from pyluo.vm.fixtures import replace_shared
+from pyluo.vm.fixtures import FAILED, replace_shared
 from pyluo.vm.timeline import Event, GuestLog, Jump, Timeline
 from pyluo.vm.usage import usage
 
@@ -30,7 +30,6 @@ _CONSOLE_LINES = 60
 _REASON = 200  # characters of a line that says why
 _NOTE = "pyluo_record"  # of a report: what this module adds to it, as data
 _before_key = pytest.StashKey[dict[int, int]]()
-_failed_key = pytest.StashKey[bool]()
 
 
 class Outcome(enum.Enum):
@@ -183,12 +182,12 @@ def pytest_runtest_makereport(
         if outcome is Outcome.FAILED:
             _show(report, guests)
     setattr(report, _NOTE, note)
-    item.stash[_failed_key] = item.stash.get(_failed_key, False) or outcome in {
+    item.stash[FAILED] = item.stash.get(FAILED, False) or outcome in {
         *FAILURES,
         Outcome.ERROR,
     }
     # Not before: after a subtest that failed, the test goes on.
-    if report.when == "teardown" and item.stash[_failed_key]:
+    if report.when == "teardown" and item.stash[FAILED]:
         replace_shared(item)
     return report
 

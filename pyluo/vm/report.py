@@ -1,7 +1,7 @@
 """What a kernel prints of its own accord when something is wrong, and what each of it means.
 
-The one place that knows the kernel's words. Patterns follow the sources of Linux 7.2 and 7.3, with
-older forms where they are still about.
+The one place that knows what its complaints look like. Patterns follow the sources of Linux 7.2 and
+7.3, with older forms where they are still about.
 """
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ from dataclasses import dataclass, field
 
 from pyluo.vm.errors import Death
 
-__all__ = ["Report", "Severity", "find"]
+__all__ = ["EARLY_DEATH", "STAMP", "Report", "Severity", "find"]
 
-_STAMP = r"\[ *\d+\.\d+\](?:\[[^]]*\])? "  # the kernel's; a program's own words are no report
+STAMP = r"\[ *\d+\.\d+\](?:\[[^]]*\])? "  # the kernel's; a program's own words are no report
+# Before it can stamp its words: arch/x86/mm/extable.c, early_fixup_exception(), and
+# arch/x86/boot/compressed/error.c.
+EARLY_DEATH = r"^(PANIC: early exception .*|\s*-- System halted)"
 _SPEAKER = r"(?:watchdog: |rcu: |INFO: )*"
 _LINES = 400  # of one report
 
@@ -44,11 +47,12 @@ _TASK_ENDS = re.compile(r"disables this message")  # its trace is too low a leve
 def _sign(
     pattern: str, death: Death, severity: Severity, end: re.Pattern[str] = _TRACE_ENDS
 ) -> _Sign:
-    return _Sign(re.compile(_STAMP + pattern), death, severity, end)
+    return _Sign(re.compile(STAMP + pattern), death, severity, end)
 
 
 # The first that fits counts. `oops=panic`, so that an oops is as final as a panic.
 _SIGNS = (
+    _Sign(re.compile(EARLY_DEATH), Death.PANIC, Severity.FATAL, _PANIC_ENDS),
     _sign(r"Kernel panic - not syncing: (.*)", Death.PANIC, Severity.FATAL, _PANIC_ENDS),
     _sign(r"(kernel BUG at .*)", Death.BUG, Severity.FATAL, _PANIC_ENDS),
     _sign(
@@ -76,7 +80,8 @@ _SIGNS = (
     _sign(
         r"(?:WARNING: |\[ |INFO: )((?:possible (?:circular|recursive|irq lock)|inconsistent lock"
         r"|\S+-safe -> \S+-unsafe|bad unlock|bad contention|suspicious RCU|Nested lock|held lock"
-        r"|lock held|\S+ still has locks|chain_key|BUG: Invalid wait context).*)",
+        r"|lock held|\S+ still has locks|chain_key|BUG: Invalid wait context"
+        r"|trying to register non-static key).*)",
         Death.LOCKDEP,
         Severity.OMEN,
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from pyluo.vm.report import STAMP
 from pyluo.vm.symbols import Symbols
 
 if TYPE_CHECKING:
@@ -14,11 +15,11 @@ if TYPE_CHECKING:
 
 __all__ = ["trace"]
 
-_STAMP = re.compile(r"^.*?\[ *\d+\.\d+\](?:\[[^]]*\])? ")
+_STAMP = re.compile(f"^.*?{STAMP}")
 _FRAME = re.compile(r"(?P<rip>RIP: \w+:)?(?P<symbol>[\w.]+\+0x[0-9a-f]+/0x[0-9a-f]+)")
 # A CPU as QEMU sees it; and by how much KASLR has moved the kernel, which it says in a panic.
 _AT = re.compile(r"^CPU: (\d+) at ([0-9a-f]+)$")
-_MOVED = re.compile(r"^Kernel Offset: 0x([0-9a-f]+) from ")
+_MOVED = re.compile(r"^Kernel Offset: (?:0x([0-9a-f]+) from |disabled)")
 _GUESS = re.compile(r"^\s*\? ")  # an address on the stack that nothing says was called from
 # Whose trace it is, where a report has several.
 _HEADING = re.compile(
@@ -38,7 +39,7 @@ def trace(lines: Sequence[str], kernel: Kernel) -> tuple[str, ...]:
     symbols = Symbols(kernel)
     texts = [_STAMP.sub("", line).rstrip() for line in lines]
     if moved := next(filter(None, map(_MOVED.search, texts)), None):
-        offset = int(moved[1], 16)
+        offset = int(moved[1] or "0", 16)
         texts = [_AT.sub(lambda at: _place(symbols, at, offset), text) for text in texts]
     frames = {
         number: match

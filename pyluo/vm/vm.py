@@ -46,7 +46,8 @@ _CALL_TIMEOUT = 60.0
 _VMCORES = "PYLUO_VMCORES"
 _CMDLINE_LIMIT = 2048  # arch/x86/include/asm/setup.h, COMMAND_LINE_SIZE
 _FIXED = (
-    "console=ttyS0,115200 earlyprintk=serial,ttyS0,115200 loglevel=6 panic=0 oops=panic "
+    "console=ttyS0,115200 earlyprintk=serial,ttyS0,115200 loglevel=6 printk.time=1 panic=0 "
+    "oops=panic "
     "no_timer_check unknown_nmi_panic nmi_watchdog=panic "
     "rootfstype=9p rootflags=trans=virtio,version=9p2000.L,cache=loose,msize=1048576 ro "
     "kho=on liveupdate=on"
@@ -83,7 +84,6 @@ class VM:
             without it, the one that PYLUO_VMCORES names, if it is set.
 
     Attributes:
-        kernel: that runs now.
         requests: how many things it was asked for, jumps among them.
 
     Raises:
@@ -109,7 +109,7 @@ class VM:
         expects: Collection[Death] = (),
         vmcores: str | os.PathLike[str] | None = None,
     ) -> None:
-        self.kernel = self._first = Kernel.find(kernel)
+        self._first = Kernel.find(kernel)
         self._second = self._first if to is None else Kernel.find(to)
         self._jumps: list[Jump] = []
         self._memory = memory or max(needs(each).memory for each in (self._first, self._second))
@@ -133,8 +133,8 @@ class VM:
 
     def __enter__(self) -> Self:
         machine = Machine(
-            image=self.kernel.image,
-            cmdline=self._cmdline(self.kernel, self._append),
+            image=self._first.image,
+            cmdline=self._cmdline(self._first, self._append),
             accelerator=self._accelerator or Accelerator.choose(find_binary()),
             memory=self._memory,
             cpus=self._cpus,
@@ -148,9 +148,9 @@ class VM:
         self._thread.start()
         try:
             self._guest = self._run(
-                _make(Guest, machine, self.kernel, self._expects, self._silence, self._vmcores)
+                _make(Guest, machine, self._first, self._expects, self._silence, self._vmcores)
             )
-            self._run(self._guest.start(self._timeout(self.kernel)))
+            self._run(self._guest.start(self._timeout(self._first)))
         except BaseException:
             self.close()
             raise
@@ -264,39 +264,52 @@ class VM:
         self._jumps = list(self.jumps)
         self.requests += 1
         self._used = True
+        origin, tried = guest.kernel, not guest.dead
         try:
             refusal = self._run(guest.jump(image, cmdline, kernel, self._timeout(kernel)))
         except GuestCrash:
-            self._jumps.append(Jump(self.kernel.name, kernel.name, False, guest.timeline))
+            if tried:
+                self._jumps.append(Jump(origin.name, kernel.name, False, guest.timeline))
             raise
         if refusal is not None:
             raise wire.decode(refusal["error"], find=wire.loaded)
-        self._jumps.append(Jump(self.kernel.name, kernel.name, True, guest.timeline))
-        self.kernel = kernel
+        self._jumps.append(Jump(origin.name, kernel.name, True, guest.timeline))
         usage.live_updates += 1
         return guest.timeline
 
     def _next(self) -> Kernel:
         return self._first if self.kernel == self._second else self._second
 
-    def check(self) -> None:
+    def check(self, *expected: Death) -> None:
         """Looks for what the kernel complained of since the last look: a warning, or worse.
 
         It is done when the `with` block is left without an exception, and by the pytest plugin
-        after each test that passed.
+        after each test that passed, and again after the fixtures that use the guest.
+
+        Args:
+            expected: what it may have complained of, beside what it may all the time.
 
         Raises:
-            GuestCrash: there is something that is not expected, or the guest died and nobody was
-                told so far.
+            GuestCrash: there is something that is not expected, or the guest died of something
+                that is not, and nobody was told so far.
+            HarnessError: the watch over the guest failed, and nobody was told; or the kernel keeps
+                its warnings from the serial line.
         """
         guest = self._alive()
+        heard = True
         if self._used and not guest.dead:
             # What the kernel has printed by now lies before this line.
             words, since = f"pyluo: so far, {next(self._notes)}", guest.console.length
             self._request("call", commands.note, (words,), {})
-            self._run(guest.catch_up(words, since))
+            heard = self._run(guest.hears(words, since))
             self._used = False
-        self._run(guest.check())
+        self._run(guest.check(frozenset(expected)))
+        if not heard and not guest.dead:
+            raise HarnessError(
+                "what the kernel warns of does not come over the serial line",
+                "something in the guest has lowered the log level of the console, as `dmesg -n` "
+                "does: leave it at 6",
+            )
 
     @contextmanager
     def expecting(self, *deaths: Death) -> Iterator[None]:
@@ -356,6 +369,12 @@ class VM:
     def reports(self) -> tuple[Report, ...]:
         """What the kernels of all lives complained of so far, expected or not."""
         return tuple(self._alive().console.reports)
+
+    @property
+    def kernel(self) -> Kernel:
+        """The kernel that runs now: of one that the guest jumped to by itself, if it is another,
+        only its release is known. Before the guest boots and when it is gone, the first."""
+        return self._guest.kernel if self._guest else self._first
 
     @property
     def running(self) -> bool:

@@ -7,6 +7,7 @@ until a death is told has limits too.
 from __future__ import annotations
 
 import os
+import re
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ import pytest
 from pyluo.vm import VM, Death, GuestCrash
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
 ROUNDS = int(os.environ.get("PYLUO_ROUNDS", "1"))
 TIMED = "PYLUO_ROUNDS" in os.environ  # else other guests may run beside, and time says nothing
@@ -35,6 +36,7 @@ class Provocation:
         reason: part of the reason.
         trace: a function that the trace is to name, if there is a trace.
         source: the file that the trace is to have for it, if the kernel has debug information.
+        cpus: how many of them the trace has to show in that function.
         prints: whether the kernel says something of its own accord.
         options: of the guest.
         life: it happens in.
@@ -45,6 +47,7 @@ class Provocation:
     reason: str
     trace: str = ""
     source: str = ""
+    cpus: int = 1
     prints: bool = True
     options: Any = None
     life: int = 1
@@ -67,14 +70,23 @@ class Provocation:
         assert self.reason in crash.reason
         assert (crash.kernel, crash.life) == (kernel, self.life)
         assert crash.console
-        calls = [line for line in crash.trace if self.trace in line]
-        assert calls or not self.trace, str(crash)
-        assert not self.source or any(f"{self.source}:" in line for line in calls), str(crash)
+        calls = [(cpu, line) for cpu, line in _by_cpu(crash.trace) if self.trace in line]
+        assert len({cpu for cpu, _ in calls}) >= (self.cpus if self.trace else 0), str(crash)
+        assert not self.source or any(f"{self.source}:" in line for _, line in calls), str(crash)
         if self.prints:
             first = next(each for each in reports if each.death is self.death)
             assert ended - first.at < prompt or not TIMED
         elif TIMED:
             assert ended - begun < limit + SPARE
+
+
+def _by_cpu(trace: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Each line, with the processor that it is about as far as that was said; empty before."""
+    cpu = ""
+    for line in trace:
+        if said := re.match(r"CPU: (\d+) ", line):
+            cpu = said[1]
+        yield cpu, line
 
 
 def _provoke_and_look(vm: VM, case: Provocation) -> None:

@@ -49,19 +49,6 @@ class Symbols:
             if address in found
         }
 
-    def at(self, address: int) -> str:
-        """The place at an address of the kernel that was not moved, as the kernel would print it;
-        empty if there is none."""
-        if self._map is None:
-            return ""
-        symbols = [line.split() for line in self._map.read_text().splitlines()]
-        code = sorted((int(start, 16), name) for start, kind, name in symbols if kind in "tTwW")
-        following = bisect_right(code, address, key=lambda symbol: symbol[0])
-        if not 0 < following < len(code):
-            return ""
-        start, name = code[following - 1]
-        return f"{name}+{address - start:#x}/{code[following][0] - start:#x}"
-
     def _addresses(self, places: set[str]) -> dict[str, int]:
         """The addresses of places; a name that several symbols have is told by its size."""
         assert self._map is not None

@@ -17,9 +17,6 @@ __all__ = ["trace"]
 
 _STAMP = re.compile(f"^.*?{STAMP}")
 _FRAME = re.compile(r"(?P<rip>RIP: \w+:)?(?P<symbol>[\w.]+\+0x[0-9a-f]+/0x[0-9a-f]+)")
-# A CPU as QEMU sees it; and by how much KASLR has moved the kernel, which it says in a panic.
-_AT = re.compile(r"^CPU: (\d+) at ([0-9a-f]+)$")
-_MOVED = re.compile(r"^Kernel Offset: (?:0x([0-9a-f]+) from |disabled)")
 _GUESS = re.compile(r"^\s*\? ")  # an address on the stack that nothing says was called from
 # Whose trace it is, where a report has several.
 _HEADING = re.compile(
@@ -38,9 +35,6 @@ def trace(lines: Sequence[str], kernel: Kernel) -> tuple[str, ...]:
     """
     symbols = Symbols(kernel)
     texts = [_STAMP.sub("", line).rstrip() for line in lines]
-    if moved := next(filter(None, map(_MOVED.search, texts)), None):
-        offset = int(moved[1] or "0", 16)
-        texts = [_AT.sub(lambda at: _place(symbols, at, offset), text) for text in texts]
     frames = {
         number: match
         for number, text in enumerate(texts)
@@ -56,8 +50,3 @@ def trace(lines: Sequence[str], kernel: Kernel) -> tuple[str, ...]:
         elif _HEADING.match(text):
             readable.append(text)
     return tuple(readable)
-
-
-def _place(symbols: Symbols, at: re.Match[str], offset: int) -> str:
-    symbol = symbols.at(int(at[2], 16) - offset)
-    return f"CPU: {at[1]} RIP: 0010:{symbol}" if symbol else at[0]

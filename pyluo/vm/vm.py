@@ -53,6 +53,8 @@ _FIXED = (
     "kho=on liveupdate=on"
 )
 
+_ALL_TRACES = "panic_sys_info=all_bt"  # of the other CPUs too, by NMIs, before a panic stops them
+
 
 class VM:
     """A guest that boots on entry of its `with` block and is gone when the block is left.
@@ -529,6 +531,7 @@ class VM:
             [
                 _FIXED,
                 needs(kernel).words,
+                _ALL_TRACES if self._cpus > 1 else "",
                 append,
                 *(f'"{word}"' if " " in word else word for word in words),
             ]

@@ -109,7 +109,7 @@ def refuse_small_group(size: int, subject: str) -> None:
     Raises:
         PreservedMemoryError: ENOMEM.
     """
-    room, group = _room_in_groups()
+    room, group = room_in_groups()
     if size > room:
         raise PreservedMemoryError(
             errno.ENOMEM,
@@ -120,7 +120,7 @@ def refuse_small_group(size: int, subject: str) -> None:
         )
 
 
-def _room_in_groups() -> tuple[float, str]:
+def room_in_groups() -> tuple[float, str]:
     """The bytes that the caller's cgroup and those above it have left, and which is the tightest.
 
     Source: Documentation/admin-guide/cgroup-v2.rst, memory.max, memory.current, memory.stat

@@ -31,8 +31,28 @@ def test_as_many_guests_as_cores_and_memory_allow(
     assert at_once(guest, cpus) == number
 
 
+def test_a_cgroup_has_no_room_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr("pyluo.vm.usage.room_in_groups", lambda: (4 * GIB, "/container"))
+    assert at_once(GIB) == 2
+
+
 def test_auto_is_that_number_of_workers(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("def test_one(): pass")
     number = at_once(GIB)
     outcome = pytester.runpytest_subprocess("-n", "auto", "--pyluo-memory=1G")
     outcome.stdout.fnmatch_lines([f"*{number} worker*"])
+
+
+def test_who_asks_for_another_number_of_workers_has_it(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytester.makepyfile("def test_one(): pass")
+    pytester.makeconftest("def pytest_xdist_auto_num_workers(config): return 3")
+    outcome = pytester.runpytest_subprocess("-n", "auto", "--pyluo-memory=1M")
+    outcome.stdout.fnmatch_lines(["*3 workers*"])
+    outcome = pytester.runpytest_subprocess("-n", "auto", "--pyluo-memory=9999G")
+    outcome.stdout.fnmatch_lines(["*1 worker *"])
+    monkeypatch.setenv("PYTEST_XDIST_AUTO_NUM_WORKERS", "3")
+    outcome = pytester.runpytest_subprocess("-n", "auto", "--pyluo-memory=9999G")
+    outcome.stdout.fnmatch_lines(["*3 workers*"])

@@ -11,6 +11,7 @@ imports nothing of the harness.
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from pyluo.vm import fixtures, options, records, summary
 from pyluo.vm.fixtures import EXPECTS, FIXTURES, expected
 from pyluo.vm.needs import PLAIN
 from pyluo.vm.subtests import tell_apart
-from pyluo.vm.usage import at_once, usage
+from pyluo.vm.usage import room_for, usage
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -95,8 +96,13 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
             guest.check()
 
 
-@pytest.hookimpl(optionalhook=True, tryfirst=True)
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """For `-n auto`: as many workers as have a core each, and memory for a guest each."""
-    memory = config.getoption("--pyluo-memory") or PLAIN.memory
-    return at_once(memory, config.getoption("--pyluo-cpus"))
+@pytest.hookimpl(optionalhook=True, wrapper=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> Generator[None, int, int]:
+    """For `-n auto`: no more workers than have cores and memory for a guest each; as many as
+    PYTEST_XDIST_AUTO_NUM_WORKERS says, if it does."""
+    workers = yield
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return workers
+    cpus: int = config.getoption("--pyluo-cpus")
+    memory: int = config.getoption("--pyluo-memory") or PLAIN.memory
+    return max(1, min(workers // cpus, room_for(memory)))

@@ -6,11 +6,13 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from pyluo.guards import room_in_groups
+
 if TYPE_CHECKING:
     from pyluo.vm.timeline import GuestLog
     from pyluo.vm.vm import VM
 
-__all__ = ["Usage", "at_once", "usage"]
+__all__ = ["Usage", "at_once", "room_for", "usage"]
 
 _BESIDE_A_GUEST = 1 << 29  # bytes, that QEMU and the Python which drives it need
 
@@ -44,6 +46,11 @@ def at_once(memory: int, cpus: int = 1) -> int:
         memory: of a guest, in bytes.
         cpus: of a guest.
     """
-    cores = len(os.sched_getaffinity(0))
+    return max(1, min(len(os.sched_getaffinity(0)) // cpus, room_for(memory)))
+
+
+def room_for(memory: int) -> int:
+    """How many guests have room, of this much memory each: in the machine, and in the cgroup."""
     has = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(1, min(cores // cpus, has // (memory + _BESIDE_A_GUEST)))
+    room, _ = room_in_groups()
+    return int(min(has, room) // (memory + _BESIDE_A_GUEST))

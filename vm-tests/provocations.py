@@ -52,12 +52,11 @@ class Provocation:
     options: Any = None
     life: int = 1
 
-    def told(self, kernel: str, prompt: float = PROMPT) -> None:
+    def told(self, kernel: str) -> None:
         """Has a guest die of it, and looks at what is told.
 
         Args:
             kernel: that it runs.
-            prompt: seconds from the kernel's first word until it is told.
         """
         with VM(kernel, **self.options or {}) as vm:
             begun = time.monotonic()
@@ -75,7 +74,7 @@ class Provocation:
         assert not self.source or any(f"{self.source}:" in line for _, line in calls), str(crash)
         if self.prints:
             first = next(each for each in reports if each.death is self.death)
-            assert ended - first.at < prompt or not TIMED
+            assert ended - first.at < PROMPT or not TIMED
         elif TIMED:
             assert ended - begun < limit + SPARE
 

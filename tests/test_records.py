@@ -51,6 +51,37 @@ def test_subtests(subtests):
     for number in range(3):
         with subtests.test(number=number):
             assert number != 1
+def test_subtest_skips(subtests):
+    with subtests.test("mmap"):
+        pytest.skip("no device")
+def test_subtest_is_expected(subtests):
+    with subtests.test("mmap"):
+        pytest.xfail("known")
+def test_subtest_fails_and_the_test_skips(subtests):
+    with subtests.test("mmap"):
+        assert 0
+    pytest.skip("the rest")
+def test_subtest_fails_before_a_crash(subtests):
+    with subtests.test("mmap"):
+        assert 0
+    raise crash()
+def test_subtest_fails_before_qemu_is_killed(subtests):
+    with subtests.test("mmap"):
+        assert 0
+    raise GuestCrash(Death.QEMU, "killed by SIGKILL", kernel="k", life=1, console=())
+def test_subtest_harness(subtests):
+    with subtests.test():
+        raise HarnessError("no disk")
+def test_subtest_crashes(subtests):
+    with subtests.test("first"):
+        raise HarnessError("no disk")
+    with subtests.test("second"):
+        assert 0
+    with subtests.test("mmap", size=4096):
+        raise crash()
+def test_subtest_fails_before_the_teardown(subtests, late):
+    with subtests.test("mmap"):
+        assert 0
 """
 OUTCOMES = {
     "passes": Outcome.PASSED,
@@ -66,6 +97,14 @@ OUTCOMES = {
     "fails_and_more": Outcome.FAILED,
     "late": Outcome.ERROR,
     "subtests": Outcome.FAILED,
+    "subtest_skips": Outcome.PASSED,
+    "subtest_is_expected": Outcome.PASSED,
+    "subtest_fails_and_the_test_skips": Outcome.FAILED,
+    "subtest_fails_before_a_crash": Outcome.CRASHED,
+    "subtest_fails_before_qemu_is_killed": Outcome.ERROR,
+    "subtest_harness": Outcome.ERROR,
+    "subtest_crashes": Outcome.CRASHED,
+    "subtest_fails_before_the_teardown": Outcome.FAILED,
 }
 
 
@@ -88,6 +127,38 @@ def test_each_test_has_its_outcome(pytester: pytest.Pytester, workers: list[str]
     assert kept["harness"].reason == "HarnessError: no disk: free some"
     assert "kernel panic: Fatal exception" in kept["crashes"].reason
     assert "assert 1 == 2" in kept["fails"].text
+
+
+@pytest.mark.parametrize("workers", [[], ["-n", "2"]])
+def test_each_subtest_is_kept_by_its_name(pytester: pytest.Pytester, workers: list[str]) -> None:
+    kept = records(pytester, *workers)
+    assert [(each.name, each.outcome) for each in kept["subtests"].subtests] == [
+        ("number=0", Outcome.PASSED), ("number=1", Outcome.FAILED), ("number=2", Outcome.PASSED),
+    ]  # fmt: skip
+    assert kept["subtests"].reason == "number=1: AssertionError: assert 1 != 1"
+    assert "assert 1 != 1" in kept["subtests"].text
+    (skipped,) = kept["subtest_skips"].subtests
+    assert (skipped.name, skipped.outcome) == ("mmap", Outcome.SKIPPED)
+    assert kept["subtest_skips"].text == ""
+    (expected,) = kept["subtest_is_expected"].subtests
+    assert (expected.outcome, expected.reason) == (Outcome.EXPECTED_FAILURE, "known")
+    crashed = kept["subtest_crashes"]
+    assert crashed.reason.startswith("mmap, size=4096: GuestCrash: kernel panic: Fatal exception")
+    assert (crashed.death, crashed.subtests[2].death) == (Death.PANIC, Death.PANIC)
+    assert kept["subtest_harness"].reason == "subtest: HarnessError: no disk"
+
+
+def test_the_time_of_a_subtest_is_part_of_its_tests(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(
+        """
+        import pytest
+        @pytest.hookimpl(tryfirst=True)
+        def pytest_runtest_logreport(report):
+            if isinstance(report, pytest.SubtestReport):
+                report.duration = 1000
+        """
+    )
+    assert records(pytester)["subtests"].seconds < 1000
 
 
 def test_a_run_that_dies_leaves_what_it_had(pytester: pytest.Pytester) -> None:

@@ -20,9 +20,9 @@ from pyluo.vm.usage import usage
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Generator
+    from collections.abc import Generator, Mapping
 
-__all__ = ["FAILURES", "Outcome", "Record", "read"]
+__all__ = ["FAILURES", "Outcome", "Record", "Subtest", "read"]
 
 E = TypeVar("E", bound=BaseException)
 
@@ -44,7 +44,28 @@ class Outcome(enum.Enum):
 
 
 FAILURES = frozenset({Outcome.FAILED, Outcome.CRASHED})
-_BAD = FAILURES | {Outcome.ERROR}
+_WORST = (Outcome.CRASHED, Outcome.FAILED, Outcome.ERROR)  # the rest is not bad
+
+
+@dataclass(frozen=True, slots=True)
+class Subtest:
+    """What came of a part of a test that told it by itself.
+
+    Attributes:
+        name: its message and its keyword arguments, as in "mmap" and "number=1".
+        outcome: as that of a test.
+        reason: why, in a line; empty if it passed.
+        text: all that there is to say of a failure.
+        death: what a guest died of in it, or its kernel complained of.
+        booted: whether that guest had ever spoken.
+    """
+
+    name: str
+    outcome: Outcome
+    reason: str = ""
+    text: str = ""
+    death: Death | None = None
+    booted: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +82,7 @@ class Record:
         guests: those that it used.
         death: what a guest died of, or its kernel complained of, if that ended the test.
         booted: whether that guest had ever spoken.
+        subtests: what it told of its parts. If one of them is bad, so is the test.
     """
 
     test: str
@@ -71,16 +93,16 @@ class Record:
     guests: tuple[GuestLog, ...] = ()
     death: Death | None = None
     booted: bool = True
+    subtests: tuple[Subtest, ...] = ()
 
     @property
     def bad(self) -> bool:
         """Whether the run fails by it."""
-        return self.outcome in _BAD
+        return self.outcome in _WORST
 
     def data(self) -> dict[str, Any]:
         """As JSON has it."""
-        death = self.death.value if self.death else None
-        return asdict(self) | {"outcome": self.outcome.value, "death": death}
+        return asdict(self, dict_factory=_plain)
 
 
 def read(path: str | os.PathLike[str]) -> list[Record]:
@@ -89,10 +111,19 @@ def read(path: str | os.PathLike[str]) -> list[Record]:
         return [_record(json.loads(line)) for line in file if line.endswith("\n")]
 
 
+def _plain(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: each.value if isinstance(each, enum.Enum) else each for name, each in fields}
+
+
 def _record(data: dict[str, Any]) -> Record:
-    guests = tuple(_guest(each) for each in data.pop("guests"))
+    guests = tuple(_guest(each) for each in data["guests"])
+    subtests = tuple(Subtest(**each | _enums(each)) for each in data["subtests"])
+    return Record(**data | _enums(data) | {"guests": guests, "subtests": subtests})
+
+
+def _enums(data: dict[str, Any]) -> dict[str, Any]:
     death = Death(data["death"]) if data["death"] else None
-    return Record(**data | {"outcome": Outcome(data["outcome"]), "guests": guests, "death": death})
+    return {"outcome": Outcome(data["outcome"]), "death": death}
 
 
 def _guest(data: dict[str, Any]) -> GuestLog:
@@ -123,20 +154,19 @@ class _Recorder:
         self._records: dict[str, Record] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Adds a phase; what went wrong first counts."""
+        """Adds a phase or a subtest; what went wrong first counts."""
         record = self._records.get(report.nodeid, Record(report.nodeid, Outcome.PASSED))
-        record = replace(record, seconds=record.seconds + report.duration)
-        note = getattr(report, _NOTE, None)
-        if note is None:  # it is pytest-xdist that reports: a worker is gone
-            note = {"outcome": Outcome.ERROR, "reason": report.longreprtext}
-        outcome = Outcome(note["outcome"])
-        if outcome is not Outcome.PASSED and not record.bad:
-            text = report.longreprtext
-            record = replace(record, outcome=outcome, reason=note["reason"], text=text)
-            if death := note.get("death"):
-                record = replace(record, death=Death(death), booted=note["booted"])
-        if "guests" in note:
-            record = replace(record, guests=tuple(_guest(each) for each in note["guests"]))
+        told = _told(report)
+        if isinstance(report, pytest.SubtestReport):
+            record = replace(record, subtests=(*record.subtests, told))
+        else:
+            record = replace(record, seconds=record.seconds + report.duration)
+            if told.outcome is not Outcome.PASSED and not record.bad:
+                record = _taking(record, told)
+            if not record.bad:
+                record = _with_subtests(record)
+            if guests := getattr(report, _NOTE, {}).get("guests"):
+                record = replace(record, guests=tuple(map(_guest, guests)))
         self._records[report.nodeid] = record
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
@@ -155,6 +185,38 @@ class _Recorder:
         self._file.flush()
 
 
+def _told(report: pytest.TestReport) -> Subtest:
+    """What came of a subtest, or of a phase of a test, which has no name."""
+    note = getattr(report, _NOTE, None)
+    if note is None:  # it is pytest-xdist that reports: a worker is gone
+        return Subtest("", Outcome.ERROR, report.longreprtext, report.longreprtext)
+    death = Death(note["death"]) if note["death"] else None
+    outcome = Outcome(note["outcome"])
+    # Of a test with subtests that failed, pytest makes one that failed, later than the note.
+    text = report.longreprtext if outcome is not Outcome.PASSED else ""
+    return Subtest(note.get("name", ""), outcome, note["reason"], text, death, note["booted"])
+
+
+def _with_subtests(record: Record) -> Record:
+    """With what the worst subtest came to, if that is bad."""
+    bad = [each for each in record.subtests if each.outcome in _WORST]
+    if not bad:
+        return record
+    worst = min(bad, key=lambda each: _WORST.index(each.outcome))
+    return _taking(record, replace(worst, reason=f"{worst.name}: {worst.reason}"))
+
+
+def _taking(record: Record, told: Subtest) -> Record:
+    return replace(
+        record,
+        outcome=told.outcome,
+        reason=told.reason,
+        text=told.text,
+        death=told.death,
+        booted=told.booted,
+    )
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """From now on guests are this test's."""
@@ -170,26 +232,42 @@ def pytest_runtest_makereport(
     report = yield
     error = call.excinfo.value if call.excinfo else None
     outcome = _outcome(report, error)
-    note: dict[str, Any] = {"outcome": outcome.value, "reason": _reason(report, error)}
-    if crash := _find(error, GuestCrash):
-        note |= {"death": crash.death.value, "booted": crash.booted}
-    # A subtest goes before the test that it belongs to, which has the same guests.
-    subtest = isinstance(report, pytest.SubtestReport)
-    if not subtest and (report.when == "call" or report.failed):
+    crash = _find(error, GuestCrash)
+    note: dict[str, Any] = {
+        "outcome": outcome.value,
+        "reason": _reason(report, error),
+        "death": crash.death.value if crash else None,
+        "booted": crash is None or crash.booted,
+    }
+    if report.when == "call" or report.failed:
         guests = _guests(item)
         if item.config.getoption("--pyluo-record"):
             note["guests"] = [asdict(guest) for guest in guests]
         if outcome is Outcome.FAILED:
             _show(report, guests)
     setattr(report, _NOTE, note)
-    item.stash[FAILED] = item.stash.get(FAILED, False) or outcome in {
-        *FAILURES,
-        Outcome.ERROR,
-    }
+    item.stash[FAILED] = item.stash.get(FAILED, False) or outcome in _WORST
     # Not before: after a subtest that failed, the test goes on.
     if report.when == "teardown" and item.stash[FAILED]:
         replace_shared(item)
     return report
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Notes the name of a subtest, which a worker's reports get quoted once more on their way.
+
+    Its guests are those of the test that it belongs to, whose report comes later.
+    """
+    if isinstance(report, pytest.SubtestReport):
+        note = getattr(report, _NOTE)
+        note.setdefault("name", _name(report.context.msg, report.context.kwargs))
+        note.pop("guests", None)
+
+
+def _name(message: str | None, values: Mapping[str, str]) -> str:
+    words = [*filter(None, [message]), *(f"{name}={value}" for name, value in values.items())]
+    return ", ".join(words) or "subtest"
 
 
 def _guests(item: pytest.Item) -> list[GuestLog]:

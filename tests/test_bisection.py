@@ -119,6 +119,15 @@ def test_the_step_as_data() -> None:
     assert "1 failed" in done.stderr
 
 
+def test_a_test_that_still_ran_at_the_limit_has_not_passed() -> None:
+    done = bisect("--json", "--limit=2", "../test_it.py::test_passes", "../test_it.py::test_waits")
+    step = json.loads(done.stdout)
+    assert (step["mark"], step["reason"]) == ("skip", "the tests still ran after 2 s")
+    assert [(test["outcome"], test["reason"]) for test in step["tests"]] == [
+        ("passed", ""), ("error", "it was not run to its end"),
+    ]  # fmt: skip
+
+
 def test_an_interruption_ends_the_bisection_and_the_tests(tree: Path) -> None:
     with subprocess.Popen(
         [*PYLUO, "../test_it.py::test_waits"],

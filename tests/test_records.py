@@ -170,6 +170,25 @@ def test_a_run_that_dies_leaves_what_it_had(pytester: pytest.Pytester) -> None:
     assert [record.test.partition("::")[2] for record in read(path)] == ["test_passes"]
 
 
+@pytest.mark.parametrize(
+    ("body", "outcome"),
+    [
+        ("pytest.exit('enough')", Outcome.ERROR),
+        ("raise KeyboardInterrupt", Outcome.ERROR),
+        ("request.addfinalizer(lambda: pytest.exit('enough')); assert 0", Outcome.FAILED),
+    ],
+)
+def test_what_was_not_run_to_its_end_has_not_passed(
+    pytester: pytest.Pytester, body: str, outcome: Outcome
+) -> None:
+    pytester.makepyfile(f"import pytest\ndef test_it(request):\n    {body}")
+    path = pytester.path / "record"
+    pytester.runpytest_subprocess(f"--pyluo-record={path}")
+    (record,) = read(path)
+    assert record.outcome is outcome
+    assert (record.reason == "it was not run to its end") == (outcome is Outcome.ERROR)
+
+
 def test_a_worker_that_dies_takes_its_test_for_an_error(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("import os\ndef test_kills(): os.kill(os.getpid(), 9)")
     path = pytester.path / "record"

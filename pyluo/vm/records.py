@@ -28,6 +28,7 @@ E = TypeVar("E", bound=BaseException)
 
 _CONSOLE_LINES = 60
 _REASON = 200  # characters of a line that says why
+_UNENDED = "it was not run to its end"
 _NOTE = "pyluo_record"  # of a report: what this module adds to it, as data
 _before_key = pytest.StashKey[dict[int, int]]()
 
@@ -177,6 +178,8 @@ class _Recorder:
     def pytest_unconfigure(self) -> None:
         """Writes what was begun and not ended."""
         for record in self._records.values():
+            if not record.bad:
+                record = replace(record, outcome=Outcome.ERROR, reason=_UNENDED)
             self._write(record)
         self._file.close()
 

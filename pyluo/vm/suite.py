@@ -69,11 +69,12 @@ class Run:
     @property
     def reason(self) -> str:
         """Why the result is what it is, in a line; empty if all passed."""
-        bad = [record for record in self.records if record.bad]
-        if bad:
-            return f"{bad[0].test}: {bad[0].reason}"
-        if self.limit:
+        failed = [record for record in self.records if record.outcome in FAILURES]
+        if self.limit and not failed:
             return f"the tests still ran after {self.limit:g} s"
+        for record in failed or self.records:
+            if record.bad:
+                return f"{record.test}: {record.reason}"
         if self.status == _NO_TESTS or (self.status == _PASSED and not self.records):
             return "no test ran"
         if self.status == _NEVER:

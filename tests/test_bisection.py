@@ -27,6 +27,14 @@ def test_qemu(): raise GuestCrash(Death.QEMU, "killed by SIGKILL", kernel="k", l
 @pytest.mark.xfail
 def test_expected(): raise HarnessError("no QEMU")
 def test_harness(): raise HarnessError("no QEMU")
+def test_untraced(): pytest.fail("the cases failed\\nsoft lockup", pytrace=False)
+def test_subtests(subtests):
+    with subtests.test("one"):
+        assert "hole" == "filled"
+    with subtests.test("two"):
+        pytest.fail("not ok\\nsoft lockup", pytrace=False)
+    with subtests.test("three"):
+        raise HarnessError("no QEMU")
 def test_crash(): raise GuestCrash(Death.OOPS, "NULL", kernel="k", life=1, console=())
 def test_unbootable():
     raise GuestCrash(Death.SILENT, "no word", kernel="k", life=1, console=(), booted=False)
@@ -76,6 +84,10 @@ def bisect(*words: str) -> subprocess.CompletedProcess[str]:
         (["--", "../test_it.py", "-k", "no_such"], 125, "no test ran"),
         (["--match=gone", "../test_it.py::test_fails"], 1, "is bad: "),
         (["--match=soft lockup", "../test_it.py::test_fails"], 125, "it failed of something else"),
+        (["--match=soft lockup", "../test_it.py::test_untraced"], 1, "is bad: "),
+        (["--match=soft lockup", "../test_it.py::test_subtests"], 1, "is bad: "),
+        (["--match=subtests.test", "../test_it.py::test_subtests"], 125, "something else"),
+        (["--match=QEMU", "../test_it.py::test_subtests"], 125, "something else"),
         (["--config=no-such-file", "../test_it.py::test_fails"], 125, "there is no kernel to test"),
         (["--limit=2", "../test_it.py::test_waits"], 125, "the tests still ran after 2 s"),
         (["--tree=..", "../test_it.py::test_fails"], 125, "there is no kernel"),

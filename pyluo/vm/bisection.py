@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import re
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -14,13 +15,12 @@ from pyluo.vm.records import FAILURES
 from pyluo.vm.suite import Result, Run
 
 if TYPE_CHECKING:
-    import re
     from collections.abc import Sequence
     from pathlib import Path
     from typing import IO
 
     from pyluo.vm.options import GuestOptions
-    from pyluo.vm.records import Record
+    from pyluo.vm.records import Record, Subtest
     from pyluo.vm.vm import VM
 
 __all__ = ["Mark", "Step", "step"]
@@ -133,7 +133,13 @@ def _judge(run: Run, match: re.Pattern[str] | None, unbootable: Mark) -> Step:
 
 
 def _said(record: Record) -> str:
-    """What a failure said: of pytest's text what is marked as that, and not the test's own source,
-    which has all words that the test might ever fail with."""
-    lines = [line for line in record.text.splitlines() if line.startswith("E ")]
-    return "\n".join([record.reason, *lines])
+    """What a failure said, and those of its subtests."""
+    failed = [each for each in record.subtests if each.outcome in FAILURES]
+    told: list[Record | Subtest] = [record, *failed]
+    return "\n".join(f"{each.reason}\n{_marked(each.text)}" for each in told)
+
+
+def _marked(text: str) -> str:
+    """Of pytest's text what is marked as said, and not the test's own source, which has all words
+    that the test might ever fail with; without a mark, there is no source in it."""
+    return "\n".join(re.findall("^E .*", text, re.MULTILINE)) or text

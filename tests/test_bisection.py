@@ -80,6 +80,7 @@ def bisect(*words: str) -> subprocess.CompletedProcess[str]:
         (["../test_it.py::test_skips"], 125, "no test passed"),
         (["../test_it.py::test_no_such"], 125, "pytest ended with status 4"),
         (["../no-such-file.py"], 125, "pytest ended with status 4"),
+        (["--", "-x", "../no-such-file.py::test_it"], 125, "pytest ended with status 4"),
         (["../test_broken.py"], 125, "pytest ended with status 2"),
         (["--", "../test_it.py", "-k", "no_such"], 125, "no test ran"),
         (["--match=gone", "../test_it.py::test_fails"], 1, "is bad: "),
@@ -98,6 +99,26 @@ def test_only_a_test_that_failed_makes_a_kernel_bad(
 ) -> None:
     done = bisect(*tests)
     assert (done.returncode, told in done.stdout) == (status, True), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "own"),
+    [
+        ([], True),
+        (["-x"], True),
+        (["-k", "hop or here"], True),
+        ([".", "-x"], False),
+        (["test_here.py::test_here"], False),
+        (["--pyargs", "test_here"], False),
+    ],
+)
+def test_options_alone_are_for_the_checks_that_come_with_pyluo(
+    words: list[str], own: bool, tree: Path
+) -> None:
+    (tree / "test_here.py").write_text("def test_here(): pass")
+    done = bisect("--", "--collect-only", "-q", *words)
+    assert done.returncode == 125
+    assert ("test_here" in done.stdout, "test_live_update" in done.stdout) == (not own, own)
 
 
 @pytest.mark.parametrize("config", [[], ["--config=CONFIG_A=y", "--config=CONFIG_B=y"]])

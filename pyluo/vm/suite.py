@@ -101,7 +101,8 @@ async def run(
     """Runs tests, and waits for their end.
 
     Args:
-        tests: arguments for pytest: paths, node ids, options; without any, `pyluo.vm.checks`.
+        tests: arguments for pytest: paths, node ids, options; of `pyluo.vm.checks`, if no path or
+            node id is among them.
         options: of the guests.
         kernels: what those that the options name were when they were found.
         hops: how many live updates tests are to make that can make several.
@@ -121,13 +122,20 @@ async def run(
             *options.words("--pyluo-"),
             f"--pyluo-hops={hops}",
             f"--pyluo-record={kept}",
-            *(tests or _own_checks()),
+            *tests,
+            *([] if _named(tests) else _own_checks()),
         ]
         environment = os.environ | settled(kernels, options.config)
         status, late = await _attend(command, environment, output or said, record.fileno(), limit)
         said.seek(0)
         text = said.read().decode(errors="replace")
         return Run(tuple(read(kept)), status, text, limit if late else None)
+
+
+def _named(words: Sequence[str]) -> bool:
+    """Whether arguments for pytest name tests. A name that leads nowhere need not count: it is an
+    error to pytest whatever else is named."""
+    return any(word == "--pyargs" or os.path.exists(word.partition("::")[0]) for word in words)
 
 
 def _own_checks() -> list[str]:

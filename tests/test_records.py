@@ -189,6 +189,17 @@ def test_what_was_not_run_to_its_end_has_not_passed(
     assert (record.reason == "it was not run to its end") == (outcome is Outcome.ERROR)
 
 
+def test_what_a_test_says_can_be_printed(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "utf-8:replace")
+    pytester.makepyfile(r"def test_it(): raise ValueError('\udc80 and \u2028 \r')")
+    path = pytester.path / "record"
+    pytester.runpytest_subprocess(f"--pyluo-record={path}")
+    (record,) = read(path)
+    assert record.reason == "ValueError: ? and \u2028 \r"
+
+
 def test_a_worker_that_dies_takes_its_test_for_an_error(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("import os\ndef test_kills(): os.kill(os.getpid(), 9)")
     path = pytester.path / "record"

@@ -134,7 +134,7 @@ async def run(
     jobs: int,
     limit: float,
     ended: Callable[[Cell], None],
-) -> list[Cell]:
+) -> None:
     """Runs the tests on each route.
 
     Args:
@@ -143,26 +143,31 @@ async def run(
         options: of the guests; the kernels are those of the route.
         jobs: how many routes at once; each has one guest at a time, unless a test has more.
         limit: seconds for the tests of a route, as for `suite.run`.
-        ended: called with each cell, in whatever order they come.
-
-    Returns:
-        The cells, in the order of the routes.
+        ended: called with each cell, in whatever order they come; and where this is interrupted,
+            with what the routes came to by then that were begun.
 
     Raises:
-        HarnessError: pytest could not be started.
+        HarnessError: pytest could not be started on a route; the others have ended then.
     """
     gate = asyncio.Semaphore(jobs)
 
-    async def fill(route: Route) -> Cell:
+    async def fill(route: Route) -> None:
         async with gate:
             named = replace(options, kernel=route.origin.name, to=route.target.name)
-            kernels = [route.origin, route.target]
-            tried = await suite.run(tests, named, kernels, hops=route.hops, limit=limit)
-            cell = Cell(route, tried)
-        ended(cell)
-        return cell
+            tried = await suite.run(
+                tests,
+                named,
+                [route.origin, route.target],
+                hops=route.hops,
+                limit=limit,
+                cut_off=lambda run: ended(Cell(route, run)),
+            )
+        ended(Cell(route, tried))
 
-    return await asyncio.gather(*map(fill, routes))
+    # Where one is cancelled that waits for its turn, the others are to end in peace.
+    for failure in await asyncio.gather(*map(fill, routes), return_exceptions=True):
+        if failure:
+            raise failure
 
 
 def _verdict(route: str, record: Record) -> Verdict:

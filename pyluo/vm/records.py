@@ -151,7 +151,8 @@ class _Recorder:
     """A plugin that writes a record when all phases of a test have been reported."""
 
     def __init__(self, path: str) -> None:
-        self._file = open(path, "w", encoding="utf-8")  # noqa: SIM115
+        # Half of a surrogate pair, as of a file's name, could be printed nowhere.
+        self._file = open(path, "w", encoding="utf-8", errors="replace")  # noqa: SIM115
         self._records: dict[str, Record] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -184,7 +185,7 @@ class _Recorder:
         self._file.close()
 
     def _write(self, record: Record) -> None:
-        self._file.write(json.dumps(record.data()) + "\n")
+        self._file.write(json.dumps(record.data(), ensure_ascii=False) + "\n")
         self._file.flush()
 
 

@@ -18,7 +18,7 @@ from pyluo.vm.kernel import settled
 from pyluo.vm.records import FAILURES, Outcome, Record, read
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import IO
 
     from pyluo.vm.kernel import Kernel
@@ -97,6 +97,7 @@ async def run(
     hops: int,
     limit: float,
     output: IO[bytes] | None = None,
+    cut_off: Callable[[Run], None] | None = None,
 ) -> Run:
     """Runs tests, and waits for their end.
 
@@ -108,6 +109,7 @@ async def run(
         hops: how many live updates tests are to make that can make several.
         limit: seconds after which they are ended.
         output: where pytest prints to; without it, what it prints is kept.
+        cut_off: called with what there is by then if this is cancelled.
 
     Raises:
         HarnessError: pytest could not be started.
@@ -126,10 +128,21 @@ async def run(
             *([] if _named(tests) else _own_checks()),
         ]
         environment = os.environ | settled(kernels, options.config)
-        status, late = await _attend(command, environment, output or said, record.fileno(), limit)
-        said.seek(0)
-        text = said.read().decode(errors="replace")
-        return Run(tuple(read(kept)), status, text, limit if late else None)
+
+        def ended(status: int, *, late: bool = False) -> Run:
+            said.seek(0)
+            text = said.read().decode(errors="replace")
+            return Run(tuple(read(kept)), status, text, limit if late else None)
+
+        try:
+            status, late = await _attend(
+                command, environment, output or said, record.fileno(), limit
+            )
+        except asyncio.CancelledError:
+            if cut_off:
+                cut_off(ended(_NEVER))
+            raise
+        return ended(status, late=late)
 
 
 def _named(words: Sequence[str]) -> bool:

@@ -62,7 +62,6 @@ def add_parser(actions: Commands) -> None:
 
 def _matrix(arguments: argparse.Namespace) -> int:
     from pyluo.vm import matrix
-    from pyluo.vm.errors import HarnessError
     from pyluo.vm.suite import NOT_RUN
 
     guest = options.GuestOptions.of(arguments)
@@ -79,7 +78,7 @@ def _matrix(arguments: argparse.Namespace) -> int:
         nonlocal failure
         try:
             _run(routes, arguments, guest, cells)
-        except (KeyboardInterrupt, HarnessError) as error:
+        except (KeyboardInterrupt, Exception) as error:
             failure = error  # what has been tried until then is told all the same
         tried = {cell.route: cell for cell in cells}
         cells[:] = [tried.get(route) or matrix.Cell(route, NOT_RUN) for route in routes]
@@ -92,14 +91,15 @@ def _matrix(arguments: argparse.Namespace) -> int:
     ):
         for _ in seen:
             pass
+        # First, in case that a file cannot be written.
+        if arguments.json:
+            print(json.dumps([cell.data() for cell in cells], indent=2), flush=True)
+        else:
+            _show(cells)
         if page:
             from pyluo.vm.page import render
 
             page.write(render(cells))
-    if arguments.json:
-        print(json.dumps([cell.data() for cell in cells], indent=2))
-    else:
-        _show(cells)
     if failure:
         raise failure
     return _status(cells)
@@ -112,7 +112,7 @@ def _replaced(path: str | None) -> Iterator[IO[str] | None]:
         yield None
         return
     part = f"{path}.part"
-    with open(part, "w", encoding="utf-8") as file:
+    with open(part, "w", encoding="utf-8", errors="replace") as file:
         try:
             yield file
         except BaseException:
@@ -170,9 +170,10 @@ def _named(route: Route, end: int) -> str:
 
 def _summary(cell: Cell) -> str:
     counts = Counter(record.outcome.value for record in cell.run.records)
-    told = ", ".join(f"{number} {outcome}" for outcome, number in counts.items())
-    blackout = f", blackout {cell.blackout:.2f} s" if cell.blackout else ""
-    return f"{cell.route.direction.value}: {told or cell.run.reason}{blackout}"
+    told = [f"{number} {outcome}" for outcome, number in counts.items()]
+    told += [f"blackout {cell.blackout:.2f} s"] if cell.blackout else []
+    head = f"{cell.result.value}, {cell.route.direction.value}"
+    return ": ".join(filter(None, [head, ", ".join(told), cell.run.reason]))
 
 
 def _status(cells: Sequence[Cell]) -> int:

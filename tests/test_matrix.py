@@ -7,16 +7,17 @@ import re
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 from pyluo.cli import main
-from pyluo.vm import Death, Event, Kernel, Timeline
+from pyluo.vm import Death, Event, Kernel, Timeline, junit, ktap, ktap_writer
 from pyluo.vm.ktap import Outcome as Told
 from pyluo.vm.matrix import Cell, Direction, Route, routes
 from pyluo.vm.page import render
-from pyluo.vm.records import Outcome, Record
-from pyluo.vm.suite import Result, Run
+from pyluo.vm.records import Outcome, Record, Subtest
+from pyluo.vm.suite import NOT_RUN, Result, Run
 from pyluo.vm.timeline import LOADED, NEW_KERNEL, REBOOT_CALLED, WORKER_UP, GuestLog, Jump
 
 OLD, NEW = Kernel("old", "7.2.13", Path("old")), Kernel("new", "7.3.4", Path("new"))
@@ -106,6 +107,81 @@ def test_a_cell_that_did_not_pass_has_a_verdict_that_says_so() -> None:
     ]  # fmt: skip
 
 
+CASES = (
+    Subtest("mmap", Outcome.PASSED),
+    Subtest("seals", Outcome.FAILED, "not ok", "file.c:9"),
+    Subtest("vfio", Outcome.SKIPPED, "no device"),
+)
+
+
+@pytest.mark.parametrize(
+    ("ended", "cases"),
+    [
+        (run(PASSED), {PASSED.test: ("", "")}),
+        (run(FAILED), {"t": ("failure", "")}),
+        (run(CRASHED), {CRASHED.test: ("error", "kernel panic")}),
+        (run(ERROR), {"t": ("error", "no verdict")}),
+        (run(SKIPPED), {"t": ("skipped", "skip"), "": ("error", "no verdict")}),
+        (NOT_RUN, {"": ("error", "no verdict")}),
+        (
+            run(Record("t", Outcome.FAILED, reason="seals: not ok", subtests=CASES)),
+            {
+                "t / mmap": ("", ""),
+                "t / seals": ("failure", ""),
+                "t / vfio": ("skipped", "skip"),
+            },
+        ),
+        (
+            run(Record("t", Outcome.CRASHED, death=Death.OOPS, subtests=CASES[:2])),
+            {"t / mmap": ("", ""), "t / seals": ("failure", ""), "t": ("error", "kernel oops")},
+        ),
+        (
+            run(
+                Record(
+                    "t",
+                    Outcome.CRASHED,
+                    death=Death.OOPS,
+                    subtests=(Subtest("mmap", Outcome.CRASHED, death=Death.OOPS),),
+                )
+            ),
+            {"t / mmap": ("error", "kernel oops")},
+        ),
+        (
+            run(Record("t", Outcome.ERROR, death=Death.QEMU, subtests=CASES[1:2])),
+            {"t / seals": ("failure", ""), "t": ("error", "no verdict")},
+        ),
+    ],
+)
+def test_junit_tells_a_failure_from_a_death_and_from_no_verdict(
+    ended: Run, cases: dict[str, tuple[str, str]]
+) -> None:
+    route = Route(OLD, NEW, 3)
+    document = junit.write("matrix", Cell(route, ended).verdicts())
+    told = {}
+    for case in ElementTree.fromstring(document).iter("testcase"):
+        name = case.attrib["name"].removeprefix(str(route))
+        told[name] = next(((child.tag, child.get("type", "")) for child in case), ("", ""))
+    assert told == cases
+
+
+@pytest.mark.parametrize("dies", [True, False])
+def test_in_ktap_the_subtests_are_below_their_test_and_a_death_is_one_result_that_is_missing(
+    dies: bool,
+) -> None:
+    cases = (*CASES[:1], Subtest("dma", Outcome.CRASHED, "panic", death=Death.PANIC))
+    record = Record("t", Outcome.CRASHED, death=Death.PANIC, subtests=cases if dies else CASES[:2])
+    (cell,) = ktap.parse(
+        ktap_writer.write(Cell(Route(OLD, NEW, 3), run(record)).verdicts())
+    ).results
+    assert cell.subtests is not None
+    (test,) = cell.subtests.results
+    assert (test.name, test.failed) == ("t", True)
+    assert test.subtests is not None
+    assert [case.name for case in test.subtests.results] == ["mmap", "dma" if dies else "seals"]
+    inner = test.subtests.results[1].subtests
+    assert (test.subtests.planned, inner and inner.planned) == ((2, 1) if dies else (3, None))
+
+
 def test_the_blackout_of_a_cell_is_that_of_what_landed() -> None:
     assert Cell(Route(OLD, NEW, 1), run(PASSED)).blackout == 2.5
     assert Cell(Route(OLD, NEW, 1), run(SKIPPED)).blackout is None
@@ -173,6 +249,14 @@ def test_the_page_has_every_cell_jump_and_log_and_needs_no_other_file() -> None:
     for words in ("<b>console</b> & all", "panic: <why>", "test_<one>", "blackout 2.50 s"):
         assert words in said
     assert "b" not in page.tags
+
+
+def test_the_page_lists_the_subtests_below_their_test() -> None:
+    record = Record("t", Outcome.FAILED, reason="seals: not ok", subtests=CASES)
+    text = render([Cell(Route(OLD, NEW, 1), run(record))])
+    page = _Page(text)
+    assert (page.open, page.tags["li"]) == ([], 3)
+    assert '<li><span class="skipped">skipped</span> vfio: no device</li>' in text
 
 
 def test_a_timeline_is_drawn_in_proportion() -> None:

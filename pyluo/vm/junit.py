@@ -22,7 +22,8 @@ _NAMES = {"failure": "failures", "error": "errors", "skipped": "skipped"}
 def write(suite: str, verdicts: Sequence[Verdict]) -> str:
     """The document: a suite for each program, and a case for each test that is made of no others.
 
-    A guest's death is an error, and no failure; what was expected to fail counts as skipped.
+    A guest's death is an error, and no failure, as is what gives no verdict; what was expected to
+    fail counts as skipped.
     """
     root = ElementTree.Element("testsuites", name=_printable(suite))
     for program, told in groupby(verdicts, lambda verdict: verdict.program):
@@ -45,9 +46,10 @@ def _case(suite: ElementTree.Element, classname: str, verdict: Verdict) -> None:
     )
     said = "\n".join(map(_printable, verdict.diagnostics))
     reason = _printable(verdict.reason)
-    if verdict.failed:
-        tag = "error" if verdict.crash else "failure"
-        ElementTree.SubElement(case, tag, message=reason or "not ok").text = said
+    if verdict.error:
+        ElementTree.SubElement(case, "error", type=verdict.error, message=reason).text = said
+    elif verdict.failed:
+        ElementTree.SubElement(case, "failure", message=reason or "not ok").text = said
     elif verdict.outcome is not Outcome.PASSED:
         kind = verdict.outcome.value
         ElementTree.SubElement(case, "skipped", type=kind, message=reason).text = said

@@ -49,7 +49,8 @@ def _test(number: int, verdict: Verdict) -> Iterator[str]:
     # By its name the parser tells the end of a test from a subtest, and sees what is missing; but a
     # subtest of that name would be the end to it.
     named = bool(name) and name not in {_name(each.case) for each in verdict.subtests}
-    missing = int(named and verdict.crash is not None)
+    told = any(each.crash for each in verdict.subtests)
+    missing = int(named and verdict.crash is not None and not told)
     if verdict.subtests or missing:
         yield "  KTAP version 1"
         if named:

@@ -10,9 +10,9 @@ from itertools import product
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from pyluo.vm import ktap, suite
-from pyluo.vm.errors import GuestCrash
-from pyluo.vm.records import Outcome
+from pyluo.vm import suite
+from pyluo.vm.ktap import Outcome
+from pyluo.vm.recorded import of_record
 from pyluo.vm.suite import Result, Run
 from pyluo.vm.verdicts import Verdict
 
@@ -21,15 +21,9 @@ if TYPE_CHECKING:
 
     from pyluo.vm.kernel import Kernel
     from pyluo.vm.options import GuestOptions
-    from pyluo.vm.records import Record
 
 __all__ = ["Cell", "Direction", "Route", "routes", "run"]
 
-_OUTCOMES = {
-    Outcome.PASSED: ktap.Outcome.PASSED,
-    Outcome.SKIPPED: ktap.Outcome.SKIPPED,
-    Outcome.EXPECTED_FAILURE: ktap.Outcome.EXPECTED_FAILURE,
-}
 _NUMBERS = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?(?:-rc(\d+))?")
 
 
@@ -87,9 +81,11 @@ class Cell:
 
     def verdicts(self) -> list[Verdict]:
         """On each test; and on the whole, if no single test tells why it has not passed."""
-        told = [_verdict(str(self.route), record) for record in self.run.records]
+        route = str(self.route)
+        told = [of_record(route, record.test, record) for record in self.run.records]
         if self.result is not Result.PASSED and not any(each.failed for each in told):
-            told.append(Verdict(str(self.route), "", ktap.Outcome.FAILED, self.run.reason))
+            reason = f"no verdict: {self.run.reason}"
+            told.append(Verdict(route, "", Outcome.FAILED, reason, no_verdict=True))
         return told
 
     def data(self) -> dict[str, Any]:
@@ -168,20 +164,6 @@ async def run(
     for failure in await asyncio.gather(*map(fill, routes), return_exceptions=True):
         if failure:
             raise failure
-
-
-def _verdict(route: str, record: Record) -> Verdict:
-    crash = None
-    if record.death:
-        crash = GuestCrash(record.death, record.reason, kernel="", life=0, console=())
-    return Verdict(
-        route,
-        record.test,
-        _OUTCOMES.get(record.outcome, ktap.Outcome.FAILED),
-        f"no verdict: {record.reason}" if record.outcome is Outcome.ERROR else record.reason,
-        tuple(record.text.splitlines()),
-        crash,
-    )
 
 
 def _version(release: str) -> tuple[float, ...]:

@@ -46,6 +46,7 @@ class Verdict:
         crash: the guest's death, if that ended it.
         subtests: of which it is made. None of them has failed if it was skipped, or was expected
             to fail.
+        no_verdict: whether it failed of what says nothing of the kernel.
     """
 
     program: str
@@ -55,11 +56,19 @@ class Verdict:
     diagnostics: tuple[str, ...] = ()
     crash: GuestCrash | None = None
     subtests: tuple[Verdict, ...] = ()
+    no_verdict: bool = False
 
     @property
     def failed(self) -> bool:
         """Whether the run as a whole fails by it."""
         return self.outcome is Outcome.FAILED
+
+    @property
+    def error(self) -> str:
+        """What it failed of, if not of itself: "no verdict", or a guest's death."""
+        if self.no_verdict:
+            return "no verdict"
+        return self.crash.death.value if self.crash else ""
 
     def innermost(self) -> Iterator[Verdict]:
         """The tests that are made of no others, by their whole names, "outer / inner".
@@ -72,7 +81,7 @@ class Verdict:
             for verdict in subtest.innermost()
         ]
         yield from told
-        if not told or (self.failed and not any(verdict.failed for verdict in told)):
+        if not told or (self.failed and self.error not in [v.error for v in told if v.failed]):
             yield replace(self, subtests=())
 
 

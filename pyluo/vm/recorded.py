@@ -1,0 +1,46 @@
+"""Verdicts on tests that pytest ran, by their records."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pyluo.vm import ktap
+from pyluo.vm.errors import GuestCrash
+from pyluo.vm.records import Outcome, Record
+from pyluo.vm.verdicts import Verdict
+
+if TYPE_CHECKING:
+    from pyluo.vm.records import Subtest
+
+__all__ = ["of_record"]
+
+_OUTCOMES = {
+    Outcome.PASSED: ktap.Outcome.PASSED,
+    Outcome.SKIPPED: ktap.Outcome.SKIPPED,
+    Outcome.EXPECTED_FAILURE: ktap.Outcome.EXPECTED_FAILURE,
+}
+
+
+def of_record(program: str, case: str, record: Record | Subtest) -> Verdict:
+    """The verdict on a test, and on its subtests; or on one of these.
+
+    Args:
+        program: what it is to be called that the test belongs to.
+        case: what the test is to be called.
+        record: of it.
+    """
+    no_verdict = record.outcome is Outcome.ERROR
+    crash = None
+    if record.death and not no_verdict:
+        crash = GuestCrash(record.death, record.reason, kernel="", life=0, console=())
+    subtests = record.subtests if isinstance(record, Record) else ()
+    return Verdict(
+        program,
+        case,
+        _OUTCOMES.get(record.outcome, ktap.Outcome.FAILED),
+        f"no verdict: {record.reason}" if no_verdict else record.reason,
+        tuple(record.text.splitlines()),
+        crash,
+        tuple(of_record(program, each.name, each) for each in subtests),
+        no_verdict,
+    )

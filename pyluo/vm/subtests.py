@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from copy import copy
 from typing import TYPE_CHECKING, Any
 
@@ -82,21 +83,30 @@ def _end(verdict: Verdict) -> None:
 def tell_apart(config: pytest.Config) -> None:
     """Has --junitxml show each subtest.
 
-    pytest writes all of a test into the test's own case, and of those that passed nothing.
+    pytest writes all of a test into the test's own case, and of those that passed nothing. Subtests
+    of one name are numbered.
     """
-    from _pytest.junitxml import xml_key
+    from _pytest.junitxml import mangle_test_address, xml_key
 
     xml: Any = config.stash.get(xml_key, None)
     if xml is None:
         return
     open_case = xml._opentestcase
+    told = Counter[object]()
 
     def open_own_case(report: pytest.TestReport) -> object:
         if not isinstance(report, pytest.SubtestReport):
             return open_case(report)
+        description = report._sub_test_description()
+        test = report.nodeid, getattr(report, "node", None)  # which is pytest-xdist's worker
+        told[test, description] += 1
+        number = told[test, description]
         named = copy(report)
-        named.nodeid = f"{report.nodeid}{report._sub_test_description()}"
+        named.nodeid = f"{report.nodeid}{description}{number}"
         case = open_case(named)
+        # Not left to pytest, which takes each name with a bracket in it for one that ends with one.
+        name = f"{mangle_test_address(report.nodeid)[-1]}{description}"
+        case.add_attribute("name", name if number == 1 else f"{name} {number}")
         case.duration = report.duration
         return case
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pyluo.vm import Death
+from pyluo.vm import Death, ktap
 from pyluo.vm.records import Outcome, Record, read
 
 if TYPE_CHECKING:
@@ -108,6 +108,13 @@ OUTCOMES = {
 }
 
 
+TOLD = {
+    Outcome.PASSED: ktap.Outcome.PASSED,
+    Outcome.SKIPPED: ktap.Outcome.SKIPPED,
+    Outcome.EXPECTED_FAILURE: ktap.Outcome.EXPECTED_FAILURE,
+}
+
+
 def records(pytester: pytest.Pytester, *options: str) -> dict[str, Record]:
     pytester.makepyfile(test_it=TESTS)
     path: Path = pytester.path / "record"
@@ -146,6 +153,41 @@ def test_each_subtest_is_kept_by_its_name(pytester: pytest.Pytester, workers: li
     assert crashed.reason.startswith("mmap, size=4096: GuestCrash: kernel panic: Fatal exception")
     assert (crashed.death, crashed.subtests[2].death) == (Death.PANIC, Death.PANIC)
     assert kept["subtest_harness"].reason == "subtest: HarnessError: no disk"
+
+
+@pytest.mark.parametrize("workers", [[], ["-n", "2"]])
+def test_the_verdicts_on_all_tests_are_written_in_ktap(
+    pytester: pytest.Pytester, workers: list[str]
+) -> None:
+    pytester.makepyfile(test_it=TESTS, test_another="class TestIt:\n    def test_it(self): pass")
+    document = pytester.path / "ktap"
+    pytester.runpytest_subprocess(f"--pyluo-ktap={document}", *workers)
+    another, it = ktap.parse(document.read_text()).results
+    assert (another.name, another.outcome) == ("test_another.py", ktap.Outcome.PASSED)
+    assert another.subtests is not None
+    assert [test.name for test in another.subtests.results] == ["TestIt::test_it"]
+    assert (it.name, it.outcome) == ("test_it.py", ktap.Outcome.FAILED)
+    assert it.subtests is not None
+    told = {test.name.removeprefix("test_"): test for test in it.subtests.results}
+    assert {name: test.outcome for name, test in told.items()} == {
+        name: TOLD.get(outcome, ktap.Outcome.FAILED) for name, outcome in OUTCOMES.items()
+    }
+    assert told["harness"].reason == "no verdict: HarnessError: no disk: free some"
+    subtests = told["subtests"].subtests
+    assert subtests is not None
+    assert [(case.name, case.failed) for case in subtests.results] == [
+        ("number=0", False), ("number=1", True), ("number=2", False),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("option", ["--pyluo-record", "--pyluo-ktap"])
+def test_a_file_that_cannot_be_written_is_told_before_the_first_test(
+    pytester: pytest.Pytester, option: str
+) -> None:
+    pytester.makepyfile("def test_it(): pass")
+    run = pytester.runpytest_subprocess(f"{option}=no/such/folder")
+    assert run.ret == pytest.ExitCode.USAGE_ERROR
+    run.stderr.fnmatch_lines([f"ERROR: {option}: *no/such/folder*"])
 
 
 def test_the_time_of_a_subtest_is_part_of_its_tests(pytester: pytest.Pytester) -> None:

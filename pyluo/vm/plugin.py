@@ -48,6 +48,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="write what came of each test there, with its guests' timelines and consoles, a line "
         "of JSON each",
     )
+    group.addoption(
+        "--pyluo-ktap", metavar="FILE", help="write the verdicts on all tests there in KTAP"
+    )
 
 
 @pytest.hookimpl(trylast=True)  # once there is a report in JUnit's XML, if one is asked for

@@ -10,15 +10,30 @@ from pyluo.vm.records import Outcome, Record
 from pyluo.vm.verdicts import Verdict
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from pyluo.vm.records import Subtest
 
-__all__ = ["of_record"]
+__all__ = ["by_file", "of_record"]
 
 _OUTCOMES = {
     Outcome.PASSED: ktap.Outcome.PASSED,
     Outcome.SKIPPED: ktap.Outcome.SKIPPED,
     Outcome.EXPECTED_FAILURE: ktap.Outcome.EXPECTED_FAILURE,
 }
+
+
+def by_file(records: Iterable[Record]) -> list[Verdict]:
+    """The verdicts on tests, each file a program; those of a file stand together.
+
+    Args:
+        records: in any order, as several workers have it.
+    """
+    verdicts = []
+    for record in records:
+        file, _, test = record.test.partition("::")
+        verdicts.append(of_record(file, test, record))
+    return sorted(verdicts, key=lambda verdict: verdict.program)
 
 
 def of_record(program: str, case: str, record: Record | Subtest) -> Verdict:

@@ -1,7 +1,7 @@
 """Part of the pytest plugin: what came of each test, with what became of its guests.
 
 A test that failed is shown with the consoles of its guests. ``--pyluo-record FILE`` writes a line
-of JSON for each test, which `read` reads.
+of JSON for each test, which `read` reads; ``--pyluo-ktap FILE`` the verdicts.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import json
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
@@ -137,23 +137,36 @@ def _jump(data: dict[str, Any]) -> Jump:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Begins the record, unless this is a worker, whose reports go home."""
-    path = config.getoption("--pyluo-record")
-    if path and not hasattr(config, "workerinput"):
-        try:
-            recorder = _Recorder(path)
-        except OSError as error:
-            raise pytest.UsageError(f"--pyluo-record: {error}") from None
-        config.pluginmanager.register(recorder, "pyluo-recorder")
+    """Begins to record, unless this is a worker, whose reports go home."""
+    if hasattr(config, "workerinput"):
+        return
+    record, ktap = (_opened(config, option) for option in ("--pyluo-record", "--pyluo-ktap"))
+    if record or ktap:
+        config.pluginmanager.register(_Recorder(record, ktap), "pyluo-recorder")
+
+
+def _opened(config: pytest.Config, option: str) -> IO[str] | None:
+    try:
+        # Half of a surrogate pair, as of a file's name, could be printed nowhere.
+        path = config.getoption(option)
+        return open(path, "w", encoding="utf-8", errors="replace") if path else None
+    except OSError as error:
+        raise pytest.UsageError(f"{option}: {error}") from None
 
 
 class _Recorder:
-    """A plugin that writes a record when all phases of a test have been reported."""
+    """A plugin that writes a record when all phases of a test have been reported.
 
-    def __init__(self, path: str) -> None:
-        # Half of a surrogate pair, as of a file's name, could be printed nowhere.
-        self._file = open(path, "w", encoding="utf-8", errors="replace")  # noqa: SIM115
+    Args:
+        lines: where to.
+        ktap: where the verdicts on all tests go in the end.
+    """
+
+    def __init__(self, lines: IO[str] | None, ktap: IO[str] | None) -> None:
+        self._lines = lines
+        self._ktap = ktap
         self._records: dict[str, Record] = {}
+        self._ended: list[Record] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Adds a phase or a subtest; what went wrong first counts."""
@@ -182,11 +195,20 @@ class _Recorder:
             if not record.bad:
                 record = replace(record, outcome=Outcome.ERROR, reason=_UNENDED)
             self._write(record)
-        self._file.close()
+        if self._lines:
+            self._lines.close()
+        if self._ktap:
+            from pyluo.vm import ktap_writer, recorded
+
+            with self._ktap as file:
+                file.write(ktap_writer.write(recorded.by_file(self._ended)))
 
     def _write(self, record: Record) -> None:
-        self._file.write(json.dumps(record.data(), ensure_ascii=False) + "\n")
-        self._file.flush()
+        if self._ktap:
+            self._ended.append(record)
+        if self._lines:
+            self._lines.write(json.dumps(record.data(), ensure_ascii=False) + "\n")
+            self._lines.flush()
 
 
 def _told(report: pytest.TestReport) -> Subtest:

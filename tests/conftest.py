@@ -8,6 +8,7 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 pytest_plugins = ["pytester"]
@@ -56,3 +57,15 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "Kbuild").touch()
     (folder / "init.c").touch()
     return folder
+
+
+@pytest.fixture(params=["full", "gone"])
+def unprintable(request: pytest.FixtureRequest) -> Iterator[int]:
+    """A descriptor that takes no output: of a full disk, and of a pipe whose reader is gone."""
+    if request.param == "full":
+        output = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reader, output = os.pipe()
+        os.close(reader)
+    yield output
+    os.close(output)

@@ -143,6 +143,19 @@ def test_a_mistake_in_the_command_is_no_verdict(words: list[str]) -> None:
     assert "usage: pyluo" in done.stderr
 
 
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+@pytest.mark.parametrize(
+    "words", [["--json", "../test_it.py::test_passes"], ["../test_it.py::test_fails"], ["--tree"]]
+)
+def test_a_step_that_cannot_be_told_is_no_verdict(
+    words: list[str], stream: str, unprintable: int
+) -> None:
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, stream: unprintable}
+    out, err = streams["stdout"], streams["stderr"]
+    done = subprocess.run([*PYLUO, *words], stdout=out, stderr=err, timeout=120)
+    assert done.returncode == 125
+
+
 def test_the_step_as_data() -> None:
     done = bisect("--json", "../test_it.py::test_fails")
     assert done.returncode == 1

@@ -94,6 +94,38 @@ def test_the_version_is_the_installed_one(capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().out == f"pyluo {version('pyluo')}\n"
 
 
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [(["--version"], 69), (["demo", "--help"], 69), (["vm", "bisect", "--help"], 125)],
+)
+def test_what_cannot_be_printed_is_no_pass(
+    words: list[str],
+    status: int,
+    unprintable: int,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    command = [sys.executable, "-m", "pyluo", *words]
+    done = subprocess.run(command, stdout=unprintable, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == status
+    full = "full" in request.node.callspec.id
+    said = "pyluo: not all could be printed: No space left on device\n"
+    assert done.stderr == (said if full else "")
+    assert subprocess.run(command, stdout=subprocess.DEVNULL, stderr=unprintable).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [(["no-such-command"], 2), (["kexec", "load", "/no/such/image", "--reuse-cmdline"], 1)],
+)
+def test_a_failure_that_cannot_be_printed_stays_one(
+    words: list[str], status: int, unprintable: int
+) -> None:
+    command = [sys.executable, "-m", "pyluo", *words]
+    assert subprocess.run(command, stdout=unprintable, stderr=unprintable).returncode == status
+
+
 SHOW_PROGRESS = (
     "from pyluo.cli.saved import _bar\nwith _bar('saving', 64 << 20) as report: report(32 << 20)\n"
 )

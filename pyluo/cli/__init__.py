@@ -7,11 +7,13 @@ harness could not do its work. That of `pyluo vm bisect` is for `git bisect run`
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pyluo.cli import demo, kexec, probe, saved, status, vm
-from pyluo.cli.exit import FAILED, INTERRUPTED, UNAVAILABLE, USAGE
+from pyluo.cli.exit import FAILED, INTERRUPTED, PASSED, UNAVAILABLE, USAGE
 from pyluo.cli.vm.bisect import UNTESTABLE
 from pyluo.errors import LuoError
 
@@ -25,31 +27,62 @@ _OF_THE_HARNESS = frozenset({"jinja2", "pyroute2", "pytest", "qemu", "rich"})  #
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit status."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    # To `git bisect run` the usual statuses would say that the kernel is bad.
+    bisects = words[:2] == ["vm", "bisect"]
+    lost = UNTESTABLE if bisects else UNAVAILABLE
+    try:
+        return _printed(_run(words), lost)
+    except SystemExit as end:
+        code = UNTESTABLE if bisects and end.code == USAGE else int(end.code or PASSED)
+        raise SystemExit(_printed(code, lost)) from None
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="pyluo", description="Live update of the Linux kernel.")
     parser.add_argument("--version", action=_Version, help="show pyluo's version and exit")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for command in (status, probe, saved, kexec, vm, demo):
         command.add_parser(commands)
-    words = sys.argv[1:] if argv is None else list(argv)
+    return parser
+
+
+def _run(words: Sequence[str]) -> int:
     try:
-        arguments = parser.parse_args(words)
-    except SystemExit as end:
-        # To `git bisect run` the usual status would say that the kernel is bad.
-        if end.code == USAGE and words[:2] == ["vm", "bisect"]:
-            raise SystemExit(UNTESTABLE) from None
-        raise
-    try:
+        arguments = _parser().parse_args(words)
         code: int = arguments.run(arguments)
     except LuoError as error:
         return _complain(str(error), FAILED)
     except KeyboardInterrupt:
         return _complain("interrupted", INTERRUPTED)
+    except BrokenPipeError:  # who read what it prints has gone
+        return UNAVAILABLE
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in _OF_THE_HARNESS:
             raise
         return _complain(f"this needs {error.name}: pip install 'pyluo[vm]'", UNAVAILABLE)
     except Exception as error:
         return _complain(str(error), _harness_status(error))
+    return code
+
+
+def _printed(code: int, lost: int) -> int:
+    """The status of a command, of which nothing waits to be printed any more.
+
+    Args:
+        code: of the command.
+        lost: what it is instead if that is a pass and could not be printed.
+    """
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError as error:
+            # Python would try once more as it exits, and make the status 120.
+            with open(os.devnull, "wb") as null:
+                os.dup2(null.fileno(), stream.fileno())
+            code = code or lost
+            if not isinstance(error, BrokenPipeError):
+                _complain(f"not all could be printed: {error.strerror}", code)
     return code
 
 
@@ -78,5 +111,6 @@ def _harness_status(error: Exception) -> int:
 
 
 def _complain(text: str, code: int) -> int:
-    print(f"pyluo: {text}", file=sys.stderr)
+    with suppress(OSError):
+        print(f"pyluo: {text}", file=sys.stderr)
     return code

@@ -5,13 +5,22 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
-from rich.console import Console
+import rich.console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Reached", "bar", "say"]
+__all__ = ["Console", "Reached", "bar", "say"]
+
+
+class Console(rich.console.Console):
+    """A console that does not end the program if nobody reads what it prints."""
+
+    def on_broken_pipe(self) -> None:
+        """Fails as any other print does."""
+        raise BrokenPipeError
+
 
 _console = Console(stderr=True)
 

@@ -7,6 +7,7 @@ import json
 import re
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,7 +92,8 @@ def _bisect(arguments: argparse.Namespace) -> int:
         _tell(step, as_data=arguments.json)
         return step.mark
     except Exception:
-        traceback.print_exc()
+        with suppress(OSError):
+            traceback.print_exc()
         return UNTESTABLE
 
 
@@ -100,7 +102,7 @@ def _tell(step: Step, *, as_data: bool) -> None:
         records = step.run.records if step.run else ()
         tests = [record.data() for record in records]
         data = {"mark": step.mark.name.lower(), "reason": step.reason, "release": step.release}
-        print(json.dumps(data | {"tests": tests}))
+        print(json.dumps(data | {"tests": tests}), flush=True)
     else:
         kernel = f"Linux {step.release}" if step.release else "this commit"
         reason = f": {step.reason}" if step.reason else ""

@@ -149,8 +149,9 @@ def _run(
 
 
 def _show(cells: Sequence[Cell]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from pyluo.vm.progress import Console
 
     table = Table("from", "hops", *dict.fromkeys(f"to {_named(c.route, 1)}" for c in cells))
     rows: dict[tuple[str, str], list[str]] = {}

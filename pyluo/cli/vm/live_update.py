@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shlex
 import sys
@@ -12,8 +13,6 @@ from pyluo.cli.vm import program
 from pyluo.vm import options
 
 if TYPE_CHECKING:
-    import argparse
-
     from pyluo.cli.parsers import Commands
 
 __all__ = ["add_parser"]
@@ -24,8 +23,8 @@ def add_parser(actions: Commands) -> None:
     update = actions.add_parser("live-update", help="live-update a guest, once or many times")
     options.add(update.add_argument)
     program.add_timeout(update)
-    update.add_argument("--before", metavar="CMD", help="to run before the first jump")
-    update.add_argument("--after", metavar="CMD", help="to run after the last jump")
+    update.add_argument("--before", type=_words, metavar="CMD", help="to run before the first jump")
+    update.add_argument("--after", type=_words, metavar="CMD", help="to run after the last jump")
     update.add_argument(
         "--hops", type=options.count, default=1, metavar="N", help="how many jumps (default: 1)"
     )
@@ -56,12 +55,17 @@ def _live_update(arguments: argparse.Namespace) -> int:
 
 def _between(arguments: argparse.Namespace) -> int:
     """Runs a program on one kernel and another on the last."""
-    before, after = (
-        shlex.split(command or "true") for command in (arguments.before, arguments.after)
-    )
+    before, after = (command or ["true"] for command in (arguments.before, arguments.after))
     with options.GuestOptions.of(arguments).guest() as vm:
         if status := program.relay(vm, before, arguments.timeout):
             return status
         for _ in range(arguments.hops):
             vm.live_update()
         return program.relay(vm, after, arguments.timeout)
+
+
+def _words(command: str) -> list[str]:
+    try:
+        return shlex.split(command)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{command!r} is no command: {error}") from None

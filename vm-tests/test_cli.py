@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pyluo.vm import VM
 
 MODULE = [sys.executable, "-m", "pyluo"]
@@ -63,6 +65,26 @@ def test_run_relays_output_and_status(command: str, status: int) -> None:
     done = pyluo("vm", "run", "--", "sh", "-c", f"echo out; echo err >&2; {command}")
     assert (done.returncode, done.stdout) == (status, b"out\n")
     assert done.stderr.endswith(b"err\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "said"),
+    [
+        ("no-such-program", 127, b"the guest has no "),
+        ("program/within", 126, b"cannot be run: Not a directory"),
+        ("program", 126, b"cannot be run: Permission denied"),
+        ("no-format", 126, b"cannot be run: Exec format error"),
+    ],
+)
+def test_run_tells_what_cannot_be_run_from_what_is_not_there(
+    tmp_path: Path, name: str, status: int, said: bytes
+) -> None:
+    (tmp_path / "program").write_text("#!/bin/sh\n")
+    (tmp_path / "no-format").write_text("exit 0\n")
+    (tmp_path / "no-format").chmod(0o755)
+    done = pyluo("vm", "run", "--", os.fspath(tmp_path / name))
+    assert done.returncode == status
+    assert said in done.stderr
 
 
 def test_live_update_runs_a_program_on_each_side() -> None:

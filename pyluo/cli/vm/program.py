@@ -43,8 +43,9 @@ def relay(vm: VM, command: Sequence[str], timeout: int) -> int:
         missing = error.filename or "current folder of the host"
         print(f"pyluo: the guest has no {missing}", file=sys.stderr)
         return _NOT_FOUND
-    except PermissionError as error:
-        print(f"pyluo: {error.filename} cannot be run", file=sys.stderr)
+    except OSError as error:
+        name = error.filename or command[0]
+        print(f"pyluo: {name} cannot be run: {error.strerror}", file=sys.stderr)
         return _NOT_RUNNABLE
     except subprocess.TimeoutExpired:
         print(f"pyluo: {command[0]} still ran after {timeout} s", file=sys.stderr)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,12 +77,32 @@ HISTORY = {
 
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
-    """On the disk that builds are on anyway: /tmp may be memory."""
-    for leftover in cache.folder().glob(".bisect-*"):  # of a run that was killed
-        shutil.rmtree(leftover)
-    path = Path(tempfile.mkdtemp(prefix=".bisect-", dir=cache.folder()))
-    yield path
-    shutil.rmtree(path)
+    """On the disk that builds are on anyway: /tmp may be memory. Locked as long as it is used."""
+    with ExitStack() as used:
+        with cache.lock("bisect", lambda: None):
+            for other in cache.folder().glob(".bisect-*"):
+                # Of a run that was killed, unless one goes on, or has just ended.
+                with suppress(BlockingIOError, FileNotFoundError), locked(other):
+                    shutil.rmtree(other)
+            path = Path(tempfile.mkdtemp(prefix=".bisect-", dir=cache.folder()))
+            used.enter_context(locked(path))
+        yield path
+        shutil.rmtree(path)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """A folder that is ours until then; the kernel drops the lock with the process.
+
+    Raises:
+        BlockingIOError: it is somebody else's.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @pytest.fixture(scope="module")

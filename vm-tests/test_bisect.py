@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from provocations import going_round
 
 from pyluo.vm import Kernel, cache
 
@@ -133,6 +134,44 @@ def git(tree: Path, *words: str) -> str:
     identity = ["-c", "user.name=n", "-c", "user.email=e", "-c", "gc.auto=0"]
     command = ["git", "-C", os.fspath(tree), *identity, *words]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+# Of a tree that is made in no time, of an image beside it.
+MAKEFILE = """
+tinyconfig:
+	touch $(O)/.config
+olddefconfig:
+bzImage:
+	mkdir -p $(O)/arch/x86/boot
+	cp ../image $(O)/arch/x86/boot/bzImage
+	touch $(O)/System.map
+vmlinux:
+	touch $(O)/vmlinux
+headers_install:
+	mkdir -p $(INSTALL_HDR_PATH)/include
+"""
+
+
+@pytest.mark.parametrize(("words", "status"), [([], 125), (["--unbootable=bad"], 1)])
+def test_a_kernel_that_does_not_boot_is_told_though_guests_boot_another_one(
+    tmp_path: Path, words: list[str], status: int
+) -> None:
+    stable = Kernel.find("stable").image
+    (tmp_path / "image").write_bytes(going_round(stable.read_bytes()))
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "Makefile").write_text(MAKEFILE)
+    (tree / "Kbuild").touch()
+    (tmp_path / "test_it.py").write_text("def test_passes(): pass\n")
+    done = subprocess.run(
+        [*PYLUO, f"--from={stable}", "--boot-timeout=5", *words, "../test_it.py"],
+        cwd=tree,
+        env=os.environ | {"XDG_CACHE_HOME": os.fspath(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    assert "it does not boot: never spoke" in done.stdout
 
 
 def test_the_culprit_is_found_though_a_commit_does_not_compile(folder: Path, tree: Path) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import guest_deaths
 import pytest
-from provocations import ROUNDS, Provocation, lkdtm, on
+from provocations import ROUNDS, Provocation, going_round, lkdtm, on
 
 from pyluo.vm import VM, Death, GuestCrash, HarnessError, Kernel, faults
 
@@ -178,10 +178,7 @@ def test_a_guest_that_never_spoke_is_told_as_such() -> None:
 
 
 def test_where_the_cpus_are_is_told_even_if_no_nmi_reaches_the_kernel(tmp_path: Path) -> None:
-    image = bytearray(Kernel.find("selftest").image.read_bytes())
-    setup = (image[0x1F1] + 1) * 512  # Documentation/arch/x86/boot.rst, setup_sects
-    image[setup:] = bytes([0xEB, 0xFE]) * ((len(image) - setup) // 2)  # jmp to itself
-    (tmp_path / "bzImage").write_bytes(image)
+    (tmp_path / "bzImage").write_bytes(going_round(Kernel.find("selftest").image.read_bytes()))
     silent = VM(tmp_path / "bzImage", boot_timeout=3)
     with pytest.raises(GuestCrash) as caught, silent:
         pytest.fail("a kernel that goes round in its first instruction has spoken")

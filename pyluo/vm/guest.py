@@ -131,7 +131,6 @@ class Guest:
         self._dying = False
         self._told = False
         self._asked_at = self._checked = 0  # numbers of reports
-        self._lived_until: int | None = None  # likewise
         self.expected = expected
         self.silence = float("inf")
         self._silence = silence
@@ -278,10 +277,9 @@ class Guest:
                 raise end
             expected |= died_of
         since, self._checked = self._checked, len(self.console.reports)
-        for report in self.console.reports[since : self._lived_until]:
-            # What led to a death was told with it.
-            part_of_it = self._dying and report.severity is not Severity.OMEN
-            if not part_of_it and report.death not in expected:
+        # What it said in the request that it died of was told with that.
+        for report in self.console.reports[since : self._asked_at if self._dying else None]:
+            if report.death not in expected:
                 await self.console.settled(_SHOW_PAUSE, _SHOW_TIMEOUT)
                 kernel = self._kernels[min(report.life, len(self._kernels)) - 1]
                 raise await self._crash(
@@ -569,7 +567,6 @@ class Guest:
         if self._dying or self._death.done():
             return
         self._dying = True
-        self._lived_until = len(self.console.reports)
         if self._left() and death in _HANGS:
             death = Death.LANDING
         elif death is Death.LANDING:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 
 # Without site, neither pyluo nor its compiled part is importable yet. Last, since every entry
 # before the standard library would be searched first, over 9p.
@@ -23,7 +24,8 @@ from pyluo.guest.heart import Heart
 
 mounts.mount_all()
 # What was to boot quietly is to be heard from now on: the host goes by what the kernel warns of.
-with open("/proc/sys/kernel/printk", "r+b", buffering=0) as levels:
+# (A kernel without CONFIG_SYSCTL has no such file.)
+with suppress(FileNotFoundError), open("/proc/sys/kernel/printk", "r+b", buffering=0) as levels:
     if int(levels.read().split()[0]) < 6:
         levels.seek(0)
         levels.write(b"6")

@@ -165,10 +165,13 @@ def test_the_step_as_data() -> None:
     assert "1 failed" in done.stderr
 
 
-def test_a_test_that_still_ran_at_the_limit_has_not_passed() -> None:
-    done = bisect("--json", "--limit=2", "../test_it.py::test_passes", "../test_it.py::test_waits")
+@pytest.mark.parametrize("background", [[], ["env", "--ignore-signal=INT"]])
+def test_a_test_that_still_ran_at_the_limit_has_not_passed(background: list[str]) -> None:
+    tests = ["../test_it.py::test_passes", "../test_it.py::test_waits"]
+    command = [*background, *PYLUO, "--json", "--limit=4", *tests]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     step = json.loads(done.stdout)
-    assert (step["mark"], step["reason"]) == ("skip", "the tests still ran after 2 s")
+    assert (step["mark"], step["reason"]) == ("skip", "the tests still ran after 4 s")
     assert [(test["outcome"], test["reason"]) for test in step["tests"]] == [
         ("passed", ""), ("error", "it was not run to its end"),
     ]  # fmt: skip

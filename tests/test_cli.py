@@ -134,7 +134,8 @@ SHOW_PROGRESS = (
 
 def test_progress_is_shown_on_a_terminal_and_nowhere_else() -> None:
     terminal, side = pty.openpty()
-    subprocess.run([sys.executable, "-c", SHOW_PROGRESS], stderr=side, check=True)
+    able = os.environ | {"TERM": "xterm"}
+    subprocess.run([sys.executable, "-c", SHOW_PROGRESS], stderr=side, env=able, check=True)
     os.close(side)
     shown = os.read(terminal, 1 << 16)
     os.close(terminal)

@@ -10,7 +10,7 @@ import argparse
 import os
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from pyluo.cli import demo, kexec, probe, saved, status, vm
 from pyluo.cli.exit import FAILED, INTERRUPTED, PASSED, UNAVAILABLE, USAGE
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="pyluo", description="Live update of the Linux kernel.")
+    parser = _Parser(prog="pyluo", description="Live update of the Linux kernel.")
     parser.add_argument("--version", action=_Version, help="show pyluo's version and exit")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for command in (status, probe, saved, kexec, vm, demo):
@@ -84,6 +84,16 @@ def _printed(code: int, lost: int) -> int:
             if not isinstance(error, BrokenPipeError):
                 _complain(f"not all could be printed: {error.strerror}", code)
     return code
+
+
+class _Parser(argparse.ArgumentParser):
+    """Older Pythons' parser fails by another error where it cannot print what is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        try:
+            super().error(message)
+        except OSError:
+            raise SystemExit(USAGE) from None
 
 
 class _Version(argparse.Action):

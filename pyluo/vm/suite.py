@@ -118,6 +118,8 @@ async def run(
     with tempfile.TemporaryFile() as record, tempfile.TemporaryFile() as said:
         kept = f"/dev/fd/{record.fileno()}"
         command = [
+            # A process in the background ignores interruptions, and so would what it starts.
+            *("env", "--default-signal=INT"),
             # Should this process be killed, its guests are to go too.
             *("setpriv", "--pdeathsig", "KILL", "--"),
             *(sys.executable, "-m", "pytest"),

@@ -164,6 +164,7 @@ def test_how_many_results_have_come_is_shown_while_a_program_runs(
                 os.kill(vm.pid, signal.SIGKILL)  # this is what was waited for
             return super().write(text)
 
+    monkeypatch.setenv("TERM", "xterm")  # which can move the cursor
     terminal = Console(file=(screen := Screen()), force_terminal=True, force_interactive=True)
     monkeypatch.setattr("pyluo.vm.progress._console", terminal)
     *_, whole = run(

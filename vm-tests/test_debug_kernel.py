@@ -86,13 +86,14 @@ DEATHS = {
         "lkdtm_do_action+",
         "drivers/misc/lkdtm/core.c",
     ),
-    # A lock that is kept is the way to come to sleep in atomic context; that is reported first.
+    # A lock that is kept is the way to come to sleep in atomic context; that is reported first. It
+    # sleeps when it closes the file, or, if it meets a page fault before, when that has killed it.
     "sleep with a lock": Provocation(
         Death.BUG,
         lambda vm: vm.call(guest_deaths.keep_a_lock),
         "sleeping function called from invalid context",
-        "__fput+",
-        "fs/file_table.c",
+        "__might_resched+",
+        "kernel/sched/core.c",
         options=on(expects=[Death.LOCKDEP]),
     ),
 }

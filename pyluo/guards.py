@@ -14,7 +14,14 @@ from pyluo.memfd import Seal, has_seals, seals_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["RESERVE", "preservable", "refuse_noexec", "refuse_overload", "refuse_small_group"]
+__all__ = [
+    "RESERVE",
+    "preservable",
+    "refuse_noexec",
+    "refuse_overload",
+    "refuse_small_group",
+    "room_in_groups",
+]
 
 RESERVE = 64 << 20
 """Bytes outside the scratch areas that preserving leaves to the kernel.

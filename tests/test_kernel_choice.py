@@ -135,6 +135,8 @@ def test_what_a_ready_image_was_made_of_is_found_where_its_build_left_it(
     assert kernel.system_map == tmp_path / "System.map"
     (tmp_path / "vmlinux").write_bytes(banner % (builder, number.replace(b"#7", b"#8")))
     assert Kernel.find(path).vmlinux is None, "linked again since"
+    (tmp_path / "vmlinux").write_bytes(b"")
+    assert Kernel.find(path).vmlinux is None, "the link failed"
 
 
 def test_lines_of_configuration_are_for_what_is_built(tmp_path: Path, tree: Path) -> None:

@@ -161,7 +161,9 @@ def _beside(image: Path) -> tuple[Path | None, Path | None, Path | None]:
 
 def _linked_into(image: Path, vmlinux: Path) -> bool:
     """Whether an image was made of this vmlinux, by the version that each has in it."""
-    builder, version = _version(image).split(b") ", 1)
+    if not vmlinux.stat().st_size:  # of a link that failed; nothing to map
+        return False
+    builder, _, version = _version(image).partition(b") ")
     with (
         vmlinux.open("rb") as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,

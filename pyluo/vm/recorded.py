@@ -49,12 +49,15 @@ def of_record(program: str, case: str, record: Record | Subtest) -> Verdict:
     if record.death and not no_verdict:
         crash = GuestCrash(record.death, record.reason, kernel="", life=0, console=())
     subtests = record.subtests if isinstance(record, Record) else ()
+    said = record.text.splitlines()
+    if any(each.text == record.text for each in subtests):  # it is told there
+        said = []
     return Verdict(
         program,
         case,
         _OUTCOMES.get(record.outcome, ktap.Outcome.FAILED),
         f"no verdict: {record.reason}" if no_verdict else record.reason,
-        tuple(record.text.splitlines()),
+        tuple(said),
         crash,
         tuple(of_record(program, each.name, each) for each in subtests),
         no_verdict,

@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
+import subprocess
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 pytest_plugins = ["pytester"]
@@ -57,6 +60,35 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "Kbuild").touch()
     (folder / "init.c").touch()
     return folder
+
+
+@pytest.fixture
+def interrupted(tree: Path) -> Callable[[list[str]], tuple[int, bytes]]:
+    """Runs a command in the tree, and interrupts it once one of its tests has made `waiting` there;
+    its status, and what it printed."""
+
+    def run(command: list[str]) -> tuple[int, bytes]:
+        with subprocess.Popen(
+            ["env", "--default-signal=INT", *command],
+            cwd=tree,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        ) as process:
+            try:
+                deadline = time.monotonic() + 60
+                while not (tree / "waiting").exists():
+                    assert time.monotonic() < deadline
+                    time.sleep(0.02)
+                process.send_signal(signal.SIGINT)  # it alone, as from another program
+                # Its end is also that of pytest, which has the pipes too.
+                printed, _ = process.communicate(timeout=60)
+            finally:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+        return process.returncode, printed
+
+    return run
 
 
 @pytest.fixture(params=["full", "gone"])

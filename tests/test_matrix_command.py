@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,7 +15,10 @@ from pyluo.vm.records import Outcome, Record
 from pyluo.vm.suite import Run
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    Interrupted = Callable[[list[str]], tuple[int, bytes]]
 
 WORDS = ["vm", "matrix", "--from=.", "--jobs=1"]
 MATRIX = [sys.executable, "-m", "pyluo", *WORDS]
@@ -58,25 +58,9 @@ def test_a_cell_of_the_table_says_the_result_and_why_it_is_not_a_pass() -> None:
     assert "│ no verdict, same: 1 skipped: no test passed " in three
 
 
-def test_what_a_route_came_to_before_an_interruption_is_told(tree: Path) -> None:
-    with subprocess.Popen(
-        [*MATRIX, "--hops=1,2,3", "--json", "../test_it.py"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    ) as run:
-        try:
-            deadline = time.monotonic() + 60
-            while not (tree / "waiting").exists():
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
-            run.send_signal(signal.SIGINT)
-            out, _ = run.communicate(timeout=60)
-        finally:
-            if run.poll() is None:
-                os.killpg(run.pid, signal.SIGKILL)
-    assert run.returncode == 130
+def test_what_a_route_came_to_before_an_interruption_is_told(interrupted: Interrupted) -> None:
+    status, out = interrupted([*MATRIX, "--hops=1,2,3", "--json", "../test_it.py"])
+    assert status == 130
     cells = json.loads(out)
     assert [cell["result"] for cell in cells] == ["passed", "failed", "no verdict"]
     assert [[test["outcome"] for test in cell["tests"]] for cell in cells] == [

@@ -21,7 +21,7 @@ SOAK_STEPS ?= 20000
 SOAK_ROUNDS ?= 20
 
 # Not for `make test`: the kernel that these take is twice as long in building as any other.
-DEBUG_TESTS := vm-tests/test_debug_kernel.py
+DEBUG_TESTS := vm-tests/deaths/test_debug_kernel.py
 
 # How often each is measured.
 BENCH_ROUNDS ?= 5
@@ -39,9 +39,9 @@ test: lint
 
 soak: packages $(BIN)/.dev
 	PYLUO_STORE_HOPS=$(SOAK_HOPS) PYLUO_MACHINE_STEPS=$(SOAK_STEPS) $(BIN)/pytest -rA \
-		vm-tests/test_fdstore.py::test_a_store_is_renewed_hop_after_hop_and_nothing_is_lost \
-		vm-tests/test_state_machine.py
-	PYLUO_ROUNDS=$(SOAK_ROUNDS) $(BIN)/pytest vm-tests/test_deaths.py
+		vm-tests/stores/test_fdstore.py::test_a_store_is_renewed_hop_after_hop_and_nothing_is_lost \
+		vm-tests/sessions/test_state_machine.py
+	PYLUO_ROUNDS=$(SOAK_ROUNDS) $(BIN)/pytest vm-tests/deaths/test_deaths.py
 	$(BIN)/pyluo vm kernel build debug
 	PYLUO_ROUNDS=$(SOAK_ROUNDS) $(BIN)/pytest $(DEBUG_TESTS)
 

@@ -21,12 +21,11 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "vm-tests"))
 
-import guest_dma
-import guest_edu
-import guest_handoff
+from handoff import guest_handoff
+from vfio import guest_dma, guest_edu
 
 from pyluo.vm import VM, progress
-from pyluo.vm.timeline import REBOOT_CALLED
+from pyluo.vm.machine.timeline import REBOOT_CALLED
 
 
 def main() -> None:

@@ -23,11 +23,12 @@ from rich.console import Console
 from rich.table import Table
 
 from pyluo.cli.exit import UNAVAILABLE
-from pyluo.vm import Kernel, progress, records
-from pyluo.vm.accelerator import Accelerator
-from pyluo.vm.qemu import find_binary
-from pyluo.vm.records import Outcome
-from pyluo.vm.usage import at_once
+from pyluo.vm import Kernel, progress
+from pyluo.vm.machine.accelerator import Accelerator
+from pyluo.vm.machine.qemu import find_binary
+from pyluo.vm.machine.usage import at_once
+from pyluo.vm.pytest import recorder
+from pyluo.vm.pytest.recorder import Outcome
 
 LIMIT = 0.65
 NUMBER = 4  # of tests: pytest-xdist gives two to each worker at once
@@ -121,7 +122,7 @@ def run(kernel: str, workers: int) -> Run:
         began, others = time.monotonic(), used_by_others()
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         took, others = time.monotonic() - began, used_by_others() - others
-        outcomes = [each.outcome for each in records.read(record)] if record.exists() else []
+        outcomes = [each.outcome for each in recorder.read(record)] if record.exists() else []
     if done.returncode or outcomes != [Outcome.PASSED] * NUMBER:
         sys.exit(f"with {workers} at once, the tests did not pass:\n{done.stdout}{done.stderr}")
     return Run(took, others / took)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pyluo.vm import VM, Kernel
-from pyluo.vm.selftests import SUITES
+from pyluo.vm.run.selftests import SUITES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -7,13 +7,13 @@ import json
 from typing import TYPE_CHECKING
 
 from pyluo.cli.exit import FAILED, PASSED
-from pyluo.vm.options import size
+from pyluo.vm.machine.options import size
 
 if TYPE_CHECKING:
     import argparse
 
     from pyluo.cli.parsers import Commands
-    from pyluo.vm.demo import Report
+    from pyluo.vm.run.round_trip import Report
 
 __all__ = ["add_parser"]
 
@@ -30,9 +30,9 @@ def add_parser(commands: Commands) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from pyluo.vm import demo
+    from pyluo.vm.run import round_trip
 
-    report = demo.run(
+    report = round_trip.run(
         arguments.kernel, arguments.to, size=arguments.size, corrupt=arguments.corrupt
     )
     if arguments.json:

@@ -1,4 +1,4 @@
-"""The guest's part of `pyluo.vm.checks`."""
+"""The guest's part of `pyluo.vm.run.checks`."""
 
 from __future__ import annotations
 

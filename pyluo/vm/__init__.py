@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pyluo.guest.wire import Held
-    from pyluo.vm.accelerator import Accelerator
     from pyluo.vm.errors import Death, GuestCrash, HarnessError
-    from pyluo.vm.guest import Life
-    from pyluo.vm.kernel import Kernel
-    from pyluo.vm.timeline import Event, Timeline
-    from pyluo.vm.vm import VM
+    from pyluo.vm.kernels.kernel import Kernel
+    from pyluo.vm.machine.accelerator import Accelerator
+    from pyluo.vm.machine.guest import Life
+    from pyluo.vm.machine.timeline import Event, Timeline
+    from pyluo.vm.machine.vm import VM
 
 __all__ = [
     "VM",
@@ -32,16 +32,16 @@ __all__ = [
 ]
 
 _HOMES = {
-    "VM": "pyluo.vm.vm",
-    "Accelerator": "pyluo.vm.accelerator",
+    "VM": "pyluo.vm.machine.vm",
+    "Accelerator": "pyluo.vm.machine.accelerator",
     "Death": "pyluo.vm.errors",
-    "Event": "pyluo.vm.timeline",
+    "Event": "pyluo.vm.machine.timeline",
     "GuestCrash": "pyluo.vm.errors",
     "HarnessError": "pyluo.vm.errors",
     "Held": "pyluo.guest.wire",
-    "Kernel": "pyluo.vm.kernel",
-    "Life": "pyluo.vm.guest",
-    "Timeline": "pyluo.vm.timeline",
+    "Kernel": "pyluo.vm.kernels.kernel",
+    "Life": "pyluo.vm.machine.guest",
+    "Timeline": "pyluo.vm.machine.timeline",
 }
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyluo.cli.vm import program
-from pyluo.vm import options
+from pyluo.vm.machine import options
 
 if TYPE_CHECKING:
     from pyluo.cli.parsers import Commands
-    from pyluo.vm.bisection import Step
+    from pyluo.vm.run.bisection import Step
 
 __all__ = ["UNTESTABLE", "add_parser"]
 
@@ -74,7 +74,7 @@ def add_parser(actions: Commands) -> None:
 def _bisect(arguments: argparse.Namespace) -> int:
     """Nothing that goes wrong in here may look like a verdict."""
     try:
-        from pyluo.vm import bisection
+        from pyluo.vm.run import bisection
 
         # With --json, what pytest prints must not stand between the data.
         output = sys.stderr if arguments.json else sys.stdout

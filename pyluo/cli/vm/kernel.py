@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from pyluo.cli.exit import PASSED
-from pyluo.vm import options
+from pyluo.vm.machine import options
 
 if TYPE_CHECKING:
     import argparse

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pyluo.cli.exit import FAILED, PASSED, USAGE
 from pyluo.cli.vm import program
-from pyluo.vm import options
+from pyluo.vm.machine import options
 
 if TYPE_CHECKING:
     from pyluo.cli.parsers import Commands
@@ -38,7 +38,7 @@ def _live_update(arguments: argparse.Namespace) -> int:
             print("pyluo: --json counts live updates, and goes with no program", file=sys.stderr)
             return USAGE
         return _between(arguments)
-    from pyluo.vm import hops
+    from pyluo.vm.run import hops
 
     guest = options.GuestOptions.of(arguments)
     kernel, to = guest.find_kernel(), guest.find_next()

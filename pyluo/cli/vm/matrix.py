@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 
 from pyluo.cli.exit import FAILED, PASSED, UNAVAILABLE
 from pyluo.cli.vm import program, verdicts
-from pyluo.vm import options
+from pyluo.vm.machine import options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import IO
 
     from pyluo.cli.parsers import Commands
-    from pyluo.vm.matrix import Cell, Route
-    from pyluo.vm.verdicts import Verdict
+    from pyluo.vm.run.matrix import Cell, Route
+    from pyluo.vm.run.programs import Verdict
 
 __all__ = ["add_parser"]
 
@@ -61,8 +61,8 @@ def add_parser(actions: Commands) -> None:
 
 
 def _matrix(arguments: argparse.Namespace) -> int:
-    from pyluo.vm import matrix
-    from pyluo.vm.suite import NOT_RUN
+    from pyluo.vm.run import matrix
+    from pyluo.vm.run.pytest_process import NOT_RUN
 
     guest = options.GuestOptions.of(arguments)
     names = arguments.origins, arguments.targets or arguments.origins
@@ -97,7 +97,7 @@ def _matrix(arguments: argparse.Namespace) -> int:
         else:
             _show(cells)
         if page:
-            from pyluo.vm.page import render
+            from pyluo.vm.results.page import render
 
             page.write(render(cells))
     if failure:
@@ -128,9 +128,10 @@ def _run(
     ended: list[Cell],
 ) -> None:
     """Adds each cell to `ended` as it comes."""
-    from pyluo.vm import matrix, progress
-    from pyluo.vm.needs import needs
-    from pyluo.vm.usage import at_once
+    from pyluo.vm import progress
+    from pyluo.vm.machine.needs import needs
+    from pyluo.vm.machine.usage import at_once
+    from pyluo.vm.run import matrix
 
     with progress.bar("routes", len(routes)) as reached:
 
@@ -178,7 +179,7 @@ def _summary(cell: Cell) -> str:
 
 
 def _status(cells: Sequence[Cell]) -> int:
-    from pyluo.vm.suite import Result
+    from pyluo.vm.run.pytest_process import Result
 
     results = {cell.result for cell in cells}
     if Result.FAILED in results:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from pyluo.vm.options import count, seconds
+from pyluo.vm.machine.options import count, seconds
 
 if TYPE_CHECKING:
     import argparse

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pyluo.cli.vm import program
-from pyluo.vm import options
+from pyluo.vm.machine import options
 
 if TYPE_CHECKING:
     import argparse

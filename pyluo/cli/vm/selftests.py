@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pyluo.cli.exit import FAILED, PASSED, USAGE
 from pyluo.cli.vm import program, verdicts
-from pyluo.vm import options
+from pyluo.vm.machine import options
 
 if TYPE_CHECKING:
     import argparse
@@ -33,8 +33,8 @@ def add_parser(actions: Commands) -> None:
 
 
 def _selftests(arguments: argparse.Namespace) -> int:
-    from pyluo.vm.selftests import SUITES, programs
-    from pyluo.vm.verdicts import run
+    from pyluo.vm.run.programs import run
+    from pyluo.vm.run.selftests import SUITES, programs
 
     suite = SUITES.get(arguments.suite)
     if suite is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pyluo.vm import options
+from pyluo.vm.machine import options
 
 if TYPE_CHECKING:
     import argparse
@@ -30,7 +30,7 @@ def add_parser(actions: Commands) -> None:
 
 
 def _shell(arguments: argparse.Namespace) -> int:
-    from pyluo.vm.shell import Shell
+    from pyluo.vm.terminal.shell import Shell
 
     with options.GuestOptions.of(arguments).guest() as vm:
         return Shell(vm, arguments.command).run()

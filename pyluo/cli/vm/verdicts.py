@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from pyluo.vm import Kernel
-    from pyluo.vm.verdicts import Verdict
+    from pyluo.vm.run.programs import Verdict
 
 __all__ = ["add_files", "show", "show_json", "written"]
 
@@ -25,7 +25,7 @@ def add_files(parser: argparse.ArgumentParser) -> None:
 
 def show(suite: str, kernel: Kernel, verdicts: Iterable[Verdict]) -> bool:
     """Prints each verdict as it comes, then their number; whether the run passed."""
-    from pyluo.vm.verdicts import passed
+    from pyluo.vm.run.programs import passed
 
     seen, told_each = [], Counter[str]()
     for verdict in verdicts:
@@ -41,7 +41,7 @@ def show(suite: str, kernel: Kernel, verdicts: Iterable[Verdict]) -> bool:
 
 def show_json(suite: str, kernel: Kernel, verdicts: Iterable[Verdict]) -> bool:
     """Prints all verdicts when the last has come; whether the run passed."""
-    from pyluo.vm.verdicts import passed
+    from pyluo.vm.run.programs import passed
 
     seen = list(verdicts)
     rows = [_row(verdict) for verdict in seen]
@@ -61,7 +61,7 @@ def written(
     Raises:
         OSError: a file cannot be written; told before the first test runs.
     """
-    from pyluo.vm import junit, ktap_writer
+    from pyluo.vm.results import junit, ktap_writer
 
     seen: list[Verdict] = []
 

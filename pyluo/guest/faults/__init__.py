@@ -1,6 +1,6 @@
 """Faults to throw in a guest: call these from functions that run there, or by `vm.hold`.
 
-What goes wrong with the next kernel is thrown by the host: see `pyluo.vm.faults`.
+What goes wrong with the next kernel is thrown by the host: see `pyluo.vm.machine.faults`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Kernels: choose, fetch, configure, build and cache them, and find their symbols."""

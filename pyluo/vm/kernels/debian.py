@@ -1,0 +1,284 @@
+"""Debian's archive as a source of kernels, read by apt beside the system's own apt.
+
+Sources list, package lists and cache are private; the mirror is the one the system uses, and the
+signatures are checked against Debian's keyring. Nothing is installed.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pyluo.vm import progress
+from pyluo.vm.errors import HarnessError
+from pyluo.vm.kernels import cache
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from contextlib import AbstractContextManager
+
+__all__ = ["SourcePackage", "fetch", "newest_first"]
+
+_KEYRINGS = ("gpg", "pgp")  # endings: the one up to Debian 12, and the one since
+_MIRROR = "PYLUO_DEBIAN_MIRROR"
+_NAME = re.compile(r"linux-source-(\d+)\.(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class SourcePackage:
+    """A package that holds the source of a kernel.
+
+    Attributes:
+        name: linux-source-X.Y.
+        version: of the package.
+        sha256: of the .deb, from the archive's signed index.
+        suites: that were readable when it was found.
+    """
+
+    name: str
+    version: str
+    sha256: str
+    suites: tuple[str, ...]
+
+    @property
+    def series(self) -> tuple[int, int]:
+        """X and Y."""
+        match = _NAME.fullmatch(self.name)
+        assert match is not None
+        return int(match[1]), int(match[2])
+
+    @property
+    def candidate(self) -> bool:
+        """Whether it is a release candidate."""
+        return "~rc" in self.version
+
+    @property
+    def upstream(self) -> str:
+        """The kernel's own version, such as 7.3.4."""
+        return self.version.rsplit("-", 1)[0].replace("~", "-")
+
+
+def newest_first(suites: Sequence[str], *, candidates: bool) -> list[SourcePackage]:
+    """The kernel sources in the archive, after asking it anew.
+
+    Args:
+        suites: of Debian; one that cannot be read is named and passed over.
+        candidates: whether release candidates count.
+
+    Raises:
+        HarnessError: the archive cannot be reached, or has none.
+    """
+    with _lock():
+        return _newest_first(suites, candidates)
+
+
+def _newest_first(suites: Sequence[str], candidates: bool) -> list[SourcePackage]:
+    readable = [suite for suite in suites if _update(suite)]
+    if not readable:
+        raise HarnessError(
+            "the package archive cannot be read",
+            "check the network and the system's own `apt-get update`; kernels that are in the "
+            "cache already, or a bzImage given by its path, need neither",
+        )
+    _write_sources(readable)
+    packages = [
+        package
+        for name in _apt("apt-cache", "pkgnames", "linux-source-").split()
+        if _NAME.fullmatch(name)
+        for package in _versions(name, tuple(readable))
+        if candidates or not package.candidate
+    ]
+    if not packages:
+        raise HarnessError(
+            f"no linux-source package in {', '.join(readable)}",
+            "add a suite that has one to kernel-config/kernels.toml",
+        )
+    return sorted(packages, key=functools.cmp_to_key(_compare), reverse=True)
+
+
+def fetch(package: SourcePackage) -> Path:
+    """The .deb of a package, out of the cache or the archive.
+
+    Raises:
+        HarnessError: the archive cannot be reached, or no longer has this version.
+    """
+    folder = _folder() / "packages"
+    target = folder / f"{package.name}_{package.sha256[:16]}.deb"
+    if target.exists():
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    with _lock():
+        if not target.exists():
+            _write_sources(package.suites)
+            _fetch(package, target)
+    return target
+
+
+def _fetch(package: SourcePackage, target: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="incoming-", dir=target.parent) as incoming:
+        with progress.bar(f"fetching {package.name} {package.version}", 100) as reached:
+            _download(package, Path(incoming), reached)
+        (deb,) = Path(incoming).glob("*.deb")
+        deb.rename(target)
+
+
+def _lock() -> AbstractContextManager[None]:
+    return cache.lock("apt", lambda: progress.say("waiting for another run to read the archive"))
+
+
+def _download(package: SourcePackage, folder: Path, reached: progress.Reached) -> None:
+    reading, writing = os.pipe()
+    command = [*_command("apt-get"), "-o", f"APT::Status-Fd={writing}", "download"]
+    process = subprocess.Popen(
+        [*command, f"{package.name}={package.version}"],
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        pass_fds=[writing],
+        text=True,
+        env=_environment(),
+    )
+    os.close(writing)
+    try:
+        with open(reading) as status:
+            for line in status:
+                # dlstatus:ITEM:PERCENT:TEXT
+                kind, _, percent, *_ = [*line.split(":"), "", "", ""]
+                if kind == "dlstatus":
+                    reached(float(percent))
+        _, complaint = process.communicate()
+    finally:
+        process.kill()
+        process.wait()
+    if process.returncode:
+        raise HarnessError(
+            f"{package.name} {package.version} cannot be fetched ({_first_error(complaint)})",
+            "check the network; if the archive has moved on, `pyluo vm kernel build --update` "
+            "chooses again",
+        )
+
+
+def _versions(name: str, suites: tuple[str, ...]) -> Iterable[SourcePackage]:
+    for paragraph in _apt("apt-cache", "show", "--all-versions", name).split("\n\n"):
+        fields = dict(re.findall(r"^(\w+): (.*)$", paragraph, re.MULTILINE))
+        if "SHA256" in fields:
+            yield SourcePackage(name, fields["Version"], fields["SHA256"], suites)
+
+
+def _compare(one: SourcePackage, other: SourcePackage) -> int:
+    if one.series != other.series:
+        return 1 if one.series > other.series else -1
+    if one.version == other.version:
+        return 0
+    command = [_program("dpkg"), "--compare-versions", one.version, "gt", other.version]
+    newer = subprocess.run(command)
+    return 1 if newer.returncode == 0 else -1
+
+
+def _update(suite: str) -> bool:
+    _write_sources([suite])
+    # Without it, the lists of the other suites would be swept out.
+    command = [*_command("apt-get"), "-o", "APT::Get::List-Cleanup=0", "update"]
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=_environment()
+    )
+    if done.returncode == 0 and not re.search(r"^(E|W: Failed)", done.stderr, re.MULTILINE):
+        return True
+    progress.say(f"passing over the suite {suite}: {_first_error(done.stderr)}")
+    return False
+
+
+def _first_error(complaint: str) -> str:
+    lines = [line for line in complaint.splitlines() if line.startswith(("E:", "W: Failed"))]
+    return lines[0][2:].strip() if lines else complaint.strip() or "no reason given"
+
+
+def _write_sources(suites: Sequence[str]) -> None:
+    mirror = _mirror()
+    lines = [f"deb [signed-by={_keyring()}] {mirror} {suite} main\n" for suite in suites]
+    for folder in ("lists/partial", "archives/partial", "packages"):
+        (_folder() / folder).mkdir(parents=True, exist_ok=True)
+    cache.write(_folder() / "sources.list", "".join(lines))
+
+
+def _keyring() -> Path:
+    for ending in _KEYRINGS:
+        path = Path(f"/usr/share/keyrings/debian-archive-keyring.{ending}")
+        if path.exists():
+            return path
+    raise HarnessError(
+        "Debian's keyring is not installed", "install it: apt install debian-archive-keyring"
+    )
+
+
+def _mirror() -> str:
+    """The address of a Debian archive: what the system's own apt uses for its release."""
+    if forced := os.environ.get(_MIRROR):
+        return forced
+    pattern = "$(REPO_URI) $(RELEASE) $(ORIGIN)"
+    command = [_program("apt-get"), "indextargets", "--format", pattern, "Created-By: Packages"]
+    listed = subprocess.run(command, capture_output=True, text=True, env=_environment())
+    targets = listed.stdout.split("\n")
+    words = [target.split() for target in targets if target]
+    for uri, release, *origin in words:
+        ours = "/" not in release and not release.endswith("-security")
+        if ours and origin[:1] in ([], ["Debian"]):
+            return uri
+    raise HarnessError(
+        "the system's apt uses no Debian archive", f"name one in {_MIRROR}, by its address"
+    )
+
+
+def _apt(program: str, *arguments: str) -> str:
+    command = [*_command(program), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=_environment())
+    if done.returncode:
+        raise HarnessError(f"{program} failed ({_first_error(done.stderr)})")
+    return done.stdout
+
+
+def _environment() -> dict[str, str]:
+    """Apt's words are read here, and must not be translated."""
+    return {**os.environ, "LC_ALL": "C"}
+
+
+def _command(program: str) -> list[str]:
+    folder = _folder()
+    options = {
+        "Dir::Etc::SourceList": folder / "sources.list",
+        "Dir::Etc::SourceParts": "-",
+        "Dir::Etc::Preferences": "-",
+        "Dir::Etc::PreferencesParts": "-",
+        "Dir::State": folder,
+        "Dir::State::Lists": folder / "lists",
+        "Dir::Cache": folder,
+        "Dir::Cache::Archives": folder / "archives",
+        "Acquire::Languages": "none",
+        "Acquire::Retries": "2",
+        "APT::Update::Error-Mode": "any",
+        # The folder belongs to whoever runs this, not to the user that apt steps down to.
+        "APT::Sandbox::User": "root",
+    }
+    words = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
+    return [_program(program), *words]
+
+
+def _program(name: str) -> str:
+    path = shutil.which(name)
+    if path is None:
+        raise HarnessError(
+            f"{name} is not installed", "kernels are fetched by apt; elsewhere, give a bzImage"
+        )
+    return path
+
+
+def _folder() -> Path:
+    return cache.folder() / "apt"

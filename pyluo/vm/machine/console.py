@@ -1,0 +1,159 @@
+"""What the guest's kernel says on its serial line."""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import re
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from pyluo.vm.machine.complaint import EARLY_DEATH, STAMP, Report, Severity, find
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Console"]
+
+_TAIL = 60
+_PAUSE = 1.0  # seconds without a line after which a trace is taken for complete
+_TRACE_LIMIT = 3.0  # seconds for a dying kernel to finish its trace
+_LEAVING = "kexec_core: Starting new kernel"  # kernel/kexec_core.c, kernel_kexec()
+_BEGINNING = re.compile(rf"{STAMP}Linux version |{EARLY_DEATH}")
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+class Console:
+    """Reads the serial line as it comes.
+
+    Args:
+        on_beginning: called with the time when a kernel says its first line.
+        on_report: called with the first line of each report.
+        on_death: called with the report of what the kernel died of, once its trace is complete.
+
+    Attributes:
+        reports: what the kernels of all lives complained of.
+        heard: seconds on the monotonic clock, when something last came.
+        left: likewise, when a kernel last said that it gives way to the next.
+    """
+
+    def __init__(
+        self,
+        on_beginning: Callable[[float], None],
+        on_report: Callable[[Report], None],
+        on_death: Callable[[Report], None],
+    ) -> None:
+        self._on_beginning = on_beginning
+        self._on_report = on_report
+        self._on_death = on_death
+        self._lines: list[str] = []
+        self._partial = ""
+        self._open: Report | None = None
+        self._earlier: Report | None = None  # the last of this life
+        self._dying: Report | None = None
+        self._deadline = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        self._more = asyncio.Event()
+        self.reports: list[Report] = []
+        self.heard = time.monotonic()
+        self.left: float | None = None
+
+    async def read(self, stream: asyncio.StreamReader) -> None:
+        """Takes lines until QEMU closes the line."""
+        with suppress(ConnectionResetError):  # QEMU's death, which is an end as well
+            while data := await stream.read(1 << 16):
+                self.heard = time.monotonic()
+                *lines, self._partial = (self._partial + self._decode(data)).split("\n")
+                for line in lines:
+                    self._take(_plain(line), self.heard)
+                self._more.set()
+        if self._partial:
+            self._take(_plain(self._partial), time.monotonic())
+            self._partial = ""
+        self._complete()
+
+    def tail(self) -> tuple[str, ...]:
+        """The last lines, the unfinished one too."""
+        rest = [_plain(self._partial)] if self._partial else []
+        return tuple((self._lines + rest)[-_TAIL:])
+
+    @property
+    def text(self) -> str:
+        """Everything so far."""
+        return "\n".join([*self._lines, _plain(self._partial)])
+
+    @property
+    def length(self) -> int:
+        """The number of whole lines so far."""
+        return len(self._lines)
+
+    def since(self, length: int) -> list[str]:
+        """The lines after the first `length`."""
+        return self._lines[length:]
+
+    async def settled(self, pause: float, limit: float) -> None:
+        """Waits until nothing comes for `pause` seconds, and no longer than `limit`."""
+        begun = time.monotonic()
+        while True:
+            due = min(max(self.heard, begun) + pause, begun + limit)
+            if due <= time.monotonic():
+                return
+            await asyncio.sleep(due - time.monotonic())
+
+    async def said(self, words: str, since: int, limit: float) -> bool:
+        """Waits until a line after the first `since` has these words; whether one had."""
+        deadline = time.monotonic() + limit
+        while not any(words in line for line in self._lines[since:]):
+            if time.monotonic() >= deadline:
+                return False
+            self._more.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._more.wait(), deadline - time.monotonic())
+        return True
+
+    def _take(self, line: str, now: float) -> None:
+        self._lines.append(line)
+        if _LEAVING in line:
+            self.left = now
+        if _BEGINNING.search(line):
+            self._open = self._earlier = None  # those were another life's
+            self._on_beginning(now)
+        report = None if self._dying else find(line, self._earlier)
+        # What begins another report is no line of the one before it, which may have no end.
+        if self._open and not report and self._open.take(line):
+            if self._open is self._dying:
+                self._complete()
+            self._open = None
+        if self._dying:
+            if self._timer:
+                self._wait_for_more()
+            return
+        if report:
+            report.at = now
+            self._open = self._earlier = report
+            self.reports.append(report)
+            self._on_report(report)
+            if report.severity is Severity.FATAL:
+                self._dying = report
+                self._deadline = now + _TRACE_LIMIT
+                self._wait_for_more()
+
+    def _wait_for_more(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+        loop = asyncio.get_running_loop()
+        pause = min(_PAUSE, max(0, self._deadline - time.monotonic()))
+        self._timer = loop.call_later(pause, self._complete)
+
+    def _complete(self) -> None:
+        """The trace of what the kernel died of has come to its end."""
+        if self._timer and self._dying:
+            self._timer.cancel()
+            self._timer = None
+            self._on_death(self._dying)
+
+
+def _plain(line: str) -> str:
+    return _CONTROL.sub("", line)

@@ -1,0 +1,52 @@
+"""A kernel's trace, made readable: who called whom, and in which line of the source."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from pyluo.vm.kernels.symbols import Symbols
+from pyluo.vm.machine.complaint import STAMP
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pyluo.vm.kernels.kernel import Kernel
+
+__all__ = ["trace"]
+
+_STAMP = re.compile(f"^.*?{STAMP}")
+_FRAME = re.compile(r"(?P<rip>RIP: \w+:)?(?P<symbol>[\w.]+\+0x[0-9a-f]+/0x[0-9a-f]+)")
+_GUESS = re.compile(r"^\s*\? ")  # an address on the stack that nothing says was called from
+# Whose trace it is, where a report has several.
+_HEADING = re.compile(
+    r"^\s*(?:CPU: \d+ |NMI backtrace for|task:|Sending NMI|sysrq: Show |(?:Allocated|Freed) by task"
+    r"|stack backtrace|the existing dependency|-> #\d|.* is trying to (?:acquire|release) lock"
+    r"|BUG: |WARNING: |Kernel panic|INFO: |rcu: |watchdog: )"
+)
+
+
+def trace(lines: Sequence[str], kernel: Kernel) -> tuple[str, ...]:
+    """The calls in a report, each with its line of the source if the kernel's vmlinux knows it.
+
+    Args:
+        lines: of the report, as they came over the serial line.
+        kernel: that said them.
+    """
+    symbols = Symbols(kernel)
+    texts = [_STAMP.sub("", line).rstrip() for line in lines]
+    frames = {
+        number: match
+        for number, text in enumerate(texts)
+        if not _GUESS.match(text) and (match := _FRAME.search(text))
+    }
+    calls = [(match["symbol"], match["rip"] is None) for match in frames.values()]
+    places = symbols.lines(calls)
+    readable = []
+    for number, text in enumerate(texts):
+        if match := frames.get(number):
+            place = places.get((match["symbol"], match["rip"] is None))
+            readable.append(f"{text} ({place})" if place else text)
+        elif _HEADING.match(text):
+            readable.append(text)
+    return tuple(readable)

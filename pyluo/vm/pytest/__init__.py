@@ -1,0 +1,1 @@
+"""The pytest plugin: its options, fixtures, markers and recorder."""

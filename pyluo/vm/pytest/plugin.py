@@ -1,0 +1,112 @@
+"""The pytest plugin: its options, the markers, and when a kernel's complaint fails a test.
+
+Its other parts are `fixtures`, `records` and `summary`.
+
+A test that passed fails all the same if a guest's kernel warned meanwhile, or worse; the marker
+`expects_death` names what a test expects.
+
+Loaded by its entry point wherever `pyluo[vm]` is installed; until a test asks for a guest, it
+imports nothing of the harness.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pyluo.vm.machine import options
+from pyluo.vm.machine.needs import PLAIN
+from pyluo.vm.machine.usage import room_for, usage
+from pyluo.vm.pytest import fixtures, recorder, summary
+from pyluo.vm.pytest.fixtures import EXPECTS, FIXTURES, expected
+from pyluo.vm.pytest.subtests import tell_apart
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+__all__: list[str] = []
+
+_MARKER = "in_guest"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds the options."""
+    group = parser.getgroup("pyluo", "guests to live-update")
+    options.add(group.addoption, "pyluo-")
+    group.addoption(
+        "--pyluo-hops",
+        type=options.count,
+        default=1,
+        metavar="N",
+        help="how many live updates in a row, for tests that use the fixture hops (default: 1)",
+    )
+    group.addoption(
+        "--pyluo-record",
+        metavar="FILE",
+        help="write what came of each test there, with its guests' timelines and consoles, a line "
+        "of JSON each",
+    )
+    group.addoption(
+        "--pyluo-ktap", metavar="FILE", help="write the verdicts on all tests there in KTAP"
+    )
+
+
+@pytest.hookimpl(trylast=True)  # once there is a report in JUnit's XML, if one is asked for
+def pytest_configure(config: pytest.Config) -> None:
+    """Declares the markers, and adds the other parts of the plugin."""
+    config.addinivalue_line(
+        "markers",
+        f"{_MARKER}: the body of this test runs in a guest: that of the fixture vm if the test "
+        f"uses it, else the shared one",
+    )
+    config.addinivalue_line(
+        "markers",
+        f"{EXPECTS}(death, ...): a guest's kernel may complain of these in a test that passes",
+    )
+    for part in (fixtures, recorder, summary):
+        config.pluginmanager.register(part)
+    tell_apart(config)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Runs a marked test's body in the guest."""
+    if pyfuncitem.get_closest_marker(_MARKER) is None:
+        return None
+    fixture = "vm" if "vm" in pyfuncitem.fixturenames else "shared_vm"
+    guest = pyfuncitem._request.getfixturevalue(fixture)
+    names = pyfuncitem._fixtureinfo.argnames
+    if any(name in FIXTURES for name in names):
+        pytest.fail(
+            f"this test runs in the guest, where there is no {' or '.join(FIXTURES)}: "
+            f"ask for a fresh guest by @pytest.mark.usefixtures('vm')",
+            pytrace=False,
+        )
+    guest.call(pyfuncitem.obj, **{name: pyfuncitem.funcargs[name] for name in names})
+    return True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
+    """Fails a test that passed while the kernel of a guest complained."""
+    with ExitStack() as stack:
+        for guest in list(usage.running):
+            stack.enter_context(guest.expecting(*expected(item)))
+        yield
+        for guest in list(usage.running):
+            guest.check()
+
+
+@pytest.hookimpl(optionalhook=True, wrapper=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> Generator[None, int, int]:
+    """For `-n auto`: no more workers than have cores and memory for a guest each; as many as
+    PYTEST_XDIST_AUTO_NUM_WORKERS says, if it does."""
+    workers = yield
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return workers
+    cpus: int = config.getoption("--pyluo-cpus")
+    memory: int = config.getoption("--pyluo-memory") or PLAIN.memory
+    return max(1, min(workers // cpus, room_for(memory)))

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pyluo.vm import Death
+from pyluo.vm.machine.console import Console
+
+if TYPE_CHECKING:
+    from pyluo.vm.machine.complaint import Report
+
+
+@dataclass
+class Heard:
+    beginnings: int = 0
+    reports: list[tuple[Death, str]] = field(default_factory=list)
+    deaths: list[tuple[Death, str]] = field(default_factory=list)
+    trace: list[str] = field(default_factory=list)
+
+
+def listen(*chunks: bytes) -> tuple[Heard, Console]:
+    """What a console makes of chunks that come one after the other, and then end."""
+
+    async def feed() -> tuple[Heard, Console]:
+        heard = Heard()
+
+        def began(_: float) -> None:
+            heard.beginnings += 1
+
+        def complained(report: Report) -> None:
+            heard.reports.append((report.death, report.reason))
+
+        def died(report: Report) -> None:
+            heard.deaths.append((report.death, report.reason))
+            heard.trace = report.lines
+
+        console = Console(began, complained, died)
+        stream = asyncio.StreamReader()
+        for chunk in chunks:
+            stream.feed_data(chunk)
+        stream.feed_eof()
+        await console.read(stream)
+        return heard, console
+
+    return asyncio.run(feed())
+
+
+@pytest.mark.parametrize(
+    ("line", "death", "reason"),
+    [
+        ("Kernel panic - not syncing: Fatal exception", Death.PANIC, "Fatal exception"),
+        ("Oops: general protection fault: 0000 [#1]", Death.OOPS, "Oops: general protection fault"),
+        ("kernel BUG at mm/slub.c:1!", Death.BUG, "kernel BUG at mm"),
+        ("BUG: unable to handle page fault for address: f", Death.OOPS, "BUG: unable to handle"),
+        ("BUG: TASK stack guard page was hit at f", Death.OOPS, "BUG: TASK stack guard page"),
+        ("BUG: kernel NULL pointer dereference, address: 0", Death.OOPS, "BUG: kernel NULL"),
+    ],
+)
+def test_a_deadly_line_is_told_as_what_it_is(line: str, death: Death, reason: str) -> None:
+    heard, _ = listen(f"[    1.0] {line}\r\n".encode())
+    ((told, words),) = heard.deaths
+    assert told is death
+    assert words.startswith(reason)
+
+
+@pytest.mark.parametrize(
+    "line", ["PANIC: early exception 0x0e IP 10:ffffffff81000000 error 0", " -- System halted"]
+)
+def test_a_kernel_that_dies_before_it_can_stamp_its_words_has_begun(line: str) -> None:
+    heard, _ = listen(b"[    1.0] a line of the kernel before\r\n", line.encode() + b"\r\n")
+    assert heard.deaths == [(Death.PANIC, line.strip())]
+    assert heard.beginnings == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "DEBUG: all is well",
+        "[    1.0] DEBUG: all is well",
+        "[    1.0] Kernel command line: panic=0 oops=panic",
+        "[    1.0] Spectre V2 : WARNING: Unprivileged eBPF is enabled",
+        "[    1.0] rcu: INFO: Stall ended before state dump start",
+        "[    1.0] INFO: task a:1 is blocked on a mutex likely owned by task b:2.",
+        "a test says: Kernel panic - not syncing: no",
+        "a test says: WARNING: a/b.c:1 at c",
+    ],
+)
+def test_a_harmless_line_is_no_report(line: str) -> None:
+    heard, _ = listen(line.encode() + b"\n")
+    assert (heard.reports, heard.deaths) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("line", "death"),
+    [
+        ("WARNING: kernel/a.c:12 at b+0x1/0x2, CPU#0: c/1", Death.WARNING),
+        ("WARNING: CPU: 0 PID: 1 at kernel/a.c:12 b+0x1/0x2", Death.WARNING),
+        ("UBSAN: array-index-out-of-bounds in a.c:1:2", Death.WARNING),
+        ("BUG: KASAN: slab-use-after-free in b+0x1/0x2", Death.KASAN),
+        ("BUG: sleeping function called from invalid context at a.c:1", Death.BUG),
+        ("WARNING: possible circular locking dependency detected", Death.LOCKDEP),
+        ("WARNING: possible recursive locking detected", Death.LOCKDEP),
+        ("WARNING: HARDIRQ-safe -> HARDIRQ-unsafe lock order detected", Death.LOCKDEP),
+        ("WARNING: lock held when returning to user space!", Death.LOCKDEP),
+        ("WARNING: python3/12 still has locks held!", Death.LOCKDEP),
+        ("WARNING: suspicious RCU usage", Death.LOCKDEP),
+        ("INFO: trying to register non-static key.", Death.LOCKDEP),
+        ("[ BUG: Invalid wait context ]", Death.LOCKDEP),
+        ("rcu: INFO: rcu_preempt self-detected stall on CPU", Death.RCU_STALL),
+        ("rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:", Death.RCU_STALL),
+        (
+            "rcu: INFO: rcu_preempt detected expedited stalls on CPUs/tasks: { 1-... }",
+            Death.RCU_STALL,
+        ),
+        ("watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [a:1]", Death.SOFT_LOCKUP),
+        ("watchdog: CPU1: Watchdog detected hard LOCKUP on cpu 0", Death.HARD_LOCKUP),
+        ("INFO: task a:1 blocked for more than 120 seconds.", Death.HUNG_TASK),
+        ("INFO: task a:1 blocked in I/O wait for more than 120 seconds.", Death.HUNG_TASK),
+    ],
+)
+def test_what_a_kernel_may_survive_is_reported_and_no_death(line: str, death: Death) -> None:
+    heard, _ = listen(f"[    1.0] {line}\n".encode())
+    assert [told for told, _ in heard.reports] == [death]
+    assert heard.deaths == []
+
+
+@pytest.mark.parametrize(
+    ("complaint", "panic", "death"),
+    [
+        ("WARNING: a.c:1 at b", "kernel: panic_on_warn set ...", Death.WARNING),
+        ("BUG: KASAN: slab-use-after-free in b", "KASAN: panic_on_warn set ...", Death.KASAN),
+        ("watchdog: BUG: soft lockup - CPU#0", "softlockup: hung tasks", Death.SOFT_LOCKUP),
+        ("watchdog: CPU1: Watchdog detected hard LOCKUP", "Hard LOCKUP", Death.HARD_LOCKUP),
+        ("rcu: INFO: rcu_preempt self-detected stall", "RCU Stall", Death.RCU_STALL),
+        ("INFO: task a:1 blocked for more than 1 s", "hung_task: blocked tasks", Death.HUNG_TASK),
+        ("WARNING: a.c:1 at b", "Attempted to kill init!", Death.PANIC),
+        ("watchdog: BUG: soft lockup - CPU#0", "RCU Stall", Death.RCU_STALL),
+    ],
+)
+def test_a_panic_is_told_as_what_it_is_the_consequence_of(
+    complaint: str, panic: str, death: Death
+) -> None:
+    heard, _ = listen(f"[1.0] {complaint}\n[1.1] Kernel panic - not syncing: {panic}\n".encode())
+    assert [told for told, _ in heard.deaths] == [death]
+
+
+def test_what_follows_the_first_word_of_a_death_belongs_to_its_trace() -> None:
+    heard, _ = listen(
+        b"[1.0] kernel BUG at a.c:1!\n[1.1] Oops: invalid opcode\n[1.2] RIP: 0010:b+0x1/0x2\n"
+        b"[1.3] Kernel panic - not syncing: Fatal exception\n"
+        b"[1.4] ---[ end Kernel panic - not syncing: Fatal exception ]---\n[1.5] after\n"
+    )
+    assert heard.deaths == [(Death.BUG, "kernel BUG at a.c:1!")]
+    assert [line[:5] for line in heard.trace] == ["[1.0]", "[1.1]", "[1.2]", "[1.3]", "[1.4]"]
+
+
+def test_a_report_of_one_life_explains_no_panic_of_the_next() -> None:
+    heard, _ = listen(
+        b"[9.0] WARNING: a.c:1 at b\n[0.0] Linux version 7\n"
+        b"[0.1] Kernel panic - not syncing: kernel: panic_on_warn set ...\n"
+    )
+    assert [told for told, _ in heard.deaths] == [Death.PANIC]
+
+
+def test_a_report_ends_where_the_next_begins() -> None:
+    _, console = listen(
+        b"[1.0] WARNING: lock held when returning to user space!\n[1.1] 1 lock held by a/1\n"
+        b"[1.2] BUG: sleeping function called from invalid context at a.c:1\n[1.3]  b+0x1/0x2\n"
+    )
+    assert [[line[:5] for line in report.lines] for report in console.reports] == [
+        ["[1.0]", "[1.1]"],
+        ["[1.2]", "[1.3]"],
+    ]
+
+
+def test_a_character_cut_in_two_is_one_character() -> None:
+    assert "ü" in listen(b"\xc3", b"\xbc\n")[1].text
+
+
+def test_a_line_cut_in_two_is_one_line() -> None:
+    heard, console = listen(b"[0.0] Linux ver", b"sion 7.3.4 (x)\n", b"unfinished")
+    assert heard.beginnings == 1
+    assert console.tail() == ("[0.0] Linux version 7.3.4 (x)", "unfinished")
+
+
+def test_control_characters_do_not_reach_the_reader() -> None:
+    _, console = listen(b"\x1b[2J\x1bc\x07plain\r\n\x1b[31m\xc2\x9bred")
+    assert "plain" in console.text
+    assert console.tail()[-1] == "red"
+    assert "\x1b[" not in console.text
+    assert "\x07" not in console.text

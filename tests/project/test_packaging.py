@@ -1,0 +1,64 @@
+"""What is built from the checkout is whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = (
+    "import pyluo; from pyluo.vm.kernels import catalogue; from pathlib import Path;"
+    "print(Path(pyluo.__file__).parent); print(*sorted(catalogue.catalogue()));"
+    "memfd = pyluo.Memfd.create('ram', 4096); memfd.close()"
+)
+
+
+def test_a_wheel_made_from_the_sdist_works_on_its_own(tmp_path: Path) -> None:
+    # Without what an earlier build left here: setuptools packs whatever that had.
+    made = shutil.ignore_patterns(".git", ".venv", "build", "dist", "*.egg-info", "*.so")
+    checkout = shutil.copytree(ROOT, tmp_path / "checkout", ignore=made)
+    build = [
+        sys.executable,
+        "-m",
+        "build",
+        "--no-isolation",
+        f"--outdir={tmp_path}",
+        os.fspath(checkout),
+    ]
+    done = subprocess.run(build, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (sdist,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(sdist) as source:
+        packed = {Path(*Path(name).parts[1:]) for name in source.getnames()}
+    assert _sources() - packed == set()
+    (wheel,) = tmp_path.glob("*.whl")
+    assert "-cp311-abi3-" in wheel.name
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "installed")
+    environment = os.environ | {"PYTHONPATH": os.fspath(tmp_path / "installed")}
+    ran = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+    )
+    assert ran.returncode == 0, ran.stderr
+    folder, kernels = ran.stdout.splitlines()
+    assert folder == os.fspath(tmp_path / "installed" / "pyluo")
+    assert {"stable", "previous", "debug"} <= set(kernels.split())
+
+
+def _sources() -> set[Path]:
+    """What the Makefile and the README rely on, besides the package."""
+    return {
+        path
+        for folder in ("benchmarks", "docs", "examples", "kernel-config", "tests", "vm-tests")
+        for path in (each.relative_to(ROOT) for each in (ROOT / folder).rglob("*.*"))
+        if not any(part == "__pycache__" or part.startswith(".") for part in path.parts)
+    }

@@ -1,0 +1,290 @@
+"""Routes and what becomes of them, and the page; for runs that no guest made."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from pyluo.cli import main
+from pyluo.vm import Death, Event, Kernel, Timeline
+from pyluo.vm.machine.timeline import LOADED, NEW_KERNEL, REBOOT_CALLED, WORKER_UP, GuestLog, Jump
+from pyluo.vm.pytest.recorder import Outcome, Record, Subtest
+from pyluo.vm.results import junit, ktap_reader, ktap_writer
+from pyluo.vm.results.ktap_reader import Outcome as Told
+from pyluo.vm.results.page import render
+from pyluo.vm.run.matrix import Cell, Direction, Route, routes
+from pyluo.vm.run.pytest_process import NOT_RUN, Result, Run
+
+OLD, NEW = Kernel("old", "7.2.13", Path("old")), Kernel("new", "7.3.4", Path("new"))
+WHOLE = Timeline(
+    100.0,
+    (Event(LOADED, 100.5), Event(REBOOT_CALLED, 101.0), Event(NEW_KERNEL, 101.5),
+     Event(WORKER_UP, 103.5), Event("mine", 103.75), Event("mine", 104.0)),
+)  # fmt: skip
+CUT = Timeline(200.0, (Event(LOADED, 200.25), Event(REBOOT_CALLED, 200.5)))
+GUEST = GuestLog(
+    "old", (Jump("old", "new", True, WHOLE), Jump("new", "old", False, CUT)), "<b>console</b> & all"
+)
+PASSED = Record("test_a.py::test_<one>", Outcome.PASSED, 4.0, guests=(GUEST,))
+CRASHED = Record(
+    "test_a.py::test_two", Outcome.CRASHED, 2.0, "panic: <why>", "all\nof it", (GUEST,), Death.PANIC
+)
+
+
+def run(*records: Record, status: int = 0, said: str = "") -> Run:
+    return Run(records, status, said)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "direction"),
+    [
+        ("7.2.13", "7.3.4", Direction.UPGRADE),
+        ("7.3.4", "7.2.13", Direction.ROLLBACK),
+        ("7.3.4", "7.3.4", Direction.SAME),
+        ("7.9.1", "7.10", Direction.UPGRADE),
+        ("7.3.0-rc2", "7.3.0-rc10", Direction.UPGRADE),
+        ("7.3.0-rc7", "7.3.0", Direction.UPGRADE),
+        ("7.3.0", "7.3.0-rc7+", Direction.ROLLBACK),
+    ],
+)
+def test_a_route_goes_up_or_down_by_the_releases(
+    before: str, after: str, direction: Direction
+) -> None:
+    route = Route(Kernel("a", before, Path("a")), Kernel("b", after, Path("b")), 1)
+    assert route.direction is direction
+
+
+def test_every_pair_is_tried_with_each_number_of_hops() -> None:
+    assert [str(route) for route in routes([OLD, NEW], [NEW], [1, 3])] == [
+        "old to new, one hop", "old to new, 3 hops", "new to new, one hop", "new to new, 3 hops",
+    ]  # fmt: skip
+
+
+SKIPPED = Record("t", Outcome.SKIPPED, reason="no device")
+EXPECTED = Record("t", Outcome.EXPECTED_FAILURE, reason="known")
+ERROR = Record("t", Outcome.ERROR, reason="HarnessError: no QEMU")
+FAILED = Record("t", Outcome.FAILED, reason="assert 0")
+
+
+@pytest.mark.parametrize(
+    ("ended", "result", "reason"),
+    [
+        (run(PASSED), Result.PASSED, ""),
+        (run(PASSED, EXPECTED, SKIPPED), Result.PASSED, ""),
+        (run(EXPECTED, SKIPPED), Result.NO_VERDICT, "no test passed"),
+        (run(PASSED, status=1), Result.NO_VERDICT, "pytest failed, and no test tells why"),
+        (run(PASSED, FAILED, status=1), Result.FAILED, "t: assert 0"),
+        (run(PASSED, CRASHED, status=1), Result.FAILED, "test_a.py::test_two: panic: <why>"),
+        (run(FAILED, status=-9), Result.FAILED, "t: assert 0"),
+        (run(PASSED, ERROR, status=1), Result.NO_VERDICT, "t: HarnessError: no QEMU"),
+        (run(PASSED, status=3), Result.NO_VERDICT, "pytest ended with status 3"),
+        (run(PASSED, status=-9), Result.NO_VERDICT, "pytest ended with status -9"),
+        (run(SKIPPED), Result.NO_VERDICT, "no test passed"),
+        (run(status=5), Result.NO_VERDICT, "no test ran"),
+        (run(), Result.NO_VERDICT, "no test ran"),
+    ],
+)
+def test_what_a_run_says_of_its_kernels(ended: Run, result: Result, reason: str) -> None:
+    assert (ended.result, ended.reason) == (result, reason)
+
+
+def test_a_cell_that_did_not_pass_has_a_verdict_that_says_so() -> None:
+    route = Route(OLD, NEW, 3)
+    for ended in (run(status=5), run(SKIPPED), run(PASSED, status=3), run(ERROR, status=1)):
+        verdicts = Cell(route, ended).verdicts()
+        assert [verdict.failed for verdict in verdicts].count(True) == 1
+    (crash,) = Cell(route, run(CRASHED, status=1)).verdicts()
+    assert (crash.program, crash.case) == ("old to new, 3 hops", "test_a.py::test_two")
+    assert crash.crash is not None
+    assert crash.crash.death is Death.PANIC
+    assert [v.outcome for v in Cell(route, run(PASSED, SKIPPED, EXPECTED)).verdicts()] == [
+        Told.PASSED, Told.SKIPPED, Told.EXPECTED_FAILURE,
+    ]  # fmt: skip
+
+
+CASES = (
+    Subtest("mmap", Outcome.PASSED),
+    Subtest("seals", Outcome.FAILED, "not ok", "file.c:9"),
+    Subtest("vfio", Outcome.SKIPPED, "no device"),
+)
+
+
+@pytest.mark.parametrize(
+    ("ended", "cases"),
+    [
+        (run(PASSED), {PASSED.test: ("", "")}),
+        (run(FAILED), {"t": ("failure", "")}),
+        (run(CRASHED), {CRASHED.test: ("error", "kernel panic")}),
+        (run(ERROR), {"t": ("error", "no verdict")}),
+        (run(SKIPPED), {"t": ("skipped", "skip"), "": ("error", "no verdict")}),
+        (NOT_RUN, {"": ("error", "no verdict")}),
+        (
+            run(Record("t", Outcome.FAILED, reason="seals: not ok", subtests=CASES)),
+            {
+                "t / mmap": ("", ""),
+                "t / seals": ("failure", ""),
+                "t / vfio": ("skipped", "skip"),
+            },
+        ),
+        (
+            run(Record("t", Outcome.CRASHED, death=Death.OOPS, subtests=CASES[:2])),
+            {"t / mmap": ("", ""), "t / seals": ("failure", ""), "t": ("error", "kernel oops")},
+        ),
+        (
+            run(
+                Record(
+                    "t",
+                    Outcome.CRASHED,
+                    death=Death.OOPS,
+                    subtests=(Subtest("mmap", Outcome.CRASHED, death=Death.OOPS),),
+                )
+            ),
+            {"t / mmap": ("error", "kernel oops")},
+        ),
+        (
+            run(Record("t", Outcome.ERROR, death=Death.QEMU, subtests=CASES[1:2])),
+            {"t / seals": ("failure", ""), "t": ("error", "no verdict")},
+        ),
+    ],
+)
+def test_junit_tells_a_failure_from_a_death_and_from_no_verdict(
+    ended: Run, cases: dict[str, tuple[str, str]]
+) -> None:
+    route = Route(OLD, NEW, 3)
+    document = junit.write("matrix", Cell(route, ended).verdicts())
+    told = {}
+    for case in ElementTree.fromstring(document).iter("testcase"):
+        name = case.attrib["name"].removeprefix(str(route))
+        told[name] = next(((child.tag, child.get("type", "")) for child in case), ("", ""))
+    assert told == cases
+
+
+@pytest.mark.parametrize("dies", [True, False])
+def test_in_ktap_the_subtests_are_below_their_test_and_a_death_is_one_result_that_is_missing(
+    dies: bool,
+) -> None:
+    cases = (*CASES[:1], Subtest("dma", Outcome.CRASHED, "panic", death=Death.PANIC))
+    record = Record("t", Outcome.CRASHED, death=Death.PANIC, subtests=cases if dies else CASES[:2])
+    (cell,) = ktap_reader.parse(
+        ktap_writer.write(Cell(Route(OLD, NEW, 3), run(record)).verdicts())
+    ).results
+    assert cell.subtests is not None
+    (test,) = cell.subtests.results
+    assert (test.name, test.failed) == ("t", True)
+    assert test.subtests is not None
+    assert [case.name for case in test.subtests.results] == ["mmap", "dma" if dies else "seals"]
+    inner = test.subtests.results[1].subtests
+    assert (test.subtests.planned, inner and inner.planned) == ((2, 1) if dies else (3, None))
+
+
+def test_the_blackout_of_a_cell_is_that_of_what_landed() -> None:
+    assert Cell(Route(OLD, NEW, 1), run(PASSED)).blackout == 2.5
+    assert Cell(Route(OLD, NEW, 1), run(SKIPPED)).blackout is None
+
+
+class _Page(HTMLParser):
+    """What a page has, and what of other places it refers to."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: Counter[str] = Counter()
+        self.classes: Counter[str] = Counter()
+        self.references: list[str] = []
+        self.ids: list[str] = []
+        self.folded = 0
+        self.data: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.tags[tag] += 1
+        self.classes.update((given.get("class") or "").split())
+        self.references += [given[name] or "" for name in ("src", "href") if name in given]
+        self.ids += [given["id"] or ""] if "id" in given else []
+        self.folded += tag == "details" and "open" not in given
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.data.append(data)
+
+
+def test_the_page_has_every_cell_jump_and_log_and_needs_no_other_file() -> None:
+    cells = [
+        Cell(route, run(CRASHED, status=1, said="said") if route.hops == 3 else run(PASSED))
+        for route in routes([OLD, NEW], [OLD, NEW], [1, 3])
+    ]
+    text = render(cells)
+    page = _Page(text)
+    assert page.open == []
+    assert page.tags["section"] == 8
+    assert page.tags["svg"] == 8
+    assert page.tags["td"] == 3 * 2 + 4 * 3  # of each kernel; of each row, the hops and the cells
+    assert page.classes["cross"] == 8
+    # Of a jump that landed and one that did not; and once in the legend.
+    assert {style: page.classes[style] for style in ("load", "leave", "jump", "boot")} == {
+        "load": 17, "leave": 17, "jump": 9, "boot": 9,
+    }  # fmt: skip
+    assert page.classes["restore"] == 9
+    assert page.folded == 16  # the consoles and the logs; what went wrong is open
+    assert page.references == [f"#{number}" for number in (0, 2, 1, 3, 4, 6, 5, 7)]
+    assert sorted(page.ids) == [str(number) for number in range(8)]
+    assert "script" not in page.tags
+    assert "url(" not in text
+    assert "@import" not in text
+    said = "".join(page.data)
+    for words in ("<b>console</b> & all", "panic: <why>", "test_<one>", "blackout 2.50 s"):
+        assert words in said
+    assert "b" not in page.tags
+
+
+def test_the_page_lists_the_subtests_below_their_test() -> None:
+    record = Record("t", Outcome.FAILED, reason="seals: not ok", subtests=CASES)
+    text = render([Cell(Route(OLD, NEW, 1), run(record))])
+    page = _Page(text)
+    assert (page.open, page.tags["li"]) == ([], 3)
+    assert '<li><span class="skipped">skipped</span> vfio: no device</li>' in text
+
+
+def test_a_timeline_is_drawn_in_proportion() -> None:
+    page = render([Cell(Route(OLD, NEW, 1), run(PASSED))])
+    drawn = re.findall(r'<rect class="(\w+)" x="([\d.]+)" y="3" width="([\d.]+)"', page)
+    bars = {style: (float(start) - 220, float(width)) for style, start, width in drawn}
+    second = 640 / 3.75  # the longest of the page takes all the width
+    assert bars == {
+        "load": pytest.approx((0, 0.5 * second)),
+        "leave": pytest.approx((0.5 * second, 0.5 * second)),
+        "jump": pytest.approx((1.0 * second, 0.5 * second)),
+        "boot": pytest.approx((1.5 * second, 2.0 * second)),
+        "restore": pytest.approx((3.5 * second, 0.25 * second)),
+    }
+
+
+def test_a_matrix_of_kernels_that_are_not_there_is_no_verdict(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    page = tmp_path / "page.html"
+    page.write_text("of yesterday")
+    assert main(["vm", "matrix", "--from", "no-such-kernel", "--html", str(page)]) == 69
+    assert "there is no kernel 'no-such-kernel'" in capsys.readouterr().err
+    assert page.read_text() == "of yesterday"
+
+
+def test_the_data_of_a_cell_is_json() -> None:
+    data = json.loads(json.dumps(Cell(Route(OLD, NEW, 2), run(CRASHED, status=1)).data()))
+    assert (data["from"], data["to"], data["direction"]) == ("old", "new", "upgrade")
+    assert (data["result"], data["tests"][0]["death"]) == ("failed", "kernel panic")

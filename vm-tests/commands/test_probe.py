@@ -1,0 +1,118 @@
+"""What a kernel says it preserves, and who holds what on a system."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from sessions import guest_files, guest_requests
+
+from pyluo import IncomingSession, LiveUpdate, OutgoingSession
+from pyluo.held import held
+from pyluo.probe import Verdict, probe
+from pyluo.vm import VM
+
+if TYPE_CHECKING:
+    from pyluo.vm import Kernel
+
+PYLUO = os.fspath(Path(sys.executable).parent / "pyluo")
+EVERYTHING = {
+    "devices": ["intel-iommu,intremap=on,aw-bits=39", "edu"],
+    "append": "intel_iommu=on vfio-pci.ids=1234:11e8",
+}
+# The day a kernel preserves more, this turns red, and the manual's table wants a line.
+PRESERVED = {"memfd", "memfd, sealed", "memfd, noexec", "unnamed file of a tmpfs"}
+REFUSED = {
+    "memfd, 2 MiB huge pages",
+    "memfd, 1 GiB huge pages",
+    "eventfd",
+    "iommufd",
+    "VFIO device",
+    "KVM VM",
+    "guest_memfd",
+}
+
+
+@pytest.mark.parametrize("name", ["stable", "previous"])
+def test_a_kernel_is_asked_for_every_kind_of_file(name: str) -> None:
+    with VM(name, **EVERYTHING) as vm:  # type: ignore[arg-type]
+        findings = vm.call(probe)
+        told = vm.run([PYLUO, "probe"])
+        data = vm.run([PYLUO, "probe", "--json"])
+        assert vm.call(session_can_be_made)
+    by_verdict = {verdict: set[str]() for verdict in Verdict}
+    for finding in findings:
+        by_verdict[finding.verdict].add(finding.kind)
+    assert by_verdict[Verdict.PRESERVED] == PRESERVED
+    assert by_verdict[Verdict.REFUSED] == REFUSED
+    assert by_verdict[Verdict.ABSENT] == set()
+    assert told.returncode == 0
+    assert b"eventfd                  refused    ENOENT" in told.stdout
+    kinds = {kind["kind"]: kind["verdict"] for kind in json.loads(data.stdout)["kinds"]}
+    assert kinds == {finding.kind: finding.verdict.value for finding in findings}
+
+
+def test_what_a_system_lacks_is_absent_and_not_refused(shared_vm: VM) -> None:
+    findings = {finding.kind: finding for finding in shared_vm.call(probe)}
+    assert findings["VFIO device"].verdict is Verdict.ABSENT
+    assert findings["VFIO device"].reason == "no device is bound to a VFIO driver"
+    assert findings["memfd"].verdict is Verdict.PRESERVED
+
+
+def test_sessions_are_found_by_who_holds_them_and_which_way_they_go(kernel: Kernel) -> None:
+    with VM(kernel) as vm:
+        vm.hold(guest_files.preserve, "vm0", 4096)
+        vm.live_update()
+        both, worker = vm.hold(hold_both_ways), vm.call(os.getpid)
+        found = {holder.session: holder for holder in vm.call(held)}
+        told = vm.run([PYLUO, "status"]).stdout.decode()
+        data = json.loads(vm.run([PYLUO, "status", "--json"]).stdout)
+        vm.call(end_both_ways, both)
+        assert vm.call(held) == []
+    assert found["vm0"].direction == "incoming"
+    assert found["next"].direction == "outgoing"
+    assert found[None].fd != found["vm0"].fd
+    assert {holder.pid for holder in found.values()} == {worker}
+    assert "'vm0', incoming, by 'python" in told
+    assert "The device is open in 'python" in told
+    assert "live updates since the cold boot: 1" in told
+    assert {holder["session"] for holder in data["held"]} == {"vm0", "next", None}
+    assert data["image_loaded"] is False
+    assert data["preservable"] > 256 << 20
+
+
+def test_looking_at_a_session_leaves_it_as_it_is(kernel: Kernel) -> None:
+    with VM(kernel) as vm:
+        vm.hold(guest_files.preserve, "vm0", 4096)
+        assert len(vm.call(held)) == 1
+        vm.live_update()
+        session = vm.hold(guest_requests.retrieve, "vm0")
+        assert [holder.direction for holder in vm.call(held)] == ["incoming"]
+        assert vm.call(size_of_the_first_file, session) == 4096
+
+
+def hold_both_ways() -> tuple[LiveUpdate, IncomingSession, OutgoingSession]:
+    device = LiveUpdate()
+    return device, device.retrieve_session("vm0"), device.create_session("next")
+
+
+def end_both_ways(both: tuple[LiveUpdate, IncomingSession, OutgoingSession]) -> None:
+    device, incoming, outgoing = both
+    device.close()
+    incoming.finish()
+    outgoing.discard()
+
+
+def size_of_the_first_file(session: IncomingSession) -> int:
+    with session, session.retrieve(1) as file:
+        return os.fstat(file.fileno()).st_size
+
+
+def session_can_be_made() -> bool:
+    with LiveUpdate() as device:
+        device.create_session("s").discard()
+    return True

@@ -1,0 +1,184 @@
+"""What takes the kernel `debug`: what its detectors report, and what its debug information tells.
+
+It costs too much to be built for `make test`, which leaves this file out; `make soak` runs it, with
+all deaths as often as PYLUO_ROUNDS says.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import pytest
+from drgn.helpers.linux.list import list_for_each_entry
+from drgn.helpers.linux.panic import panic_message
+from drgn.helpers.linux.pid import for_each_task
+from drgn.helpers.linux.sched import cpu_curr
+from sessions import guest_files
+
+from deaths import guest_deaths
+from deaths.provocations import ROUNDS, Provocation, lkdtm, on
+from pyluo.vm import VM, Death, GuestCrash, Kernel
+from pyluo.vm.machine.vmcore import open_vmcore
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import drgn
+
+HEAP, BUGS = "drivers/misc/lkdtm/heap.c", "drivers/misc/lkdtm/bugs.c"
+
+
+def panic_in_the_next_life(vm: VM) -> None:
+    vm.live_update()
+    vm.call(guest_deaths.provoke, "PANIC")
+
+
+DEATHS = {
+    "panic": Provocation(Death.PANIC, lkdtm("PANIC"), "dumptest", "lkdtm_PANIC+", BUGS),
+    # With KASAN inline it is the shadow of the address that is accessed first, and is not there.
+    "oops": Provocation(
+        Death.OOPS, lkdtm("EXCEPTION"), "general protection fault", "lkdtm_EXCEPTION+", BUGS
+    ),
+    "panic in the next life": Provocation(
+        Death.PANIC, panic_in_the_next_life, "dumptest", "lkdtm_PANIC+", BUGS, life=2
+    ),
+    "read after free": Provocation(
+        Death.KASAN,
+        lkdtm("READ_AFTER_FREE"),
+        "slab-use-after-free in lkdtm_READ_AFTER_FREE+",
+        "lkdtm_READ_AFTER_FREE+",
+        HEAP,
+    ),
+    "write after free": Provocation(
+        Death.KASAN,
+        lkdtm("WRITE_AFTER_FREE"),
+        "slab-use-after-free in lkdtm_WRITE_AFTER_FREE+",
+        "lkdtm_WRITE_AFTER_FREE+",
+        HEAP,
+    ),
+    "overflow of a slab": Provocation(
+        Death.KASAN,
+        lkdtm("SLAB_LINEAR_OVERFLOW"),
+        "slab-out-of-bounds in lkdtm_SLAB_LINEAR_OVERFLOW+",
+        "lkdtm_SLAB_LINEAR_OVERFLOW+",
+        HEAP,
+    ),
+    "double free": Provocation(
+        Death.KASAN,
+        lkdtm("SLAB_FREE_DOUBLE"),
+        "double-free in lkdtm_",
+        "lkdtm_SLAB_FREE_DOUBLE+",
+        HEAP,
+    ),
+    "fatal read after free": Provocation(
+        Death.KASAN,
+        lkdtm("READ_AFTER_FREE"),
+        "slab-use-after-free in lkdtm_READ_AFTER_FREE+",
+        "lkdtm_READ_AFTER_FREE+",
+        HEAP,
+        options=on(append="kasan.fault=panic"),
+    ),
+    "lock kept": Provocation(
+        Death.LOCKDEP,
+        lambda vm: vm.call(guest_deaths.keep_a_lock),
+        "lock held when returning to user space",
+        "lkdtm_do_action+",
+        "drivers/misc/lkdtm/core.c",
+    ),
+    # A lock that is kept is the way to come to sleep in atomic context; that is reported first. It
+    # sleeps when it closes the file, or, if it meets a page fault before, when that has killed it.
+    "sleep with a lock": Provocation(
+        Death.BUG,
+        lambda vm: vm.call(guest_deaths.keep_a_lock),
+        "sleeping function called from invalid context",
+        "__might_resched+",
+        "kernel/sched/core.c",
+        options=on(expects=[Death.LOCKDEP]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DEATHS)
+@pytest.mark.parametrize("turn", range(ROUNDS))
+def test_a_death_is_told_as_what_it_is_with_the_line_of_the_source(name: str, turn: int) -> None:
+    del turn
+    DEATHS[name].told("debug")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "to", "cpus"),
+    [("debug", "debug", 1), ("debug", "debug", 2), ("stable", "debug", 1), ("debug", "stable", 1)],
+)
+def test_memory_goes_over_twice_and_the_kernel_complains_of_nothing(
+    kernel: str, to: str, cpus: int
+) -> None:
+    with VM(kernel, to=to, cpus=cpus) as vm:
+        vm.hold(guest_files.preserve, "vm0", 1 << 20)
+        vm.live_update()
+        vm.hold(guest_files.hand_on, "vm0")
+        vm.live_update()
+        assert vm.updates == 2
+        assert vm.call(guest_files.look, "vm0")[0]
+
+
+def calls(trace: drgn.StackTrace) -> dict[str, str]:
+    """The functions of the kernel on a stack, each with the file of the source that it is in."""
+    found = {}
+    for frame in trace:
+        with suppress(LookupError):  # the process's own code
+            found[frame.name] = frame.source()[0]
+    return found
+
+
+def sessions(program: drgn.Program) -> list[str]:
+    """The names of the outgoing sessions, of which the kernel makes no list that can be read."""
+    head = program.object("luo_session_global").outgoing.list.address_of_()
+    found = list_for_each_entry("struct luo_session", head, "list")
+    return [session.name.string_().decode() for session in found]
+
+
+def test_a_guest_that_lives_is_looked_into(tmp_path: Path) -> None:
+    kernel = Kernel.find("debug")
+    with VM(kernel) as vm:
+        vm.live_update()  # what lies where is another matter in each life
+        vm.hold(guest_files.preserve, "vm0", 1 << 20)
+        vm.call(guest_deaths.leave_sleeper, "sleeper")
+        vm.dump(tmp_path / "core")
+        banner = vm.call(guest_deaths.banner)
+    program = open_vmcore(tmp_path / "core", kernel)
+    assert program["linux_banner"].string_().decode() == banner
+    assert program["init_uts_ns"].name.release.string_().decode() == kernel.release
+    assert sessions(program) == ["vm0"]
+    (sleeper,) = (task for task in for_each_task(program) if task.comm.string_() == b"sleeper")
+    stack = calls(program.stack_trace(sleeper))
+    assert stack["__do_sys_pause"].endswith("kernel/signal.c")
+    assert stack["schedule"].endswith("kernel/sched/core.c")
+
+
+def test_a_guest_that_panicked_is_looked_into(tmp_path: Path) -> None:
+    kernel = Kernel.find("debug")
+    with VM(kernel, vmcores=tmp_path) as vm, pytest.raises(GuestCrash) as caught:
+        vm.call(guest_deaths.provoke, "PANIC")
+    assert caught.value.vmcore is not None
+    program = open_vmcore(caught.value.vmcore, kernel)
+    message = panic_message(program)
+    assert message is not None
+    assert b"dumptest" in message
+    stack = calls(program.stack_trace(cpu_curr(program, 0)))
+    assert stack["vpanic"].endswith("kernel/panic.c")
+    assert stack["lkdtm_PANIC"].endswith(BUGS)
+
+
+def test_a_guest_that_fell_silent_is_looked_into_where_it_is(tmp_path: Path) -> None:
+    """The dump is of before the NMI that makes the kernel tell where it is."""
+    kernel = Kernel.find("debug")
+    with VM(kernel, vmcores=tmp_path, silence=20) as vm, pytest.raises(GuestCrash) as caught:
+        vm.call(guest_deaths.provoke, "HARDLOCKUP")
+    assert caught.value.death is Death.SILENT_HANG
+    assert any("lkdtm_HARDLOCKUP+" in line and f"{BUGS}:" in line for line in caught.value.trace)
+    assert caught.value.vmcore is not None
+    program = open_vmcore(caught.value.vmcore, kernel)
+    stack = calls(program.stack_trace(cpu_curr(program, 0)))
+    assert stack["lkdtm_HARDLOCKUP"].endswith(BUGS)
+    assert not any("panic" in name for name in stack)

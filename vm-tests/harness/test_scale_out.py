@@ -1,0 +1,91 @@
+"""Tests that run elsewhere: by a worker of another environment, and in a project of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pyluo.vm.pytest import recorder
+from pyluo.vm.pytest.recorder import Outcome
+
+if TYPE_CHECKING:
+    import pytest
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "test-project"
+MEMORY = 512 << 20
+# What pytest-xdist runs, but for the machine in between: nothing of our environment goes over.
+SSH = """\
+#!/bin/sh -e
+[ $# = 3 -a "$1" = -C -a "$2" = elsewhere ]
+cd "{home}"
+exec env -i HOME="{home}" PATH="$PATH" sh -c "$3"
+"""
+TESTS = """
+import json, os, sys
+from pathlib import Path
+import pyluo
+
+def make_ram():
+    return pyluo.Memfd.create("ram", 4096)
+
+def guest():
+    return pyluo.__file__, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+def test_live_updates(vm):
+    vm.hold(make_ram)
+    vm.live_update()
+    seen = [sys.executable, pyluo.__file__, *vm.call(guest)]
+    Path("seen.json").write_text(json.dumps(seen))
+
+def test_fails(shared_vm):
+    assert shared_vm.call(os.getpid) == 0
+"""
+
+
+def test_a_worker_of_another_environment_runs_the_tests_there_and_reports_home(
+    pytester: pytest.Pytester, installed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tools, home, far, near = (pytester.mkdir(name) for name in ("tools", "home", "far", "near"))
+    ssh = tools / "ssh"
+    ssh.write_text(SSH.format(home=home))
+    ssh.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    (far / "test_far.py").write_text(TESTS)
+    (far / "test_left_out.py").write_text("def test_is_not_asked_for(): pass")
+    python = installed / "bin" / "python"
+    cache = os.environ["XDG_CACHE_HOME"]
+    monkeypatch.chdir(near)
+    outcome = pytester.runpytest_subprocess(
+        "--dist=loadfile",
+        f"--tx=ssh=elsewhere//python={python}//chdir={far}//env:XDG_CACHE_HOME={cache}",
+        "--max-worker-restart=0",
+        "--rsyncignore=*",
+        "--override-ini=testpaths=test_far.py",
+        f"--pyluo-memory={MEMORY}",
+        "--pyluo-record=record",
+    )
+    outcome.assert_outcomes(passed=1, failed=1)
+    outcome.stdout.fnmatch_lines(
+        ["vm-tests: 2 ran, 2 of them drove a guest; guests booted: 2, live updates made: 1"]
+    )
+    here, there, in_guest, memory = json.loads((far / "seen.json").read_text())
+    assert here == os.fspath(python)
+    assert Path(there).is_relative_to(installed)
+    assert in_guest == there
+    assert memory < MEMORY
+    passed, failed = recorder.read(near / "record")
+    assert (passed.outcome, failed.outcome) == (Outcome.PASSED, Outcome.FAILED)
+    assert [jump.landed for guest in passed.guests for jump in guest.jumps] == [True]
+    assert [bool(guest.console) for guest in failed.guests] == [True]
+
+
+def test_the_example_project_passes_where_pyluo_is_installed(
+    pytester: pytest.Pytester, installed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(shutil.copytree(EXAMPLE, pytester.path / "project"))
+    outcome = pytester.run(installed / "bin" / "python", "-m", "pytest")
+    outcome.assert_outcomes(passed=1)
+    outcome.stdout.fnmatch_lines(["*guests booted: 1, live updates made: 1"])

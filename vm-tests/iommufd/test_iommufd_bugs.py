@@ -1,0 +1,141 @@
+"""What the kernel's iommufd gets wrong today: each test is expected to fail until it passes.
+
+Asked past pyluo, which knows of them. A precondition that does not hold raises `Unmet`, which is no
+expected failure.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+import pytest
+from sessions.guest_bugs import require
+
+from iommufd import guest_faults, guest_mock
+from iommufd.guest_mock import FIRST, MockDevice, drop_cache, opened, write_pages
+from pyluo import Memfd
+from pyluo._sys import Ioctl
+from pyluo.iommufd import HwptFlags, IovaRange
+from pyluo.vm import VM
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pyluo.iommufd import IommuFd, PagingHwpt, Viommu
+
+GET_DIRTY_BITMAP = Ioctl("IOMMU_HWPT_GET_DIRTY_BITMAP", "iommu_hwpt_get_dirty_bitmap")
+INVALIDATE = Ioctl("IOMMU_HWPT_INVALIDATE", "iommu_hwpt_invalidate")
+PAGE = 4096
+NUMBER = 7  # of the device in the guest
+MANY = 400_000  # entries, for which a driver asks for more memory than there is in one piece
+
+
+@pytest.fixture
+def shared_vm(mock_vm: Callable[[], VM]) -> VM:
+    return mock_vm()
+
+
+def bug(reason: str) -> pytest.MarkDecorator:
+    return pytest.mark.xfail(strict=True, raises=AssertionError, reason=reason)
+
+
+def tracked(iommufd: IommuFd, ram: Memfd) -> PagingHwpt:
+    """A page table with two pages that are not side by side, and notes what is written."""
+    ioas = iommufd.alloc_ioas()
+    ioas.huge_pages = False
+    device = MockDevice(iommufd, ioas).device
+    hwpt = device.alloc_hwpt(ioas, flags=HwptFlags.DIRTY_TRACKING)
+    for iova in (FIRST, FIRST + 2 * PAGE):
+        ioas.map_file(ram, iova=iova, length=PAGE)
+    hwpt.set_dirty_tracking(True)
+    write_pages(hwpt, FIRST, {0, 2})
+    for page in (0, 2):
+        looked = hwpt.dirty_bitmap(page_of(page), clear=False)
+        require(len(looked) == 1, "a page that was written to is not dirty")
+    return hwpt
+
+
+def page_of(number: int) -> IovaRange:
+    start = FIRST + number * PAGE
+    return IovaRange(start, start + PAGE - 1)
+
+
+def dirty(hwpt: PagingHwpt, pages: int, data: bytearray | int) -> int:
+    """The errno of a request for the dirty pages from the first one on."""
+    return GET_DIRTY_BITMAP.attempt(
+        hwpt.iommufd.fileno(),
+        hwpt_id=hwpt.id,
+        iova=FIRST,
+        length=pages * PAGE,
+        page_size=PAGE,
+        data=data,
+    ).errno
+
+
+def virtual(iommufd: IommuFd) -> Viommu:
+    ioas = iommufd.alloc_ioas()
+    device = MockDevice(iommufd, ioas).device
+    viommu = device.alloc_viommu(guest_mock.VIOMMU, guest_mock.nesting_parent(ioas, device))
+    viommu.alloc_vdevice(device, NUMBER)
+    return viommu
+
+
+def invalidate(viommu: Viommu, count: int) -> tuple[int, int]:
+    """The errno of an invalidation of so many entries, and how many the kernel counts."""
+    entry = drop_cache(NUMBER, 0)
+    reply = INVALIDATE.attempt(
+        viommu.iommufd.fileno(),
+        hwpt_id=viommu.id,
+        data_uptr=entry.data * count,
+        data_type=entry.data_type,
+        entry_len=len(entry.data),
+        entry_num=count,
+    )
+    return reply.errno, reply.integer("entry_num")
+
+
+def invalidate_many() -> tuple[int, int]:
+    with opened() as iommufd:
+        return invalidate(virtual(iommufd), MANY)
+
+
+@bug("GET_DIRTY_BITMAP stops at a hole and answers 0: the dirty pages behind it look clean")
+@pytest.mark.in_guest
+def test_a_dirty_page_behind_a_hole_is_told_or_the_hole_is_refused() -> None:
+    with opened() as iommufd, Memfd.create("ram", PAGE) as ram:
+        hwpt = tracked(iommufd, ram)
+        bits = bytearray(8)
+        answer = dirty(hwpt, 3, bits)
+        assert answer != 0 or bits[0] == 0b101
+
+
+@bug("GET_DIRTY_BITMAP answers 0 where it could not write, and has forgotten the dirty pages")
+@pytest.mark.in_guest
+def test_dirty_pages_that_could_not_be_told_are_not_forgotten() -> None:
+    with opened() as iommufd, Memfd.create("ram", PAGE) as ram:
+        hwpt = tracked(iommufd, ram)
+        answer = dirty(hwpt, 1, PAGE)  # an address where nothing is
+        bits = bytearray(8)
+        dirty(hwpt, 1, bits)
+        assert answer == errno.EFAULT or bits[0] == 1
+
+
+@bug("HWPT_INVALIDATE of a vIOMMU that found no memory counts all entries as carried out")
+@pytest.mark.in_guest
+def test_an_invalidation_for_which_there_is_no_memory_counts_none() -> None:
+    with opened() as iommufd:
+        viommu = virtual(iommufd)
+        answers = list(guest_faults.outcomes(lambda: invalidate(viommu, 2)))
+        require((0, 2) in answers, f"{answers}")
+        require(any(answer != (0, 2) for answer in answers), "no allocation failed")
+        assert (errno.ENOMEM, 2) not in answers
+
+
+@bug("HWPT_INVALIDATE asks for memory by a size that userspace chose, and warns when it is large")
+def test_a_large_invalidation_is_no_reason_for_a_warning() -> None:
+    with VM("selftest") as vm:
+        answer, _ = vm.call(invalidate_many)
+        require(answer in (0, errno.ENOMEM), f"{answer}")
+        warned = "WARNING" in vm.dmesg and "mock_viommu_cache_invalidate" in vm.dmesg
+        assert not warned

@@ -1,0 +1,203 @@
+"""`git bisect run pyluo vm bisect`, over a kernel tree with a history made for it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from deaths.provocations import going_round
+
+from pyluo.vm import Kernel
+from pyluo.vm.kernels import cache
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PYLUO = [sys.executable, "-m", "pyluo", "vm", "bisect"]
+# Whose sources no kernel here compiles: without them the history is made in half the time.
+UNUSED = (
+    "drivers/gpu", "drivers/media", "drivers/net/ethernet", "drivers/net/wireless",
+    "drivers/scsi", "drivers/staging", "sound", "tools/perf", "tools/testing",
+)  # fmt: skip
+# What the test can do without is a third of the build.
+SMALL = (
+    "VIRTUALIZATION", "KVM", "KVM_AMD", "KVM_INTEL",
+    "IOMMU_SUPPORT", "INTEL_IOMMU", "INTEL_IOMMU_DEFAULT_ON", "IRQ_REMAP", "IOMMUFD",
+    "VFIO", "VFIO_DEVICE_CDEV", "VFIO_PCI",
+    "INET", "IPV6", "IPV6_SIT", "PACKET", "BRIDGE", "VETH", "DUMMY", "TUN", "VIRTIO_NET",
+    "NETDEVICES",
+    "EXT4_FS", "SWAP", "IO_URING", "SYSVIPC", "POSIX_MQUEUE",
+)  # fmt: skip
+TEST = """
+from pyluo import LiveUpdate, Memfd, Seal
+
+
+def build():
+    with LiveUpdate() as device:
+        session = device.create_session("vm0")
+    with Memfd.create("firmware", 4096, seals=Seal.WRITE | Seal.GROW | Seal.SHRINK) as memfd:
+        session.preserve(memfd, 1)
+    return session
+
+
+def seals():
+    with LiveUpdate() as device, device.retrieve_session("vm0") as session:
+        with session.retrieve(1, Memfd) as memfd:
+            return memfd.seals
+
+
+def test_seals_survive(vm):
+    vm.hold(build)
+    vm.live_update()
+    assert vm.life.release.endswith("-bisected")
+    assert vm.call(seals) == Seal.WRITE | Seal.GROW | Seal.SHRINK
+"""
+LUO = "mm/memfd_luo.c"
+CORE = "kernel/liveupdate/luo_core.c"
+SEALS = "memfd_add_seals(file, ser->seals)"
+# What each commit does: a file, a text in it, and what takes its place. Empty: a line at the end.
+HISTORY = {
+    "say something at the end of memfd_luo": (LUO, "", "/* one */"),
+    "say something at the end of luo_core": (CORE, "", "/* two */"),
+    "say more of memfd_luo": (LUO, "/* one */", "/* one, and more of it */"),
+    "forget a semicolon": (CORE, "/* two */", "static int pyluo_forgot_it"),
+    "put it back": (CORE, "static int pyluo_forgot_it", "/* three */"),
+    "tidy the seals": (LUO, SEALS, "memfd_add_seals(file, 0)"),
+    "say something else": (CORE, "/* three */", "/* four */"),
+    "say less of memfd_luo": (LUO, "/* one, and more of it */", "/* five */"),
+}
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    """On the disk that builds are on anyway: /tmp may be memory. Locked as long as it is used."""
+    with ExitStack() as used:
+        with cache.lock("bisect", lambda: None):
+            for other in cache.folder().glob(".bisect-*"):
+                # Of a run that was killed, unless one goes on, or has just ended.
+                with suppress(BlockingIOError, FileNotFoundError), locked(other):
+                    shutil.rmtree(other)
+            path = Path(tempfile.mkdtemp(prefix=".bisect-", dir=cache.folder()))
+            used.enter_context(locked(path))
+        yield path
+        shutil.rmtree(path)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """A folder that is ours until then; the kernel drops the lock with the process.
+
+    Raises:
+        BlockingIOError: it is somebody else's.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@pytest.fixture(scope="module")
+def tree(folder: Path) -> Path:
+    """The kernel `stable` as a repository, with the history on top."""
+    path = folder / "linux"
+    path.mkdir()
+    source = Kernel.find("stable").source
+    assert source is not None
+    source.unpack(path)
+    for unused in UNUSED:
+        for file in (path / unused).rglob("*.[ch]"):
+            file.unlink()
+    git(path, "init", "--quiet")
+    git(path, "add", "--all", "--force")
+    git(path, "commit", "--quiet", "--message", "the kernel as it is")
+    for message, (name, old, new) in HISTORY.items():
+        file = path / name
+        text = file.read_text()
+        if old:
+            assert text.count(old) == 1, (name, old)
+        file.write_text(text.replace(old, new) if old else f"{text}{new}\n")
+        git(path, "commit", "--quiet", "--all", "--message", message)
+    return path
+
+
+def git(tree: Path, *words: str) -> str:
+    identity = ["-c", "user.name=n", "-c", "user.email=e", "-c", "gc.auto=0"]
+    command = ["git", "-C", os.fspath(tree), *identity, *words]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+# Of a tree that is made in no time, of an image beside it.
+MAKEFILE = """
+tinyconfig:
+	touch $(O)/.config
+olddefconfig:
+bzImage:
+	mkdir -p $(O)/arch/x86/boot
+	cp ../image $(O)/arch/x86/boot/bzImage
+	touch $(O)/System.map
+vmlinux:
+	touch $(O)/vmlinux
+headers_install:
+	mkdir -p $(INSTALL_HDR_PATH)/include
+"""
+
+
+@pytest.mark.parametrize(("words", "status"), [([], 125), (["--unbootable=bad"], 1)])
+def test_a_kernel_that_does_not_boot_is_told_though_guests_boot_another_one(
+    tmp_path: Path, words: list[str], status: int
+) -> None:
+    stable = Kernel.find("stable").image
+    (tmp_path / "image").write_bytes(going_round(stable.read_bytes()))
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "Makefile").write_text(MAKEFILE)
+    (tree / "Kbuild").touch()
+    (tmp_path / "test_it.py").write_text("def test_passes(): pass\n")
+    done = subprocess.run(
+        [*PYLUO, f"--from={stable}", "--boot-timeout=5", *words, "../test_it.py"],
+        cwd=tree,
+        env=os.environ | {"XDG_CACHE_HOME": os.fspath(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    assert "it does not boot: never spoke" in done.stdout
+
+
+def test_the_culprit_is_found_though_a_commit_does_not_compile(folder: Path, tree: Path) -> None:
+    (folder / "test_seals.py").write_text(TEST)
+    small = (f"# CONFIG_{option} is not set\n" for option in SMALL)
+    (folder / "small.config").write_text("".join(small))
+    git(tree, "bisect", "start", "HEAD", f"HEAD~{len(HISTORY)}")
+    config = ["--config=../small.config", '--config=CONFIG_LOCALVERSION="-bisected"']
+    step = [*PYLUO, *config, "--limit=600", "../test_seals.py"]
+    found = subprocess.run(
+        ["git", "bisect", "run", *step],
+        cwd=tree,
+        env=os.environ | {"XDG_CACHE_HOME": os.fspath(folder / "cache")},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 0, found.stdout + found.stderr
+    log = git(tree, "bisect", "log")
+    marks = re.findall(r"^# (good|bad|skip): \[\w+\] (.*)$", log, re.MULTILINE)
+    culprit = re.search(r"^# first bad commit: \[\w+\] (.*)$", log, re.MULTILINE)
+    assert culprit, log
+    assert culprit[1] == "tidy the seals", found.stdout
+    assert ("skip", "forget a semicolon") in marks
+    names = list(HISTORY)
+    for mark, message in marks:
+        if message in names and mark != "skip":
+            assert (mark == "bad") == (names.index(message) >= names.index("tidy the seals"))

@@ -1,0 +1,304 @@
+"""What a guest's programs report in KTAP becomes subtests, JUnit and KTAP; the last is given to the
+kernel's own parser, out of the source that the kernel under test was built from."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyluo.vm import Death, GuestCrash
+from pyluo.vm.results import junit, ktap_reader, ktap_writer
+from pyluo.vm.results.ktap_reader import Outcome
+from pyluo.vm.run import programs
+from pyluo.vm.run.programs import Verdict
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pyluo.vm import VM
+
+COMMAND = [sys.executable, "-m", "pyluo", "vm", "selftests"]
+CRASH = GuestCrash(Death.PANIC, "Oops", kernel="stable", life=1, console=())
+
+NESTED = """\
+KTAP version 1
+1..3
+  KTAP version 1
+  # Subtest: outer
+  1..3
+    KTAP version 1
+    1..1
+    # deep: begins
+    ok 1 deep
+  ok 1 middle
+  # file.c:9: 1 is not 2
+  not ok 2 bad # exit=1
+  ok 3 absent # SKIP no device
+not ok 1 outer
+ok 2 known # XFAIL not yet
+not ok 3 later # TODO some day
+"""
+WHOLE = NESTED.replace("not ok 2 bad # exit=1", "ok 2 bad").replace("not ok 1", "ok 1")
+
+Parser = Any  # a module of the kernel's tree
+
+
+def parsed(kunit_parser: Parser, document: str) -> Any:
+    """The kernel's view of it."""
+    return kunit_parser.parse_run_tests(document.splitlines(), kunit_parser.Printer(print=False))
+
+
+def counts(kunit_parser: Parser, document: str) -> dict[str, int]:
+    """What the kernel's parser counts, without what is not there."""
+    return {
+        name: number
+        for name, number in vars(parsed(kunit_parser, document).counts).items()
+        if number
+    }
+
+
+def reported(vm: VM, folder: Path, text: str, end: str = "") -> list[Verdict]:
+    return programs.of(vm, [program(folder, text, end)], 30)
+
+
+def program(folder: Path, text: str, end: str = "") -> Path:
+    path = folder / "program"
+    path.write_text(f"#!/bin/sh\ncat <<'END'\n{text}END\n{end}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "end", "expected"),
+    [
+        (WHOLE, "", {"passed": 4, "skipped": 1}),
+        (NESTED, "exit 1", {"passed": 3, "failed": 1, "skipped": 1}),
+        ("1..2\nok 1 a\nnot ok 2 b\n", "exit 1", {"passed": 1, "failed": 1}),
+        ("1..1\nnot ok 1 a # TODO x\n", "", {"passed": 1}),
+        ("1..0 # SKIP no device\n", "exit 4", {"skipped": 1}),
+        # What is wrong with the program as a whole, the parser counts as one more.
+        ("1..3\nok 1 a\n", "", {"passed": 1, "failed": 1}),
+        ("1..1\nok 1 a\n", "exit 3", {"passed": 1, "failed": 1}),
+        ("1..1\nok 1 a\n", "kill -SEGV $$", {"passed": 1, "failed": 1}),
+        ("1..2\nok 1 a\n  1..2\n  ok 1 within\n", "", {"passed": 2, "failed": 1}),
+        ("1..1\nBail out! no memory\n", "exit 1", {"failed": 1}),
+    ],
+)
+def test_the_kernels_parser_takes_what_is_written_for_what_the_program_said(
+    shared_vm: VM,
+    tmp_path: Path,
+    kunit_parser: Parser,
+    text: str,
+    end: str,
+    expected: dict[str, int],
+) -> None:
+    document = ktap_writer.write(reported(shared_vm, tmp_path, text, end))
+    assert counts(kunit_parser, document) == expected, document
+
+
+def test_to_the_kernels_parser_a_test_that_took_the_guest_with_it_crashed(
+    vm: VM, tmp_path: Path, kunit_parser: Parser
+) -> None:
+    text = "1..3\n  1..2\n  ok 1 within\nok 1 a\n  1..2\n  ok 1 first\n"
+    *_, whole = told = reported(vm, tmp_path, text, "echo c > /proc/sysrq-trigger")
+    assert whole.crash is not None
+    document = ktap_writer.write(told)
+    main = parsed(kunit_parser, document)
+    assert (main.status, main.counts.crashed, main.counts.errors) == (
+        kunit_parser.TestStatus.TEST_CRASHED,
+        1,
+        1,
+    )
+    assert "sysrq triggered crash" in document
+    errors = ElementTree.fromstring(junit.write("suite", told)).findall(".//error")
+    assert ["sysrq triggered crash" in each.get("message", "") for each in errors] == [True]
+
+
+def test_diagnostics_come_before_the_line_that_they_belong_to(
+    shared_vm: VM, tmp_path: Path, kunit_parser: Parser
+) -> None:
+    document = ktap_writer.write(reported(shared_vm, tmp_path, NESTED, "exit 1"))
+    (of_program,) = parsed(kunit_parser, document).subtests
+    bad = of_program.subtests[0].subtests[1]
+    assert bad.name == "bad"
+    assert "    # file.c:9: 1 is not 2" in bad.log
+
+
+def test_what_would_mislead_the_kernels_parser_in_a_name_or_a_message_does_not(
+    kunit_parser: Parser,
+) -> None:
+    misleading = (
+        "Subtest: another", "Kernel panic - not syncing: VFS: no root", "reboot: System halted",
+        "1..5", "ok 1 not a result", "two\nlines", "KTAP version 1",
+    )  # fmt: skip
+    told = [
+        *(Verdict("p", text, Outcome.FAILED, text, misleading) for text in misleading),
+        Verdict("p", "issue #12", Outcome.PASSED, "SKIP nothing", misleading),
+        Verdict("q", "q", Outcome.PASSED, "", misleading),
+        Verdict("r", "", Outcome.FAILED, "Kernel panic - not syncing: VFS: no root", misleading),
+    ]
+    document = ktap_writer.write(told)
+    assert counts(kunit_parser, document) == {"failed": len(misleading) + 1, "passed": 2}, document
+
+
+words = st.text(max_size=12) | st.sampled_from(["a", "a # SKIP", "- a", "1..2", "ok 1 a", ": b"])
+leaves = st.builds(
+    Verdict,
+    st.just("program"),
+    words.filter(bool),
+    st.sampled_from([each for each in Outcome if each is not Outcome.MISSING]),
+    words,
+    st.lists(words, max_size=2).map(tuple),
+)
+
+
+def nested(inner: st.SearchStrategy[Verdict]) -> st.SearchStrategy[Verdict]:
+    """Tests that are made of others, and failed if one of them did."""
+    return st.builds(
+        lambda name, subtests, said: Verdict(
+            "program",
+            name,
+            Outcome.FAILED if any(each.failed for each in subtests) else Outcome.PASSED,
+            "",
+            tuple(said),
+            subtests=tuple(subtests),
+        ),
+        words.filter(bool),
+        st.lists(inner, min_size=1, max_size=3),
+        st.lists(words, max_size=2),
+    )
+
+
+trees = st.lists(st.recursive(leaves, nested, max_leaves=8), min_size=1, max_size=4)
+
+
+@given(trees)
+def test_the_kernels_parser_and_junits_document_and_our_own_parser_count_alike(
+    kunit_parser: Parser, told: list[Verdict]
+) -> None:
+    tests = [test for verdict in told for test in verdict.innermost()]
+    outcomes = [test.outcome for test in tests]
+    skipped, failed = outcomes.count(Outcome.SKIPPED), outcomes.count(Outcome.FAILED)
+    expected_failures = outcomes.count(Outcome.EXPECTED_FAILURE)
+    passed = len(tests) - skipped - failed
+    document = ktap_writer.write(told)
+    kernels = counts(kunit_parser, document)
+    numbers = {"passed": passed, "failed": failed, "skipped": skipped}
+    assert kernels == {name: number for name, number in numbers.items() if number}
+    report = ktap_reader.parse(document)
+    assert report.faults == ()
+    assert report.failed == bool(failed)
+    root = ElementTree.fromstring(junit.write("suite", told))
+    assert {name: root.get(name) for name in ("tests", "failures", "errors", "skipped")} == {
+        "tests": str(len(tests)),
+        "failures": str(failed),
+        "errors": "0",
+        "skipped": str(skipped + expected_failures),
+    }
+
+
+PROGRAMS = {
+    "reports": (NESTED, "exit 1"),
+    "stops_early": ("1..3\nok 1 a\n", ""),
+    "ends_badly": ("1..1\nok 1 a\n", "exit 3"),
+    "skips_each": ("1..1\nok 1 a # SKIP no device\n", ""),
+    "skips_all": ("1..0 # SKIP no device\n", "exit 4"),
+    "takes_the_guest_along": ("1..1\nok 1 a\n", "echo c > /proc/sysrq-trigger"),  # the last one
+}
+TEST = """\
+import pytest
+from pyluo.vm import VM
+
+@pytest.fixture(scope="module")
+def guest():
+    with VM() as vm:
+        yield vm
+"""
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ElementTree.Element]:
+    """JUnit's test cases, by their names, of a pytest that runs all the programs in one guest."""
+    folder = tmp_path_factory.mktemp("programs")
+    test = TEST
+    for name, (text, end) in PROGRAMS.items():
+        path = program(folder, text, end).rename(folder / name)
+        test += f"\ndef test_{name}(guest, ktap):\n    ktap(guest, [{str(path)!r}])\n"
+    (folder / "test_it.py").write_text(test)
+    subprocess.run(
+        [sys.executable, "-m", "pytest", "--junitxml=junit.xml"], cwd=folder, capture_output=True
+    )
+    (suite,) = ElementTree.parse(folder / "junit.xml").getroot()
+    found = suite.findall("testcase")
+    assert suite.get("tests") == str(len(found))
+    return {(case.get("name") or "").removeprefix("test_"): case for case in found}
+
+
+def test_each_case_of_a_program_is_a_subtest_with_a_case_of_its_own_in_junits_document(
+    cases: dict[str, ElementTree.Element],
+) -> None:
+    told = {
+        name: [child.tag for child in case]
+        for name, case in cases.items()
+        if name.startswith("reports")
+    }
+    assert told == {
+        "reports": ["failure"],
+        "reports[outer / middle / deep]": [],
+        "reports[outer / bad]": ["failure"],
+        "reports[outer / absent]": ["skipped"],
+        "reports[known]": ["skipped"],
+        "reports[later]": ["skipped"],
+    }
+    (failure,) = cases["reports[outer / bad]"]
+    assert "file.c:9: 1 is not 2" in (failure.text or "")
+
+
+@pytest.mark.parametrize(
+    ("name", "tag", "message"),
+    [
+        ("stops_early", "failure", "1 of 3 planned results came"),
+        ("ends_badly", "failure", "exit status 3"),
+        ("skips_each", "skipped", "skipped all its cases"),
+        ("skips_all", "skipped", "no device"),
+        ("takes_the_guest_along", "failure", "GuestCrash"),
+    ],
+)
+def test_a_program_that_did_not_do_what_it_announced_is_no_passed_test(
+    cases: dict[str, ElementTree.Element], name: str, tag: str, message: str
+) -> None:
+    (child,) = cases[name]
+    assert child.tag == tag
+    assert message in child.get("message", "")
+    assert (f"{name}[a]" in cases) == (name != "skips_all")
+
+
+def test_the_command_writes_one_run_as_data_as_junit_and_as_ktap(
+    tmp_path: Path, kunit_parser: Parser
+) -> None:
+    files = {name: tmp_path / name for name in ("junit", "ktap")}
+    options = [word for name, path in files.items() for word in (f"--{name}", str(path))]
+    done = subprocess.run([*COMMAND, "--json", *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["verdicts"]
+    assert len(rows) > 4
+    assert counts(kunit_parser, files["ktap"].read_text()) == {"passed": len(rows)}
+    root = ElementTree.parse(files["junit"]).getroot()
+    told = [(case.get("classname"), case.get("name")) for case in root.iter("testcase")]
+    assert told == [(f"liveupdate.{row['program']}", row["case"] or row["program"]) for row in rows]
+    assert (root.get("tests"), root.get("failures")) == (str(len(rows)), "0")
+
+
+def test_a_file_that_cannot_be_written_is_told_before_a_guest_boots(tmp_path: Path) -> None:
+    missing = tmp_path / "no" / "such" / "folder"
+    done = subprocess.run([*COMMAND, "--junit", missing], capture_output=True, text=True)
+    assert done.returncode == 69
+    assert str(missing) in done.stderr
+    assert done.stdout == ""

@@ -1,0 +1,292 @@
+"""What pyluo refuses before the kernel can lose it, or die of it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+from stores import guest_store
+
+from pyluo import (
+    HandoverError,
+    LiveUpdate,
+    Memfd,
+    NotPreservableError,
+    OutgoingSession,
+    PreservedMemoryError,
+    SessionExistsError,
+    SessionNotFoundError,
+    guards,
+    kexec,
+    kho,
+)
+from pyluo.vm import VM, Death, GuestCrash, HarnessError
+from sessions import guest_files
+
+if TYPE_CHECKING:
+    from pyluo.vm import Kernel
+
+
+@pytest.mark.parametrize("memory", [512 << 20, 1 << 30])
+def test_all_that_pyluo_preserves_the_next_kernel_can_carry(kernel: Kernel, memory: int) -> None:
+    with VM(kernel, memory=memory) as vm:
+        filled = vm.hold(fill_up)
+        refusal, size = vm.call(what_filled, filled)
+        assert "64 MiB beyond them are left to the kernel" in refusal
+        vm.live_update()
+        assert vm.call(count_preserved) == size
+        assert size > memory // 4
+
+
+@pytest.mark.parametrize(("memory", "left"), [(512, 16), (1024, 32)])
+def test_the_line_that_the_guard_keeps_away_from_lies_lower(
+    kernel: Kernel, memory: int, left: int
+) -> None:
+    """MiB of a guest, and what of it is left outside the scratch areas; as in the manual."""
+    with VM(kernel, memory=memory << 20) as vm:
+        vm.hold(fill_up_to, left << 20)
+        vm.live_update()
+        assert vm.updates == 1
+
+
+def test_with_nothing_left_the_kernel_that_preserves_dies(vm: VM) -> None:
+    with pytest.raises(GuestCrash) as caught:
+        vm.hold(fill_up_to, 0)
+    assert caught.value.death in {Death.PANIC, Death.HANG, Death.SILENT_HANG}
+    assert "invoked oom-killer" in vm.console or "deadlocked on memory" in vm.console
+
+
+@pytest.mark.in_guest
+def test_files_that_fit_one_by_one_and_not_together_are_refused_together() -> None:
+    with LiveUpdate() as device:
+        session = device.create_session("s")
+    files = {token: Memfd.create(str(token), 200 << 20) for token in range(8)}
+    with pytest.raises(PreservedMemoryError) as caught:
+        session.preserve_many(files)
+    assert caught.value.preserved == ()
+    assert sum(os.fstat(file.fileno()).st_blocks for file in files.values()) == 0
+    session.discard()
+    for file in files.values():
+        file.close()
+
+
+def test_pages_that_lie_in_scratch_memory_count_as_well(kernel: Kernel) -> None:
+    """A file that was filled before it is preserved has pages there, and they have to move out."""
+    with VM(kernel, memory=1 << 30) as vm:
+        assert "MiB to allocate" in vm.call(preserve_a_filled_file)
+        assert vm.call(count_sessions) == 1
+
+
+@pytest.mark.in_guest
+def test_a_file_that_was_refused_for_its_size_is_as_it_was() -> None:
+    with LiveUpdate() as device, Memfd.create("sparse", 1 << 39) as sparse:
+        session = device.create_session("s")
+        with pytest.raises(PreservedMemoryError) as caught:
+            session.preserve(sparse, 1)
+        assert caught.value.errno == errno.ENOMEM
+        assert isinstance(caught.value, MemoryError)
+        sparse.resize(1 << 40)
+        with pytest.raises(NotPreservableError, match="less than 1 TiB") as too_big:
+            session.preserve(sparse, 1)
+        assert too_big.value.errno == errno.EFBIG
+        assert os.fstat(sparse.fileno()).st_blocks == 0
+        sparse.resize(4096)
+        session.preserve(sparse, 1)
+        with Memfd.create("second", 1 << 39) as second, pytest.raises(PreservedMemoryError):
+            session.preserve_many({2: second})
+        session.discard()
+
+
+@pytest.mark.in_guest
+@pytest.mark.parametrize("token", [-1, 1 << 64])
+def test_a_token_out_of_range_is_refused_before_anything_is_preserved(token: int) -> None:
+    with LiveUpdate() as device, Memfd.create("a", 4096) as a, Memfd.create("b", 4096) as b:
+        session = device.create_session("s")
+        with pytest.raises(ValueError, match="a token is 0 to"):
+            session.preserve(a, token)
+        with pytest.raises(ValueError, match="a token is 0 to"):
+            session.preserve_many({1: a, token: b})
+        a.resize(8192)  # it was not preserved either
+        session.discard()
+
+
+@pytest.mark.parametrize(
+    "cmdline",
+    ["", "kho=on", "kho=on liveupdate=on liveupdate=off", "kho=0", "kho=on -- liveupdate=on"],
+)
+def test_a_command_line_that_would_lose_everything_is_refused(shared_vm: VM, cmdline: str) -> None:
+    image = os.fspath(shared_vm.kernel.image)
+    with pytest.raises(HandoverError, match="take nothing over"):
+        shared_vm.call(kexec.load, image, cmdline=cmdline)
+    assert not shared_vm.call(kexec.loaded)
+    shared_vm.call(kexec.load, image, cmdline=cmdline, handover=False)
+    shared_vm.call(kexec.unload)
+
+
+def test_an_image_of_unknown_origin_is_not_jumped_into() -> None:
+    with VM("selftest") as vm:
+        vm.hold(guest_files.preserve, "vm0", 4096)
+        cmdline = load_by_the_older_call(vm)
+        with pytest.raises(HandoverError, match="trust_image"):
+            vm.call(kexec.reboot)
+        vm.call(kexec.load, os.fspath(vm.kernel.image), cmdline=cmdline)
+        vm.call(kexec.unload)  # and with it goes the word that pyluo loaded it
+        load_by_the_older_call(vm)
+        with pytest.raises(HandoverError):
+            vm.call(kexec.reboot)
+        vm.call(kexec.load, os.fspath(vm.kernel.image), cmdline=cmdline)
+        with pytest.raises(HarnessError, match="booted again"):
+            vm.call(kexec.reboot)
+        assert vm.call(guest_files.look, "vm0")[0]
+
+
+def test_an_image_loaded_by_the_older_call_takes_nothing_over_and_says_nothing() -> None:
+    with VM("selftest") as vm:
+        vm.hold(guest_files.preserve, "vm0", 4096)
+        load_by_the_older_call(vm)
+        with pytest.raises(HarnessError, match="booted again"):
+            vm.call(kexec.reboot, trust_image=True)
+        with pytest.raises(SessionNotFoundError):
+            vm.call(guest_files.look, "vm0")
+        assert vm.call(kho.status).handed_over is False
+
+
+def test_a_name_that_is_taken_does_not_cost_the_next_kernel_its_life(vm: VM) -> None:
+    """51 sessions fill a block; what a refusal leaves behind it would kill the next kernel."""
+    vm.hold(fifty_one_sessions_and_one_again)
+    vm.live_update()
+    assert vm.call(guest_files.token_is_known, "s50", 1) is False
+
+
+def test_a_store_does_not_retrieve_what_its_memory_group_has_no_room_for(vm: VM) -> None:
+    vm.hold(guest_store.make, "store", {"ram": 32 << 20})
+    vm.live_update()
+    refusal, whole = vm.call(retrieve_in_a_small_group)
+    assert "/small has room for" in refusal
+    assert "still in the session" in refusal
+    assert whole
+
+
+def fifty_one_sessions_and_one_again() -> list[OutgoingSession]:
+    with LiveUpdate() as device:
+        sessions = [device.create_session(f"s{number}") for number in range(51)]
+        with pytest.raises(SessionExistsError):
+            device.create_session("s0")
+    return sessions
+
+
+def retrieve_in_a_small_group() -> tuple[str, bool]:
+    """The refusal, and whether the file could be had once the group may have more."""
+    import pathlib
+
+    from pyluo import FdStore, _sys
+
+    _sys.mount("cgroup", "/sys/fs/cgroup", "cgroup2")
+    top = pathlib.Path("/sys/fs/cgroup")
+    (top / "cgroup.subtree_control").write_text("+memory")
+    group = top / "small"
+    group.mkdir()
+    (group / "memory.max").write_text(str(24 << 20))
+    store = FdStore.retrieve("store")
+    (group / "cgroup.procs").write_text(str(os.getpid()))
+    try:
+        store["ram"].close()
+    except PreservedMemoryError as error:
+        refusal = str(error)
+    (group / "memory.max").write_text("max")
+    whole = guest_store.intact(store)
+    store.finish()
+    return refusal, whole
+
+
+def fill_up() -> tuple[OutgoingSession, str, int]:
+    """Preserves ever smaller files until that is refused."""
+    with LiveUpdate() as device:
+        session = device.create_session("fill")
+    size, token, total, refusal = 64 << 20, 0, 0, ""
+    while size >= 1 << 20:
+        with Memfd.create("part", size) as part:
+            try:
+                session.preserve(part, token)
+            except PreservedMemoryError as error:
+                refusal = str(error)
+                size //= 2
+                continue
+        token, total = token + 1, total + size
+    return session, refusal, total
+
+
+def fill_up_to(left: int) -> OutgoingSession:
+    """Preserves, past the guard, until no more than that is free outside the scratch areas."""
+    with LiveUpdate() as device:
+        session = device.create_session("fill")
+    token = 0
+    while (gap := free_outside_scratch() - left) > 0:
+        with Memfd.create("part", max(min(gap // 2, 64 << 20) >> 20, 1) << 20) as part:
+            session.preserve_many({token: part}, guarded=False)
+        token += 1
+    return session
+
+
+def free_outside_scratch() -> int:
+    fields = {}
+    with open("/proc/meminfo") as file:
+        for line in file:
+            name, value = line.split(":")
+            fields[name] = int(value.split()[0]) << 10
+    return fields["MemFree"] - fields["CmaFree"]
+
+
+def what_filled(filled: tuple[OutgoingSession, str, int]) -> tuple[str, int]:
+    return filled[1], filled[2]
+
+
+def count_preserved() -> int:
+    from pyluo import TokenNotFoundError
+
+    total = 0
+    with LiveUpdate() as device, device.retrieve_session("fill") as session:
+        for token in range(1000):
+            try:
+                with session.retrieve(token, Memfd) as part:
+                    total += part.size
+            except TokenNotFoundError:
+                break
+    return total
+
+
+def preserve_a_filled_file() -> str:
+    """Fills all memory but a little with one file, so that it reaches into scratch memory."""
+    total = guards._meminfo()["MemAvailable"] - (48 << 20)
+    ram = Memfd.create("ram", total // 4096 * 4096)
+    chunk = b"\x5a" * (1 << 20)
+    for offset in range(0, ram.size - len(chunk), len(chunk)):
+        ram.write(chunk, offset)
+    with LiveUpdate() as device:
+        session = device.create_session("s")
+    try:
+        session.preserve(ram, 1)
+    except PreservedMemoryError as error:
+        return str(error)
+    finally:
+        session.discard()
+        ram.close()
+    return ""
+
+
+def count_sessions() -> int:
+    with LiveUpdate() as device:
+        device.create_session("s").discard()
+    return 1
+
+
+def load_by_the_older_call(vm: VM) -> str:
+    """Loads the running kernel's image by kexec_load(2); its command line comes back."""
+    cmdline = vm.run(["cat", "/proc/cmdline"]).stdout.decode().strip()
+    image = os.fspath(vm.kernel.image)
+    done = vm.run(["kexec", "--kexec-syscall", "--load", image, "--command-line", cmdline])
+    assert done.returncode == 0, done.stderr
+    assert vm.call(kexec.loaded)
+    return cmdline

@@ -1,0 +1,385 @@
+"""Sessions and files in any order of requests, against a small model of how they should behave.
+
+The model is what the manual says of sessions, files and jumps, in as few lines as that takes. Any
+difference is a bug of pyluo's or of the kernel's. What the kernels are known to get wrong is left
+out here, and has tests of its own: seals added after preserving, above all.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import count
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+
+from pyluo import Seal
+from pyluo.vm import VM, GuestCrash
+from sessions import guest_machine
+
+if TYPE_CHECKING:
+    from pyluo.vm import Kernel
+    from sessions.guest_machine import Outcome
+
+USUAL = 1000
+STEPS = int(os.environ.get("PYLUO_MACHINE_STEPS", USUAL))
+RUN = 50  # steps of one run, which begins with nothing
+SPACING = 12  # steps between two jumps, at least
+NAMES = ["a", "b", "c"]
+TOKENS = [0, 1, 2, 2**64 - 1]
+SIZES = [0, 1, 4096, 5000, 8192]
+SEALS = [0, Seal.SHRINK, Seal.SHRINK | Seal.GROW, Seal.WRITE, Seal.SEAL]
+# Each answer that the model has, and how often it has to come at least: a machine that never gets
+# to a request shows nothing of it.
+ANSWERS = {
+    ("create", "done"): 10,
+    ("create", "SessionExistsError"): 1,
+    ("preserve", "done"): 15,
+    ("preserve", "TokenInUseError"): 1,
+    ("preserve", "AlreadyPreservedError"): 1,
+    ("preserve", "NotPreservableError"): 1,
+    ("preserve", "LuoError"): 1,
+    ("preserve_many", "whole"): 1,
+    ("preserve_many", "partly"): 1,
+    ("retrieve_session", "done"): 10,
+    ("retrieve_session", "SessionRetrievedError"): 1,
+    ("retrieve_session", "SessionNotFoundError"): 1,
+    ("retrieve", "done"): 15,
+    ("retrieve", "TokenNotFoundError"): 1,
+    ("retrieve", "LuoError"): 1,
+    ("finish", "done"): 1,
+    ("finish", "WrongSessionError"): 1,
+    ("finish_and_stay", "done"): 1,
+    ("end", "done"): 1,
+    ("adopt_as", "done"): 1,
+    ("adopt_as", "WrongSessionError"): 1,
+    ("duplicate", "done"): 1,
+    ("resize", "SealedError"): 1,
+    ("write", "SealedError"): 1,
+    ("live_update", "done"): 10,
+}
+
+
+@dataclass
+class File:
+    """An open file, in the model."""
+
+    kind: str
+    data: bytearray
+    seals: Seal
+    position: int = 0
+    preserved: bool = False
+
+
+@dataclass
+class Session:
+    """A session, in the model."""
+
+    name: str
+    incoming: bool
+    files: dict[int, File] = field(default_factory=dict)
+
+
+class Machine(RuleBasedStateMachine):
+    """What the model and the guest are put through."""
+
+    vm: ClassVar[VM]
+    answers: ClassVar[Counter[tuple[str, str]]] = Counter()
+    history: ClassVar[list[str]] = []
+    crash: ClassVar[GuestCrash | None] = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = count(1)
+        self.sessions: dict[int, Session] = {}  # by descriptor: one may have several
+        self.files: dict[int, File] = {}  # likewise
+        self.waiting: dict[str, Session] = {}  # came in, and not retrieved yet
+        self.since = 0
+        Machine.history.clear()
+        self.ask("clear", NAMES)
+
+    @rule(data=st.data())
+    def step(self, data: st.DataObject) -> None:
+        """One request. The draw is weighted, so that what takes many others to get to is got to."""
+        names = [name for name, weight in self.weights().items() for _ in range(weight)]
+        getattr(self, data.draw(st.sampled_from(names)))(data)
+
+    def weights(self) -> dict[str, int]:
+        memory = any(file.kind != "eventfd" for file in self.files.values())
+        outgoing, incoming = self.outgoing(), self.having()
+        holding = any(session.files for session in outgoing.values())
+        return {
+            "make": 4 if len(self.files) < 8 else 0,
+            "write": 2 * memory,
+            "resize": 2 * memory,
+            "seek": 1 * memory,
+            "look": 1 * memory,
+            "close": 1 if self.files else 0,
+            "create": 3 if len(self.sessions) < 6 else 0,
+            "preserve": 6 if outgoing and self.files else 1 * bool(self.sessions and self.files),
+            "preserve_many": 2 if outgoing and len(self.files) > 1 else 0,
+            "retrieve_session": 12 if self.waiting else 1 * bool(self.count("live_update")),
+            "retrieve": 12 if incoming else 1 * bool(self.sessions),
+            "finish": 1 if self.sessions else 0,
+            "finish_and_stay": 1 if incoming else 0,
+            "end": 1 if self.sessions else 0,
+            "duplicate": 1 if 0 < len(self.sessions) < 6 else 0,
+            "adopt": 1 if self.sessions else 0,
+            "live_update": 6 if holding and self.since >= SPACING else 0,
+        }
+
+    def make(self, data: st.DataObject) -> None:
+        number = next(self.numbers)
+        kind = data.draw(st.sampled_from(["memfd", "memfd", "memfd", "tmpfs", "eventfd"]))
+        size, seals = data.draw(st.sampled_from(SIZES)), data.draw(st.sampled_from(SEALS))
+        self.expect(("done", None), "make", number, kind, size, int(seals))
+        own = {"memfd": Seal(seals), "tmpfs": Seal.SEAL, "eventfd": Seal(0)}[kind]
+        self.files[number] = File(kind, bytearray(size), own)
+
+    def write(self, data: st.DataObject) -> None:
+        number, file = self.memory(data)
+        filling = data.draw(st.binary(min_size=1, max_size=16))
+        last = max(len(file.data) - len(filling), 0)
+        offset = data.draw(st.integers(0, last) | st.integers(0, 8200))
+        end = offset + len(filling)
+        fixed = file.preserved or file.seals & Seal.GROW
+        if file.seals & Seal.WRITE or (end > len(file.data) and fixed):
+            self.expect(("SealedError", errno.EPERM), "write", number, filling, offset)
+            return
+        self.expect(("done", None), "write", number, filling, offset)
+        file.data.extend(bytes(max(end - len(file.data), 0)))
+        file.data[offset:end] = filling
+
+    def resize(self, data: st.DataObject) -> None:
+        number, file = self.memory(data)
+        size, now = data.draw(st.sampled_from(SIZES)), len(file.data)
+        sealed = file.seals & (Seal.SHRINK if size < now else Seal.GROW)
+        if size != now and (sealed or file.preserved):
+            self.expect(("SealedError", errno.EPERM), "resize", number, size)
+            return
+        self.expect(("done", None), "resize", number, size)
+        file.data[size:] = bytes(max(size - now, 0))
+
+    def seek(self, data: st.DataObject) -> None:
+        number, file = self.memory(data)
+        file.position = data.draw(st.sampled_from([0, 7, 2**40]))
+        self.expect(("done", None), "seek", number, file.position)
+
+    def look(self, data: st.DataObject) -> None:
+        self.look_at(self.memory(data)[0])
+
+    def close(self, data: st.DataObject) -> None:
+        number = self.pick(data, self.files)
+        self.expect(("done", None), "close", number)
+        del self.files[number]
+
+    def create(self, data: st.DataObject) -> None:
+        number, name = next(self.numbers), data.draw(st.sampled_from(NAMES))
+        if any(session.name == name for session in self.outgoing().values()):
+            self.expect(("SessionExistsError", errno.EEXIST), "create", number, name)
+            return
+        self.expect(("done", None), "create", number, name)
+        self.sessions[number] = Session(name, incoming=False)
+
+    def preserve(self, data: st.DataObject) -> None:
+        number, target = self.pick(data, self.sessions), self.pick(data, self.files)
+        session, file = self.sessions[number], self.files[target]
+        token = data.draw(st.sampled_from(TOKENS))
+        refusal = self.refusal(session, file, token)
+        self.expect(refusal or ("done", None), "preserve", number, target, token)
+        if refusal is None:
+            session.files[token] = file
+            file.preserved = True
+
+    def preserve_many(self, data: st.DataObject) -> None:
+        number = self.pick(data, self.outgoing())
+        session = self.sessions[number]
+        tokens = data.draw(st.lists(st.sampled_from(TOKENS), unique=True, min_size=2))
+        targets = data.draw(st.permutations(sorted(self.files)))
+        wanted = dict(zip(tokens, targets, strict=False))
+        done: list[int] = []
+        refusal: Outcome | None = None
+        for token, target in wanted.items():
+            if refusal := self.refusal(session, self.files[target], token):
+                break
+            done.append(token)
+            session.files[token] = self.files[target]
+            self.files[target].preserved = True
+        how = "partly" if refusal else "whole"
+        answer = (tuple(done), *(refusal or ("", 0)))
+        self.expect(("done", answer), "preserve_many", number, wanted, counted=how)
+
+    def retrieve_session(self, data: st.DataObject) -> None:
+        number = next(self.numbers)
+        name = data.draw(st.sampled_from(sorted(self.waiting) * 3 + NAMES))
+        if name in self.waiting:
+            self.expect(("done", None), "retrieve_session", number, name)
+            self.sessions[number] = self.waiting.pop(name)
+            return
+        there = any(each.incoming and each.name == name for each in self.sessions.values())
+        known, unknown = ("SessionRetrievedError", errno.EINVAL), ("SessionNotFoundError", 2)
+        self.expect(known if there else unknown, "retrieve_session", number, name)
+
+    def retrieve(self, data: st.DataObject) -> None:
+        having, new = self.having(), next(self.numbers)
+        number = data.draw(st.sampled_from(sorted(having) * 5 + sorted(self.sessions)))
+        session = self.sessions[number]
+        token = data.draw(st.sampled_from(sorted(session.files) * 3 + TOKENS))
+        if not session.incoming:
+            self.expect(("LuoError", errno.EINVAL), "retrieve", number, token, new)
+        elif token not in session.files:
+            self.expect(("TokenNotFoundError", errno.ENOENT), "retrieve", number, token, new)
+        else:
+            self.expect(("done", None), "retrieve", number, token, new)
+            file = self.files[new] = session.files[token]
+            file.preserved = False  # it can be resized, though not preserved again yet
+            self.look_at(new)
+
+    def finish(self, data: st.DataObject) -> None:
+        number = self.pick(data, self.sessions)
+        if not self.sessions[number].incoming:
+            self.expect(("WrongSessionError", errno.EINVAL), "finish", number)
+            return
+        self.expect(("done", None), "finish", number)
+        self.sessions.pop(number).files.clear()
+
+    def finish_and_stay(self, data: st.DataObject) -> None:
+        number = self.pick(data, self.having())
+        self.expect(("done", None), "finish_and_stay", number)
+        self.sessions[number].files.clear()
+
+    def end(self, data: st.DataObject) -> None:
+        number = self.pick(data, self.sessions)
+        self.expect(("done", None), "end", number)
+        session = self.sessions.pop(number)
+        if not any(each is session for each in self.sessions.values()):
+            for file in session.files.values():
+                file.preserved = False
+            session.files.clear()
+
+    def duplicate(self, data: st.DataObject) -> None:
+        number, new = self.pick(data, self.sessions), next(self.numbers)
+        self.expect(("done", self.sessions[number].name), "duplicate", number, new)
+        self.sessions[new] = self.sessions[number]
+
+    def adopt(self, data: st.DataObject) -> None:
+        number = self.pick(data, self.sessions)
+        kind = data.draw(st.sampled_from(["outgoing", "incoming"]))
+        fits = self.sessions[number].incoming == (kind == "incoming")
+        refusal = ("WrongSessionError", errno.EINVAL)
+        self.expect(("done", None) if fits else refusal, "adopt_as", number, kind)
+
+    def live_update(self, data: st.DataObject) -> None:
+        del data
+        self.since = 0
+        Machine.answers["live_update", "done"] += 1
+        Machine.history.append("live_update")
+        try:
+            self.vm.live_update()
+        except GuestCrash as crash:
+            Machine.crash = crash
+            raise
+        self.waiting = {
+            session.name: Session(session.name, True, session.files)
+            for session in self.outgoing().values()
+        }
+        self.sessions.clear()
+        self.files.clear()
+
+    def expect(self, expected: Outcome, operation: str, *arguments: Any, counted: str = "") -> None:
+        Machine.answers[operation, counted or expected[0]] += 1
+        self.since += 1
+        told = self.ask(operation, *arguments)
+        assert told == expected, f"{operation}{arguments}: {told}, where {expected} was expected"
+
+    def ask(self, operation: str, *arguments: Any) -> Outcome:
+        Machine.history.append(f"{operation}{arguments}")
+        try:
+            return self.vm.call(guest_machine.do, operation, *arguments)
+        except GuestCrash as crash:
+            Machine.crash = crash
+            raise
+
+    @staticmethod
+    def count(operation: str) -> int:
+        return Machine.answers[operation, "done"]
+
+    @staticmethod
+    def pick(data: st.DataObject, among: dict[int, Any]) -> int:
+        return data.draw(st.sampled_from(sorted(among)))
+
+    def memory(self, data: st.DataObject) -> tuple[int, File]:
+        among = {number: file for number, file in self.files.items() if file.kind != "eventfd"}
+        number = self.pick(data, among)
+        return number, among[number]
+
+    def outgoing(self) -> dict[int, Session]:
+        return {number: each for number, each in self.sessions.items() if not each.incoming}
+
+    def having(self) -> dict[int, Session]:
+        """The incoming sessions that have files."""
+        return {
+            number: each for number, each in self.sessions.items() if each.incoming and each.files
+        }
+
+    def look_at(self, number: int) -> None:
+        file = self.files[number]
+        seen = (bytes(file.data), int(file.seals), file.position)
+        self.expect(("done", seen), "look", number)
+
+    def refusal(self, session: Session, file: File, token: int) -> Outcome | None:
+        """What the kernel says to this file under this token, if it is refused."""
+        if session.incoming:
+            return "LuoError", errno.EINVAL
+        if token in session.files:
+            return "TokenInUseError", errno.EEXIST
+        if file.kind == "eventfd":
+            return "NotPreservableError", errno.ENOENT
+        unfinished = any(
+            each is file for other in self.having().values() for each in other.files.values()
+        )
+        if file.preserved or unfinished:
+            return "AlreadyPreservedError", errno.EBUSY
+        return None
+
+
+def test_any_order_of_requests_and_jumps_does_what_the_manual_says(kernel: Kernel) -> None:
+    Machine.answers = Counter()
+    Machine.crash = None
+    with VM(kernel) as vm:
+        Machine.vm = vm
+        # What chance did not get to in the usual number of steps, it gets to in a few more.
+        while (steps := Machine.answers.total()) < STEPS or (seldom() and steps < 3 * STEPS):
+            runs = max(-(-(STEPS - steps) // RUN), 2)
+            try:
+                run_state_machine_as_test(Machine, settings=_settings(runs, steps == 0))
+            except BaseException:
+                if Machine.crash is None:
+                    raise
+                # Hypothesis asks the dead guest again, and reports only that it answers otherwise.
+                Machine.crash.add_note("The run: " + "; ".join(Machine.history))
+                raise Machine.crash from None
+    assert seldom() == []
+
+
+def seldom() -> list[tuple[str, str]]:
+    return [key for key, least in ANSWERS.items() if Machine.answers[key] < least]
+
+
+def _settings(runs: int, first: bool) -> settings:
+    """The same steps each time for the usual number of them; others each time beyond that."""
+    return settings(
+        max_examples=runs,
+        stateful_step_count=RUN,
+        derandomize=first and STEPS <= USUAL,
+        database=None,
+        deadline=None,
+        # A step is a request to a guest: to find fewer that fail as well takes many jumps.
+        phases=[Phase.generate] if STEPS <= USUAL else [Phase.generate, Phase.shrink],
+        suppress_health_check=list(HealthCheck),
+    )

@@ -1,0 +1,168 @@
+"""Files over a live update, by the command line."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pyluo.held import held
+from stores import guest_saved
+
+if TYPE_CHECKING:
+    import subprocess
+
+    from pyluo.vm import VM
+
+PYLUO = os.fspath(Path(sys.executable).parent / "pyluo")
+PATHS = [os.fspath(guest_saved.FOLDER / name) for name in guest_saved.FILES]
+
+
+def pyluo(vm: VM, *words: str) -> subprocess.CompletedProcess[bytes]:
+    return vm.run([PYLUO, *words])
+
+
+def test_files_come_back_as_they_were(vm: VM) -> None:
+    files = vm.call(guest_saved.make_files)
+    saved = pyluo(vm, "save", "--json", "vm0", "--", *PATHS)
+    assert saved.returncode == 0, saved.stderr
+    told = json.loads(saved.stdout)
+    assert {file["name"]: file["sha256"] for file in told["files"]} == {
+        name: digest for name, (_, _, digest) in files.items()
+    }
+    (holder,) = vm.call(held)
+    assert (holder.session, holder.direction) == ("vm0", "outgoing")
+    assert (holder.command, holder.pid) == ("pyluo-holder", told["pid"])
+    vm.live_update()
+    restored = pyluo(vm, "restore", "vm0", "/run/target")
+    assert restored.returncode == 0, restored.stderr
+    assert b"Session 'vm0' is finished." in restored.stdout
+    assert vm.call(guest_saved.describe, Path("/run/target")) == files
+    assert vm.call(held) == []
+    assert vm.call(guest_saved.sockets) == []
+    again = pyluo(vm, "restore", "vm0", "/run/target")
+    assert again.returncode == 1
+    assert b"ENOENT" in again.stderr
+
+
+def test_what_was_saved_can_be_discarded_on_either_side(vm: VM) -> None:
+    vm.call(guest_saved.make_files)
+    for name in ("vm0", "vm1"):
+        assert pyluo(vm, "save", name, "--", *PATHS).returncode == 0
+    taken = pyluo(vm, "save", "vm0", "--", *PATHS)
+    assert taken.returncode == 1
+    assert b"EEXIST" in taken.stderr
+    assert b"outgoing session 'vm0' is gone" in pyluo(vm, "discard", "vm0").stdout
+    assert [holder.session for holder in vm.call(held)] == ["vm1"]
+    assert pyluo(vm, "save", "vm0", "--", *PATHS).returncode == 0
+    vm.live_update()
+    assert json.loads(pyluo(vm, "discard", "--json", "vm1").stdout)["direction"] == "incoming"
+    assert pyluo(vm, "restore", "vm0", "/run/target").returncode == 0
+    gone = pyluo(vm, "discard", "vm1")
+    assert gone.returncode == 1
+    assert b"ENOENT" in gone.stderr
+    assert vm.call(held) == []
+
+
+def test_a_restore_that_fails_loses_nothing_and_can_be_run_again(vm: VM) -> None:
+    files = vm.call(guest_saved.make_files)
+    assert pyluo(vm, "save", "vm0", "--", *PATHS).returncode == 0
+    vm.live_update()
+    vm.call(guest_saved.occupy, "/run/target", "run me")
+    refused = pyluo(vm, "restore", "vm0", "/run/target")
+    assert refused.returncode == 1
+    assert b"run me in /run/target" in refused.stderr
+    assert vm.call(guest_saved.names, "/run/target") == ["run me"]
+    (holder,) = vm.call(held)
+    assert (holder.session, holder.direction) == ("vm0", "incoming")
+    assert pyluo(vm, "restore", "--force", "vm0", "/run/target").returncode == 0
+    assert vm.call(guest_saved.describe, Path("/run/target")) == files
+    assert vm.call(held) == []
+
+
+def test_a_restore_that_is_killed_half_way_is_run_again(vm: VM) -> None:
+    files = vm.call(guest_saved.make_files)
+    assert pyluo(vm, "save", "vm0", "--", *PATHS).returncode == 0
+    vm.live_update()
+    there = vm.call(guest_saved.interrupt_after_the_first_name, "vm0", "/run/target")
+    assert len(there) == 1
+    assert pyluo(vm, "restore", "vm0", "/run/target").returncode == 0
+    assert vm.call(guest_saved.describe, Path("/run/target")) == files
+    assert vm.call(held) == []
+    assert vm.call(guest_saved.restore_as_another_user) == 0o755
+
+
+def test_a_file_that_is_not_what_was_saved_is_not_restored(vm: VM) -> None:
+    vm.hold(guest_saved.make_stores_that_save_did_not_make)
+    vm.live_update()
+    wrong = pyluo(vm, "restore", "wrong digest", "/run/target")
+    assert wrong.returncode == 1
+    assert b"It is not what was saved" in wrong.stderr
+    evil = pyluo(vm, "restore", "elsewhere", "/run/target")
+    assert evil.returncode == 1
+    assert b"not made by `pyluo save`" in evil.stderr
+    partly = pyluo(vm, "restore", "partly", "/run/target")
+    assert partly.returncode == 1
+    assert b"not what `pyluo save` leaves when it is done" in partly.stderr
+    refused = pyluo(vm, "discard", "partly")
+    assert refused.returncode == 1
+    assert vm.call(guest_saved.size_of_the_entry, "partly", "file") == 4096
+    assert pyluo(vm, "discard", "--force", "partly").returncode == 0
+    assert vm.call(guest_saved.names, "/run/target") == []
+    assert vm.call(guest_saved.names, "/run/evil") == []
+    assert vm.call(guest_saved.size_of_the_entry, "wrong digest", "file") == 4096
+    assert vm.call(guest_saved.size_of_the_entry, "elsewhere", "../evil") == 4096
+
+
+def test_a_holder_that_is_killed_takes_what_was_saved_with_it_and_leaves_no_trace(vm: VM) -> None:
+    vm.call(guest_saved.make_files)
+    assert pyluo(vm, "save", "vm0", "--", *PATHS).returncode == 0
+    vm.call(guest_saved.kill, "vm0", "outgoing")
+    assert vm.call(held) == []
+    assert pyluo(vm, "discard", "vm0").returncode == 1
+    assert pyluo(vm, "save", "vm0", "--", *PATHS).returncode == 0
+    assert pyluo(vm, "discard", "vm0").returncode == 0
+    assert vm.call(guest_saved.sockets) == []
+
+
+def test_a_holder_answers_its_own_user_and_nobody_else(vm: VM) -> None:
+    vm.call(guest_saved.make_files)
+    assert pyluo(vm, "save", "vm0", "--", *PATHS).returncode == 0
+    at_the_folder, at_the_socket = vm.call(guest_saved.ask_as_another_user)
+    assert at_the_folder == "PermissionError"
+    assert at_the_socket in (b"answered (b'', [])", b"ConnectionResetError", b"BrokenPipeError")
+    assert "0700" in vm.call(guest_saved.use_a_folder_that_others_may_enter)
+    assert vm.call(guest_saved.stay_silent)
+    assert pyluo(vm, "discard", "vm0").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "complaint"),
+    [
+        (["save", "s", "/run"], 2, "/run is no regular file"),
+        (["save", "s", "/etc/passwd", "/etc/../etc/passwd"], 2, "have one name"),
+        (["save", "s", "/no/such/file"], 1, "/no/such/file"),
+        (["save", "x" * 64, "/etc/passwd"], 1, "1 to 63 bytes"),
+        (["save", "s"], 2, "required: FILE"),
+    ],
+)
+def test_what_cannot_be_saved_is_refused_before_anything_is_done(
+    shared_vm: VM, words: list[str], status: int, complaint: str
+) -> None:
+    done = pyluo(shared_vm, *words)
+    assert done.returncode == status
+    assert complaint in done.stderr.decode()
+    assert shared_vm.call(held) == []
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_done(vm: VM) -> None:
+    sparse = vm.call(guest_saved.make_sparse, 1 << 30)
+    done = pyluo(vm, "save", "s", sparse)
+    assert done.returncode == 1
+    assert errno.errorcode[errno.ENOMEM] in done.stderr.decode()
+    assert vm.call(held) == []

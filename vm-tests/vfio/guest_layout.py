@@ -1,0 +1,221 @@
+"""Layouts of address spaces with one device and with several, run in the guest."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+from pyluo import FdStore, IoasLayout, IoasLayoutError, LuoError, Memfd
+from pyluo.iommu_layout import NamedMapping
+from pyluo.iommufd import IommuFd, IovaRange
+from pyluo.vfio import PciDevice, VfioDevice
+from vfio import guest_dma, guest_edu
+from vfio.guest_dma import IOVA, PAGE, READ_WRITE, SIZE, pattern, slot
+from vfio.guest_edu import BUFFER, Edu
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pyluo.iommufd import Ioas
+
+GUEST = {
+    "devices": [
+        "intel-iommu,intremap=on,aw-bits=39",
+        "edu,multifunction=on,addr=0x5.0",
+        "edu,addr=0x5.1",
+        "edu,addr=0x6",
+    ],
+    "append": guest_edu.GUEST["append"],
+}
+"""Three devices: the functions of the first two cannot be told apart by the IOMMU: one group."""
+
+
+@contextmanager
+def machine() -> Iterator[tuple[IommuFd, Memfd, Edu, Edu, Edu]]:
+    """The devices bound and attached to nothing: two of one group, and one by itself."""
+    with ExitStack() as stack:
+        iommufd = stack.enter_context(IommuFd())
+        ram = stack.enter_context(Memfd.create("ram", SIZE))
+        devices = []
+        for place in sorted(PciDevice.find(guest_edu.VENDOR, guest_edu.DEVICE)):
+            device = stack.enter_context(VfioDevice.open(place))
+            device.bind(iommufd)
+            devices.append(Edu(device, iommufd))
+        one, other, alone = devices
+        assert one.device.group == other.device.group != alone.device.group
+        yield iommufd, ram, one, other, alone
+
+
+LAYOUT = IoasLayout((NamedMapping(IOVA, SIZE, READ_WRITE, "ram", 0),))
+
+
+def works(edu: Edu, ram: Memfd, number: int) -> bool:
+    """Whether a device reads and writes RAM."""
+    guest_dma.copy_through(edu, ram, number)
+    return ram.read(BUFFER, slot(number)) == pattern(number)
+
+
+def rebuild_for_a_fresh_group() -> None:
+    with machine() as (iommufd, ram, one, other, alone):
+        devices = [one.device, other.device, alone.device]
+        rebuilt = LAYOUT.rebuild(iommufd, {"ram": ram}, devices)
+        assert len(rebuilt.hwpts) == 1  # they are behind one IOMMU
+        assert rebuilt.replaced == ()
+        assert all(device.attached is rebuilt.hwpts[0] for device in devices)
+        assert all(works(edu, ram, number) for number, edu in enumerate((one, other, alone)))
+
+
+def rebuild_for_a_group_that_is_attached() -> None:
+    with machine() as (iommufd, ram, one, other, _):
+        old = attached_to_an_own(iommufd, ram, one, other)
+        rebuilt = LAYOUT.rebuild(iommufd, {"ram": ram}, [one.device, other.device])
+        assert one.device.attached is other.device.attached is rebuilt.hwpts[0]
+        assert rebuilt.replaced == (old,)
+        old.destroy()
+        assert works(one, ram, 0)
+        assert works(other, ram, 1)
+
+
+def a_group_moves_as_a_whole() -> None:
+    with machine() as (iommufd, ram, one, other, alone):
+        old = attached_to_an_own(iommufd, ram, one, other, alone)
+        new = attached_to_an_own(iommufd, ram, one)
+        assert other.device.attached is new
+        assert alone.device.attached is old
+        alone.device.detach_pt()
+        old.destroy()
+        assert works(other, ram, 0)
+
+
+def attached_to_an_own(iommufd: IommuFd, ram: Memfd, *edus: Edu) -> Ioas:
+    ioas = iommufd.alloc_ioas()
+    ioas.map_file(ram, iova=IOVA)
+    for edu in edus:
+        edu.device.attach(ioas)
+    return ioas
+
+
+def rebuild_fails_after_a_device_was_moved() -> list[str]:
+    """A device of a group whose other one is attached elsewhere cannot be attached.
+
+    Returns:
+        What the error was noted with.
+    """
+    with machine() as (iommufd, ram, one, other, alone):
+        old = attached_to_an_own(iommufd, ram, alone)
+        attached_to_an_own(iommufd, ram, other)
+        before = iommufd.objects
+        try:
+            LAYOUT.rebuild(iommufd, {"ram": ram}, [one.device, alone.device])
+        except LuoError as error:
+            notes = list(getattr(error, "__notes__", ()))
+        assert iommufd.objects == before
+        assert alone.device.attached is old
+        assert one.device.attached is None
+        assert works(alone, ram, 0)
+        assert works(other, ram, 1)
+        return notes
+
+
+def rebuild_in_the_iommufd_of_another_device() -> None:
+    with machine() as (_, ram, one, _, _), IommuFd() as elsewhere:
+        LAYOUT.rebuild(elsewhere, {"ram": ram}, [one.device])
+
+
+def everything_that_is_wrong() -> tuple[int | None, str]:
+    plans = (
+        NamedMapping(0, PAGE, READ_WRITE, "nvram", 0),
+        NamedMapping(IOVA, 2 * PAGE, READ_WRITE, "short", 0),
+        NamedMapping(1 << 60, PAGE, READ_WRITE, "short", 0),
+    )
+    with machine() as (iommufd, _, one, _, _), Memfd.create("short", PAGE) as short:
+        before = iommufd.objects
+        try:
+            IoasLayout(plans).rebuild(iommufd, {"short": short}, [one.device])
+        except IoasLayoutError as error:
+            assert iommufd.objects == before
+            return error.errno, str(error)
+    raise AssertionError("it was rebuilt")
+
+
+def allowed_ranges() -> tuple[IovaRange, ...]:
+    with machine() as (iommufd, ram, one, _, _):
+        ioas = attached_to_an_own(iommufd, ram)
+        ioas.allow_iovas([IovaRange(0, (1 << 32) - (1 << 25) - 1)])
+        recorded = IoasLayout.record(ioas, {"ram": ram})
+        rebuilt = recorded.rebuild(iommufd, {"ram": ram}, [one.device])
+        assert rebuilt.ioas.allowed == ioas.allowed
+        # The kernel chooses from what is allowed.
+        return rebuilt.ioas.map_file(ram).range, *rebuilt.ioas.allowed
+
+
+def record_what_is_mapped_by_address() -> None:
+    with IommuFd() as iommufd, Memfd.create("ram", SIZE) as ram, ram.map() as mapped:
+        ioas = iommufd.alloc_ioas()
+        ioas.map(mapped, iova=IOVA)
+        try:
+            IoasLayout.record(ioas, {"ram": ram})
+        finally:
+            ioas.destroy()
+
+
+def record_what_has_no_name() -> None:
+    with IommuFd() as iommufd, Memfd.create("ram", SIZE) as ram, Memfd.create("b", PAGE) as b:
+        ioas = iommufd.alloc_ioas()
+        ioas.map_file(ram, iova=IOVA)
+        ioas.map_file(b, iova=0)
+        IoasLayout.record(ioas, {"ram": ram})
+
+
+def layouts_under_two_keys() -> None:
+    store = FdStore.create("two")
+    try:
+        store.set_meta({"machine": "q35"})
+        LAYOUT.save(store)
+        empty = IoasLayout(())
+        empty.save(store, "second")
+        assert store.meta["machine"] == "q35"
+        assert IoasLayout.load(store) == LAYOUT
+        assert IoasLayout.load(store, "second") == empty
+        IoasLayout.load(store, "third")
+    finally:
+        store.discard()
+
+
+def adopt_what_is_not_mapped() -> tuple[str, str]:
+    """What is said of a layout with a file that is not there, and of one that is out of date."""
+    said = []
+    with IommuFd() as iommufd, Memfd.create("ram", SIZE) as ram:
+        ioas = iommufd.alloc_ioas()
+        mapping = ioas.map_file(ram, iova=IOVA)
+        number = ioas.id
+        with IommuFd.from_fd(os.dup(iommufd.fileno())) as successor:
+            known = LAYOUT.adopt(successor, number, {"ram": ram})
+            assert known.mappings == (mapping,)
+            known.forget()
+            ioas.unmap_all()
+            for files in ({}, {"ram": ram}):
+                try:
+                    LAYOUT.adopt(successor, number, files)
+                except IoasLayoutError as error:
+                    said.append(str(error))
+                assert successor.objects == ()
+    first, second = said
+    return first, second
+
+
+def finish_after_rebuilding() -> None:
+    """The memory has nobody but the IOMMU."""
+    store = FdStore.retrieve("vm0")
+    with machine() as (iommufd, _, one, _, _):
+        IoasLayout.load(store).rebuild(iommufd, store, [one.device])
+        store.finish()
+
+
+def preserve() -> FdStore:
+    store = FdStore.create("vm0")
+    with Memfd.create("ram", SIZE) as ram:
+        store.add("ram", ram)
+    LAYOUT.save(store)
+    return store

@@ -62,13 +62,13 @@ def raising(operation: str, subject: str = "") -> Iterator[None]:
 
 def _call(operation: str, subject: str, attempt: Callable[[], int]) -> int:
     """The result of `attempt`, which is at least zero."""
-    result, number = _result(attempt)
+    result, number = _retry(attempt)
     if number:
         raise from_errno(number, operation, subject)
     return result
 
 
-def _result(attempt: Callable[[], int]) -> tuple[int, int]:
+def _retry(attempt: Callable[[], int]) -> tuple[int, int]:
     """The result of `attempt` and its errno; tried again after each signal that interrupts it."""
     while (result := attempt()) < 0:
         number = ffi.errno
@@ -130,7 +130,7 @@ class Struct:
         """
         packed = bytearray(self.size)
         struct = ffi.cast(self._pointer, ffi.from_buffer("char[]", packed))
-        _fill(struct, fields)
+        _set_fields(struct, fields)
         return packed
 
     def unpack(self, data: Buffer, offset: int = 0) -> Reply:
@@ -160,7 +160,7 @@ class Exported:
         TypeError: it is no writable buffer.
     """
 
-    __slots__ = ("_buffer", "_held", "_writable", "address", "length")
+    __slots__ = ("_buffer", "_exported", "_writable", "address", "length")
 
     def __init__(self, buffer: Buffer, *, writable: bool = True) -> None:
         if writable and memoryview(buffer).readonly:
@@ -169,7 +169,7 @@ class Exported:
         self._writable = writable
         self.address = int(ffi.cast("uintptr_t", self._buffer))
         self.length = len(self._buffer)
-        self._held = True
+        self._exported = True
 
     def load(self, offset: int, bits: int) -> int:
         """An unsigned integer, read in one access of `bits` bits (8, 16, 32 or 64).
@@ -178,7 +178,7 @@ class Exported:
             ValueError: it does not lie within the buffer, is not aligned to its own width, or the
                 width is none of these.
         """
-        return int(lib.pyluo_load(self._place(offset, bits), bits))
+        return int(lib.pyluo_load(self._address_of(offset, bits), bits))
 
     def store(self, offset: int, bits: int, value: int) -> None:
         """Writes an unsigned integer in one access of `bits` bits (8, 16, 32 or 64).
@@ -191,22 +191,22 @@ class Exported:
             raise TypeError("the buffer was exported for reading")
         if value < 0 or value >> bits:
             raise ValueError(f"{value:#x} does not fit into {bits} bits")
-        lib.pyluo_store(self._place(offset, bits), bits, value)
+        lib.pyluo_store(self._address_of(offset, bits), bits, value)
 
-    def _place(self, offset: int, bits: int) -> int:
+    def _address_of(self, offset: int, bits: int) -> int:
         if bits not in (8, 16, 32, 64):
             raise ValueError(f"an access of {bits} bits: 8, 16, 32 and 64 are possible")
         if offset < 0 or offset + bits // 8 > self.length or offset % (bits // 8):
             raise ValueError(
                 f"{bits} bits at {offset:#x}: not aligned, or not within {self.length:#x} bytes"
             )
-        if not self._held:
+        if not self._exported:
             raise ValueError("the buffer was released")
         return self.address + offset
 
     def release(self) -> None:
         """Lets go of the buffer; a second time does nothing."""
-        self._held = False
+        self._exported = False
         ffi.release(self._buffer)
 
 
@@ -247,22 +247,22 @@ class Ioctl:
         memory = ffi.new("unsigned char[]", size)
         ffi.buffer(memory)[self.struct.size :] = bytes(tail)
         struct = ffi.cast(f"struct {self.struct.name} *", memory)
-        _fill(struct, {self._size_field: size} | fields)
-        result, number = _result(lambda: lib.pyluo_ioctl(fd, self._number, struct))
+        _set_fields(struct, {self._size_field: size} | fields)
+        result, number = _retry(lambda: lib.pyluo_ioctl(fd, self._number, struct))
         return Reply(struct, memory, result, number)
 
-    def refusal_of_a_tail(self, fd: int) -> int:
+    def errno_for_unknown_tail(self, fd: int) -> int:
         """The errno for a struct with a non-zero tail, which no kernel may carry out."""
         size = self.struct.size
         struct = ffi.new("unsigned char[]", size + 8)
         ffi.cast("uint32_t *", struct)[0] = size + 8
         struct[size] = 1
-        _, number = _result(lambda: lib.pyluo_ioctl(fd, self._number, struct))
+        _, number = _retry(lambda: lib.pyluo_ioctl(fd, self._number, struct))
         assert number, f"{self.name} accepted a struct that it cannot know"
         return number
 
 
-def _fill(struct: object, fields: Mapping[str, Field]) -> None:
+def _set_fields(struct: object, fields: Mapping[str, Field]) -> None:
     """Sets members of a struct; the caller keeps the buffers that it is made to point to."""
     for field, value in fields.items():
         if isinstance(value, int):

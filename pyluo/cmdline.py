@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["switch"]
+__all__ = ["is_switched_on"]
 
 
-def switch(name: str, words: Sequence[str], *, default: bool) -> bool:
-    """What a switch is set to: the last one counts.
+def is_switched_on(name: str, words: Sequence[str], *, default: bool) -> bool:
+    """What a is_switched_on is set to: the last one counts.
 
     Args:
-        name: of the switch, such as ``liveupdate``.
+        name: of the is_switched_on, such as ``liveupdate``.
         words: of the command line; those behind ``--`` are for the first process.
         default: what counts when it is not there.
 

@@ -34,7 +34,7 @@ VERSION = 2
 _MAGIC = b"pyluoFDS"
 _HEADER = struct.Struct("<8sIIQQ")
 _TOKENS = range(1, 1 << 64)  # 0 is the table's own
-_LONGEST = 64 << 20  # bytes of JSON; a header that says more is no table's
+_MAX_JSON = 64 << 20  # bytes of JSON; a header that says more is no table's
 _READING = "FdStore table"
 
 
@@ -49,7 +49,7 @@ class Entry:
         size: in bytes, when it was added; 0 where that says nothing.
         requires: names of entries before this one that it needs.
         meta: what the owner of the store wants to remember of it: whatever JSON carries.
-        settled: whether the session has it; False from the intention to preserve it until it is in.
+        preserved: whether the session has it; False from the intention to preserve it until it is in.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Entry:
     size: int = 0
     requires: tuple[str, ...] = ()
     meta: dict[str, Any] = field(default_factory=dict)
-    settled: bool = True
+    preserved: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +92,14 @@ def encode(contents: Contents, generation: int, room: int) -> bytes:
                 "size": entry.size,
                 "requires": list(entry.requires),
                 "meta": entry.meta,
-                "settled": int(entry.settled),  # as long either way
+                "settled": int(entry.preserved),  # as long either way
             }
             for entry in contents.entries
         ],
     }
     text = json.dumps(tree, separators=(",", ":"), allow_nan=False).encode()
-    _contents(json.loads(text), VERSION)  # or nobody could read it after the jump
-    room = min(room, _HEADER.size + _LONGEST)
+    _parse_contents(json.loads(text), VERSION)  # or nobody could read it after the jump
+    room = min(room, _HEADER.size + _MAX_JSON)
     if _HEADER.size + len(text) > room:
         raise FdStoreError(
             errno.ENOSPC,
@@ -128,7 +128,7 @@ def decode(read: Callable[[int, int], bytes], size: int) -> tuple[Contents, int,
     slots = [_read_slot(read, number * room, room) for number in (0, 1)]
     found = [(slot, number) for number, slot in enumerate(slots) if slot is not None]
     if not found:
-        raise _damage("neither of its copies is whole")
+        raise _damage_error("neither of its copies is whole")
     (version, generation, text), number = max(found, key=lambda item: item[0][1])
     if version > VERSION:
         raise FdStoreError(
@@ -139,9 +139,9 @@ def decode(read: Callable[[int, int], bytes], size: int) -> tuple[Contents, int,
         )
     try:
         tree = json.loads(text)
-        return _contents(tree, version), generation, number
+        return _parse_contents(tree, version), generation, number
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise _damage(f"it cannot be understood: {type(error).__name__}: {error}") from None
+        raise _damage_error(f"it cannot be understood: {type(error).__name__}: {error}") from None
 
 
 def _read_slot(
@@ -152,7 +152,7 @@ def _read_slot(
     if room < _HEADER.size or len(header) < _HEADER.size:
         return None
     magic, version, check, generation, length = _HEADER.unpack(header)
-    if magic != _MAGIC or not version or length > min(room - _HEADER.size, _LONGEST):
+    if magic != _MAGIC or not version or length > min(room - _HEADER.size, _MAX_JSON):
         return None
     text = read(length, offset + _HEADER.size)
     return (version, generation, text) if check == _checksum(version, generation, text) else None
@@ -162,60 +162,64 @@ def _checksum(version: int, generation: int, text: bytes) -> int:
     return zlib.crc32(text, zlib.crc32(_HEADER.pack(_MAGIC, version, 0, generation, len(text))))
 
 
-def _contents(tree: Any, version: int) -> Contents:
+def _parse_contents(tree: Any, version: int) -> Contents:
     """Checks everything: a table that is whole may still be another program's."""
     entries: dict[str, Entry] = {}
     tokens: set[int] = set()
     for item in tree["entries"]:
-        entry = _entry_1(item) if version == 1 else _entry(item)
+        entry = _parse_entry_v1(item) if version == 1 else _parse_entry(item)
         if entry.name in entries or entry.token in tokens:
             raise ValueError(f"{entry.name!r}, token {entry.token}: not the only one")
         if unknown := set(entry.requires) - entries.keys():
             raise ValueError(f"{entry.name!r} requires {unknown}, which do not come before it")
         entries[entry.name] = entry
         tokens.add(entry.token)
-    return Contents(tuple(entries.values()), _mapping(tree.get("meta", {})))
+    return Contents(tuple(entries.values()), _check_metadata(tree.get("meta", {})))
 
 
-def _entry_1(item: Any) -> Entry:
-    return Entry(_name(item["name"]), _token(item["token"]), meta=_mapping(item.get("meta", {})))
+def _parse_entry_v1(item: Any) -> Entry:
+    return Entry(
+        _check_name(item["name"]),
+        _check_token(item["token"]),
+        meta=_check_metadata(item.get("meta", {})),
+    )
 
 
-def _entry(item: Any) -> Entry:
+def _parse_entry(item: Any) -> Entry:
     settled, requires, size = item["settled"], item["requires"], item["size"]
     whole = type(settled) is int and type(size) is int and isinstance(requires, list)
     if not whole or settled not in (0, 1):
         raise TypeError("an entry with fields of other types")
     return Entry(
-        name=_name(item["name"]),
-        token=_token(item["token"]),
-        kind=_name(item["kind"]),
+        name=_check_name(item["name"]),
+        token=_check_token(item["token"]),
+        kind=_check_name(item["kind"]),
         size=size,
-        requires=tuple(_name(name) for name in requires),
-        meta=_mapping(item["meta"]),
-        settled=bool(settled),
+        requires=tuple(_check_name(name) for name in requires),
+        meta=_check_metadata(item["meta"]),
+        preserved=bool(settled),
     )
 
 
-def _name(value: Any) -> str:
+def _check_name(value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise TypeError(f"{value!r} is no name")
     return value
 
 
-def _token(value: Any) -> int:
+def _check_token(value: Any) -> int:
     if type(value) is not int or value not in _TOKENS:
         raise TypeError(f"{value!r} is no token of an entry")
     return value
 
 
-def _mapping(value: Any) -> dict[str, Any]:
+def _check_metadata(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise TypeError(f"{value!r} is no metadata")
     return value
 
 
-def _damage(how: str) -> FdStoreError:
+def _damage_error(how: str) -> FdStoreError:
     return FdStoreError(
         errno.EBADMSG,
         _READING,

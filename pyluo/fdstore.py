@@ -28,9 +28,9 @@ from pyluo.errors import (
     TokenInUseError,
     TokenNotFoundError,
 )
-from pyluo.held import held
 from pyluo.liveupdate import LiveUpdate
-from pyluo.memfd import Memfd, has_seals
+from pyluo.memfd import Memfd, supports_seals
+from pyluo.open_sessions import open_sessions
 from pyluo.session import IncomingSession, OutgoingSession
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ __all__ = ["FdStore"]
 
 _TABLE_TOKEN = 0
 _TABLE_SIZE = 1 << 16
-_PATIENCE = 2.0  # seconds
+_RECREATE_TIMEOUT = 2.0  # seconds
 _TYPES: dict[str, type[OwnedFd]] = {"memfd": Memfd}
 
 F = TypeVar("F", bound=OwnedFd)
@@ -83,15 +83,15 @@ class FdStore:
         self._name = session.name
         self._entries: dict[str, Entry] = {}
         self._meta: dict[str, Any] = {}
-        self._restored: set[str] = set()  # by the kernel: retrieving it again cannot fail
-        self._given: set[str] = set()  # to a caller, by get()
+        self._retrieved: set[str] = set()  # by the kernel: retrieving it again cannot fail
+        self._handed_out: set[str] = set()  # to a caller, by get()
         self._lost: tuple[str, ...] = ()
         self._finishing = False
         if isinstance(session, IncomingSession):
             try:
                 self._read_table(session)
             except LuoError as error:
-                raise self._unreadable(error, session) from error
+                raise self._table_error(error, session) from error
         else:
             self._table = _new_table(session, self._contents(), table_size)
 
@@ -109,7 +109,7 @@ class FdStore:
         Raises:
             LuoError: as `LiveUpdate` and `LiveUpdate.create_session` do.
         """
-        with _open(device) as luo:
+        with _open_device(device) as luo:
             session = luo.create_session(name)
         try:
             return cls(session, table_size=table_size)
@@ -125,7 +125,7 @@ class FdStore:
             LuoError: as `LiveUpdate` and `LiveUpdate.retrieve_session` do.
             FdStoreError: as for the class.
         """
-        with _open(device) as luo:
+        with _open_device(device) as luo:
             session = luo.retrieve_session(name)
         return cls(session)
 
@@ -146,7 +146,7 @@ class FdStore:
         Raises:
             FdStoreError: EPERM, the store is incoming.
         """
-        return self._outgoing("outgoing")
+        return self._require_outgoing("outgoing")
 
     @property
     def incoming(self) -> bool:
@@ -214,8 +214,8 @@ class FdStore:
             if name in self._files:
                 fd = adopt(_duplicate(self._files[name]), chosen)
             else:
-                fd = self._restore(entry, chosen)
-            self._given.add(name)
+                fd = self._retrieve(entry, chosen)
+            self._handed_out.add(name)
             return fd
 
     @contextmanager
@@ -229,24 +229,24 @@ class FdStore:
             LuoError: as `get` does.
         """
         with self._lock:
-            had = name in self._given
+            had = name in self._handed_out
             fd = self.get(name)
             if not had:
-                self._given.discard(name)
+                self._handed_out.discard(name)
         with fd:
             yield fd
 
-    def _restore(self, entry: Entry, kind: type[F]) -> F:
+    def _retrieve(self, entry: Entry, kind: type[F]) -> F:
         """Retrieves an entry, after what it requires."""
-        session = self._incoming("get")
+        session = self._require_incoming("get")
         for needed in entry.requires:
-            if needed not in self._restored:
-                self._restore(self._entries[needed], OwnedFd).close()
-        if entry.name not in self._restored:
+            if needed not in self._retrieved:
+                self._retrieve(self._entries[needed], OwnedFd).close()
+        if entry.name not in self._retrieved:
             subject = f"store {self._name!r}, entry {entry.name!r}"
-            guards.refuse_small_group(entry.size, subject)
+            guards.refuse_full_cgroup(entry.size, subject)
         fd = session.retrieve(entry.token, kind)
-        self._restored.add(entry.name)
+        self._retrieved.add(entry.name)
         return fd
 
     def add(
@@ -273,12 +273,12 @@ class FdStore:
             LuoError: as `OutgoingSession.preserve` does. The store is as it was then.
         """
         with self._lock:
-            session = self._outgoing("add")
+            session = self._require_outgoing("add")
             session.fileno()  # or it is closed, and nothing is written down
             if not name or name in self._entries:
-                raise self._refusal("add", errno.EEXIST, f"entry {name!r}", "Choose another name")
+                raise self._error("add", errno.EEXIST, f"entry {name!r}", "Choose another name")
             if missing := [needed for needed in requires if needed not in self._entries]:
-                raise self._refusal(
+                raise self._error(
                     "add", errno.ENOENT, f"entry {name!r} requires {missing}", "Add these first"
                 )
             own = OwnedFd(_duplicate(fd))
@@ -286,11 +286,11 @@ class FdStore:
                 entry = Entry(
                     name=name,
                     token=max((entry.token for entry in self._entries.values()), default=0) + 1,
-                    kind="memfd" if has_seals(own.fileno()) else "file",
+                    kind="memfd" if supports_seals(own.fileno()) else "file",
                     size=os.fstat(own.fileno()).st_size,
                     requires=tuple(requires),
                     meta=dict(meta or {}),
-                    settled=False,
+                    preserved=False,
                 )
                 self._files[name] = own
                 self._write({**self._entries, name: entry})
@@ -305,7 +305,7 @@ class FdStore:
                 self._write({key: old for key, old in self._entries.items() if key != name})
                 self._files.pop(name).close()
                 raise
-            entry = dataclasses.replace(entry, settled=True)
+            entry = dataclasses.replace(entry, preserved=True)
             self._write({**self._entries, name: entry})
             return entry
 
@@ -318,7 +318,7 @@ class FdStore:
                 what it was.
         """
         with self._lock:
-            self._outgoing("set_meta")
+            self._require_outgoing("set_meta")
             if name is None:
                 self._write(self._entries, dict(meta))
             else:
@@ -340,30 +340,30 @@ class FdStore:
             LuoError: as `OutgoingSession.preserve` does.
         """
         with self._lock:
-            session = self._outgoing("remove")
+            session = self._require_outgoing("remove")
             entry = self._entries[name]
             if needing := [other.name for other in self.entries if name in other.requires]:
-                raise self._refusal(
+                raise self._error(
                     "remove", errno.EBUSY, f"entry {name!r}", f"Remove {needing} first"
                 )
-            if others := self._others(session):
-                raise self._refusal(
+            if others := self._other_holders(session):
+                raise self._error(
                     "remove",
                     errno.EBUSY,
                     f"entry {name!r}",
                     f"The session is also held by {', '.join(others)}, and would not end",
                 )
-            with _open(device) as luo:
+            with _open_device(device) as luo:
                 del self._entries[entry.name]
-                self._rebuild(luo)
+                self._recreate_session(luo)
                 self._files.pop(name).close()
 
-    def _others(self, session: OutgoingSession) -> list[str]:
+    def _other_holders(self, session: OutgoingSession) -> list[str]:
         """The other descriptors of this session, as far as the caller may see them."""
         own = os.getpid(), session.fileno()
         return [
             f"process {each.pid} ({each.command!r}, fd {each.fd})"
-            for each in held()
+            for each in open_sessions()
             if (each.pid, each.fd) != own
             and each.session == self._name
             and each.direction != "incoming"  # it may be one that cannot be told
@@ -397,22 +397,22 @@ class FdStore:
         with self._lock:
             session = self._session
             if not isinstance(session, IncomingSession):
-                self._complete(session, destroy, device)
+                self._preserve_left_out(session, destroy, device)
                 return
-            kept = self._without("renew", destroy)
+            kept = self._entries_without("renew", destroy)
             for entry in kept.values():
                 if entry.name not in self._files:
-                    self._files[entry.name] = self._restore(entry, OwnedFd)
+                    self._files[entry.name] = self._retrieve(entry, OwnedFd)
                 if not allow_noexec:
                     subject = partial(str, f"store {self._name!r}, entry {entry.name!r}")
                     guards.refuse_noexec(self._files[entry.name].fileno(), subject)
             self._refuse_growth(kept)
-            with _open(device) as luo:
+            with _open_device(device) as luo:
                 outgoing = luo.create_session(self._name)
-            unsettled = _unsettled(kept)
+            waiting = _not_preserved_yet(kept)
             try:
-                contents_now = Contents(tuple(unsettled.values()), self._meta)
-                table = _new_table(outgoing, contents_now, self._table_size)
+                table_contents = Contents(tuple(waiting.values()), self._meta)
+                table = _new_table(outgoing, table_contents, self._table_size)
             except BaseException:
                 outgoing.discard()
                 raise
@@ -424,7 +424,7 @@ class FdStore:
                 outgoing.discard()
                 table.memfd.close()
                 raise
-            self._session, self._table, self._entries = outgoing, table, unsettled
+            self._session, self._table, self._entries = outgoing, table, waiting
             self._finishing = False
             for name in set(self._files) - set(kept):
                 self._files.pop(name).close()
@@ -433,9 +433,9 @@ class FdStore:
     def _refuse_growth(self, names: Iterable[str]) -> None:
         """Files that came over take no more memory than they have, unless they grew since."""
         fds = [self._files[name].fileno() for name in names]
-        guards.refuse_overload(fds, partial(str, f"store {self._name!r}"), in_scratch=False)
+        guards.refuse_excess_memory(fds, partial(str, f"store {self._name!r}"), in_scratch=False)
 
-    def _complete(
+    def _preserve_left_out(
         self,
         session: OutgoingSession,
         destroy: Collection[str],
@@ -443,11 +443,11 @@ class FdStore:
     ) -> None:
         """Takes up again what a failure left out of an outgoing store."""
         if destroy:
-            raise self._refusal("renew", errno.EPERM, f"{list(destroy)}", "Use remove()")
+            raise self._error("renew", errno.EPERM, f"{list(destroy)}", "Use remove()")
         self._refuse_growth(self._left_out())
         if session.closed:
-            with _open(device) as luo:
-                self._rebuild(luo)
+            with _open_device(device) as luo:
+                self._recreate_session(luo)
         else:
             self._preserve_rest(session)
 
@@ -464,19 +464,19 @@ class FdStore:
             LuoError: as `IncomingSession.finish` does.
         """
         with self._lock:
-            session = self._incoming("finish")
+            session = self._require_incoming("finish")
             if session.closed:
                 return
             self._check_names("finish", destroy)
-            if left := [name for name in self if name not in {*self._given, *destroy}]:
-                raise self._refusal(
+            if left := [name for name in self if name not in {*self._handed_out, *destroy}]:
+                raise self._error(
                     "finish",
                     errno.EBUSY,
                     f"entries {left}, which nobody got",
                     f"They would be destroyed: get() them, or say finish(destroy={left})",
                 )
             session.finish()
-            self._release()
+            self._close_files()
 
     def discard(self) -> None:
         """Gives an outgoing store up; the files stay with those who have them open.
@@ -488,8 +488,8 @@ class FdStore:
             FdStoreError: EPERM, the store is incoming.
         """
         with self._lock:
-            self._outgoing("discard").discard()
-            self._release()
+            self._require_outgoing("discard").discard()
+            self._close_files()
 
     def detach(self) -> int:
         """Gives up the descriptor of the session, still open, and closes the store's own.
@@ -503,9 +503,9 @@ class FdStore:
         """
         with self._lock:
             if left := self._left_out():
-                raise self._refusal("detach", errno.EBUSY, f"entries {left}", "renew() it first")
+                raise self._error("detach", errno.EBUSY, f"entries {left}", "renew() it first")
             fd = self._session.detach()
-            self._release()
+            self._close_files()
             return fd
 
     def __enter__(self) -> Self:
@@ -535,7 +535,7 @@ class FdStore:
             )
             for name in left:
                 self._files.pop(name).detach()
-        self._release()
+        self._close_files()
 
     def __repr__(self) -> str:
         direction = "incoming" if self.incoming else "outgoing"
@@ -553,10 +553,12 @@ class FdStore:
         lost: list[str] = []
         for entry in read.entries:
             requires = tuple(name for name in entry.requires if name not in lost)
-            self._entries[entry.name] = dataclasses.replace(entry, settled=True, requires=requires)
+            self._entries[entry.name] = dataclasses.replace(
+                entry, preserved=True, requires=requires
+            )
             try:
-                if not entry.settled:
-                    self._restore(self._entries[entry.name], OwnedFd).close()
+                if not entry.preserved:
+                    self._retrieve(self._entries[entry.name], OwnedFd).close()
             except TokenNotFoundError:
                 lost.append(entry.name)
                 del self._entries[entry.name]
@@ -564,7 +566,7 @@ class FdStore:
                 continue  # it is there: get() says what is wrong, and destroy= leaves it behind
         self._lost = tuple(lost)
 
-    def _unreadable(self, error: LuoError, session: IncomingSession) -> FdStoreError:
+    def _table_error(self, error: LuoError, session: IncomingSession) -> FdStoreError:
         """Says whose table it is, and keeps the session within the caller's reach."""
         number, hint = error.errno or errno.EIO, error.hint
         if isinstance(error, TokenNotFoundError):
@@ -573,7 +575,7 @@ class FdStore:
             what = f"its table: {error.subject}"
         else:
             what = f"its table: {error}"
-        refusal = self._refusal("retrieve", number, what, hint)
+        refusal = self._error("retrieve", number, what, hint)
         refusal.session = session
         return refusal
 
@@ -584,7 +586,7 @@ class FdStore:
         # Interrupted in the middle of a finish: the session may have them no more.
         finishing = getattr(self, "_finishing", False)
         return [
-            name for name in files if finishing or (name in entries and not entries[name].settled)
+            name for name in files if finishing or (name in entries and not entries[name].preserved)
         ]
 
     def _write(self, entries: dict[str, Entry], meta: dict[str, Any] | None = None) -> None:
@@ -595,17 +597,17 @@ class FdStore:
         self._table.write(Contents(tuple(entries.values()), meta))
         self._entries, self._meta = entries, meta
 
-    def _rebuild(self, luo: LiveUpdate) -> None:
+    def _recreate_session(self, luo: LiveUpdate) -> None:
         """A new session, with the table and with all entries: what was in the old one is allowed.
 
         What fails before the table is in leaves the session closed, and so to be rebuilt.
         """
         assert isinstance(self._session, OutgoingSession)
         assert self._table is not None
-        unsettled = _unsettled(self._entries)
+        waiting = _not_preserved_yet(self._entries)
         self._session.discard()
-        self._write(unsettled)
-        session = self._create_again(luo)
+        self._write(waiting)
+        session = self._create_under_same_name(luo)
         try:
             session.preserve_many({_TABLE_TOKEN: self._table.memfd}, guarded=False)
         except BaseException:
@@ -614,9 +616,9 @@ class FdStore:
         self._session = session
         self._preserve_rest(session)
 
-    def _create_again(self, luo: LiveUpdate) -> OutgoingSession:
+    def _create_under_same_name(self, luo: LiveUpdate) -> OutgoingSession:
         """The session anew; who looks at sessions at this moment has the old one for a moment."""
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + _RECREATE_TIMEOUT
         while True:
             try:
                 return luo.create_session(self._name)
@@ -630,7 +632,7 @@ class FdStore:
 
         Their pages were preserved before, so that pyluo's own checks have nothing to say to them.
         """
-        rest = {entry.token: entry.name for entry in self.entries if not entry.settled}
+        rest = {entry.token: entry.name for entry in self.entries if not entry.preserved}
         while rest:
             done: Collection[int] = ()
             try:
@@ -646,16 +648,16 @@ class FdStore:
             finally:
                 for token in done:
                     name = rest.pop(token)
-                    self._entries[name] = dataclasses.replace(self._entries[name], settled=True)
+                    self._entries[name] = dataclasses.replace(self._entries[name], preserved=True)
                 self._write(self._entries)
 
-    def _without(self, operation: str, names: Collection[str]) -> dict[str, Entry]:
+    def _entries_without(self, operation: str, names: Collection[str]) -> dict[str, Entry]:
         """The entries that stay when `names` go."""
         self._check_names(operation, names)
         kept = {name: entry for name, entry in self._entries.items() if name not in names}
         for entry in kept.values():
             if needed := set(entry.requires) & set(names):
-                raise self._refusal(
+                raise self._error(
                     operation,
                     errno.EBUSY,
                     f"entries {sorted(needed)}",
@@ -665,27 +667,27 @@ class FdStore:
 
     def _check_names(self, operation: str, names: Collection[str]) -> None:
         if unknown := [name for name in names if name not in self._entries]:
-            raise self._refusal(
+            raise self._error(
                 operation, errno.ENOENT, f"entries {unknown}", f"The store has {list(self)}"
             )
 
-    def _incoming(self, operation: str) -> IncomingSession:
+    def _require_incoming(self, operation: str) -> IncomingSession:
         if isinstance(self._session, IncomingSession):
             return self._session
-        raise self._refusal(operation, errno.EPERM, "", "Only an incoming store can do this")
+        raise self._error(operation, errno.EPERM, "", "Only an incoming store can do this")
 
-    def _outgoing(self, operation: str) -> OutgoingSession:
+    def _require_outgoing(self, operation: str) -> OutgoingSession:
         if isinstance(self._session, OutgoingSession):
             return self._session
-        raise self._refusal(
+        raise self._error(
             operation, errno.EPERM, "", "Only an outgoing store can do this: renew() it first"
         )
 
-    def _refusal(self, operation: str, number: int, what: str, hint: str) -> FdStoreError:
+    def _error(self, operation: str, number: int, what: str, hint: str) -> FdStoreError:
         subject = f"store {self._name!r}" + (f", {what}" if what else "")
         return FdStoreError(number, f"FdStore.{operation}", subject, hint)
 
-    def _release(self) -> None:
+    def _close_files(self) -> None:
         """Closes the descriptors that are the store's own."""
         files, self._files = getattr(self, "_files", {}), {}
         for file in files.values():
@@ -703,20 +705,20 @@ class _Table:
         self._generation = 0
         self.memfd = Memfd.create(f"pyluo table of {name}"[:60], 2 * room)
 
-    def write(self, contents_now: Contents) -> None:
+    def write(self, table_contents: Contents) -> None:
         """Writes in place; until it is whole, the table before it counts."""
         generation = self._generation + 1
-        slot = contents.encode(contents_now, generation, self._room)
+        slot = contents.encode(table_contents, generation, self._room)
         self.memfd.write(slot, (generation % 2) * self._room)
         self._generation = generation
 
 
-def _new_table(session: OutgoingSession, contents_now: Contents, room: int) -> _Table:
+def _new_table(session: OutgoingSession, table_contents: Contents, room: int) -> _Table:
     """A table with these contents, preserved, and with room for as many again."""
-    needed = len(contents.encode(contents_now, 1, 1 << 30))
+    needed = len(contents.encode(table_contents, 1, 1 << 30))
     table = _Table(session.name, max(room, 2 * needed))
     try:
-        table.write(contents_now)
+        table.write(table_contents)
         session.preserve(table.memfd, _TABLE_TOKEN)
     except BaseException:
         table.memfd.close()
@@ -724,11 +726,11 @@ def _new_table(session: OutgoingSession, contents_now: Contents, room: int) -> _
     return table
 
 
-def _unsettled(entries: Mapping[str, Entry]) -> dict[str, Entry]:
-    return {name: dataclasses.replace(entry, settled=False) for name, entry in entries.items()}
+def _not_preserved_yet(entries: Mapping[str, Entry]) -> dict[str, Entry]:
+    return {name: dataclasses.replace(entry, preserved=False) for name, entry in entries.items()}
 
 
-def _open(device: LiveUpdate | None) -> AbstractContextManager[LiveUpdate]:
+def _open_device(device: LiveUpdate | None) -> AbstractContextManager[LiveUpdate]:
     """The device given, which stays open, or one of its own for the while."""
     return nullcontext(device) if device is not None else LiveUpdate()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["SESSION_LINK", "kind_of_file", "link_of", "missing_support"]
+__all__ = ["SESSION_LINK", "describe_file", "missing_support", "read_link"]
 
 SESSION_LINK = "anon_inode:[luo_session] "
 """What the link of a session in /proc/PID/fd begins with; the name follows."""
@@ -29,7 +29,7 @@ _MISSING = {
 }
 
 
-def link_of(fd: int) -> str:
+def read_link(fd: int) -> str:
     """The link of a descriptor of this process in /proc; empty if it is not open."""
     try:
         return os.readlink(f"/proc/self/fd/{fd}")
@@ -37,9 +37,9 @@ def link_of(fd: int) -> str:
         return ""
 
 
-def kind_of_file(fd: int) -> str:
+def describe_file(fd: int) -> str:
     """What a descriptor is, in words, for a message."""
-    link = link_of(fd)
+    link = read_link(fd)
     if link.startswith("/memfd:") or link == _RETRIEVED:
         return "a memfd"
     if link.startswith(SESSION_LINK):
@@ -52,7 +52,7 @@ def kind_of_file(fd: int) -> str:
 
 def missing_support(fd: int) -> str:
     """Which support the running kernel lacks to preserve a descriptor; empty if it has no name."""
-    link = link_of(fd)
+    link = read_link(fd)
     for beginning, what in _MISSING.items():
         if link.startswith(beginning):
             return f"Linux {os.uname().release} cannot preserve it: {what}"

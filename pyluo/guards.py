@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 
 from pyluo._sys import raising
 from pyluo.errors import NotPreservableError, PreservedMemoryError
-from pyluo.memfd import Seal, has_seals, seals_of
+from pyluo.memfd import Seal, read_seals, supports_seals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 __all__ = [
     "RESERVE",
-    "preservable",
+    "preservable_memory",
+    "refuse_excess_memory",
+    "refuse_full_cgroup",
     "refuse_noexec",
-    "refuse_overload",
-    "refuse_small_group",
-    "room_in_groups",
+    "room_in_cgroups",
 ]
 
 RESERVE = 64 << 20
@@ -46,7 +46,7 @@ def refuse_noexec(fd: int, subject: Callable[[], str]) -> None:
 
     Source: mm/memfd_luo.c, memfd_luo_retrieve(): it adds the seal to an executable file.
     """
-    if seals_of(fd) & Seal.EXEC:
+    if read_seals(fd) & Seal.EXEC:
         raise NotPreservableError(
             errno.EINVAL,
             _OPERATION,
@@ -57,7 +57,7 @@ def refuse_noexec(fd: int, subject: Callable[[], str]) -> None:
         )
 
 
-def refuse_overload(
+def refuse_excess_memory(
     fds: Sequence[int], subject: Callable[[], str], *, in_scratch: bool = True
 ) -> None:
     """Refuses files for whose pages there is no memory of the kind that can be preserved.
@@ -75,7 +75,7 @@ def refuse_overload(
         NotPreservableError: EFBIG, a file of a tebibyte or more, for which no kernel up to 7.3 can
             make its list of pages, whatever memory there is.
     """
-    sizes = [_allocation(fd) for fd in fds]
+    sizes = [_allocated_size(fd) for fd in fds]
     if max(sizes, default=0) >= _SIZE_LIMIT:
         raise NotPreservableError(
             errno.EFBIG,
@@ -84,26 +84,26 @@ def refuse_overload(
             "Split it into files of less than 1 TiB each",
         )
     wanted = sum(sizes)
-    room = preservable() - RESERVE
+    room = preservable_memory() - RESERVE
     if wanted <= room:
         return
     # Pages that lie in a scratch area move out of it, and swapped ones come in: which ones those
     # are, no interface tells.
-    holes = sum(map(_holes, fds))
+    holes = sum(map(_size_of_holes, fds))
     elsewhere = _swap_in_use() + (_scratch_in_use() if in_scratch else 0)
     wanted = holes + min(wanted - holes, elsewhere)
     if wanted > room:
         raise PreservedMemoryError(
             errno.ENOMEM,
             _OPERATION,
-            f"{subject()}: up to {_mib(wanted)} to allocate, {_mib(max(room, 0))} to be had",
+            f"{subject()}: up to {_format_mib(wanted)} to allocate, {_format_mib(max(room, 0))} to be had",
             f"Preserved pages lie outside the scratch areas that the next kernel boots in, and "
-            f"{_mib(RESERVE)} beyond them are left to the kernel; free memory, preserve less, or "
+            f"{_format_mib(RESERVE)} beyond them are left to the kernel; free memory, preserve less, or "
             f"make the areas smaller with kho_scratch= on the kernel command line",
         )
 
 
-def refuse_small_group(size: int, subject: str) -> None:
+def refuse_full_cgroup(size: int, subject: str) -> None:
     """Refuses to retrieve a file that the caller's memory cgroup has no room for.
 
     The kernel charges its pages to that group, and a retrieval that fails loses the file; where
@@ -116,18 +116,18 @@ def refuse_small_group(size: int, subject: str) -> None:
     Raises:
         PreservedMemoryError: ENOMEM.
     """
-    room, group = room_in_groups()
+    room, group = room_in_cgroups()
     if size > room:
         raise PreservedMemoryError(
             errno.ENOMEM,
             "LIVEUPDATE_SESSION_RETRIEVE_FD",
-            f"{subject}: {_mib(size)}, where the memory cgroup {group} has room for {_mib(room)}",
+            f"{subject}: {_format_mib(size)}, where the memory cgroup {group} has room for {_format_mib(room)}",
             "The file would be lost: raise memory.max, or retrieve outside of the group; it is "
             "still in the session",
         )
 
 
-def room_in_groups() -> tuple[float, str]:
+def room_in_cgroups() -> tuple[float, str]:
     """The bytes that the caller's cgroup and those above it have left, and which is the tightest.
 
     Source: Documentation/admin-guide/cgroup-v2.rst, memory.max, memory.current, memory.stat
@@ -140,8 +140,8 @@ def room_in_groups() -> tuple[float, str]:
                 path = line.removeprefix("0::").strip()
     while path:
         with suppress(OSError, ValueError):
-            limit = _number(f"{_CGROUPS}{path}/memory.max")
-            used = _number(f"{_CGROUPS}{path}/memory.current")
+            limit = _read_limit(f"{_CGROUPS}{path}/memory.max")
+            used = _read_limit(f"{_CGROUPS}{path}/memory.current")
             left = limit - used + _reclaimable(f"{_CGROUPS}{path}/memory.stat")
             if left < room:
                 room, tightest = max(left, 0), path
@@ -161,12 +161,12 @@ def _reclaimable(path: str) -> int:
     return total
 
 
-def _number(path: str) -> int:
+def _read_limit(path: str) -> int:
     with open(path) as file:
         return int(file.read())  # "max" is none, and no limit
 
 
-def preservable() -> int:
+def preservable_memory() -> int:
     """Bytes of memory that could be preserved: free, or freed on demand, and outside scratch.
 
     An estimate, from MemAvailable and CmaFree: scratch areas serve as CMA meanwhile.
@@ -174,19 +174,21 @@ def preservable() -> int:
     Source: Documentation/filesystems/proc.rst, meminfo; kernel/liveupdate/kexec_handover.c,
     kho_release_scratch()
     """
-    memory = _meminfo()
+    memory = _read_meminfo()
     return memory["MemAvailable"] - memory["CmaFree"]
 
 
-def _allocation(fd: int) -> int:
+def _allocated_size(fd: int) -> int:
     """The bytes that a preserved file takes, in whole pages; 0 for what is no file of a tmpfs."""
-    if not has_seals(fd) or os.fstatvfs(fd).f_bsize != _PAGE:  # huge pages: the kernel refuses them
+    if (
+        not supports_seals(fd) or os.fstatvfs(fd).f_bsize != _PAGE
+    ):  # huge pages: the kernel refuses them
         return 0
     return -(-os.fstat(fd).st_size // _PAGE) * _PAGE
 
 
-def _holes(fd: int) -> int:
-    allocation = _allocation(fd)
+def _size_of_holes(fd: int) -> int:
+    allocation = _allocated_size(fd)
     return max(allocation - os.fstat(fd).st_blocks * 512, 0) if allocation else 0
 
 
@@ -208,15 +210,15 @@ def _scratch_in_use() -> int:
                     blocks += int(line.split()[column])
     except (OSError, ValueError):
         return 0
-    return max(blocks * pages_of_a_block * _PAGE - _meminfo()["CmaFree"], 0)
+    return max(blocks * pages_of_a_block * _PAGE - _read_meminfo()["CmaFree"], 0)
 
 
 def _swap_in_use() -> int:
-    memory = _meminfo()
+    memory = _read_meminfo()
     return memory["SwapTotal"] - memory["SwapFree"]
 
 
-def _meminfo() -> dict[str, int]:
+def _read_meminfo() -> dict[str, int]:
     """Bytes by the names of /proc/meminfo."""
     fields = dict.fromkeys(("MemAvailable", "CmaFree", "SwapTotal", "SwapFree"), 0)
     with raising("open meminfo", _MEMINFO), open(_MEMINFO) as file:
@@ -227,5 +229,5 @@ def _meminfo() -> dict[str, int]:
     return fields
 
 
-def _mib(size: float) -> str:
+def _format_mib(size: float) -> str:
     return f"{size / (1 << 20):.0f} MiB"

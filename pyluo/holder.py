@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from pyluo._sys import raising
 from pyluo.errors import LuoError, LuoPermissionError
 from pyluo.liveupdate import LiveUpdate
-from pyluo.peer import opener, same_user
+from pyluo.peer import peer_credentials, same_user
 from pyluo.session import IncomingSession, OutgoingSession
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def find(name: str, direction: str) -> Holder | None:
     """
     try:
         with _connect(name, direction) as connection:
-            return Holder(name, direction, opener(connection).pid)
+            return Holder(name, direction, peer_credentials(connection).pid)
     except LuoError as error:
         if error.errno not in (ENOENT, ECONNREFUSED):
             raise
@@ -132,8 +132,8 @@ def _folder() -> str:
     with raising("make folder", folder), suppress(FileExistsError):
         os.mkdir(folder, 0o700)
     status = os.lstat(folder)
-    mine = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
-    if not mine or stat.S_IMODE(status.st_mode) & 0o077:
+    private = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+    if not private or stat.S_IMODE(status.st_mode) & 0o077:
         raise LuoPermissionError(
             EACCES, "use folder", folder, "It has to be yours alone: a folder of mode 0700"
         )
@@ -157,7 +157,7 @@ def _connect(name: str, direction: str) -> socket.socket:
         connection.settimeout(_ANSWER_TIMEOUT)
         with raising("connect", f"the holder of {direction} session {name!r}"):
             connection.connect(address)
-            listener = opener(connection)
+            listener = peer_credentials(connection)
         if not same_user(listener):
             raise LuoPermissionError(EACCES, "connect", address, "Another user listens there")
     except BaseException:
@@ -169,14 +169,14 @@ def _connect(name: str, direction: str) -> socket.socket:
 def _start(name: str, direction: str, fd: int) -> Holder:
     """Runs this module in a process of its own, and waits until it holds the session."""
     address = _address(name, direction)
-    with _alone() as lock, ExitStack() as stack:
+    with _start_lock() as lock, ExitStack() as stack:
         if (found := find(name, direction)) is not None:
             raise LuoError(EEXIST, "start holder", str(found), "Release it first")
         with suppress(FileNotFoundError):
             os.unlink(address)  # of a holder that was killed: nobody listens
-        ours, theirs = map(stack.enter_context, socket.socketpair(type=socket.SOCK_SEQPACKET))
-        complaints = stack.enter_context(tempfile.TemporaryFile())
-        numbers = theirs.fileno(), lock, fd
+        ours, childs = map(stack.enter_context, socket.socketpair(type=socket.SOCK_SEQPACKET))
+        stderr = stack.enter_context(tempfile.TemporaryFile())
+        numbers = childs.fileno(), lock, fd
         command = [sys.executable, "-m", "pyluo.holder", *map(str, numbers), address, name]
         path = [os.path.abspath(entry) for entry in sys.path]  # it starts elsewhere
         process = subprocess.Popen(
@@ -186,19 +186,19 @@ def _start(name: str, direction: str, fd: int) -> Holder:
             pass_fds=[number for number in numbers if number >= 0],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=complaints,
+            stderr=stderr,
             start_new_session=True,
         )
         process.wait()  # it forks at once
-        theirs.close()
+        childs.close()
         ours.settimeout(_START_TIMEOUT)
         with raising("start holder", f"session {name!r}"):
-            told = ours.recv(1 << 16)
-        if not told:
-            complaints.seek(0)
-            hint = complaints.read().decode(errors="replace").strip()
+            answer = ours.recv(1 << 16)
+        if not answer:
+            stderr.seek(0)
+            hint = stderr.read().decode(errors="replace").strip()
             raise LuoError(ECHILD, "start holder", f"session {name!r}", hint)
-        outcome = pickle.loads(told)  # of our own child, over a channel of our own
+        outcome = pickle.loads(answer)  # of our own child, over a channel of our own
         if isinstance(outcome, LuoError):
             raise outcome
         with raising("start holder", f"session {name!r}"):
@@ -207,7 +207,7 @@ def _start(name: str, direction: str, fd: int) -> Holder:
 
 
 @contextmanager
-def _alone() -> Iterator[int]:
+def _start_lock() -> Iterator[int]:
     """One process at a time starts a holder: two of one name would take each other's socket.
 
     The lock lasts until the last descriptor of it is closed, and the holder gets one: it goes on
@@ -233,15 +233,15 @@ def _main() -> None:
         try:
             # From the next line on nothing may fail: the end of this process is the end of the
             # session.
-            session = _take(fd, name)
+            session = _obtain_session(fd, name)
         except LuoError as error:
             os.unlink(address)
             starter.send(pickle.dumps(error))
             return
-        _settle()
+        _daemonize()
         os.close(lock)
-        wanted = _wanted(starter)
-    last = _serve(listener, session) if wanted or fd < 0 else None
+        confirmed = _starter_confirms(starter)
+    last = _serve(listener, session) if confirmed or fd < 0 else None
     with suppress(OSError):
         os.unlink(address)
     os.close(session.detach())
@@ -249,8 +249,8 @@ def _main() -> None:
         last.close()  # only now: who released it waits for this
 
 
-def _wanted(starter: socket.socket) -> bool:
-    """Whether who started this process still wants it, once it is told that all is well."""
+def _starter_confirms(starter: socket.socket) -> bool:
+    """Whether who started this process still wants it, once it is answer that all is well."""
     try:
         starter.send(pickle.dumps(os.getpid()))
         return starter.recv(64) == _KEEP
@@ -266,7 +266,7 @@ def _listen(address: str) -> socket.socket:
     return listener
 
 
-def _take(fd: int, name: str) -> OutgoingSession | IncomingSession:
+def _obtain_session(fd: int, name: str) -> OutgoingSession | IncomingSession:
     if fd >= 0:
         return _adopt(fd, "outgoing")
     with LiveUpdate() as device:
@@ -283,12 +283,12 @@ def _adopt(fd: int, direction: str) -> OutgoingSession | IncomingSession:
         raise
 
 
-def _settle() -> None:
+def _daemonize() -> None:
     """Keeps what commonly ends a process from ending this one, and keeps it from holding more."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    with suppress(OSError), open(os.devnull, "r+b", buffering=0) as nowhere:
+    with suppress(OSError), open(os.devnull, "r+b", buffering=0) as null:
         for number in (0, 1, 2):
-            os.dup2(nowhere.fileno(), number)
+            os.dup2(null.fileno(), number)
     with suppress(OSError):
         with open("/proc/self/comm", "w") as file:
             file.write("pyluo-holder")
@@ -306,7 +306,7 @@ def _serve(listener: socket.socket, session: OutgoingSession | IncomingSession) 
             continue
         with suppress(OSError, MemoryError):
             connection.settimeout(_REQUEST_TIMEOUT)
-            allowed = same_user(opener(connection))
+            allowed = same_user(peer_credentials(connection))
             request = connection.recv(64) if allowed else b""
             if request == _RELEASE:
                 return connection

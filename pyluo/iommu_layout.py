@@ -90,16 +90,16 @@ class IoasLayout:
     def __post_init__(self) -> None:
         for mapping in self.mappings:
             if mapping.length <= 0 or mapping.offset < 0 or mapping.access not in _LETTERS:
-                raise _refusal(errno.EINVAL, "create", f"{mapping}", "It makes no sense")
+                raise _error(errno.EINVAL, "create", f"{mapping}", "It makes no sense")
             if mapping.iova < 0 or mapping.range.last >> 64:
-                raise _refusal(errno.EINVAL, "create", f"{mapping}", "It exceeds 64 bits")
+                raise _error(errno.EINVAL, "create", f"{mapping}", "It exceeds 64 bits")
         for allowed in self.allowed:
             if not 0 <= allowed.start < allowed.last < 1 << 64:
-                raise _refusal(errno.EINVAL, "create", f"allowed {allowed}", "It is no range")
+                raise _error(errno.EINVAL, "create", f"allowed {allowed}", "It is no range")
         for one, other in pairwise(self.mappings):
             if other.iova <= one.range.last:
                 subject = f"{one.range} and {other.range}"
-                raise _refusal(errno.EINVAL, "create", subject, "They overlap, or are unsorted")
+                raise _error(errno.EINVAL, "create", subject, "They overlap, or are unsorted")
 
     @classmethod
     def record(cls, ioas: Ioas, files: AnyMapping[str, HasFileno] | FdStore) -> Self:
@@ -117,13 +117,15 @@ class IoasLayout:
         """
         if not ioas.known:
             hint = "A request was cut short by a signal: unmap everything, and map it again"
-            raise _refusal(errno.EINPROGRESS, "record", str(ioas), hint)
+            raise _error(errno.EINPROGRESS, "record", str(ioas), hint)
         names: dict[tuple[int, int], str] = {}
         for name in files:
-            with _file(files, name) as file:
+            with _open_named(files, name) as file:
                 stat = os.fstat(file.fileno())
             names.setdefault((stat.st_dev, stat.st_ino), name)
-        return cls(tuple(_named(ioas, mapping, names) for mapping in ioas.mappings), ioas.allowed)
+        return cls(
+            tuple(_to_named(ioas, mapping, names) for mapping in ioas.mappings), ioas.allowed
+        )
 
     def save(self, store: FdStore, key: str = _KEY) -> None:
         """Puts the layout into the metadata of a store, beside what is there.
@@ -146,7 +148,7 @@ class IoasLayout:
         """
         if key not in store.meta:
             subject = f"store {store.name!r}, key {key!r}"
-            raise _refusal(errno.ENOENT, "load", subject, f"Its keys are {sorted(store.meta)}")
+            raise _error(errno.ENOENT, "load", subject, f"Its keys are {sorted(store.meta)}")
         return cls.from_json(store.meta[key])
 
     def as_json(self) -> dict[str, Any]:
@@ -175,11 +177,11 @@ class IoasLayout:
                 damaged.
         """
         if not isinstance(data, dict) or not isinstance(data.get("version"), int):
-            raise _refusal(errno.EBADMSG, "from_json", "layout", "It has no version: is it one?")
+            raise _error(errno.EBADMSG, "from_json", "layout", "It has no version: is it one?")
         if data["version"] != _VERSION:
             subject = f"layout of version {data['version']}"
             hint = f"This pyluo reads version {_VERSION}: a newer one is needed"
-            raise _refusal(errno.EPROTONOSUPPORT, "from_json", subject, hint)
+            raise _error(errno.EPROTONOSUPPORT, "from_json", subject, hint)
         accesses = {letters: access for access, letters in _LETTERS.items()}
         try:
             return cls(
@@ -188,7 +190,7 @@ class IoasLayout:
                         iova=int(one["iova"], 16),
                         length=int(one["length"], 16),
                         access=accesses[one["access"]],
-                        name=_text(one["file"]),
+                        name=_check_text(one["file"]),
                         offset=int(one["offset"], 16),
                     )
                     for one in data["mappings"]
@@ -196,7 +198,7 @@ class IoasLayout:
                 tuple(IovaRange(int(start, 16), int(last, 16)) for start, last in data["allowed"]),
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise _refusal(errno.EBADMSG, "from_json", "layout", f"Damaged: {error!r}") from error
+            raise _error(errno.EBADMSG, "from_json", "layout", f"Damaged: {error!r}") from error
 
     def rebuild(
         self,
@@ -274,14 +276,14 @@ class IoasLayout:
             IoasLayoutError: as `rebuild` does.
         """
         misfits = {
-            errno.ENOENT: _missing(self.mappings, files),
-            errno.EFBIG: _too_short(self.mappings, files),
-            errno.EADDRINUSE: _out_of_reach(self.mappings, ioas, devices),
+            errno.ENOENT: _find_missing(self.mappings, files),
+            errno.EFBIG: _find_too_short(self.mappings, files),
+            errno.EADDRINUSE: _find_out_of_reach(self.mappings, ioas, devices),
         }
         found = [misfit for of_one_kind in misfits.values() for misfit in of_one_kind]
         if found:
             number = next(number for number, of_one_kind in misfits.items() if of_one_kind)
-            raise _misfit(number, found)
+            raise _misfit_error(number, found)
 
     def adopt(
         self, iommufd: IommuFd, object_id: int, files: AnyMapping[str, HasFileno] | FdStore
@@ -300,19 +302,19 @@ class IoasLayout:
                 is not mapped there.
             LuoError: ENOENT, the iommufd has no IOAS of this id.
         """
-        if misfits := _missing(self.mappings, files):
-            raise _misfit(errno.ENOENT, misfits)
+        if misfits := _find_missing(self.mappings, files):
+            raise _misfit_error(errno.ENOENT, misfits)
         ioas = Ioas(iommufd, object_id)
         try:
             ioas.iova_ranges()  # fails if there is none
             unmapped = [one for one in self.mappings if not ioas.maps(one.range)]
             if unmapped:
-                raise _misfit(
+                raise _misfit_error(
                     errno.ENOENT, [f"{one.range} of {ioas} is not mapped" for one in unmapped]
                 )
             for mapping in self.mappings:
-                with _file(files, mapping.name) as file:
-                    ioas.adopt(_plain(mapping, file), file)
+                with _open_named(files, mapping.name) as file:
+                    ioas.adopt(_to_mapping(mapping, file), file)
             ioas.allowed = self.allowed
         except BaseException:
             ioas.forget()
@@ -321,7 +323,7 @@ class IoasLayout:
 
     def _map(self, ioas: Ioas, files: AnyMapping[str, HasFileno] | FdStore) -> None:
         for mapping in self.mappings:
-            with _file(files, mapping.name) as file:
+            with _open_named(files, mapping.name) as file:
                 ioas.map_file(
                     file,
                     offset=mapping.offset,
@@ -332,7 +334,7 @@ class IoasLayout:
 
 
 @contextmanager
-def _file(files: AnyMapping[str, HasFileno] | FdStore, name: str) -> Iterator[HasFileno]:
+def _open_named(files: AnyMapping[str, HasFileno] | FdStore, name: str) -> Iterator[HasFileno]:
     """A file by its name. What a store gives out is closed: what is mapped needs no descriptor."""
     if isinstance(files, FdStore):
         with files.borrow(name) as own:
@@ -341,26 +343,28 @@ def _file(files: AnyMapping[str, HasFileno] | FdStore, name: str) -> Iterator[Ha
         yield files[name]
 
 
-def _named(ioas: Ioas, mapping: Mapping, names: AnyMapping[tuple[int, int], str]) -> NamedMapping:
+def _to_named(
+    ioas: Ioas, mapping: Mapping, names: AnyMapping[tuple[int, int], str]
+) -> NamedMapping:
     subject = f"{ioas}: {mapping.range}"
     if mapping.file is None:
         hint = "It is mapped by its address in this process: map a file with `Ioas.map_file`"
-        raise _refusal(errno.EINVAL, "record", subject, hint)
+        raise _error(errno.EINVAL, "record", subject, hint)
     if mapping.file not in names:
         hint = f"None of {sorted(names.values())} is the file that is mapped there"
-        raise _refusal(errno.ENOENT, "record", subject, hint)
+        raise _error(errno.ENOENT, "record", subject, hint)
     return NamedMapping(
         mapping.iova, mapping.length, mapping.access, names[mapping.file], mapping.offset
     )
 
 
-def _plain(mapping: NamedMapping, file: HasFileno) -> Mapping:
+def _to_mapping(mapping: NamedMapping, file: HasFileno) -> Mapping:
     stat = os.fstat(file.fileno())
     identity = (stat.st_dev, stat.st_ino)
     return Mapping(mapping.iova, mapping.length, mapping.access, identity, mapping.offset)
 
 
-def _missing(
+def _find_missing(
     mappings: Sequence[NamedMapping], files: AnyMapping[str, HasFileno] | FdStore
 ) -> list[str]:
     return [
@@ -370,12 +374,12 @@ def _missing(
     ]
 
 
-def _too_short(
+def _find_too_short(
     mappings: Sequence[NamedMapping], files: AnyMapping[str, HasFileno] | FdStore
 ) -> list[str]:
     sizes = {}
     for name in dict.fromkeys(mapping.name for mapping in mappings if mapping.name in files):
-        with _file(files, name) as file:
+        with _open_named(files, name) as file:
             sizes[name] = os.fstat(file.fileno()).st_size
     return [
         f"{mapping.range} needs {mapping.offset + mapping.length} bytes of {mapping.name!r}, which "
@@ -385,7 +389,7 @@ def _too_short(
     ]
 
 
-def _out_of_reach(
+def _find_out_of_reach(
     mappings: Sequence[NamedMapping], ioas: Ioas, devices: Sequence[VfioDevice]
 ) -> list[str]:
     found = ioas.iova_ranges()
@@ -441,15 +445,15 @@ def _undo(
             error.add_note(f"What was made is still there: {failed}")
 
 
-def _text(value: object) -> str:
+def _check_text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r} is no text")
     return value
 
 
-def _misfit(number: int, misfits: Sequence[str]) -> IoasLayoutError:
-    return _refusal(number, "check", "layout", "; ".join(misfits) + ". Nothing was mapped")
+def _misfit_error(number: int, misfits: Sequence[str]) -> IoasLayoutError:
+    return _error(number, "check", "layout", "; ".join(misfits) + ". Nothing was mapped")
 
 
-def _refusal(number: int, operation: str, subject: str, hint: str) -> IoasLayoutError:
+def _error(number: int, operation: str, subject: str, hint: str) -> IoasLayoutError:
     return IoasLayoutError(number, f"IoasLayout.{operation}", subject, hint)

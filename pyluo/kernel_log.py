@@ -37,19 +37,19 @@ class KernelLog:
     def __init__(self) -> None:
         self.messages: list[str] = []
         first = None
-        for record in _records():
+        for record in _read_records():
             header, _, message = record.partition(";")
             if first is None:
                 first = int(header.split(",")[1])
             self.messages.append(message.split("\n", 1)[0])
-        self._whole = first == 0
+        self._complete = first == 0
 
     @property
     def handed_over(self) -> bool | None:
         """Whether this kernel was given data by the one before it."""
         if any(_FOUND in message for message in self.messages):
             return True
-        return False if self._whole else None
+        return False if self._complete else None
 
     @property
     def lacks_scratch(self) -> bool:
@@ -60,13 +60,13 @@ class KernelLog:
     def updates(self) -> int | None:
         """How many live updates there were since the cold boot."""
         found = self._search(_UPDATES)
-        return int(found[1]) if found else self._none_yet
+        return int(found[1]) if found else self._zero_if_cold_boot
 
     @property
     def kexecs(self) -> int | None:
         """How many kexecs with handover there were since the cold boot."""
         found = self._search(_EXEC_FROM)
-        return int(found[2]) if found else self._none_yet
+        return int(found[2]) if found else self._zero_if_cold_boot
 
     @property
     def from_release(self) -> str | None:
@@ -75,14 +75,14 @@ class KernelLog:
         return found[1] if found else None
 
     @property
-    def _none_yet(self) -> int | None:
+    def _zero_if_cold_boot(self) -> int | None:
         return 0 if self.handed_over is False else None
 
     def _search(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
         return next(filter(None, map(pattern.search, self.messages)), None)
 
 
-def _records() -> Iterator[str]:
+def _read_records() -> Iterator[str]:
     """The records of /dev/kmsg, oldest first; none where reading it is not allowed."""
     try:
         fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from pyluo._sys import constant, kexec_file_load, kexec_load_exists, raising
 from pyluo._sys import reboot as leave_kernel
-from pyluo.cmdline import switch
+from pyluo.cmdline import is_switched_on
 from pyluo.errors import HandoverError, NoImageLoadedError
 from pyluo.liveupdate import DEVICE
 
@@ -62,9 +62,9 @@ def load(
     """
     if reuse_cmdline == (cmdline is not None):
         raise ValueError("give either a command line or reuse_cmdline=True")
-    line = _read(_CMDLINE) if cmdline is None else cmdline
+    line = _read_file(_CMDLINE) if cmdline is None else cmdline
     if handover and os.path.exists(DEVICE):
-        _refuse_a_loss(line)
+        _check_handover(line)
     kernel_fd = _open(kernel)
     initrd_fd = -1
     try:
@@ -73,7 +73,7 @@ def load(
         flags = _NO_INITRAMFS if initrd is None else 0
         subject = f"image {os.fspath(kernel)}"
         kexec_file_load(kernel_fd, initrd_fd, os.fsencode(line), flags, subject)
-        _remember()
+        _record_load()
     finally:
         os.close(kernel_fd)
         if initrd_fd >= 0:
@@ -86,7 +86,7 @@ def loaded() -> bool:
     Raises:
         FileNotFoundError: the kernel was built without kexec.
     """
-    return _read(_LOADED) == "1"
+    return _read_file(_LOADED) == "1"
 
 
 def unload() -> None:
@@ -127,7 +127,7 @@ def reboot(*, sync: bool = True, trust_image: bool = False) -> None:
     """
     if not loaded():
         raise NoImageLoadedError(errno.EINVAL, "reboot", "this system")
-    if not trust_image and os.path.exists(DEVICE) and not _by_file():
+    if not trust_image and os.path.exists(DEVICE) and not _was_loaded_by_file():
         raise HandoverError(
             errno.EPERM,
             "reboot",
@@ -140,12 +140,12 @@ def reboot(*, sync: bool = True, trust_image: bool = False) -> None:
     leave_kernel(_REBOOT_KEXEC)
 
 
-def _refuse_a_loss(line: str) -> None:
+def _check_handover(line: str) -> None:
     """Refuses a command line that turns live update off, or does not turn it on."""
     words = line.split()
-    if not switch("kho", words, default=True):
+    if not is_switched_on("kho", words, default=True):
         how = "It turns KHO off"
-    elif not switch("liveupdate", words, default=False):
+    elif not is_switched_on("liveupdate", words, default=False):
         how = "It lacks liveupdate=on"
     else:
         return
@@ -158,18 +158,18 @@ def _refuse_a_loss(line: str) -> None:
     )
 
 
-def _remember() -> None:
+def _record_load() -> None:
     """Leaves word for `reboot` that the image is ours; where it cannot, `reboot` will ask."""
     with suppress(OSError):
         os.makedirs(os.path.dirname(_RECORD), mode=0o700, exist_ok=True)
         with open(_RECORD, "w") as file:
-            file.write(_read(_BOOT_ID))
+            file.write(_read_file(_BOOT_ID))
 
 
-def _by_file() -> bool:
+def _was_loaded_by_file() -> bool:
     """Whether the image was loaded by kexec_file_load(2), as far as that can be told."""
     with suppress(OSError):
-        if _read(_RECORD) == _read(_BOOT_ID):
+        if _read_file(_RECORD) == _read_file(_BOOT_ID):
             return True
     return not kexec_load_exists()
 
@@ -179,6 +179,6 @@ def _open(path: str | os.PathLike[str]) -> int:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
-def _read(path: str) -> str:
+def _read_file(path: str) -> str:
     with open(path, errors="surrogateescape") as file:
         return file.read().rstrip("\n")

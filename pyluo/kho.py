@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pyluo.cmdline import switch
+from pyluo.cmdline import is_switched_on
 from pyluo.kernel_log import KernelLog
 from pyluo.liveupdate import DEVICE
 
@@ -82,11 +82,11 @@ def status() -> KhoStatus:
         from_release=log.from_release,
         kexecs=log.kexecs,
         updates=log.updates,
-        obstacles=() if live_update else tuple(_obstacles(release, log)) or (_UNEXPLAINED,),
+        obstacles=() if live_update else tuple(_find_obstacles(release, log)) or (_UNEXPLAINED,),
     )
 
 
-def _obstacles(release: str, log: KernelLog) -> Iterator[Obstacle]:
+def _find_obstacles(release: str, log: KernelLog) -> Iterator[Obstacle]:
     numbers = re.match(r"(\d+)\.(\d+)", release)
     if numbers and (int(numbers[1]), int(numbers[2])) < _FIRST_RELEASE:
         yield Obstacle(
@@ -94,7 +94,7 @@ def _obstacles(release: str, log: KernelLog) -> Iterator[Obstacle]:
             "boot a newer kernel built with CONFIG_LIVEUPDATE=y",
         )
         return
-    config = _config(release)
+    config = _read_config(release)
     wanted = ("CONFIG_KEXEC_FILE", "CONFIG_KEXEC_HANDOVER", "CONFIG_LIVEUPDATE")
     absent = [option for option in wanted if f"\n{option}=y\n" not in config]
     if config and absent:
@@ -113,13 +113,13 @@ def _obstacles(release: str, log: KernelLog) -> Iterator[Obstacle]:
         cmdline = Path("/proc/cmdline").read_text().split()
     except OSError:
         cmdline = []
-    if not switch("liveupdate", cmdline, default=False):
+    if not is_switched_on("liveupdate", cmdline, default=False):
         yield Obstacle(
             "the kernel command line lacks liveupdate=on",
             "boot again with `kho=on liveupdate=on` on it, and without liveupdate=off",
         )
     by_default = "\nCONFIG_KEXEC_HANDOVER_ENABLE_DEFAULT=y\n" in config
-    if not switch("kho", cmdline, default=by_default):
+    if not is_switched_on("kho", cmdline, default=by_default):
         off = by_default or any(word.startswith("kho=") for word in cmdline)
         yield Obstacle(
             "the kernel command line has kho=off"
@@ -135,7 +135,7 @@ def _obstacles(release: str, log: KernelLog) -> Iterator[Obstacle]:
         )
 
 
-def _config(release: str) -> str:
+def _read_config(release: str) -> str:
     """The configuration of the running kernel, or nothing where it was not published."""
     for pattern in _CONFIGS:
         path = Path(pattern.format(release=release))

@@ -84,11 +84,11 @@ class LiveUpdate(OwnedFd):
             try:
                 reply = _CREATE_SESSION(self.fileno(), f"session {name!r}", fd=-1, name=encoded)
             except SessionExistsError:
-                self._give_back_room()
+                self._correct_session_count()
                 raise
         return OutgoingSession(reply.integer("fd"), name)
 
-    def _give_back_room(self) -> None:
+    def _correct_session_count(self) -> None:
         """Undoes what a refused name leaves behind on the kernels up to 7.3.
 
         After EEXIST they keep room for a session more than there is, and with a multiple of 51

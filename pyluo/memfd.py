@@ -13,7 +13,7 @@ from pyluo._sys import constant, raising
 from pyluo.descriptor import OwnedFd
 from pyluo.errors import from_errno
 
-__all__ = ["Memfd", "Seal", "has_seals", "seals_of"]
+__all__ = ["Memfd", "Seal", "read_seals", "supports_seals"]
 
 _CLOEXEC = constant("MFD_CLOEXEC")
 _ALLOW_SEALING = constant("MFD_ALLOW_SEALING")
@@ -194,7 +194,7 @@ class Memfd(OwnedFd):
         return f"memfd (descriptor {self.fileno()}): {what}"
 
 
-def has_seals(fd: int) -> bool:
+def supports_seals(fd: int) -> bool:
     """Whether a descriptor is of a file that can have seals: of a memfd, a tmpfs, a hugetlbfs."""
     try:
         fcntl.fcntl(fd, _GET_SEALS)
@@ -203,7 +203,7 @@ def has_seals(fd: int) -> bool:
     return True
 
 
-def seals_of(fd: int) -> Seal:
+def read_seals(fd: int) -> Seal:
     """The seals of any open file; none for a kind of file that has no seals, or is not open."""
     try:
         return Seal(fcntl.fcntl(fd, _GET_SEALS))

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Self
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["MOST_FDS", "Packet", "Peer", "opener", "same_user", "send_packet"]
+__all__ = ["MAX_FDS", "Packet", "Peer", "peer_credentials", "same_user", "send_packet"]
 
-MOST_FDS = 253  # SCM_MAX_FD of include/net/scm.h: in one packet
+MAX_FDS = 253  # SCM_MAX_FD of include/net/scm.h: in one packet
 _UCRED = struct.Struct("3i")
 _SCM_PIDFD = 4  # include/linux/socket.h; not in Python's socket yet
 # Labels, time stamps and what else the owner of the socket may have switched on: without room for
@@ -39,7 +39,7 @@ class Peer:
         return f"process {self.pid} of user {self.uid}"
 
 
-def opener(connection: socket.socket) -> Peer:
+def peer_credentials(connection: socket.socket) -> Peer:
     """Who made the other end: called connect() or listen(), or socketpair() for both.
 
     Whoever has the other end now may be another process.
@@ -61,7 +61,7 @@ def same_user(peer: Peer) -> bool:
 def send_packet(
     connection: socket.socket, data: bytes, fds: Sequence[int] = (), flags: int = 0
 ) -> None:
-    """Sends bytes, at most `MOST_FDS` descriptors, and the caller's effective credentials.
+    """Sends bytes, at most `MAX_FDS` descriptors, and the caller's effective credentials.
 
     Raises:
         OSError: as sendmsg(2) does; ETOOMANYREFS, too many descriptors of this user are on their
@@ -86,15 +86,15 @@ class Packet:
         data: the bytes; none at the end of the connection.
         fds: descriptors, close-on-exec, which are the caller's now.
         sender: who sent it, if the socket has SO_PASSCRED.
-        data_cut: whether there were more bytes (MSG_TRUNC).
-        fds_cut: whether there were more descriptors than this process could get (MSG_CTRUNC).
+        data_truncated: whether there were more bytes (MSG_TRUNC).
+        fds_truncated: whether there were more descriptors than this process could get (MSG_CTRUNC).
     """
 
     data: bytes
     fds: list[int]
     sender: Peer | None
-    data_cut: bool
-    fds_cut: bool
+    data_truncated: bool
+    fds_truncated: bool
 
     @classmethod
     def receive(cls, connection: socket.socket, size: int) -> Self:
@@ -106,7 +106,7 @@ class Packet:
         Raises:
             OSError: as recvmsg(2) does; TimeoutError.
         """
-        room = socket.CMSG_SPACE(_UCRED.size) + socket.CMSG_SPACE(4 * MOST_FDS) + _OTHER_ANCILLARY
+        room = socket.CMSG_SPACE(_UCRED.size) + socket.CMSG_SPACE(4 * MAX_FDS) + _OTHER_ANCILLARY
         data, ancillary, flags, _ = connection.recvmsg(size, room, socket.MSG_CMSG_CLOEXEC)
         packet = cls(
             data, [], None, bool(flags & socket.MSG_TRUNC), bool(flags & socket.MSG_CTRUNC)

@@ -16,7 +16,7 @@ from pyluo._sys import Ioctl, plain_ioctl
 from pyluo.descriptor import OwnedFd
 from pyluo.errors import LuoError, NotPreservableError, PreservedMemoryError
 from pyluo.liveupdate import LiveUpdate
-from pyluo.memfd import Memfd, Seal, has_seals
+from pyluo.memfd import Memfd, Seal, supports_seals
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,12 +71,12 @@ def probe(device: LiveUpdate | None = None) -> list[Finding]:
             return probe(own)
     session = device.create_session(f"pyluo probe {os.getpid()}")
     try:
-        return [_ask(session, token, kind) for token, kind in enumerate(_KINDS)]
+        return [_offer(session, token, kind) for token, kind in enumerate(_KINDS)]
     finally:
         session.discard()
 
 
-def _ask(session: OutgoingSession, token: int, kind: str) -> Finding:
+def _offer(session: OutgoingSession, token: int, kind: str) -> Finding:
     try:
         file = _KINDS[kind]()
     except OSError as error:
@@ -95,23 +95,23 @@ def _ask(session: OutgoingSession, token: int, kind: str) -> Finding:
     return Finding(kind, Verdict.PRESERVED, 0, _CAVEATS.get(kind, ""))
 
 
-def _plain() -> OwnedFd:
+def _make_memfd() -> OwnedFd:
     return Memfd.create("probe", 4096)
 
 
-def _sealed() -> OwnedFd:
+def _make_sealed_memfd() -> OwnedFd:
     return Memfd.create("probe", 4096, seals=Seal.SHRINK | Seal.GROW | Seal.WRITE | Seal.SEAL)
 
 
-def _noexec() -> OwnedFd:
+def _make_noexec_memfd() -> OwnedFd:
     return Memfd.create("probe", 4096, executable=False)
 
 
-def _huge(size: int) -> Callable[[], OwnedFd]:
+def _huge_memfd_maker(size: int) -> Callable[[], OwnedFd]:
     return lambda: Memfd.create("probe", size, huge_page_size=size)
 
 
-def _unnamed() -> OwnedFd:
+def _make_unnamed_file() -> OwnedFd:
     """A file without a name, on the first of the usual places that is a tmpfs."""
     for folder in ("/dev/shm", "/run", "/tmp"):
         try:
@@ -119,14 +119,14 @@ def _unnamed() -> OwnedFd:
         except OSError:
             continue
         file = OwnedFd(fd)
-        if has_seals(fd):  # as the files of a tmpfs have
+        if supports_seals(fd):  # as the files of a tmpfs have
             os.ftruncate(fd, 4096)
             return file
         file.close()
     raise OSError(errno.ENOENT, "no tmpfs at /dev/shm, /run or /tmp")
 
 
-def _event() -> OwnedFd:
+def _make_eventfd() -> OwnedFd:
     return OwnedFd(os.eventfd(0, os.EFD_CLOEXEC))
 
 
@@ -134,35 +134,35 @@ def _open(path: str) -> OwnedFd:
     return OwnedFd(os.open(path, os.O_RDWR | os.O_CLOEXEC))
 
 
-def _vfio() -> OwnedFd:
+def _open_vfio_device() -> OwnedFd:
     devices = sorted(Path("/dev/vfio/devices").glob("vfio*"))
     if not devices:
         raise OSError(errno.ENODEV, "no device is bound to a VFIO driver")
     return _open(os.fspath(devices[0]))
 
 
-def _kvm() -> OwnedFd:
+def _make_vm() -> OwnedFd:
     with _open("/dev/kvm") as kvm:
         return OwnedFd(plain_ioctl("KVM_CREATE_VM", kvm.fileno()))
 
 
-def _guest_memfd() -> OwnedFd:
-    with _kvm() as machine:
+def _make_guest_memfd() -> OwnedFd:
+    with _make_vm() as machine:
         return OwnedFd(_CREATE_GUEST_MEMFD(machine.fileno(), "a VM", size=4096).result)
 
 
 _KINDS: dict[str, Callable[[], OwnedFd]] = {
-    "memfd": _plain,
-    "memfd, sealed": _sealed,
-    "memfd, noexec": _noexec,
-    "memfd, 2 MiB huge pages": _huge(2 * _MIB),
-    "memfd, 1 GiB huge pages": _huge(1024 * _MIB),
-    "unnamed file of a tmpfs": _unnamed,
-    "eventfd": _event,
+    "memfd": _make_memfd,
+    "memfd, sealed": _make_sealed_memfd,
+    "memfd, noexec": _make_noexec_memfd,
+    "memfd, 2 MiB huge pages": _huge_memfd_maker(2 * _MIB),
+    "memfd, 1 GiB huge pages": _huge_memfd_maker(1024 * _MIB),
+    "unnamed file of a tmpfs": _make_unnamed_file,
+    "eventfd": _make_eventfd,
     "iommufd": lambda: _open("/dev/iommu"),
-    "VFIO device": _vfio,
-    "KVM VM": _kvm,
-    "guest_memfd": _guest_memfd,
+    "VFIO device": _open_vfio_device,
+    "KVM VM": _make_vm,
+    "guest_memfd": _make_guest_memfd,
 }
 
 _CAVEATS = {

@@ -65,16 +65,16 @@ class SavedFile:
 _FIELDS = {field.name for field in fields(SavedFile)} - {"name"}
 
 
-def _further(report: Report, saved: list[SavedFile], done: int) -> None:
+def _report_total(report: Report, saved: list[SavedFile], done: int) -> None:
     report(sum(file.size for file in saved) + done)
 
 
-def _silent(done: int) -> None:
+def _ignore_progress(done: int) -> None:
     """What is told of the progress when nobody asks."""
 
 
 def save(
-    name: str, paths: Sequence[str | os.PathLike[str]], *, report: Report = _silent
+    name: str, paths: Sequence[str | os.PathLike[str]], *, report: Report = _ignore_progress
 ) -> tuple[list[SavedFile], Holder]:
     """Copies files into a session of this name, and leaves it with a holder process.
 
@@ -92,9 +92,9 @@ def save(
         LuoError: as `FdStore.create` and `FdStore.add` do, or a file cannot be read. Nothing is
             left behind then.
     """
-    files = _look_at(paths)
+    files = _find_files(paths)
     wanted = sum(-(-size // _PAGE) * _PAGE for _, size in files)
-    room = guards.preservable() - guards.RESERVE
+    room = guards.preservable_memory() - guards.RESERVE
     if wanted > room:
         raise PreservedMemoryError(
             errno.ENOMEM,
@@ -106,18 +106,22 @@ def save(
     try:
         saved: list[SavedFile] = []
         for path, size in files:
-            saved.append(_copy_in(store, path, size, partial(_further, report, saved)))
+            saved.append(_copy_in(store, path, size, partial(_report_total, report, saved)))
         store.set_meta(_COMPLETE)
-        kept_by = holder.hold(store.outgoing)
+        process = holder.hold(store.outgoing)
     except BaseException:
         store.discard()
         raise
     os.close(store.detach())  # the holder has it
-    return saved, kept_by
+    return saved, process
 
 
 def restore(
-    name: str, folder: str | os.PathLike[str], *, force: bool = False, report: Report = _silent
+    name: str,
+    folder: str | os.PathLike[str],
+    *,
+    force: bool = False,
+    report: Report = _ignore_progress,
 ) -> list[SavedFile]:
     """Writes what was saved under this name into a folder, then lets go of it.
 
@@ -136,18 +140,18 @@ def restore(
         LuoError: EEXIST, files of these names are there; ENOSPC, no room for them; EBADMSG, a file
             is not what was saved; and what writing raises.
     """
-    kept_by, store = _saved_store(name)
+    process, store = _saved_store(name)
     try:
-        saved = [_saved_file(store, entry) for entry in store.entries]
+        saved = [_from_entry(store, entry) for entry in store.entries]
         missing = _check_folder(folder, saved, force)
         _copy_out(store, missing, os.fspath(folder), force, report)
         # Those that were on disk already, from a restore that was interrupted, are not read again.
         store.finish(destroy=[file.name for file in saved if file not in missing])
     except BaseException:
-        _let_go(store)
+        _close_duplicate(store)
         raise
     with suppress(LuoError):  # all is done: a holder that is gone has nothing to release
-        kept_by.release()
+        process.release()
     return saved
 
 
@@ -165,61 +169,61 @@ def discard(name: str, *, force: bool = False) -> str:
         SessionNotFoundError: ENOENT, there is nothing of this name.
         FdStoreError: the incoming session holds something else; it is left with a holder.
     """
-    if (kept_by := holder.find(name, "outgoing")) is not None:
-        kept_by.release()
+    if (process := holder.find(name, "outgoing")) is not None:
+        process.release()
         return "outgoing"
     if force:
-        kept_by = holder.find(name, "incoming") or holder.retrieve(name)
-        session = kept_by.session()
+        process = holder.find(name, "incoming") or holder.retrieve(name)
+        session = process.session()
         assert isinstance(session, IncomingSession)
         session.finish()
     else:
-        kept_by, store = _saved_store(name)
+        process, store = _saved_store(name)
         store.finish(destroy=list(store))
     with suppress(LuoError):
-        kept_by.release()
+        process.release()
     return "incoming"
 
 
 def _saved_store(name: str) -> tuple[Holder, FdStore]:
     """What came in under this name, held by a process of its own, if `save` made all of it."""
-    kept_by = holder.find(name, "incoming") or holder.retrieve(name)
-    session = kept_by.session()
+    process = holder.find(name, "incoming") or holder.retrieve(name)
+    session = process.session()
     assert isinstance(session, IncomingSession)
     try:
         store = FdStore(session)
     except FdStoreError as error:
         os.close(session.detach())  # the holder has it still
-        error.hint = f"{error.hint.rstrip('.')}. {_left_with(kept_by)}"
+        error.hint = f"{error.hint.rstrip('.')}. {_name_holder(process)}"
         raise
     except BaseException:
         os.close(session.detach())
         raise
     if store.meta != _COMPLETE or store.lost:
-        _let_go(store)
+        _close_duplicate(store)
         raise FdStoreError(
             errno.EBADMSG,
             "restore",
             f"store {name!r}",
-            f"It is not what `pyluo save` leaves when it is done. {_left_with(kept_by)}",
+            f"It is not what `pyluo save` leaves when it is done. {_name_holder(process)}",
         )
-    return kept_by, store
+    return process, store
 
 
-def _left_with(kept_by: Holder) -> str:
+def _name_holder(process: Holder) -> str:
     return (
-        f"Process {kept_by.pid} holds the session: "
-        f"pyluo.holder.find({kept_by.name!r}, 'incoming').session() gives it"
+        f"Process {process.pid} holds the session: "
+        f"pyluo.holder.find({process.name!r}, 'incoming').session() gives it"
     )
 
 
-def _let_go(store: FdStore) -> None:
+def _close_duplicate(store: FdStore) -> None:
     """Closes our descriptor of a session that its holder has still."""
     if not store.session.closed:
         os.close(store.detach())
 
 
-def _look_at(paths: Sequence[str | os.PathLike[str]]) -> list[tuple[str, int]]:
+def _find_files(paths: Sequence[str | os.PathLike[str]]) -> list[tuple[str, int]]:
     """The paths and sizes, of files that can be saved together."""
     if not paths:
         raise ValueError("no files to save")
@@ -275,17 +279,17 @@ def _copy_in(store: FdStore, path: str, size: int, report: Report) -> SavedFile:
                 uid=status.st_uid,
                 gid=status.st_gid,
             )
-            store.add(name, memfd, meta=_meta(saved))
+            store.add(name, memfd, meta=_to_meta(saved))
             return saved
     finally:
         os.close(source)
 
 
-def _meta(file: SavedFile) -> dict[str, Any]:
+def _to_meta(file: SavedFile) -> dict[str, Any]:
     return {name: value for name, value in asdict(file).items() if name != "name"}
 
 
-def _saved_file(store: FdStore, entry: Entry) -> SavedFile:
+def _from_entry(store: FdStore, entry: Entry) -> SavedFile:
     """An entry as the file that `save` made of it, and not a path to elsewhere."""
     plain = os.path.basename(entry.name) == entry.name and entry.name not in (".", "..")
     numbers = [entry.meta.get(name) for name in ("size", "mode", "uid", "gid")]
@@ -309,7 +313,7 @@ def _check_folder(
     """
     with raising("make folder", os.fspath(folder)):
         os.makedirs(folder, exist_ok=True)
-    missing = [file for file in saved if not _is_there(os.path.join(folder, file.name), file)]
+    missing = [file for file in saved if not _is_restored(os.path.join(folder, file.name), file)]
     there = [
         file.name
         for file in missing
@@ -335,11 +339,11 @@ def _check_folder(
     return missing
 
 
-def _is_there(path: str, file: SavedFile) -> bool:
+def _is_restored(path: str, file: SavedFile) -> bool:
     try:
         status = os.lstat(path)
         seen = status.st_size, stat.S_IMODE(status.st_mode)
-        if not stat.S_ISREG(status.st_mode) or seen != (file.size, _mode(file)):
+        if not stat.S_ISREG(status.st_mode) or seen != (file.size, _restored_mode(file)):
             return False
         if os.geteuid() == 0 and (status.st_uid, status.st_gid) != (file.uid, file.gid):
             return False
@@ -353,22 +357,22 @@ def _is_there(path: str, file: SavedFile) -> bool:
 def _copy_out(
     store: FdStore, saved: list[SavedFile], folder: str, force: bool, report: Report
 ) -> None:
-    """Writes all files under passing names, and gives them theirs once all are whole."""
+    """Writes all files under temporary names, and gives them theirs once all are whole."""
     with _scratch(folder, store.name) as scratch:
         done = 0
         for file in saved:
-            for size in _write(store, file, os.path.join(scratch, file.name)):
+            for size in _write_file(store, file, os.path.join(scratch, file.name)):
                 done += size
                 report(done)
         for file in saved:
-            passing, final = os.path.join(scratch, file.name), os.path.join(folder, file.name)
+            temporary, final = os.path.join(scratch, file.name), os.path.join(folder, file.name)
             with raising("restore", final):
                 if force:
-                    os.replace(passing, final)
+                    os.replace(temporary, final)
                 else:
-                    _name(passing, final)
+                    _move_without_replacing(temporary, final)
         with raising("restore", folder):
-            _sync_folder(folder)
+            _fsync_folder(folder)
 
 
 @contextmanager
@@ -385,18 +389,18 @@ def _scratch(folder: str, name: str) -> Iterator[str]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _name(passing: str, final: str) -> None:
+def _move_without_replacing(temporary: str, final: str) -> None:
     """Gives a file its name, and never replaces another by it."""
     try:
-        os.link(passing, final)
+        os.link(temporary, final)
     except OSError as error:
         # A file system without hard links: the look comes first, and a moment remains.
         if error.errno not in (errno.EPERM, errno.EOPNOTSUPP) or os.path.lexists(final):
             raise
-        os.rename(passing, final)
+        os.rename(temporary, final)
 
 
-def _write(store: FdStore, file: SavedFile, path: str) -> Iterator[int]:
+def _write_file(store: FdStore, file: SavedFile, path: str) -> Iterator[int]:
     digest = hashlib.sha256()
     with store.get(file.name, Memfd) as memfd, raising("write file", path), open(path, "xb") as out:
         for offset in range(0, memfd.size, _CHUNK):
@@ -411,23 +415,23 @@ def _write(store: FdStore, file: SavedFile, path: str) -> Iterator[int]:
                 f"store {store.name!r}, file {file.name!r}",
                 "It is not what was saved; nothing was finished, and nothing was written",
             )
-        _own(out.fileno(), file)
+        _set_owner_and_mode(out.fileno(), file)
         out.flush()
         os.fsync(out.fileno())
 
 
-def _own(fd: int, file: SavedFile) -> None:
+def _set_owner_and_mode(fd: int, file: SavedFile) -> None:
     """Owner and mode; set-id bits only along with the owner that they are about."""
     if os.geteuid() == 0:
         os.fchown(fd, file.uid, file.gid)
-    os.fchmod(fd, _mode(file))
+    os.fchmod(fd, _restored_mode(file))
 
 
-def _mode(file: SavedFile) -> int:
+def _restored_mode(file: SavedFile) -> int:
     return stat.S_IMODE(file.mode) if os.geteuid() == 0 else file.mode & 0o777
 
 
-def _sync_folder(folder: str) -> None:
+def _fsync_folder(folder: str) -> None:
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)

@@ -23,13 +23,13 @@ from pyluo.errors import (
     WrongSessionError,
     from_errno,
 )
-from pyluo.file_kind import SESSION_LINK, kind_of_file, link_of, missing_support
+from pyluo.file_kind import SESSION_LINK, describe_file, missing_support, read_link
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
 
-__all__ = ["IncomingSession", "OutgoingSession", "direction_of", "session_from_fd"]
+__all__ = ["IncomingSession", "OutgoingSession", "find_direction", "session_from_fd"]
 
 _PRESERVE_FD = Ioctl("LIVEUPDATE_SESSION_PRESERVE_FD", "liveupdate_session_preserve_fd")
 _RETRIEVE_FD = Ioctl("LIVEUPDATE_SESSION_RETRIEVE_FD", "liveupdate_session_retrieve_fd")
@@ -65,8 +65,8 @@ class _Session(Descriptor):
                 descriptor stays the caller's, and the session as it was.
         """
         if trusted:
-            return cls(fd, _link_of_session(fd))
-        name, direction = _name_of(fd), direction_of(fd)
+            return cls(fd, _read_name_from_link(fd))
+        name, direction = _read_name(fd), find_direction(fd)
         if direction != cls._direction:
             raise WrongSessionError(
                 errno.EINVAL,
@@ -95,11 +95,11 @@ class _Session(Descriptor):
     def _subject(self, what: str = "") -> str:
         return f"{self._direction} session {self._name!r}" + (f", {what}" if what else "")
 
-    def _refused(self, number: int, operation: str, subject: str) -> LuoError:
+    def _error_for(self, number: int, operation: str, subject: str) -> LuoError:
         """The exception of a refusal; of EINVAL, whether the direction was wrong after all."""
         if number == errno.EINVAL:
             try:
-                direction = direction_of(self.fileno())
+                direction = find_direction(self.fileno())
             except LuoError:
                 direction = self._direction
             if direction != self._direction:
@@ -108,7 +108,7 @@ class _Session(Descriptor):
                 )
         return from_errno(number, operation, subject)
 
-    def _end(self) -> None:
+    def _close_locked(self) -> None:
         with self._lock:
             self._close()
 
@@ -166,11 +166,11 @@ class OutgoingSession(_Session):
         _check_token(token)
         with self._lock:
             session = self.fileno()
-            self._guard([number], [token], allow_noexec)
+            self._check_preservable([number], [token], allow_noexec)
             try:
                 _PRESERVE_FD(session, fd=number, token=token)
             except LuoError as error:
-                raise self._not_preserved(error.errno or errno.EIO, number, token) from None
+                raise self._preserve_error(error.errno or errno.EIO, number, token) from None
 
     def preserve_many(
         self,
@@ -198,10 +198,10 @@ class OutgoingSession(_Session):
         with self._lock:
             session = self.fileno()
             if guarded:
-                self._guard(numbers, tokens, allow_noexec)
+                self._check_preservable(numbers, tokens, allow_noexec)
             done, failure = preserve_in_one_call(session, numbers, tokens)
             if failure:
-                error = self._not_preserved(failure, numbers[done], tokens[done])
+                error = self._preserve_error(failure, numbers[done], tokens[done])
                 error.preserved = tuple(tokens[:done])
                 raise error
 
@@ -210,24 +210,24 @@ class OutgoingSession(_Session):
 
         The files themselves stay as they are, and those who have them open keep them.
         """
-        self._end()
+        self._close_locked()
 
-    def _guard(self, fds: list[int], tokens: list[int], allow_noexec: bool) -> None:
+    def _check_preservable(self, fds: list[int], tokens: list[int], allow_noexec: bool) -> None:
         """Refuses what the kernel would take and not give back, before anything is done."""
         if not allow_noexec:
             for fd, token in zip(fds, tokens, strict=True):
-                guards.refuse_noexec(fd, partial(self._about, fd, token))
-        guards.refuse_overload(fds, self._subject)
+                guards.refuse_noexec(fd, partial(self._describe, fd, token))
+        guards.refuse_excess_memory(fds, self._subject)
 
-    def _not_preserved(self, number: int, fd: int, token: int) -> LuoError:
+    def _preserve_error(self, number: int, fd: int, token: int) -> LuoError:
         """The exception of a file that the kernel did not take."""
-        error = self._refused(number, _PRESERVE_FD.name, self._about(fd, token))
+        error = self._error_for(number, _PRESERVE_FD.name, self._describe(fd, token))
         if number == errno.ENOENT and (missing := missing_support(fd)):
             error.hint = missing
         return error
 
-    def _about(self, fd: int, token: int) -> str:
-        return self._subject(f"token {token}, {kind_of_file(fd)} (descriptor {fd})")
+    def _describe(self, fd: int, token: int) -> str:
+        return self._subject(f"token {token}, {describe_file(fd)} (descriptor {fd})")
 
     def __enter__(self) -> Self:
         self.fileno()
@@ -286,7 +286,7 @@ class IncomingSession(_Session):
             try:
                 fd = _RETRIEVE_FD(self.fileno(), subject, fd=-1, token=token).integer("fd")
             except LuoError as error:
-                raise self._refused(error.errno or errno.EIO, error.operation, subject) from None
+                raise self._error_for(error.errno or errno.EIO, error.operation, subject) from None
         return adopt(fd, type)
 
     def finish(self) -> None:
@@ -308,7 +308,7 @@ class IncomingSession(_Session):
                     _FINISH(self.fileno(), subject)
                 except LuoError as error:
                     number = error.errno or errno.EIO
-                    raise self._refused(number, error.operation, subject) from None
+                    raise self._error_for(number, error.operation, subject) from None
                 self._close()
 
     def __enter__(self) -> Self:
@@ -332,34 +332,34 @@ def session_from_fd(fd: int) -> OutgoingSession | IncomingSession:
         KernelTooOldError: EINVAL, the kernel cannot tell the directions apart. Linux 7.2.
         WrongSessionError: it is no session; it stays the caller's.
     """
-    name = _name_of(fd)
-    kind = IncomingSession if direction_of(fd) == "incoming" else OutgoingSession
+    name = _read_name(fd)
+    kind = IncomingSession if find_direction(fd) == "incoming" else OutgoingSession
     return kind(fd, name)
 
 
-def _name_of(fd: int) -> str:
-    _link_of_session(fd)
+def _read_name(fd: int) -> str:
+    _read_name_from_link(fd)
     return _GET_NAME(fd, f"descriptor {fd}").text("name")
 
 
-def _link_of_session(fd: int) -> str:
+def _read_name_from_link(fd: int) -> str:
     """The name in the link of a session's descriptor; any other descriptor is an error."""
-    link = link_of(fd)
+    link = read_link(fd)
     if not link.startswith(SESSION_LINK):
         raise WrongSessionError(
-            errno.EINVAL, "from_fd", f"descriptor {fd}", f"It is {kind_of_file(fd)}, no session"
+            errno.EINVAL, "from_fd", f"descriptor {fd}", f"It is {describe_file(fd)}, no session"
         )
     return link.removeprefix(SESSION_LINK)
 
 
-def direction_of(fd: int) -> str:
+def find_direction(fd: int) -> str:
     """Whether the descriptor of a session is "incoming" or "outgoing"; the session stays as it is.
 
     Raises:
         KernelTooOldError: EINVAL, the kernel checks the direction too late to tell. Linux 7.2.
     """
-    _name_of(fd)  # came with the check of the direction, before that of the tail
-    return "incoming" if _RETRIEVE_FD.refusal_of_a_tail(fd) == errno.E2BIG else "outgoing"
+    _read_name(fd)  # came with the check of the direction, before that of the tail
+    return "incoming" if _RETRIEVE_FD.errno_for_unknown_tail(fd) == errno.E2BIG else "outgoing"
 
 
 def _check_token(token: int) -> None:

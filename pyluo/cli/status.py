@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pyluo import guards, kexec, kho
 from pyluo.cli.exit import FAILED, PASSED
-from pyluo.held import Held, held
+from pyluo.open_sessions import OpenSession, open_sessions
 
 if TYPE_CHECKING:
     import argparse
@@ -32,7 +32,7 @@ def _run(arguments: argparse.Namespace) -> int:
     else:
         _tell(status)
         if status.live_update:
-            _tell_held(held())
+            _tell_held(open_sessions())
             _tell_ready()
     return PASSED if status.live_update else FAILED
 
@@ -40,9 +40,9 @@ def _run(arguments: argparse.Namespace) -> int:
 def _data(status: kho.KhoStatus) -> dict[str, object]:
     data = dataclasses.asdict(status)
     if status.live_update:
-        data["held"] = [dataclasses.asdict(each) for each in held()]
+        data["held"] = [dataclasses.asdict(each) for each in open_sessions()]
         data["image_loaded"] = kexec.loaded()
-        data["preservable"] = max(guards.preservable() - guards.RESERVE, 0)
+        data["preservable"] = max(guards.preservable_memory() - guards.RESERVE, 0)
     return data
 
 
@@ -63,7 +63,7 @@ def _tell(status: kho.KhoStatus) -> None:
         print(f"It was handed data by {origin}; live updates since the cold boot: {count}.")
 
 
-def _tell_held(found: list[Held]) -> None:
+def _tell_held(found: list[OpenSession]) -> None:
     sessions = [each for each in found if each.session is not None]
     print(f"Sessions held: {len(sessions) or 'none'}{':' if sessions else '.'}")
     for each in sessions:
@@ -77,6 +77,6 @@ def _tell_held(found: list[Held]) -> None:
 
 
 def _tell_ready() -> None:
-    room = max(guards.preservable() - guards.RESERVE, 0) >> 20
+    room = max(guards.preservable_memory() - guards.RESERVE, 0) >> 20
     image = "is loaded" if kexec.loaded() else "is not loaded yet"
     print(f"About {room} MiB more can be preserved; the next kernel {image}.")

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Self
 
 from pyluo._sys import raising
 from pyluo.errors import HandoffError
-from pyluo.memfd import Memfd, Seal, seals_of
+from pyluo.memfd import Memfd, Seal, read_seals
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -42,7 +42,7 @@ _MAGIC = b"pyluoHOM"
 _VERSION = 1
 _HEADER = struct.Struct("<8sIIQQQ32s")
 _ENTRY = struct.Struct("<iQQIH")
-_LONGEST_NAME = 255  # bytes
+_MAX_NAME = 255  # bytes
 _SEALS = Seal.SEAL | Seal.SHRINK | Seal.GROW | Seal.WRITE
 _OPERATION = "read handoff"
 
@@ -98,7 +98,7 @@ class Manifest:
     state: bytes
     pid: int = 0
 
-    def sealed(self) -> Memfd:
+    def to_memfd(self) -> Memfd:
         """A memfd with all of it, which nobody can change any more.
 
         Raises:
@@ -133,34 +133,34 @@ class Manifest:
                 another version; E2BIG, it says more than that; ENOMEM.
         """
         # What is not sealed could block a read for ever, or change after its digest was checked.
-        if seals_of(fd) & _SEALS != _SEALS:
-            raise _damage("it is no sealed memfd")
-        with _borrowed(fd) as memfd, raising(_OPERATION, f"descriptor {fd}"):
+        if read_seals(fd) & _SEALS != _SEALS:
+            raise _damage_error("it is no sealed memfd")
+        with _borrow(fd) as memfd, raising(_OPERATION, f"descriptor {fd}"):
             header = memfd.read(_HEADER.size, 0)
             if len(header) < _HEADER.size:
-                raise _damage(f"{len(header)} bytes are shorter than a header")
+                raise _damage_error(f"{len(header)} bytes are shorter than a header")
             magic, version, *lengths, digest = _HEADER.unpack(header)
             if magic != _MAGIC:
-                raise _damage("its first bytes are not a manifest's")
+                raise _damage_error("its first bytes are not a manifest's")
             if version != _VERSION:
                 hint = f"It is of version {version}, and this pyluo knows version {_VERSION}"
                 raise HandoffError(EPROTONOSUPPORT, _OPERATION, "", hint)
             count, pid, table_length, state_length = lengths
-            _check("descriptors", count, max_files, "max_files")
-            _check("bytes of state", state_length, max_state, "max_state")
-            if table_length > count * (_ENTRY.size + _LONGEST_NAME):
-                raise _damage(f"a table of {table_length} bytes for {count} descriptors")
+            _check_limit("descriptors", count, max_files, "max_files")
+            _check_limit("bytes of state", state_length, max_state, "max_state")
+            if table_length > count * (_ENTRY.size + _MAX_NAME):
+                raise _damage_error(f"a table of {table_length} bytes for {count} descriptors")
             if memfd.size != _HEADER.size + table_length + state_length:
-                raise _damage(f"{memfd.size} bytes are not what its header says")
+                raise _damage_error(f"{memfd.size} bytes are not what its header says")
             table = memfd.read(table_length, _HEADER.size)
             state = memfd.read(state_length, _HEADER.size + table_length)
             if _digest(lengths, table, state) != digest:
-                raise _damage("its digest is not that of its contents")
+                raise _damage_error("its digest is not that of its contents")
             return cls(_unpack(table, count), state, pid)
 
 
 @contextmanager
-def _borrowed(fd: int) -> Iterator[Memfd]:
+def _borrow(fd: int) -> Iterator[Memfd]:
     memfd = Memfd(fd)
     try:
         yield memfd
@@ -177,9 +177,9 @@ def _digest(lengths: Sequence[int], table: bytes, state: bytes) -> bytes:
 
 def _pack(entry: Entry) -> bytes:
     name = entry.name.encode()
-    if not 0 < len(name) <= _LONGEST_NAME:
+    if not 0 < len(name) <= _MAX_NAME:
         raise ValueError(
-            f"{entry.name!r}: the name of a descriptor is 1 to {_LONGEST_NAME} bytes of UTF-8"
+            f"{entry.name!r}: the name of a descriptor is 1 to {_MAX_NAME} bytes of UTF-8"
         )
     fields = entry.number, entry.device, entry.inode, entry.kind
     return _ENTRY.pack(*fields, len(name)) + name
@@ -191,7 +191,7 @@ def _unpack(table: bytes, count: int) -> tuple[Entry, ...]:
     offset = 0
     for _ in range(count):
         if len(table) < offset + _ENTRY.size:
-            raise _damage("its table is too short")
+            raise _damage_error("its table is too short")
         number, device, inode, kind, length = _ENTRY.unpack_from(table, offset)
         offset += _ENTRY.size
         raw = table[offset : offset + length]
@@ -199,22 +199,22 @@ def _unpack(table: bytes, count: int) -> tuple[Entry, ...]:
         try:
             name = raw.decode()
         except UnicodeDecodeError:
-            raise _damage(f"{raw!r} is no UTF-8") from None
-        if len(raw) < length or not 0 < length <= _LONGEST_NAME:
-            raise _damage(f"a name of {length} bytes")
+            raise _damage_error(f"{raw!r} is no UTF-8") from None
+        if len(raw) < length or not 0 < length <= _MAX_NAME:
+            raise _damage_error(f"a name of {length} bytes")
         if name in entries:
-            raise _damage(f"two descriptors are called {name!r}")
+            raise _damage_error(f"two descriptors are called {name!r}")
         entries[name] = Entry(name, number, device, inode, kind)
     if offset != len(table):
-        raise _damage("its table is too long")
+        raise _damage_error("its table is too long")
     return tuple(entries.values())
 
 
-def _check(what: str, count: int, most: int | None, parameter: str) -> None:
+def _check_limit(what: str, count: int, most: int | None, parameter: str) -> None:
     if most is not None and count > most:
         hint = f"{count} {what}, and the receiver takes {most}: see {parameter}"
         raise HandoffError(E2BIG, _OPERATION, "", hint)
 
 
-def _damage(how: str) -> HandoffError:
+def _damage_error(how: str) -> HandoffError:
     return HandoffError(EBADMSG, _OPERATION, "", f"This is not a manifest as written: {how}")

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 from pyluo._sys import raising
 from pyluo.descriptor import OwnedFd, number_of
 from pyluo.errors import HandoffError
+from pyluo.handoff.conversation import Kind, open_conversation
 from pyluo.handoff.manifest import Entry, Manifest
 from pyluo.handoff.received import Handoff
-from pyluo.handoff.talk import Kind, talking
-from pyluo.peer import MOST_FDS, Peer, same_user
+from pyluo.peer import MAX_FDS, Peer, same_user
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["connect", "listen", "receive", "send"]
 
-_LONGEST_ADDRESS = 107  # bytes: sun_path, less the zero that ends it
+_MAX_ADDRESS = 107  # bytes: sun_path, less the zero that ends it
 _TIMEOUT = 10.0
 _MAX_FILES = 1 << 16
 _MAX_STATE = 1 << 28
@@ -78,24 +78,24 @@ def send(
 
     Source: unix(7), SCM_RIGHTS
     """
-    _check(connection, timeout)
+    _check_arguments(connection, timeout)
     numbers = [number_of(file) for file in files.values()]
     entries = []
     for name, number in zip(files, numbers, strict=True):
         with raising("fstat", f"descriptor {number}"):
             entries.append(Entry.of(name, number))
     with (
-        Manifest(tuple(entries), state).sealed() as manifest,
-        talking(connection, "send handoff", allow, timeout) as talk,
+        Manifest(tuple(entries), state).to_memfd() as manifest,
+        open_conversation(connection, "send handoff", allow, timeout) as conversation,
     ):
-        talk.hear(Kind.READY, 0)
-        talk.say(Kind.OFFER, len(numbers), [manifest.fileno()])
-        for first in range(0, len(numbers), MOST_FDS):
-            talk.hear(Kind.WANT, first)
-            talk.say(Kind.FILES, first, numbers[first : first + MOST_FDS])
-        talk.hear(Kind.COMPLETE, len(numbers))
-        talk.say(Kind.COMMIT, len(numbers))
-        return talk.speaker
+        conversation.expect(Kind.READY, 0)
+        conversation.send(Kind.OFFER, len(numbers), [manifest.fileno()])
+        for first in range(0, len(numbers), MAX_FDS):
+            conversation.expect(Kind.WANT, first)
+            conversation.send(Kind.FILES, first, numbers[first : first + MAX_FDS])
+        conversation.expect(Kind.COMPLETE, len(numbers))
+        conversation.send(Kind.COMMIT, len(numbers))
+        return conversation.peer
 
 
 def receive(
@@ -132,29 +132,36 @@ def receive(
 
     Source: unix(7), SCM_RIGHTS; recvmsg(2), MSG_CMSG_CLOEXEC, MSG_CTRUNC
     """
-    _check(connection, timeout)
-    with talking(connection, "receive handoff", allow, timeout) as talk, ExitStack() as stack:
-        talk.say(Kind.READY)
-        count, (offered,) = talk.hear(Kind.OFFER, fds=1)
+    _check_arguments(connection, timeout)
+    with (
+        open_conversation(connection, "receive handoff", allow, timeout) as conversation,
+        ExitStack() as stack,
+    ):
+        conversation.send(Kind.READY)
+        count, (offered,) = conversation.expect(Kind.OFFER, fds=1)
         with offered:
             manifest = Manifest.read(offered.fileno(), max_files=max_files, max_state=max_state)
         if count != len(manifest.entries):
-            raise talk.nonsense(f"{count} descriptors, and a manifest of {len(manifest.entries)}")
+            raise conversation.protocol_error(
+                f"{count} descriptors, and a manifest of {len(manifest.entries)}"
+            )
         files: dict[str, OwnedFd] = {}
-        for first in range(0, count, MOST_FDS):
-            batch = manifest.entries[first : first + MOST_FDS]
-            talk.say(Kind.WANT, first)
-            _, fds = talk.hear(Kind.FILES, first, fds=len(batch))
+        for first in range(0, count, MAX_FDS):
+            batch = manifest.entries[first : first + MAX_FDS]
+            conversation.send(Kind.WANT, first)
+            _, fds = conversation.expect(Kind.FILES, first, fds=len(batch))
             for fd in fds:
                 stack.enter_context(fd)
             for entry, fd in zip(batch, fds, strict=True):
                 if not entry.matches(fd.fileno()):
-                    raise talk.nonsense(f"{entry.name!r} is of another file than announced")
+                    raise conversation.protocol_error(
+                        f"{entry.name!r} is of another file than announced"
+                    )
                 files[entry.name] = fd
-        talk.say(Kind.COMPLETE, count)
-        talk.hear_commit(count)
+        conversation.send(Kind.COMPLETE, count)
+        conversation.expect_commit(count)
         stack.pop_all()
-        return Handoff(files, manifest.state, talk.speaker)
+        return Handoff(files, manifest.state, conversation.peer)
 
 
 @contextmanager
@@ -176,7 +183,7 @@ def listen(
     Source: unix(7)
     """
     with _socket() as listener:
-        with _addressing("listen for handoff", path) as address:
+        with _socket_address("listen for handoff", path) as address:
             os.fchmod(listener.fileno(), 0o600)  # bind() gives this mode to the name
             listener.bind(address)
         try:
@@ -203,7 +210,7 @@ def connect(path: str | os.PathLike[str]) -> socket.socket:
     connection = _socket()
     try:
         connection.setblocking(False)  # only for room in the listener's queue would it wait
-        with _addressing("connect for handoff", path) as address:
+        with _socket_address("connect for handoff", path) as address:
             connection.connect(address)
         connection.setblocking(True)
     except BaseException:
@@ -217,9 +224,9 @@ def _socket() -> socket.socket:
 
 
 @contextmanager
-def _addressing(operation: str, path: str | os.PathLike[str]) -> Iterator[str]:
+def _socket_address(operation: str, path: str | os.PathLike[str]) -> Iterator[str]:
     address = os.fspath(path)
-    if len(os.fsencode(address)) > _LONGEST_ADDRESS:
+    if len(os.fsencode(address)) > _MAX_ADDRESS:
         raise HandoffError(
             ENAMETOOLONG, operation, address, "A socket's path has 107 bytes at most"
         )
@@ -227,7 +234,7 @@ def _addressing(operation: str, path: str | os.PathLike[str]) -> Iterator[str]:
         yield address
 
 
-def _check(connection: socket.socket, timeout: float | None) -> None:
+def _check_arguments(connection: socket.socket, timeout: float | None) -> None:
     if (connection.family, connection.type) != (socket.AF_UNIX, socket.SOCK_SEQPACKET):
         raise ValueError(f"{connection!r} is no Unix socket of type SOCK_SEQPACKET")
     if timeout is not None and timeout <= 0:

@@ -73,7 +73,7 @@ def exec_with(
                 number = _duplicate(number, stack)
             numbers.add(number)
             entries[index] = replace(entries[index], number=number)
-        manifest = stack.enter_context(Manifest(tuple(entries), state, os.getpid()).sealed())
+        manifest = stack.enter_context(Manifest(tuple(entries), state, os.getpid()).to_memfd())
         own = _duplicate(manifest.fileno(), stack)
         environment = {**(os.environ if env is None else env), VARIABLE: str(own)}
         for number in (own, *numbers):
@@ -102,7 +102,7 @@ def inherited() -> Handoff:
     if value is None:
         hint = f"{VARIABLE} is not set: no program before this one has called exec_with()"
         raise HandoffError(ENOENT, _INHERIT, "", hint)
-    number = _parse(value)
+    number = _parse_variable(value)
     subject = f"{VARIABLE}={value}"
     try:
         manifest = Manifest.read(number)
@@ -111,7 +111,7 @@ def inherited() -> Handoff:
     if manifest.pid != os.getpid():
         hint = f"It is meant for process {manifest.pid}, and this is {os.getpid()}"
         raise HandoffError(ESTALE, _INHERIT, subject, hint)
-    _check(manifest, number)
+    _check_descriptors(manifest, number)
     for entry in manifest.entries:
         os.set_inheritable(entry.number, False)
     os.close(number)
@@ -127,7 +127,7 @@ def _duplicate(number: int, stack: ExitStack) -> int:
     return duplicate
 
 
-def _parse(value: str) -> int:
+def _parse_variable(value: str) -> int:
     number = int(value) if value.isdecimal() and len(value) < 10 else -1
     if number < _FIRST:
         raise HandoffError(
@@ -136,7 +136,7 @@ def _parse(value: str) -> int:
     return number
 
 
-def _check(manifest: Manifest, own: int) -> None:
+def _check_descriptors(manifest: Manifest, own: int) -> None:
     numbers = {entry.number for entry in manifest.entries}
     if len(numbers) < len(manifest.entries) or own in numbers or min(numbers, default=3) < _FIRST:
         raise HandoffError(EBADMSG, _INHERIT, "", "It names one descriptor twice, or a wrong one")

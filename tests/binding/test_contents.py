@@ -50,7 +50,7 @@ def any_contents(draw: st.DrawFn) -> Contents:
                 if before
                 else (),
                 meta=draw(METADATA),
-                settled=draw(st.booleans()),
+                preserved=draw(st.booleans()),
             )
         )
     return Contents(tuple(entries), draw(METADATA))
@@ -153,7 +153,7 @@ def test_a_name_that_could_not_be_read_back_is_not_written(name: Any) -> None:
 
 def test_a_table_is_as_long_before_its_files_are_in_as_after() -> None:
     lengths = {
-        len(encode(Contents((Entry("a", 1, settled=now),)), 1, ROOM)) for now in (False, True)
+        len(encode(Contents((Entry("a", 1, preserved=now),)), 1, ROOM)) for now in (False, True)
     }
     assert len(lengths) == 1
 

@@ -12,7 +12,7 @@ import pytest
 from sessions import guest_files, guest_requests
 
 from pyluo import IncomingSession, LiveUpdate, OutgoingSession
-from pyluo.held import held
+from pyluo.open_sessions import open_sessions
 from pyluo.probe import Verdict, probe
 from pyluo.vm import VM
 
@@ -68,11 +68,11 @@ def test_sessions_are_found_by_who_holds_them_and_which_way_they_go(kernel: Kern
         vm.hold(guest_files.preserve, "vm0", 4096)
         vm.live_update()
         both, worker = vm.hold(hold_both_ways), vm.call(os.getpid)
-        found = {holder.session: holder for holder in vm.call(held)}
+        found = {holder.session: holder for holder in vm.call(open_sessions)}
         told = vm.run([PYLUO, "status"]).stdout.decode()
         data = json.loads(vm.run([PYLUO, "status", "--json"]).stdout)
         vm.call(end_both_ways, both)
-        assert vm.call(held) == []
+        assert vm.call(open_sessions) == []
     assert found["vm0"].direction == "incoming"
     assert found["next"].direction == "outgoing"
     assert found[None].fd != found["vm0"].fd
@@ -88,10 +88,10 @@ def test_sessions_are_found_by_who_holds_them_and_which_way_they_go(kernel: Kern
 def test_looking_at_a_session_leaves_it_as_it_is(kernel: Kernel) -> None:
     with VM(kernel) as vm:
         vm.hold(guest_files.preserve, "vm0", 4096)
-        assert len(vm.call(held)) == 1
+        assert len(vm.call(open_sessions)) == 1
         vm.live_update()
         session = vm.hold(guest_requests.retrieve, "vm0")
-        assert [holder.direction for holder in vm.call(held)] == ["incoming"]
+        assert [holder.direction for holder in vm.call(open_sessions)] == ["incoming"]
         assert vm.call(size_of_the_first_file, session) == 4096
 
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pyluo import HandoffError, Memfd, handoff
-from pyluo.handoff.talk import Kind
-from pyluo.peer import MOST_FDS, Packet, send_packet
+from pyluo.handoff.conversation import Kind
+from pyluo.peer import MAX_FDS, Packet, send_packet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -105,7 +105,7 @@ def test_too_many_descriptors_on_their_way_are_an_error_that_says_so() -> None:
         def predecessor() -> None:
             os.setresuid(NOBODY, NOBODY, NOBODY)
             with pair() as busy:
-                send_packet(busy[0], b"unheard", [ram.fileno()] * MOST_FDS)
+                send_packet(busy[0], b"unheard", [ram.fileno()] * MAX_FDS)
                 resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
                 with pytest.raises(HandoffError, match="RLIMIT_NOFILE") as caught:
                     handoff.send(theirs, {"ram": ram})

@@ -86,8 +86,8 @@ def tails(name: str) -> tuple[int, int, bool]:
         outgoing = device.create_session("tails")
         outgoing.preserve(memfd, 1)
         errnos = (
-            RETRIEVE_FD.refusal_of_a_tail(incoming.fileno()),
-            RETRIEVE_FD.refusal_of_a_tail(outgoing.fileno()),
+            RETRIEVE_FD.errno_for_unknown_tail(incoming.fileno()),
+            RETRIEVE_FD.errno_for_unknown_tail(outgoing.fileno()),
         )
         with incoming.retrieve(1, Memfd) as kept:
             whole = kept.size == 4096

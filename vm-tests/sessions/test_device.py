@@ -194,7 +194,7 @@ def test_a_field_that_the_kernel_does_not_know_means_that_it_is_too_old() -> Non
     request = _sys.Ioctl("LIVEUPDATE_SESSION_PRESERVE_FD", "liveupdate_session_preserve_fd")
     with LiveUpdate() as device:
         session = device.create_session("s")
-        answer = request.refusal_of_a_tail(session.fileno())
+        answer = request.errno_for_unknown_tail(session.fileno())
         session.discard()
     assert answer == errno.E2BIG
     assert isinstance(from_errno(answer, request.name), KernelTooOldError)

@@ -259,7 +259,7 @@ def count_preserved() -> int:
 
 def preserve_a_filled_file() -> str:
     """Fills all memory but a little with one file, so that it reaches into scratch memory."""
-    total = guards._meminfo()["MemAvailable"] - (48 << 20)
+    total = guards._read_meminfo()["MemAvailable"] - (48 << 20)
     ram = Memfd.create("ram", total // 4096 * 4096)
     chunk = b"\x5a" * (1 << 20)
     for offset in range(0, ram.size - len(chunk), len(chunk)):

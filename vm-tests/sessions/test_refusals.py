@@ -109,8 +109,8 @@ def test_sizes_numbers_and_tails_that_the_kernel_does_not_know() -> None:
         assert answer(unknown, fd) == ("LuoError", errno.EINVAL)
         assert answer(unknown, device.fileno()) == ("LuoError", errno.EINVAL)
         assert answer(PRESERVE_FD, fd, size=8, fd=0, token=1) == ("LuoError", errno.EINVAL)
-        assert PRESERVE_FD.refusal_of_a_tail(fd) == errno.E2BIG
-        assert CREATE.refusal_of_a_tail(device.fileno()) == errno.E2BIG
+        assert PRESERVE_FD.errno_for_unknown_tail(fd) == errno.E2BIG
+        assert CREATE.errno_for_unknown_tail(device.fileno()) == errno.E2BIG
         session.discard()
 
 

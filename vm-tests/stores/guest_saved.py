@@ -175,7 +175,7 @@ def interrupt_after_the_first_name(name: str, folder: str) -> list[str]:
 
 def restore_as_another_user() -> int:
     """The mode of a set-uid file that a user restores who is not root."""
-    from pyluo.saved import SavedFile, _own
+    from pyluo.saved import SavedFile, _set_owner_and_mode
 
     path = "/run/own"
     Path(path).touch()
@@ -185,7 +185,7 @@ def restore_as_another_user() -> int:
         try:
             os.setuid(1000)
             fd = os.open(path, os.O_RDWR)
-            _own(fd, SavedFile("own", 0, 0o6755, "", 0, 0))
+            _set_owner_and_mode(fd, SavedFile("own", 0, 0o6755, "", 0, 0))
             os._exit(0)
         finally:
             os._exit(1)

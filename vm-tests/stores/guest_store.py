@@ -200,9 +200,9 @@ def preserve_half(name: str) -> FdStore:
 
     from pyluo.contents import Contents
 
-    announced = replace(entry, name="b", token=7, settled=False, requires=("a",))
-    needing = replace(entry, name="c", token=8, settled=False, requires=("b",))
-    table.write(Contents((replace(entry, settled=False), announced, needing)))
+    announced = replace(entry, name="b", token=7, preserved=False, requires=("a",))
+    needing = replace(entry, name="c", token=8, preserved=False, requires=("b",))
+    table.write(Contents((replace(entry, preserved=False), announced, needing)))
     return store
 
 
@@ -235,7 +235,7 @@ def watch(session: Watched) -> FdStore:
 def written(store: FdStore) -> dict[str, bool]:
     """The entries in the table itself, and whether it says that they are in."""
     read, _, _ = _table_of(store)
-    return {entry.name: entry.settled for entry in read.entries}
+    return {entry.name: entry.preserved for entry in read.entries}
 
 
 def slot_in_use(store: FdStore) -> int:

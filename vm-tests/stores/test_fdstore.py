@@ -281,12 +281,12 @@ def test_a_failure_half_way_through_a_removal_is_taken_up_by_a_renewal() -> None
         guest_store.after_the_discard(store, lambda: other.preserve(files["c"], 1))
         with pytest.raises(AlreadyPreservedError):
             store.remove("a", device=device)
-        assert [entry.settled for entry in store.entries] == [True, False, False]
+        assert [entry.preserved for entry in store.entries] == [True, False, False]
         with pytest.raises(FdStoreError, match="renew"):
             store.detach()
         other.discard()
     store.renew()
-    assert [entry.settled for entry in store.entries] == [True, True, True]
+    assert [entry.preserved for entry in store.entries] == [True, True, True]
     assert guest_store.written(store) == {"b": True, "c": True, "d": True}
     store.discard()
     for file in files.values():

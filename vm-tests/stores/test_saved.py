@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pyluo.held import held
+from pyluo.open_sessions import open_sessions
 from stores import guest_saved
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def test_files_come_back_as_they_were(vm: VM) -> None:
     assert {file["name"]: file["sha256"] for file in told["files"]} == {
         name: digest for name, (_, _, digest) in files.items()
     }
-    (holder,) = vm.call(held)
+    (holder,) = vm.call(open_sessions)
     assert (holder.session, holder.direction) == ("vm0", "outgoing")
     assert (holder.command, holder.pid) == ("pyluo-holder", told["pid"])
     vm.live_update()
@@ -43,7 +43,7 @@ def test_files_come_back_as_they_were(vm: VM) -> None:
     assert restored.returncode == 0, restored.stderr
     assert b"Session 'vm0' is finished." in restored.stdout
     assert vm.call(guest_saved.describe, Path("/run/target")) == files
-    assert vm.call(held) == []
+    assert vm.call(open_sessions) == []
     assert vm.call(guest_saved.sockets) == []
     again = pyluo(vm, "restore", "vm0", "/run/target")
     assert again.returncode == 1
@@ -58,7 +58,7 @@ def test_what_was_saved_can_be_discarded_on_either_side(vm: VM) -> None:
     assert taken.returncode == 1
     assert b"EEXIST" in taken.stderr
     assert b"outgoing session 'vm0' is gone" in pyluo(vm, "discard", "vm0").stdout
-    assert [holder.session for holder in vm.call(held)] == ["vm1"]
+    assert [holder.session for holder in vm.call(open_sessions)] == ["vm1"]
     assert pyluo(vm, "save", "vm0", "--", *PATHS).returncode == 0
     vm.live_update()
     assert json.loads(pyluo(vm, "discard", "--json", "vm1").stdout)["direction"] == "incoming"
@@ -66,7 +66,7 @@ def test_what_was_saved_can_be_discarded_on_either_side(vm: VM) -> None:
     gone = pyluo(vm, "discard", "vm1")
     assert gone.returncode == 1
     assert b"ENOENT" in gone.stderr
-    assert vm.call(held) == []
+    assert vm.call(open_sessions) == []
 
 
 def test_a_restore_that_fails_loses_nothing_and_can_be_run_again(vm: VM) -> None:
@@ -78,11 +78,11 @@ def test_a_restore_that_fails_loses_nothing_and_can_be_run_again(vm: VM) -> None
     assert refused.returncode == 1
     assert b"run me in /run/target" in refused.stderr
     assert vm.call(guest_saved.names, "/run/target") == ["run me"]
-    (holder,) = vm.call(held)
+    (holder,) = vm.call(open_sessions)
     assert (holder.session, holder.direction) == ("vm0", "incoming")
     assert pyluo(vm, "restore", "--force", "vm0", "/run/target").returncode == 0
     assert vm.call(guest_saved.describe, Path("/run/target")) == files
-    assert vm.call(held) == []
+    assert vm.call(open_sessions) == []
 
 
 def test_a_restore_that_is_killed_half_way_is_run_again(vm: VM) -> None:
@@ -93,7 +93,7 @@ def test_a_restore_that_is_killed_half_way_is_run_again(vm: VM) -> None:
     assert len(there) == 1
     assert pyluo(vm, "restore", "vm0", "/run/target").returncode == 0
     assert vm.call(guest_saved.describe, Path("/run/target")) == files
-    assert vm.call(held) == []
+    assert vm.call(open_sessions) == []
     assert vm.call(guest_saved.restore_as_another_user) == 0o755
 
 
@@ -123,7 +123,7 @@ def test_a_holder_that_is_killed_takes_what_was_saved_with_it_and_leaves_no_trac
     vm.call(guest_saved.make_files)
     assert pyluo(vm, "save", "vm0", "--", *PATHS).returncode == 0
     vm.call(guest_saved.kill, "vm0", "outgoing")
-    assert vm.call(held) == []
+    assert vm.call(open_sessions) == []
     assert pyluo(vm, "discard", "vm0").returncode == 1
     assert pyluo(vm, "save", "vm0", "--", *PATHS).returncode == 0
     assert pyluo(vm, "discard", "vm0").returncode == 0
@@ -157,7 +157,7 @@ def test_what_cannot_be_saved_is_refused_before_anything_is_done(
     done = pyluo(shared_vm, *words)
     assert done.returncode == status
     assert complaint in done.stderr.decode()
-    assert shared_vm.call(held) == []
+    assert shared_vm.call(open_sessions) == []
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_done(vm: VM) -> None:
@@ -165,4 +165,4 @@ def test_what_does_not_fit_is_refused_before_anything_is_done(vm: VM) -> None:
     done = pyluo(vm, "save", "s", sparse)
     assert done.returncode == 1
     assert errno.errorcode[errno.ENOMEM] in done.stderr.decode()
-    assert vm.call(held) == []
+    assert vm.call(open_sessions) == []

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pyluo.guards import room_in_groups
+from pyluo.guards import room_in_cgroups
 
 if TYPE_CHECKING:
     from pyluo.vm.machine.timeline import GuestLog
@@ -52,5 +52,5 @@ def at_once(memory: int, cpus: int = 1) -> int:
 def room_for(memory: int) -> int:
     """How many guests have room, of this much memory each: in the machine, and in the cgroup."""
     has = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    room, _ = room_in_groups()
+    room, _ = room_in_cgroups()
     return int(min(has, room) // (memory + _BESIDE_A_GUEST))

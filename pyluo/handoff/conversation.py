@@ -3,7 +3,7 @@
 Each packet is answered before the next one goes, so that few descriptors are on their way at once,
 and each side hears why the other one stopped::
 
-    receiver  READY      here is somebody to talk to
+    receiver  READY      here is somebody to conversation to
     sender    OFFER n    with the manifest; n descriptors will follow
     receiver  WANT i     has i of them; asks for the next 253, or what is left
     sender    FILES i    with these
@@ -39,19 +39,19 @@ from typing import TYPE_CHECKING
 from pyluo._sys import raising
 from pyluo.descriptor import OwnedFd
 from pyluo.errors import HandoffError, LuoError
-from pyluo.peer import Packet, Peer, opener, send_packet
+from pyluo.peer import Packet, Peer, peer_credentials, send_packet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     Allow = Callable[[Peer], bool]
 
-__all__ = ["Kind", "Talk", "talking"]
+__all__ = ["Conversation", "Kind", "open_conversation"]
 
 _MAGIC = b"pyluoHOP"
 _VERSION = 1
 _HEAD = struct.Struct("<8sHHI")
-_LONGEST_REASON = 1000  # bytes
+_MAX_REASON = 1000  # bytes
 
 
 class Kind(enum.IntEnum):
@@ -67,25 +67,25 @@ class Kind(enum.IntEnum):
 
 
 @contextmanager
-def talking(
+def open_conversation(
     connection: socket.socket, operation: str, allow: Allow, timeout: float | None
-) -> Iterator[Talk]:
+) -> Iterator[Conversation]:
     """A conversation; an error in it is told to the other side, and ends the connection.
 
     So nobody waits for more, and what is still on its way is not taken for the beginning of
     another conversation.
     """
-    talk = Talk(connection, operation, allow)
-    with raising(operation, talk.subject):
+    conversation = Conversation(connection, operation, allow)
+    with raising(operation, conversation.subject):
         asked = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
     waited = connection.gettimeout()
     connection.settimeout(timeout)
     try:
-        talk.check_opener()
-        yield talk
+        conversation.check_creator()
+        yield conversation
     except BaseException as error:
-        talk.refuse(error)
+        conversation.send_refusal(error)
         with suppress(OSError):
             connection.shutdown(socket.SHUT_RDWR)
         raise
@@ -95,39 +95,39 @@ def talking(
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, asked)
 
 
-class Talk:
+class Conversation:
     """One side of a conversation: says and hears packets, and believes only what it expects."""
 
     def __init__(self, connection: socket.socket, operation: str, allow: Allow) -> None:
         self._connection = connection
         self._operation = operation
         self._allow = allow
-        self._speaker: Peer | None = None
+        self._peer: Peer | None = None
 
     @property
     def subject(self) -> str:
         """The other side, in words."""
-        return str(self._speaker or "the other end of the socket")
+        return str(self._peer or "the other end of the socket")
 
     @property
-    def speaker(self) -> Peer:
+    def peer(self) -> Peer:
         """The process at the other end, once it has said something."""
-        assert self._speaker is not None
-        return self._speaker
+        assert self._peer is not None
+        return self._peer
 
-    def check_opener(self) -> None:
+    def check_creator(self) -> None:
         """Sees to it that whoever made the other end is allowed.
 
         Raises:
             HandoffError: EPERM, it is not; ENOTCONN, there is no other end.
         """
         with raising(self._operation, self.subject):
-            peer = opener(self._connection)
+            peer = peer_credentials(self._connection)
         # Of a socketpair() it is this process itself, which says nothing of who has the end now.
         if peer.pid != os.getpid():
-            self._admit(peer, "made the other end of the socket")
+            self._check_allowed(peer, "made the other end of the socket")
 
-    def say(self, kind: Kind, number: int = 0, fds: Sequence[int] = ()) -> None:
+    def send(self, kind: Kind, number: int = 0, fds: Sequence[int] = ()) -> None:
         """Sends a packet.
 
         Raises:
@@ -137,10 +137,10 @@ class Talk:
             try:
                 send_packet(self._connection, _HEAD.pack(_MAGIC, _VERSION, kind, number), fds)
             except (BrokenPipeError, ConnectionResetError):
-                self._next()[2].close()
+                self._next_packet()[2].close()
                 raise
 
-    def hear(
+    def expect(
         self, kind: Kind, number: int | None = None, *, fds: int = 0
     ) -> tuple[int, list[OwnedFd]]:
         """The number of the next packet, and its descriptors.
@@ -153,19 +153,21 @@ class Talk:
         Raises:
             HandoffError: as `receive` says; what it brought is closed.
         """
-        told, told_number, packet = self._next()
+        told, told_number, packet = self._next_packet()
         try:
             if told != kind or number not in (None, told_number):
                 expected = kind.name if number is None else f"{kind.name} {number}"
-                raise self.nonsense(f"{told.name} {told_number} in place of {expected}")
+                raise self.protocol_error(f"{told.name} {told_number} in place of {expected}")
             if len(packet.fds) != fds:
-                raise self.nonsense(f"{len(packet.fds)} descriptors with {kind.name}, not {fds}")
+                raise self.protocol_error(
+                    f"{len(packet.fds)} descriptors with {kind.name}, not {fds}"
+                )
         except BaseException:
             packet.close()
             raise
         return told_number, [OwnedFd(fd) for fd in packet.fds]
 
-    def hear_commit(self, number: int) -> None:
+    def expect_commit(self, number: int) -> None:
         """Waits for the sender's last word.
 
         After the shutdown it cannot come any more, so that the sender fails too; what came before
@@ -173,34 +175,34 @@ class Talk:
         gives up.
         """
         try:
-            self.hear(Kind.COMMIT, number)
+            self.expect(Kind.COMMIT, number)
         except HandoffError as error:
             if error.errno != ETIMEDOUT:
                 raise
             with suppress(OSError):
                 self._connection.shutdown(socket.SHUT_RD)
             try:
-                self.hear(Kind.COMMIT, number)
+                self.expect(Kind.COMMIT, number)
             except HandoffError:
                 raise error from None
 
-    def refuse(self, error: BaseException) -> None:
+    def send_refusal(self, error: BaseException) -> None:
         """Tells the other side why, if it still listens."""
         if isinstance(error, LuoError):
             number, reason = error.errno or EIO, error.hint or error.strerror or ""
         else:
             number, reason = ECANCELED, f"{type(error).__name__}: {error}"
-        text = reason.encode(errors="replace")[:_LONGEST_REASON]
+        text = reason.encode(errors="replace")[:_MAX_REASON]
         with suppress(OSError):
             head = _HEAD.pack(_MAGIC, _VERSION, Kind.REFUSED, number)
             send_packet(self._connection, head + text, flags=socket.MSG_DONTWAIT)
 
-    def nonsense(self, how: str) -> HandoffError:
+    def protocol_error(self, how: str) -> HandoffError:
         """What to raise at something that nobody says in a handoff."""
         hint = f"This is not how a handoff goes: {how}"
         return HandoffError(EBADMSG, self._operation, self.subject, hint)
 
-    def _next(self) -> tuple[Kind, int, Packet]:
+    def _next_packet(self) -> tuple[Kind, int, Packet]:
         """The next packet of the same process, whole and not a refusal; its kind and number."""
         packet = self._receive()
         try:
@@ -208,23 +210,23 @@ class Talk:
                 raise HandoffError(
                     ECONNRESET, self._operation, self.subject, "The other process has hung up"
                 )
-            if packet.fds_cut:
-                raise self._shortage()
-            self._recognize(packet.sender)
-            if packet.data_cut:
-                raise self.nonsense("a packet longer than any")
+            if packet.fds_truncated:
+                raise self._lost_descriptors_error()
+            self._check_sender(packet.sender)
+            if packet.data_truncated:
+                raise self.protocol_error("a packet longer than any")
             kind, number = self._parse(packet.data)
             if kind == Kind.REFUSED:
-                raise self._refused(number, packet.data[_HEAD.size :])
+                raise self._refusal_error(number, packet.data[_HEAD.size :])
             if len(packet.data) != _HEAD.size:
-                raise self.nonsense(f"{len(packet.data)} bytes of {kind.name}")
+                raise self.protocol_error(f"{len(packet.data)} bytes of {kind.name}")
         except BaseException:
             packet.close()
             raise
         return kind, number, packet
 
     def _receive(self) -> Packet:
-        size = _HEAD.size + _LONGEST_REASON
+        size = _HEAD.size + _MAX_REASON
         with raising(self._operation, self.subject):
             try:
                 return Packet.receive(self._connection, size)
@@ -234,33 +236,33 @@ class Talk:
 
     def _parse(self, data: bytes) -> tuple[Kind, int]:
         if len(data) < _HEAD.size:
-            raise self.nonsense(f"a packet of {len(data)} bytes")
+            raise self.protocol_error(f"a packet of {len(data)} bytes")
         magic, version, kind, number = _HEAD.unpack_from(data)
         if magic != _MAGIC:
-            raise self.nonsense(f"a packet that begins with {magic!r}")
+            raise self.protocol_error(f"a packet that begins with {magic!r}")
         if version != _VERSION:
             hint = f"It speaks version {version}, and this pyluo version {_VERSION}"
             raise HandoffError(EPROTONOSUPPORT, self._operation, self.subject, hint)
         try:
             return Kind(kind), number
         except ValueError:
-            raise self.nonsense(f"a packet of kind {kind}") from None
+            raise self.protocol_error(f"a packet of kind {kind}") from None
 
-    def _recognize(self, sender: Peer | None) -> None:
+    def _check_sender(self, sender: Peer | None) -> None:
         if sender is None:
-            raise self.nonsense("a packet without credentials")
-        if self._speaker is None:
-            self._admit(sender, "speaks")
-            self._speaker = sender
-        elif sender != self._speaker:
-            raise self.nonsense(f"{sender} speaks in its place")
+            raise self.protocol_error("a packet without credentials")
+        if self._peer is None:
+            self._check_allowed(sender, "speaks")
+            self._peer = sender
+        elif sender != self._peer:
+            raise self.protocol_error(f"{sender} speaks in its place")
 
-    def _admit(self, peer: Peer, role: str) -> None:
+    def _check_allowed(self, peer: Peer, role: str) -> None:
         if not self._allow(peer):
             hint = f"It is {peer} that {role}, and that is not allowed"
             raise HandoffError(EPERM, self._operation, self.subject, hint)
 
-    def _refused(self, number: int, text: bytes) -> HandoffError:
+    def _refusal_error(self, number: int, text: bytes) -> HandoffError:
         shown = "".join(
             each if each.isprintable() else "?" for each in text.decode(errors="replace")
         )
@@ -268,7 +270,7 @@ class Talk:
         hint = f"The other process gave up: {shown}"
         return HandoffError(known, self._operation, self.subject, hint)
 
-    def _shortage(self) -> HandoffError:
+    def _lost_descriptors_error(self) -> HandoffError:
         """Why the kernel dropped descriptors: it does not tell, but answers a dup() alike."""
         try:
             os.close(os.dup(self._connection.fileno()))

@@ -11,16 +11,16 @@ from pyluo._sys import pidfd_getfd
 from pyluo.errors import LuoError
 from pyluo.file_kind import SESSION_LINK
 from pyluo.liveupdate import DEVICE
-from pyluo.session import direction_of
+from pyluo.session import find_direction
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Held", "held"]
+__all__ = ["OpenSession", "open_sessions"]
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class OpenSession:
     """A descriptor of a session, or of the device, in some process.
 
     Attributes:
@@ -39,40 +39,42 @@ class Held:
     direction: str | None
 
 
-def held() -> list[Held]:
+def open_sessions() -> list[OpenSession]:
     """All descriptors of sessions, and of the device, in the processes that the caller may see.
 
-    A process that ends meanwhile is left out. A session that came in and was not retrieved is held
+    A process that ends meanwhile is left out. A session that came in and was not retrieved is open_sessions
     by the kernel alone, and told by nobody.
 
     Source: /proc/PID/fd; pidfd_getfd(2), Linux 5.6, for the direction.
     """
-    found: list[Held] = []
+    found: list[OpenSession] = []
     for entry in os.listdir("/proc"):
         if entry.isdecimal():
             with suppress(OSError):
-                found += _of(int(entry))
+                found += _scan_process(int(entry))
     return sorted(found, key=lambda each: (each.pid, each.fd))
 
 
-def _of(pid: int) -> Iterator[Held]:
+def _scan_process(pid: int) -> Iterator[OpenSession]:
     folder = f"/proc/{pid}/fd"
     for number in os.listdir(folder):
         with suppress(FileNotFoundError):
             link = os.readlink(f"{folder}/{number}")
             if link == DEVICE:
-                yield Held(pid, _command(pid), int(number), None, None)
+                yield OpenSession(pid, _read_command(pid), int(number), None, None)
             elif link.startswith(SESSION_LINK):
                 name = link.removeprefix(SESSION_LINK)
-                yield Held(pid, _command(pid), int(number), name, _direction(pid, int(number)))
+                yield OpenSession(
+                    pid, _read_command(pid), int(number), name, _find_direction(pid, int(number))
+                )
 
 
-def _command(pid: int) -> str:
+def _read_command(pid: int) -> str:
     with open(f"/proc/{pid}/comm", errors="replace") as file:
         return file.read().rstrip("\n")
 
 
-def _direction(pid: int, fd: int) -> str | None:
+def _find_direction(pid: int, fd: int) -> str | None:
     """Asked of a duplicate; should its owner end now, closing it does what the end would have."""
     try:
         pidfd = os.pidfd_open(pid)
@@ -83,7 +85,7 @@ def _direction(pid: int, fd: int) -> str | None:
     except (OSError, LuoError):
         return None
     try:
-        return direction_of(duplicate)
+        return find_direction(duplicate)
     except LuoError:
         return None
     finally:

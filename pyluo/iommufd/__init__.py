@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyluo.iommufd.context import DEVICE, Accounting, IommuFd
+from pyluo.iommufd.context import DEVICE, IommuFd
 from pyluo.iommufd.device import IommuDevice
 from pyluo.iommufd.events import (
     FaultAccess,
@@ -37,8 +37,9 @@ from pyluo.iommufd.hwpt import (
     VtdStage1Flags,
     can_invalidate,
 )
-from pyluo.iommufd.ioas import Access, Ioas, IovaRange, IovaRanges, Mapping
-from pyluo.iommufd.objects import IommuObject
+from pyluo.iommufd.ioas import Ioas
+from pyluo.iommufd.iova import Access, IovaRange, IovaRanges, Mapping
+from pyluo.iommufd.objects import Accounting, IommuContext, IommuObject
 from pyluo.iommufd.viommu import HwQueue, HwQueueType, Vdevice, Viommu, ViommuType
 
 __all__ = [
@@ -59,6 +60,7 @@ __all__ = [
     "HwptFlags",
     "Invalidation",
     "Ioas",
+    "IommuContext",
     "IommuDevice",
     "IommuFd",
     "IommuObject",

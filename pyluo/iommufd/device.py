@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pyluo._sys import Ioctl, constant
+from pyluo.iommufd.bound_device import BoundDevice
 from pyluo.iommufd.hw_info import HwCapability, HwInfo, HwInfoType, decode
 from pyluo.iommufd.hwpt import HwptFlags, NestedHwpt, PagingHwpt
-from pyluo.iommufd.objects import IommuObject
 from pyluo.iommufd.viommu import Vdevice, Viommu
 
 if TYPE_CHECKING:
     from pyluo.iommufd.events import FaultQueue
     from pyluo.iommufd.hwpt import HwptData, RawData
     from pyluo.iommufd.ioas import Ioas
+    from pyluo.iommufd.objects import IommuObject
     from pyluo.iommufd.viommu import ViommuType
 
 __all__ = ["IommuDevice"]
@@ -29,14 +30,8 @@ _NO_FLAGS = HwptFlags(0)
 _USUAL_ROOM = 64  # bytes; the largest format of Linux 7.3 has 40
 
 
-class IommuDevice(IommuObject):
+class IommuDevice(BoundDevice):
     """A device in an iommufd, made by `VfioDevice.bind`; its end is the VFIO device's."""
-
-    noun = "device"
-
-    def hold_iommufd(self) -> None:
-        """Notes that an open VFIO device is behind it, which keeps the iommufd."""
-        self.keeps_iommufd = True
 
     def hw_info(self, data_type: int | None = None) -> HwInfo:
         """What the IOMMU before this device can do.

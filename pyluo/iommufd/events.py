@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from pyluo.descriptor import OwnedFd
-    from pyluo.iommufd.context import IommuFd
+    from pyluo.iommufd.objects import IommuContext
 
 __all__ = [
     "FaultAccess",
@@ -122,7 +122,9 @@ class VirtualEvent:
 class _EventObject(IommuObject):
     """An object with a descriptor of its own, from which its events are read."""
 
-    def __init__(self, iommufd: IommuFd, object_id: int, file: OwnedFd, *uses: IommuObject) -> None:
+    def __init__(
+        self, iommufd: IommuContext, object_id: int, file: OwnedFd, *uses: IommuObject
+    ) -> None:
         try:
             super().__init__(iommufd, object_id, *uses)
         except BaseException:
@@ -237,7 +239,7 @@ class VirtualEventQueue(_EventObject):
 
     def __init__(
         self,
-        iommufd: IommuFd,
+        iommufd: IommuContext,
         object_id: int,
         file: OwnedFd,
         event_size: int,

@@ -14,8 +14,9 @@ from pyluo.iommufd.objects import IommuObject
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from pyluo.iommufd.context import IommuFd
-    from pyluo.iommufd.ioas import Ioas, IovaRange
+    from pyluo.iommufd.ioas import Ioas
+    from pyluo.iommufd.iova import IovaRange
+    from pyluo.iommufd.objects import IommuContext
 
 __all__ = [
     "AmdGuest",
@@ -282,7 +283,9 @@ class PagingHwpt(IommuObject):
 
     noun = "HWPT"
 
-    def __init__(self, iommufd: IommuFd, object_id: int, ioas: Ioas, *uses: IommuObject) -> None:
+    def __init__(
+        self, iommufd: IommuContext, object_id: int, ioas: Ioas, *uses: IommuObject
+    ) -> None:
         super().__init__(iommufd, object_id, ioas, *uses)
         self._ioas = ioas
 

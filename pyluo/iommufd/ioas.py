@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import enum
 import errno
 import os
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pyluo._sys import Exported, Ioctl, Struct, constant, raising
 from pyluo.errors import LuoError, from_errno
+from pyluo.iommufd.iova import Access, IovaRange, IovaRanges, Mapping
 from pyluo.iommufd.objects import IommuObject
 
 if TYPE_CHECKING:
@@ -18,9 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from pyluo.descriptor import HasFileno
-    from pyluo.iommufd.context import IommuFd
+    from pyluo.iommufd.objects import IommuContext
 
-__all__ = ["Access", "Ioas", "IovaRange", "IovaRanges", "Mapping"]
+__all__ = ["Ioas"]
 
 _ALLOW_IOVAS = Ioctl("IOMMU_IOAS_ALLOW_IOVAS", "iommu_ioas_allow_iovas")
 _IOVA_RANGES = Ioctl("IOMMU_IOAS_IOVA_RANGES", "iommu_ioas_iova_ranges")
@@ -38,89 +37,7 @@ _OP_SET = constant("IOMMU_OPTION_OP_SET")
 _OP_GET = constant("IOMMU_OPTION_OP_GET")
 _EVERYTHING = (1 << 64) - 1
 _FIRST_GUESS = 16  # of the number of ranges
-
-
-class Access(enum.IntFlag):
-    """What a device may do with what is mapped.
-
-    Source: include/uapi/linux/iommufd.h, IOMMU_IOAS_MAP_*
-    """
-
-    READ = constant("IOMMU_IOAS_MAP_READABLE")
-    WRITE = constant("IOMMU_IOAS_MAP_WRITEABLE")
-
-
 _READ_WRITE = Access.READ | Access.WRITE
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class IovaRange:
-    """A range of I/O virtual addresses.
-
-    Attributes:
-        start: the first one.
-        last: the last one, which is part of the range.
-    """
-
-    start: int
-    last: int
-
-    @property
-    def length(self) -> int:
-        """In bytes."""
-        return self.last - self.start + 1
-
-    def overlaps(self, other: IovaRange) -> bool:
-        """Whether an address is in both."""
-        return self.start <= other.last and other.start <= self.last
-
-    def __contains__(self, other: IovaRange) -> bool:
-        return self.start <= other.start and other.last <= self.last
-
-    def __str__(self) -> str:
-        return f"{self.start:#x}..{self.last:#x}"
-
-
-@dataclass(frozen=True, slots=True)
-class IovaRanges:
-    """Where an IOAS can map something now; attaching a device narrows it, detaching widens it.
-
-    Attributes:
-        ranges: in order, without overlap.
-        alignment: in bytes, of the start and the end of every mapping.
-    """
-
-    ranges: tuple[IovaRange, ...]
-    alignment: int
-
-    def allow(self, wanted: IovaRange) -> bool:
-        """Whether all of `wanted` lies in one of the ranges."""
-        return any(wanted in allowed for allowed in self.ranges)
-
-
-@dataclass(frozen=True, slots=True)
-class Mapping:
-    """What is mapped somewhere in an IOAS.
-
-    Attributes:
-        iova: the first address of it.
-        length: in bytes.
-        access: what a device may do with it.
-        file: of a mapping by file, device and inode number of the file; None for one by address.
-        offset: of a mapping by file, in bytes from the start of the file; of one by address, from
-            the start of the buffer.
-    """
-
-    iova: int
-    length: int
-    access: Access
-    file: tuple[int, int] | None
-    offset: int
-
-    @property
-    def range(self) -> IovaRange:
-        """Where it is."""
-        return IovaRange(self.iova, self.iova + self.length - 1)
 
 
 class Ioas(IommuObject):
@@ -135,7 +52,7 @@ class Ioas(IommuObject):
 
     noun = "IOAS"
 
-    def __init__(self, iommufd: IommuFd, object_id: int) -> None:
+    def __init__(self, iommufd: IommuContext, object_id: int) -> None:
         super().__init__(iommufd, object_id)
         self._mapped: dict[int, tuple[Mapping, object]] = {}  # by IOVA, with what is kept alive
         self._doubtful: list[object] = []  # what may be mapped, as no request said
@@ -153,6 +70,11 @@ class Ioas(IommuObject):
         `unmap_all` makes it sure again.
         """
         return not self._doubtful
+
+    @property
+    def mapped_by_address(self) -> tuple[IovaRange, ...]:
+        """Where memory is mapped by its address in a process, as far as this object did it."""
+        return tuple(mapping.range for mapping in self.mappings if mapping.file is None)
 
     def forget(self) -> None:
         """Notes that it is gone; lets go of what was mapped."""

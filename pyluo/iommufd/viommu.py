@@ -14,10 +14,10 @@ from pyluo.iommufd.objects import IommuObject
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pyluo.iommufd.context import IommuFd
-    from pyluo.iommufd.device import IommuDevice
+    from pyluo.iommufd.bound_device import BoundDevice
     from pyluo.iommufd.hwpt import Invalidation, PagingHwpt
-    from pyluo.iommufd.ioas import IovaRange
+    from pyluo.iommufd.iova import IovaRange
+    from pyluo.iommufd.objects import IommuContext
 
 __all__ = ["HwQueue", "HwQueueType", "Vdevice", "Viommu", "ViommuType"]
 
@@ -60,7 +60,7 @@ class Vdevice(IommuObject):
     noun = "vdevice"
 
     def __init__(
-        self, iommufd: IommuFd, object_id: int, virtual_id: int, *uses: IommuObject
+        self, iommufd: IommuContext, object_id: int, virtual_id: int, *uses: IommuObject
     ) -> None:
         super().__init__(iommufd, object_id, *uses)
         self.virtual_id = virtual_id
@@ -81,11 +81,13 @@ class Viommu(IommuObject):
 
     noun = "vIOMMU"
 
-    def __init__(self, iommufd: IommuFd, object_id: int, data: bytes, parent: PagingHwpt) -> None:
+    def __init__(
+        self, iommufd: IommuContext, object_id: int, data: bytes, parent: PagingHwpt
+    ) -> None:
         super().__init__(iommufd, object_id, parent)
         self.data = data
 
-    def alloc_vdevice(self, device: IommuDevice, virtual_id: int) -> Vdevice:
+    def alloc_vdevice(self, device: BoundDevice, virtual_id: int) -> Vdevice:
         """Tells the vIOMMU which number a device has in the guest.
 
         Args:

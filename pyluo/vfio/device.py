@@ -12,7 +12,7 @@ from pyluo._sys import Ioctl, constant, raising
 from pyluo.descriptor import OwnedFd
 from pyluo.errors import DeviceInUseError, LuoError, NotBoundError, from_errno
 from pyluo.iommufd.device import IommuDevice
-from pyluo.iommufd.ioas import IovaRange
+from pyluo.iommufd.iova import IovaRange
 from pyluo.vfio import reset
 from pyluo.vfio.bus import PciDevice
 from pyluo.vfio.config import ConfigSpace
@@ -29,8 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from uuid import UUID
 
-    from pyluo.iommufd.context import IommuFd
-    from pyluo.iommufd.objects import IommuObject
+    from pyluo.iommufd.objects import IommuContext, IommuObject
     from pyluo.vfio.regions import RegionMapping
     from pyluo.vfio.reset import HotResetInfo
 
@@ -125,7 +124,7 @@ class VfioDevice(OwnedFd):
 
     def adopt(
         self,
-        iommufd: IommuFd,
+        iommufd: IommuContext,
         object_id: int,
         *,
         attached: IommuObject | None,
@@ -182,7 +181,7 @@ class VfioDevice(OwnedFd):
             raise NotBoundError(errno.EINVAL, "iommu_device", str(self), hint)
         return self._iommu_device
 
-    def bind(self, iommufd: IommuFd, *, token: UUID | None = None) -> IommuDevice:
+    def bind(self, iommufd: IommuContext, *, token: UUID | None = None) -> IommuDevice:
         """Binds it to an iommufd, until it is closed; from here on it can be used.
 
         The device is reset, DMA is blocked until `attach`, and needs `ConfigSpace.set_bus_master`

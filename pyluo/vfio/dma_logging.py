@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 from pyluo._sys import Struct
 from pyluo.iommufd.hwpt import DirtyBitmap
-from pyluo.vfio.features import Feature, feature_data
+from pyluo.vfio.features import Feature, Features, feature_data
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pyluo.iommufd.ioas import IovaRange
-    from pyluo.vfio.device import VfioDevice
+    from pyluo.iommufd.iova import IovaRange
+    from pyluo.vfio.requests import OpenDevice
 
 __all__ = ["DmaLogging"]
 
@@ -29,10 +29,10 @@ class DmaLogging:
     Source: include/uapi/linux/vfio.h, VFIO_DEVICE_FEATURE_DMA_LOGGING_START. Linux 6.1.
     """
 
-    __slots__ = ("_device",)
+    __slots__ = ("_features",)
 
-    def __init__(self, device: VfioDevice) -> None:
-        self._device = device
+    def __init__(self, device: OpenDevice) -> None:
+        self._features = Features(device)
 
     def start(self, ranges: Sequence[IovaRange], page_size: int) -> int:
         """Begins to log.
@@ -54,7 +54,7 @@ class DmaLogging:
             _RANGE.pack(iova=one.start, length=one.last - one.start + 1) for one in ranges
         )
         control = _CONTROL.pack(page_size=page_size, num_ranges=len(ranges), ranges=array or 0)
-        reply = self._device.features.set(Feature.DMA_LOGGING_START, control)
+        reply = self._features.set(Feature.DMA_LOGGING_START, control)
         return _CONTROL.unpack(feature_data(reply)).integer("page_size")
 
     def stop(self) -> None:
@@ -63,7 +63,7 @@ class DmaLogging:
         Raises:
             FeatureNotSupportedError: ENOTTY, the device cannot log.
         """
-        self._device.features.set(Feature.DMA_LOGGING_STOP)
+        self._features.set(Feature.DMA_LOGGING_STOP)
 
     def report(self, wanted: IovaRange, *, page_size: int = 4096) -> DirtyBitmap:
         """What was written to in a range since it was last asked for, and forgets that.
@@ -84,5 +84,5 @@ class DmaLogging:
         report = _REPORT.pack(
             iova=wanted.start, length=wanted.length, page_size=page_size, bitmap=bits
         )
-        self._device.features.get(Feature.DMA_LOGGING_REPORT, report)
+        self._features.get(Feature.DMA_LOGGING_REPORT, report)
         return DirtyBitmap(wanted.start, page_size, pages, bytes(bits))

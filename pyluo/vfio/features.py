@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from pyluo._sys import Buffer, Reply
     from pyluo.vfio.capabilities import Area
-    from pyluo.vfio.device import VfioDevice
+    from pyluo.vfio.requests import OpenDevice
 
 __all__ = ["Feature", "Features", "feature_data"]
 
@@ -80,7 +80,7 @@ class Features:
 
     __slots__ = ("_device",)
 
-    def __init__(self, device: VfioDevice) -> None:
+    def __init__(self, device: OpenDevice) -> None:
         self._device = device
 
     def probe(self, feature: Feature, *, get: bool = False, set: bool = False) -> bool:  # noqa: A002

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from pyluo._sys import Reply
     from pyluo.descriptor import Descriptor
-    from pyluo.vfio.device import VfioDevice
     from pyluo.vfio.info import IrqInfo
+    from pyluo.vfio.requests import OpenDevice
 
 __all__ = ["Irq"]
 
@@ -43,7 +43,7 @@ class Irq:
 
     __slots__ = ("_device", "info")
 
-    def __init__(self, device: VfioDevice, info: IrqInfo) -> None:
+    def __init__(self, device: OpenDevice, info: IrqInfo) -> None:
         self._device = device
         self.info = info
 

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from pyluo._sys import Struct
-from pyluo.vfio.features import Feature
-from pyluo.vfio.requests import fileno
+from pyluo.vfio.features import Feature, Features
+from pyluo.vfio.requests import OpenDevice, fileno
 
 if TYPE_CHECKING:
     from pyluo.descriptor import Descriptor
-    from pyluo.vfio.device import VfioDevice
 
 __all__ = ["LowPower"]
 
 _WITH_WAKEUP = Struct("vfio_device_low_power_entry_with_wakeup")
+
+
+class SleepingDevice(OpenDevice, Protocol):
+    """What `LowPower` needs to know of a device.
+
+    Attributes:
+        may_sleep: whether this process let the device sleep.
+    """
+
+    may_sleep: bool
 
 
 class LowPower:
@@ -27,10 +36,11 @@ class LowPower:
     Source: include/uapi/linux/vfio.h, VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY. Linux 6.1.
     """
 
-    __slots__ = ("_device",)
+    __slots__ = ("_device", "_features")
 
-    def __init__(self, device: VfioDevice) -> None:
+    def __init__(self, device: SleepingDevice) -> None:
         self._device = device
+        self._features = Features(device)
 
     @property
     def entered(self) -> bool:
@@ -48,13 +58,13 @@ class LowPower:
             LuoError: EINVAL, it may sleep already; EBADF or EINVAL, no eventfd.
         """
         if wakeup is None:
-            self._device.features.set(Feature.LOW_POWER_ENTRY)
+            self._features.set(Feature.LOW_POWER_ENTRY)
         else:
             data = _WITH_WAKEUP.pack(wakeup_eventfd=fileno(wakeup))
-            self._device.features.set(Feature.LOW_POWER_ENTRY_WITH_WAKEUP, data)
+            self._features.set(Feature.LOW_POWER_ENTRY_WITH_WAKEUP, data)
         self._device.may_sleep = True
 
     def exit(self) -> None:
         """Wakes the device, and keeps it awake; a second time does nothing."""
-        self._device.features.set(Feature.LOW_POWER_EXIT)
+        self._features.set(Feature.LOW_POWER_EXIT)
         self._device.may_sleep = False

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from pyluo._sys import Ioctl, Struct, constant, raising
 from pyluo.descriptor import OwnedFd
-from pyluo.vfio.features import Feature, feature_data
+from pyluo.vfio.features import Feature, Features, feature_data
 
 if TYPE_CHECKING:
     from pyluo._sys import Buffer
-    from pyluo.vfio.device import VfioDevice
+    from pyluo.vfio.requests import OpenDevice
 
 __all__ = ["Migration", "MigrationData", "MigrationFlags", "MigrationState", "PrecopyInfo"]
 
@@ -135,20 +135,20 @@ class Migration:
     Source: include/uapi/linux/vfio.h, VFIO_DEVICE_FEATURE_MIGRATION. Linux 5.18.
     """
 
-    __slots__ = ("_device",)
+    __slots__ = ("_features",)
 
-    def __init__(self, device: VfioDevice) -> None:
-        self._device = device
+    def __init__(self, device: OpenDevice) -> None:
+        self._features = Features(device)
 
     def flags(self) -> MigrationFlags:
         """Which states the device has."""
-        reply = self._device.features.get(Feature.MIGRATION, bytes(_FLAGS.size))
+        reply = self._features.get(Feature.MIGRATION, bytes(_FLAGS.size))
         return MigrationFlags(_FLAGS.unpack(feature_data(reply)).integer("flags"))
 
     @property
     def state(self) -> MigrationState:
         """What the device is doing."""
-        reply = self._device.features.get(Feature.MIGRATION_STATE, bytes(_STATE.size))
+        reply = self._features.get(Feature.MIGRATION_STATE, bytes(_STATE.size))
         return MigrationState(_STATE.unpack(feature_data(reply)).integer("device_state"))
 
     def set_state(self, state: MigrationState) -> MigrationData | None:
@@ -163,7 +163,7 @@ class Migration:
                 state between then, or in ERROR: see `state`.
         """
         data = _STATE.pack(device_state=state, data_fd=-1)
-        reply = self._device.features.set(Feature.MIGRATION_STATE, data)
+        reply = self._features.set(Feature.MIGRATION_STATE, data)
         fd = _STATE.unpack(feature_data(reply)).integer("data_fd")
         return MigrationData(fd) if fd >= 0 else None
 
@@ -172,7 +172,7 @@ class Migration:
 
         Source: include/uapi/linux/vfio.h, VFIO_DEVICE_FEATURE_MIG_DATA_SIZE. Linux 6.2.
         """
-        reply = self._device.features.get(Feature.MIGRATION_DATA_SIZE, bytes(_DATA_SIZE.size))
+        reply = self._features.get(Feature.MIGRATION_DATA_SIZE, bytes(_DATA_SIZE.size))
         return _DATA_SIZE.unpack(feature_data(reply)).integer("stop_copy_length")
 
     def enable_reinit(self) -> None:
@@ -183,4 +183,4 @@ class Migration:
 
         Source: include/uapi/linux/vfio.h, VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2. Linux 7.1.
         """
-        self._device.features.set(Feature.PRECOPY_INFO_V2)
+        self._features.set(Feature.PRECOPY_INFO_V2)

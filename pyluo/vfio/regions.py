@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from pyluo._sys import Exported, Ioctl, constant, raising
 from pyluo.errors import LuoError
 from pyluo.vfio.info import RegionFlags
 from pyluo.vfio.registers import Registers
-from pyluo.vfio.requests import fileno, request, subject
+from pyluo.vfio.requests import OpenDevice, fileno, request, subject
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from pyluo._sys import Buffer
     from pyluo.descriptor import Descriptor
     from pyluo.vfio.capabilities import Area
-    from pyluo.vfio.device import VfioDevice
     from pyluo.vfio.info import RegionInfo
 
 __all__ = ["Region", "RegionMapping"]
@@ -32,6 +31,24 @@ _IOEVENTFD_WIDTHS = {
     64: constant("VFIO_DEVICE_IOEVENTFD_64"),
 }
 _WIDTHS = tuple(_IOEVENTFD_WIDTHS)
+
+
+class MappableDevice(OpenDevice, Protocol):
+    """What regions and their mappings need to know of a device."""
+
+    @property
+    def may_sleep(self) -> bool:
+        """Whether the device is in low power, where an access to a mapping is a SIGBUS."""
+
+    @property
+    def mappings(self) -> tuple[RegionMapping, ...]:
+        """The mappings of the device's regions that are open."""
+
+    def add_mapping(self, mapping: RegionMapping) -> None:
+        """Note a mapping, which is closed with the device."""
+
+    def drop_mapping(self, mapping: RegionMapping) -> None:
+        """Forget a mapping."""
 
 
 class Region(Registers):
@@ -51,7 +68,7 @@ class Region(Registers):
 
     widths = _WIDTHS
 
-    def __init__(self, device: VfioDevice, info: RegionInfo) -> None:
+    def __init__(self, device: MappableDevice, info: RegionInfo) -> None:
         self._device = device
         self.info = info
 
@@ -205,7 +222,7 @@ class RegionMapping(Registers):
 
     __slots__ = ("__weakref__", "_device", "_exported", "_memory", "area")
 
-    def __init__(self, device: VfioDevice, info: RegionInfo, area: Area) -> None:
+    def __init__(self, device: MappableDevice, info: RegionInfo, area: Area) -> None:
         writable = RegionFlags.WRITE in info.flags
         place = info.offset + area.offset
         if place % mmap.ALLOCATIONGRANULARITY:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from pyluo.descriptor import number_of
 from pyluo.errors import LuoError, NotBoundError, from_errno
@@ -11,11 +11,21 @@ from pyluo.errors import LuoError, NotBoundError, from_errno
 if TYPE_CHECKING:
     from pyluo._sys import Buffer, Field, Ioctl, Reply
     from pyluo.descriptor import Descriptor
-    from pyluo.vfio.device import VfioDevice
 
-__all__ = ["attempt", "fileno", "request", "subject", "whole"]
+__all__ = ["OpenDevice", "attempt", "fileno", "request", "subject", "whole"]
 
 _ROOM_LIMIT = 1 << 20  # bytes; no information is a thousandth of it
+
+
+class OpenDevice(Protocol):
+    """What a request needs to know of a device; its name for errors is `str(device)`."""
+
+    @property
+    def bound(self) -> bool:
+        """Whether the device is bound to an iommufd."""
+
+    def fileno(self) -> int:
+        """Return the number of the device's descriptor."""
 
 
 def fileno(fd: Descriptor | int | None) -> int:
@@ -24,7 +34,7 @@ def fileno(fd: Descriptor | int | None) -> int:
 
 
 def attempt(
-    device: VfioDevice, ioctl: Ioctl, detail: str = "", tail: Buffer = b"", /, **fields: Field
+    device: OpenDevice, ioctl: Ioctl, detail: str = "", tail: Buffer = b"", /, **fields: Field
 ) -> Reply:
     """Calls an ioctl on a bound device; how it went is in the reply's `errno`.
 
@@ -38,7 +48,7 @@ def attempt(
 
 
 def request(
-    device: VfioDevice, ioctl: Ioctl, detail: str = "", tail: Buffer = b"", /, **fields: Field
+    device: OpenDevice, ioctl: Ioctl, detail: str = "", tail: Buffer = b"", /, **fields: Field
 ) -> Reply:
     """Calls an ioctl on a bound device.
 
@@ -59,7 +69,7 @@ def request(
     return reply
 
 
-def whole(device: VfioDevice, ioctl: Ioctl, detail: str = "", /, **fields: Field) -> bytes:
+def whole(device: OpenDevice, ioctl: Ioctl, detail: str = "", /, **fields: Field) -> bytes:
     """The answer to a request for information, with everything that follows the struct.
 
     With too little room the kernel succeeds, leaves out what follows, and says in `argsz` how much
@@ -80,6 +90,6 @@ def whole(device: VfioDevice, ioctl: Ioctl, detail: str = "", /, **fields: Field
     )
 
 
-def subject(device: VfioDevice, detail: str) -> str:
+def subject(device: OpenDevice, detail: str) -> str:
     """What a request is tried on, in words."""
     return f"{device}, {detail}" if detail else str(device)

@@ -12,7 +12,7 @@ from pyluo.vfio.requests import attempt, request, subject
 
 if TYPE_CHECKING:
     from pyluo._sys import Reply
-    from pyluo.vfio.device import VfioDevice
+    from pyluo.vfio.requests import OpenDevice
 
 __all__ = ["AffectedDevice", "HotResetInfo", "hot_reset", "hot_reset_info", "reset"]
 
@@ -57,7 +57,7 @@ class HotResetInfo:
     possible: bool
 
 
-def reset(device: VfioDevice) -> None:
+def reset(device: OpenDevice) -> None:
     """Resets the function alone; see `VfioDevice.reset`."""
     number = device.fileno()
     if not device.bound:
@@ -65,12 +65,12 @@ def reset(device: VfioDevice) -> None:
     plain_ioctl(_RESET, number, str(device))
 
 
-def hot_reset(device: VfioDevice) -> None:
+def hot_reset(device: OpenDevice) -> None:
     """Resets the bus or slot; see `VfioDevice.hot_reset`."""
     request(device, _HOT_RESET)
 
 
-def hot_reset_info(device: VfioDevice) -> HotResetInfo:
+def hot_reset_info(device: OpenDevice) -> HotResetInfo:
     """What a hot reset would reset; see `VfioDevice.hot_reset_info`."""
     room = _ROOM
     while True:

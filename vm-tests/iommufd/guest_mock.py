@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Self
 from pyluo._sys import Exported
 from pyluo.iommufd import (
     HwptFlags,
+    IommuContext,
     IommuDevice,
     IommuFd,
     IommuObject,
@@ -108,7 +109,7 @@ _PLAIN = MockFlags(0)
 
 
 def _command(
-    iommufd: IommuFd, op: _Op, object_id: int, layout: str, *values: int
+    iommufd: IommuContext, op: _Op, object_id: int, layout: str, *values: int
 ) -> tuple[int, ...]:
     """Has the mock carry out a command, and returns its arguments as the kernel left them."""
     arguments = struct.Struct("@" + layout)

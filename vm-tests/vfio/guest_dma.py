@@ -187,7 +187,7 @@ def replaced_under_dma(wanted: int) -> tuple[int, list[int], list[str]]:
             edu.load(IOVA)
             edu.start(IOVA + slot(number), BUFFER, to_ram=True)
             busy = edu.busy
-            rebuilt = layout.rebuild(ioas.iommufd, {"ram": ram}, [edu.device])
+            rebuilt = layout.rebuild(edu.iommufd, {"ram": ram}, [edu.device])
             across += busy and edu.busy
             edu.wait()
             if ram.read(BUFFER, slot(number)) != pattern(number):
@@ -283,7 +283,7 @@ def misfits() -> dict[str, str]:
             before = ioas.iommufd.objects
             try:
                 IoasLayout((good, plan)).rebuild(
-                    ioas.iommufd, {"ram": ram, "short": short}, [edu.device]
+                    edu.iommufd, {"ram": ram, "short": short}, [edu.device]
                 )
             except LuoError as error:
                 said[name] = str(error)

@@ -626,8 +626,9 @@ def test_memory_access_is_not_switched_off_under_a_mapping() -> None:
 
 
 def test_intx_arrives_and_is_masked_until_it_is_unmasked() -> None:
-    with registers_of_edu() as registers, eventfds(1) as [event]:
-        intx = registers._device.irq(PciIrq.INTX)
+    with bound(guest_vfio.edu()) as device, eventfds(1) as [event]:
+        registers = device.region(PciRegion.BAR0)
+        intx = device.irq(PciIrq.INTX)
         assert intx.info.flags == IrqFlags.EVENTFD | IrqFlags.MASKABLE | IrqFlags.AUTOMASKED
         intx.enable([event])
         registers.write32(guest_vfio.EDU_RAISE, 1)
@@ -649,8 +650,9 @@ def test_intx_arrives_and_is_masked_until_it_is_unmasked() -> None:
 
 
 def test_intx_is_unmasked_by_an_eventfd() -> None:
-    with registers_of_edu() as registers, eventfds(2) as [event, unmask]:
-        intx = registers._device.irq(PciIrq.INTX)
+    with bound(guest_vfio.edu()) as device, eventfds(2) as [event, unmask]:
+        registers = device.region(PciRegion.BAR0)
+        intx = device.irq(PciIrq.INTX)
         intx.enable([event])
         intx.set_unmask_eventfd(unmask)
         registers.write32(guest_vfio.EDU_RAISE, 1)
@@ -669,8 +671,8 @@ def test_intx_is_unmasked_by_an_eventfd() -> None:
 
 
 def test_msi_arrives_once_the_device_may_do_dma() -> None:
-    with registers_of_edu() as registers, eventfds(1) as [event]:
-        device = registers._device
+    with bound(guest_vfio.edu()) as device, eventfds(1) as [event]:
+        registers = device.region(PciRegion.BAR0)
         msi = device.irq(PciIrq.MSI)
         msi.enable([event])
         registers.write32(guest_vfio.EDU_RAISE, 1)
@@ -805,12 +807,13 @@ def test_vectors_that_are_not_there_are_refused() -> None:
 
 def test_the_interrupts_end_with_the_device() -> None:
     with eventfds(1) as [event]:
-        with registers_of_edu() as registers:
-            registers._device.irq(PciIrq.INTX).enable([event])
-        with registers_of_edu() as registers:
+        with bound(guest_vfio.edu()) as device:
+            device.irq(PciIrq.INTX).enable([event])
+        with bound(guest_vfio.edu()) as device:
+            registers = device.region(PciRegion.BAR0)
             registers.write32(guest_vfio.EDU_RAISE, 1)
             assert signalled_by_now(event, registers) == 0
-            registers._device.irq(PciIrq.MSI).enable([event])
+            device.irq(PciIrq.MSI).enable([event])
             registers.write32(guest_vfio.EDU_ACKNOWLEDGE, 1)
 
 
@@ -939,8 +942,11 @@ def test_a_feature_that_is_lacking_is_told_with_its_name() -> None:
 
 
 def test_a_device_in_low_power_is_reached_by_call_but_not_by_mapping() -> None:
-    with registers_of_edu() as registers, registers.map() as mapping:
-        low_power = registers._device.low_power
+    with (
+        bound(guest_vfio.edu()) as device,
+        device.region(PciRegion.BAR0).map() as mapping,
+    ):
+        registers, low_power = device.region(PciRegion.BAR0), device.low_power
         low_power.enter()
         assert low_power.entered
         with pytest.raises(LuoError):

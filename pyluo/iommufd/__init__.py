@@ -1,4 +1,4 @@
-"""I/O address spaces and hardware page tables in userspace's hands: every ioctl of iommufd."""
+"""The ioctls of iommufd: I/O address spaces and hardware page tables managed by userspace."""
 
 from __future__ import annotations
 

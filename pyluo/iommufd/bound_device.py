@@ -1,4 +1,4 @@
-"""A device bound to an iommufd: what a vIOMMU needs to know of it."""
+"""A device bound to an iommufd, as far as a vIOMMU needs to know it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["BoundDevice"]
 class BoundDevice(IommuObject):
     """A device that is bound to an iommufd, known to the kernel by its id.
 
-    `IommuDevice` is the one that users get: it has the requests as well.
+    Users get an `IommuDevice`, which adds the requests.
     """
 
     noun = "device"

@@ -1,4 +1,4 @@
-"""/dev/iommu: the context in which I/O address spaces and page tables are made."""
+"""/dev/iommu: the iommufd in which I/O address spaces and page tables are made."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ _VFIO_CLEAR = constant("IOMMU_VFIO_IOAS_CLEAR")
 
 
 class IommuFd(IommuContext):
-    """An open /dev/iommu, and the objects that were made in it.
+    """An open /dev/iommu and the objects that were made in it.
 
-    Closing it ends all of them, unless another process has the descriptor too. While a VFIO device
-    is bound to it they live on in the kernel, and the device goes on doing DMA: the buffers that
-    are mapped are kept until the last such device is closed.
+    Closing it destroys all of its objects, unless another process has the descriptor too. If a VFIO
+    device is bound to it, they live on in the kernel and the device continues its DMA: mapped
+    buffers are kept until the last such device is closed.
 
     Not locked: use it and its objects from one thread at a time.
 
     Args:
-        path: the device.
+        path: the path of the device.
 
     Raises:
-        IommuUnavailableError: ENOENT or ENODEV; the kernel offers no iommufd.
-        LuoPermissionError: EACCES.
+        IommuUnavailableError: the kernel offers no iommufd (ENOENT or ENODEV).
+        LuoPermissionError: the caller may not open the device (EACCES).
 
     Source: drivers/iommu/iommufd/main.c, iommufd_fops_open(). Linux 6.2.
     """
@@ -53,14 +53,14 @@ class IommuFd(IommuContext):
 
     @classmethod
     def from_fd(cls, fd: int) -> Self:
-        """Takes over an open descriptor of the device, as received from another process.
+        """Take over an open descriptor of the device, such as one received from another process.
 
-        What was made in it is unknown here: `Ioas` and the other classes take an iommufd and an
+        The objects in it are not known here: `Ioas` and the other classes take an iommufd and an
         id, and `IoasLayout.adopt` takes over a whole address space.
 
         Raises:
-            LuoError: EBADF, it is not open; ENODEV, it is not of this device. It stays the
-                caller's.
+            LuoError: the descriptor is not open (EBADF), or is not one of /dev/iommu (ENODEV). The
+                caller still owns it.
         """
         require_device(fd, "iommu")
         self = cls.__new__(cls)
@@ -68,24 +68,24 @@ class IommuFd(IommuContext):
         return self
 
     def alloc_ioas(self) -> Ioas:
-        """A new I/O address space, with nothing mapped in it.
+        """Return a new I/O address space with nothing mapped in it.
 
         Source: include/uapi/linux/iommufd.h, IOMMU_IOAS_ALLOC. Linux 6.2.
         """
-        return Ioas(self, self.fresh(_IOAS_ALLOC(self.fileno()).integer("out_ioas_id")))
+        return Ioas(self, self.claim_id(_IOAS_ALLOC(self.fileno()).integer("out_ioas_id")))
 
     def alloc_fault_queue(self) -> FaultQueue:
-        """A new queue of I/O page faults, for HWPTs to be made with.
+        """Return a new queue of I/O page faults, for HWPTs to be made with.
 
         Source: include/uapi/linux/iommufd.h, IOMMU_FAULT_QUEUE_ALLOC. Linux 6.11.
         """
         reply = _FAULT_QUEUE_ALLOC(self.fileno())
-        number = self.fresh(reply.integer("out_fault_id"))
+        number = self.claim_id(reply.integer("out_fault_id"))
         return FaultQueue(self, number, OwnedFd(reply.integer("out_fault_fd")))
 
     @property
     def vfio_ioas(self) -> Ioas | None:
-        """The IOAS that VFIO's older container interface uses on this descriptor; None: none yet.
+        """The IOAS that VFIO's older container interface uses on this descriptor; None without one.
 
         Source: include/uapi/linux/iommufd.h, IOMMU_VFIO_IOAS. Linux 6.2.
         """

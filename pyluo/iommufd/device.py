@@ -1,4 +1,4 @@
-"""A device that is bound to an iommufd, as the iommufd sees it."""
+"""A device that is bound to an iommufd."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ _USUAL_ROOM = 64  # bytes; the largest format of Linux 7.3 has 40
 
 
 class IommuDevice(BoundDevice):
-    """A device in an iommufd, made by `VfioDevice.bind`; its end is the VFIO device's."""
+    """A device in an iommufd, made by `VfioDevice.bind`; it ends with the VFIO device."""
 
     def hw_info(self, data_type: int | None = None) -> HwInfo:
-        """What the IOMMU before this device can do.
+        """Return the abilities of the IOMMU that this device is behind.
 
         Args:
-            data_type: which format to ask for, where a driver has several; without it the
-                driver's usual one.
+            data_type: the format to ask for, if a driver has several; by default the driver's usual
+                one.
 
         Raises:
-            IommuUnsupportedError: EOPNOTSUPP, the driver has no information of this format.
-            KernelTooOldError: E2BIG, this kernel cannot be asked for a format.
+            IommuUnsupportedError: the driver has no information of this format (EOPNOTSUPP).
+            KernelTooOldError: this kernel cannot be asked for a format (E2BIG).
 
         Source: include/uapi/linux/iommufd.h, IOMMU_GET_HW_INFO. Linux 6.6; a format since 6.17.
         """
@@ -69,7 +69,7 @@ class IommuDevice(BoundDevice):
             capabilities=HwCapability(reply.integer("out_capabilities")),
             pasid_bits=reply.integer("out_max_pasid_log2"),
             data=bytes(data[:length]),
-            # An older kernel may have a shorter struct: what it lacks is zero, as ioctls have it.
+            # An older kernel may have a shorter struct; as in ioctls, missing fields are zero.
             driver=decode(number, bytes(data)),
         )
 
@@ -81,19 +81,20 @@ class IommuDevice(BoundDevice):
         fault_queue: FaultQueue | None = None,
         data: HwptData | None = None,
     ) -> PagingHwpt:
-        """A page table, in the format of this device's IOMMU, of what is mapped in an IOAS.
+        """Return a new page table of an IOAS, in the format of this device's IOMMU.
 
-        What is mapped or unmapped there later is in it at once.
+        The page table follows when memory is mapped or unmapped in the IOAS later.
 
         Args:
-            ioas: what it shows the device.
-            flags: what it is to be good for.
+            ioas: the IOAS whose mappings the device will see.
+            flags: what the page table can be used for.
             fault_queue: where page faults of devices attached to it are reported.
-            data: for a driver that needs some.
+            data: the driver's parameters, for a driver that needs some.
 
         Raises:
-            IommuUnsupportedError: EOPNOTSUPP, the IOMMU cannot do what the flags ask.
-            LuoError: EADDRINUSE, something is mapped where the device cannot reach; ENOMEM.
+            IommuUnsupportedError: the IOMMU cannot do what the flags ask (EOPNOTSUPP).
+            LuoError: something is mapped where the device cannot reach (EADDRINUSE); memory is
+                short (ENOMEM).
 
         Source: include/uapi/linux/iommufd.h, IOMMU_HWPT_ALLOC. Linux 6.6; flags since 6.7.
         """
@@ -109,19 +110,19 @@ class IommuDevice(BoundDevice):
         flags: HwptFlags = _NO_FLAGS,
         fault_queue: FaultQueue | None = None,
     ) -> NestedHwpt:
-        """A page table of the guest's, standing on one of the host's.
+        """Return a guest's page table, nested on one of the host's.
 
         Args:
-            parent: allocated with `HwptFlags.NEST_PARENT`, or a vIOMMU made from such a one.
+            parent: a HWPT allocated with `HwptFlags.NEST_PARENT`, or a vIOMMU made from such a
+                HWPT.
             data: where the guest has its page table.
-            flags: what it is to be good for.
+            flags: what the page table can be used for.
             fault_queue: where page faults of devices attached to it are reported.
 
         Raises:
-            IommuUnsupportedError: EOPNOTSUPP, the IOMMU has no nested page tables, or of another
-                format.
-            LuoError: EINVAL, the parent is none, or of another IOMMU; EIO, the driver refused the
-                data.
+            IommuUnsupportedError: the IOMMU has no nested page tables of this format (EOPNOTSUPP).
+            LuoError: the parent is no nesting parent, or belongs to another IOMMU (EINVAL); the
+                driver refused the data (EIO).
 
         Source: include/uapi/linux/iommufd.h, IOMMU_HWPT_ALLOC. Linux 6.7; with a vIOMMU since 6.13.
         """
@@ -132,16 +133,16 @@ class IommuDevice(BoundDevice):
     def alloc_viommu(
         self, kind: ViommuType | int, parent: PagingHwpt, data: RawData | None = None
     ) -> Viommu:
-        """The part of this device's IOMMU that is one guest's.
+        """Return a new vIOMMU: the part of this device's IOMMU that belongs to one guest.
 
         Args:
-            kind: which kind of IOMMU the guest sees.
-            parent: allocated with `HwptFlags.NEST_PARENT`.
-            data: of the driver; what it answers becomes `Viommu.data`.
+            kind: the type of IOMMU that the guest sees.
+            parent: a HWPT allocated with `HwptFlags.NEST_PARENT`.
+            data: the driver's parameters; its answer becomes `Viommu.data`.
 
         Raises:
-            IommuUnsupportedError: EOPNOTSUPP, the IOMMU has none of this kind.
-            LuoError: EINVAL, the parent is no nesting parent.
+            IommuUnsupportedError: the IOMMU has no vIOMMU of this type (EOPNOTSUPP).
+            LuoError: the parent is no nesting parent (EINVAL).
 
         Source: include/uapi/linux/iommufd.h, IOMMU_VIOMMU_ALLOC. Linux 6.13; data since 6.17.
         """
@@ -155,11 +156,11 @@ class IommuDevice(BoundDevice):
             data_len=len(answer),
             data_uptr=answer or 0,
         )
-        number = self.iommufd.fresh(reply.integer("out_viommu_id"))
+        number = self.iommufd.claim_id(reply.integer("out_viommu_id"))
         return Viommu(self.iommufd, number, bytes(answer), parent)
 
     def forget(self) -> None:
-        """Notes that it is gone, and its vdevice with it."""
+        """Note that the device is gone, and its vdevice with it."""
         for user in self.users:
             if isinstance(user, Vdevice):
                 user.forget()
@@ -184,4 +185,4 @@ class IommuDevice(BoundDevice):
             data_uptr=packed or 0,
             fault_id=fault_queue.id_in(self.iommufd) if fault_queue else 0,
         )
-        return self.iommufd.fresh(reply.integer("out_hwpt_id"))
+        return self.iommufd.claim_id(reply.integer("out_hwpt_id"))

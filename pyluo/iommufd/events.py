@@ -1,4 +1,4 @@
-"""Queues of what goes wrong in an IOMMU: I/O page faults, and the events of a virtual IOMMU."""
+"""Queues of what goes wrong in an IOMMU: I/O page faults, and events of a virtual IOMMU."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ _SUCCESS = constant("IOMMUFD_PAGE_RESP_SUCCESS")
 _INVALID = constant("IOMMUFD_PAGE_RESP_INVALID")
 _LOST_EVENTS = constant("IOMMU_VEVENTQ_FLAG_LOST_EVENTS")
 _SEQUENCES = 1 << 31  # they start again from 0 after 2^31 - 1
-_LARGEST_GROUP = 1 << 20  # bytes; a group of faults is read as a whole
+_LARGEST_GROUP = 1 << 20  # bytes; a group of faults is read in one go
 
 
 class FaultAccess(enum.IntFlag):
-    """What a device wanted to do at an address.
+    """The access that a device attempted.
 
     Source: include/uapi/linux/iommufd.h, enum iommu_hwpt_pgfault_perm
     """
@@ -57,17 +57,17 @@ class FaultAccess(enum.IntFlag):
 
 @dataclass(frozen=True, slots=True)
 class PageFault:
-    """A page that a device asked for and did not find.
+    """A page that a device asked for and that is not mapped.
 
     Attributes:
-        device_id: the id of the device in the iommufd.
-        pasid: of the device's access; None if it had none.
-        group: the number of the group of faults that it belongs to.
-        access: what the device wanted to do.
-        address: of the fault.
-        length: in bytes, how much the device is expected to ask for; 0 if it is not known.
-        cookie: what the answer to the group names.
-        last: whether it is the last one of its group.
+        device_id: the device's id in the iommufd.
+        pasid: the PASID of the access; None if it had none.
+        group: the number of the group of faults that this one belongs to.
+        access: the access that the device attempted.
+        address: the faulting address.
+        length: how many bytes the device is expected to ask for; 0 if this is not known.
+        cookie: identifies the group in the answer to it.
+        last: whether this is the last fault of its group.
 
     Source: include/uapi/linux/iommufd.h, struct iommu_hwpt_pgfault. Linux 6.11.
     """
@@ -83,7 +83,7 @@ class PageFault:
 
 
 class VirtualEventType(enum.IntEnum):
-    """Whose format the events of a queue have.
+    """The format of a queue's events.
 
     Source: include/uapi/linux/iommufd.h, enum iommu_veventq_type
     """
@@ -102,14 +102,14 @@ _EVENT_SIZES: dict[int, int] = {
 
 @dataclass(frozen=True, slots=True)
 class VirtualEvent:
-    """Something that a virtual IOMMU is to tell its guest.
+    """An event that a virtual IOMMU has for its guest.
 
     Attributes:
-        sequence: counts all events of the queue, the lost ones too; after 2^31 - 1 comes 0.
-        data: the event in its IOMMU's format; empty where it says only that events up to this
+        sequence: the event's number in the queue; lost events are counted too; 0 follows 2^31 - 1.
+        data: the event in its IOMMU's format; empty if it only reports that events up to this
             number were lost.
-        lost: how many events between the one before and this one did not fit into the queue, with
-            this one if it has no data.
+        lost: how many events since the previous one did not fit into the queue, including this one
+            if it has no data.
 
     Source: include/uapi/linux/iommufd.h, struct iommufd_vevent_header. Linux 6.15.
     """
@@ -120,7 +120,7 @@ class VirtualEvent:
 
 
 class _EventObject(IommuObject):
-    """An object with a descriptor of its own, from which its events are read."""
+    """An object with its own descriptor, from which its events are read."""
 
     def __init__(
         self, iommufd: IommuContext, object_id: int, file: OwnedFd, *uses: IommuObject
@@ -133,49 +133,49 @@ class _EventObject(IommuObject):
         self._file = file
 
     def fileno(self) -> int:
-        """The descriptor, for poll(2): readable when there is something to read.
+        """Return the descriptor, for poll(2); it is readable if there is something to read.
 
         Raises:
-            ValueError: it is closed.
+            ValueError: the descriptor is closed.
         """
         return self._file.fileno()
 
     def destroy(self) -> None:
-        """Closes the descriptor and destroys the queue; a second time does nothing.
+        """Close the descriptor and destroy the queue; destroying it twice does nothing.
 
         Raises:
-            ObjectInUseError: EBUSY, something still reports to it, and nothing has changed; or the
-                descriptor is open elsewhere too, and only closed here.
+            ObjectInUseError: something still reports to the queue, and nothing has changed; or the
+                descriptor is open elsewhere too, and only closed here (EBUSY).
         """
         if self._users:
             raise self._in_use()
-        self._file.close()  # the kernel counts it as a user
+        self._file.close()  # the kernel counts the open descriptor as a user
         super().destroy()
 
     def forget(self) -> None:
-        """Notes that it is gone; closes the descriptor."""
+        """Note that the queue is gone, and close the descriptor."""
         self._file.close()
         super().forget()
 
     def give_up(self) -> None:
-        """Notes that the iommufd is given up; the descriptor stays, and its events can be read."""
+        """Note that the iommufd is given up; the descriptor stays open for its events."""
         super().forget()
 
     def _read(self, room: int) -> bytes:
-        """What there is to read; never waits, since the kernel does not."""
+        """Read what is there; the kernel never makes the caller wait."""
         while True:
             try:
                 with raising("read", str(self)):
                     return os.read(self.fileno(), room)
             except LuoError as error:
-                # What comes as a whole is longer than that.
+                # A group or event that is read in one go is longer than the buffer.
                 if error.errno != errno.EINVAL or room >= _LARGEST_GROUP:
                     raise
             room *= 2
 
 
 class FaultQueue(_EventObject):
-    """The I/O page faults of the HWPTs that were made with it, to be answered.
+    """The I/O page faults of the HWPTs made with this queue, each of which needs an answer.
 
     Made by `IommuFd.alloc_fault_queue`. Linux 6.11.
     """
@@ -183,12 +183,12 @@ class FaultQueue(_EventObject):
     noun = "fault queue"
 
     def read(self) -> list[PageFault]:
-        """The faults that wait, whole groups of them; none if there are none. It never waits.
+        """Return the faults that are there, in whole groups, without waiting; possibly none.
 
-        At most a hundred come at once, unless one group has more.
+        At most a hundred are returned at once, unless one group has more.
 
         Raises:
-            LuoError: ENOMEM; they can be read later.
+            LuoError: memory is short (ENOMEM); the faults can be read later.
             ValueError: the descriptor is closed.
 
         Source: drivers/iommu/iommufd/eventq.c, iommufd_fault_fops_read()
@@ -196,18 +196,18 @@ class FaultQueue(_EventObject):
         return parse_faults(self._read(100 * _FAULT.size))
 
     def respond(self, faults: PageFault | Iterable[PageFault], *, resolved: bool) -> None:
-        """Answers the groups that faults belong to, once each.
+        """Answer the groups that the faults belong to, each group once.
 
-        A device waits for the answer. Groups that were read and are not answered are answered as
+        The device waits for the answer. Groups that were read but not answered are answered as
         unresolved when the device is detached or the queue destroyed.
 
         Args:
-            faults: any of each group.
-            resolved: whether the device is to try again, the pages being mapped now.
+            faults: any faults of each group.
+            resolved: whether the pages are mapped now, so that the device should try again.
 
         Raises:
-            LuoError: EINVAL, a group was answered before, by the detaching of its device perhaps,
-                or never read; all others are answered.
+            LuoError: a group was never read, or is answered already, perhaps because the device was
+                detached (EINVAL); all other groups are answered.
 
         Source: drivers/iommu/iommufd/eventq.c, iommufd_fault_fops_write()
         """
@@ -219,20 +219,20 @@ class FaultQueue(_EventObject):
                 with raising("write", f"{self}, group of cookie {cookie}"):
                     os.write(self.fileno(), _RESPONSE.pack(cookie=cookie, code=code))
             except LuoError as error:
-                refused.append(error)  # a device waits for each of the others
+                refused.append(error)  # later: a device waits for each of the other answers
         if refused:
             raise refused[0]
 
 
 class VirtualEventQueue(_EventObject):
-    """The events of a vIOMMU, of one format.
+    """The events of a vIOMMU, all of one format.
 
     Made by `Viommu.alloc_event_queue`. Linux 6.15.
 
     Args:
-        event_size: in bytes, of what follows each header.
-        following: the number of the next event if none is lost; None where that is not known, as of
-            a queue that came from another process: then the first one tells of no loss.
+        event_size: the size of the data that follows each header, in bytes.
+        next_sequence: the number of the next event if none is lost; None if this is not known, as
+            for a queue that came from another process: then the first event reports no loss.
     """
 
     noun = "virtual event queue"
@@ -244,38 +244,38 @@ class VirtualEventQueue(_EventObject):
         file: OwnedFd,
         event_size: int,
         *uses: IommuObject,
-        following: int | None = None,
+        next_sequence: int | None = None,
     ) -> None:
         super().__init__(iommufd, object_id, file, *uses)
         self._event_size = event_size
-        self._next = following
+        self._next_sequence = next_sequence
 
     def read(self) -> list[VirtualEvent]:
-        """The events that wait, some at a time; none if there are none. It never waits.
+        """Return some of the events that are there, without waiting; possibly none.
 
         Raises:
-            LuoError: ENOMEM; they can be read later.
-            ValueError: the descriptor is closed; or the events are not of the size that was given.
+            LuoError: memory is short (ENOMEM); the events can be read later.
+            ValueError: the descriptor is closed; or the events do not have the given size.
 
         Source: drivers/iommu/iommufd/eventq.c, iommufd_veventq_fops_read()
         """
         data = self._read(64 * (_HEADER.size + self._event_size))
-        events = parse_events(data, self._event_size, self._next)
+        events = parse_events(data, self._event_size, self._next_sequence)
         if events:
-            self._next = (events[-1].sequence + 1) % _SEQUENCES
+            self._next_sequence = (events[-1].sequence + 1) % _SEQUENCES
         return events
 
 
 def event_size(kind: int) -> int:
-    """How long the events of a kind are, in bytes; 0 for one that is not known here."""
+    """Return the size of events of a type in bytes; 0 for a type that is not known here."""
     return _EVENT_SIZES.get(kind, 0)
 
 
 def parse_faults(data: bytes) -> list[PageFault]:
-    """The faults in what a fault queue's descriptor gave.
+    """Return the faults in data read from a fault queue.
 
     Raises:
-        ValueError: it ends within one.
+        ValueError: the data ends within a fault.
     """
     faults = []
     for offset in range(0, len(data), _FAULT.size):
@@ -297,15 +297,15 @@ def parse_faults(data: bytes) -> list[PageFault]:
 
 
 def parse_events(data: bytes, event_size: int, expected: int | None = 0) -> list[VirtualEvent]:
-    """The events in what a virtual event queue's descriptor gave.
+    """Return the events in data read from a virtual event queue.
 
     Args:
-        data: as read.
-        event_size: in bytes, of what follows each header.
-        expected: the number that the first one has if none was lost; None if that is not known.
+        data: the data.
+        event_size: the size of the data that follows each header, in bytes.
+        expected: the number of the first event if none was lost; None if this is not known.
 
     Raises:
-        ValueError: it ends within one, or the size is negative.
+        ValueError: the data ends within an event, or the size is negative.
     """
     if event_size < 0:
         raise ValueError(f"events of {event_size} bytes")

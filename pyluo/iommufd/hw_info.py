@@ -1,4 +1,4 @@
-"""What the IOMMU of a device can do, as its driver reports it."""
+"""The abilities of a device's IOMMU, as its driver reports them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _ERRATUM_REPEAT = constant("IOMMU_HW_INFO_ARM_SMMUV3_ERRATA_REPEAT_TLBI_CFGI")
 
 
 class HwInfoType(enum.IntEnum):
-    """Whose format the driver's part of the information has.
+    """The format of the driver's part of the information.
 
     Source: include/uapi/linux/iommufd.h, enum iommu_hw_info_type
     """
@@ -41,7 +41,7 @@ class HwInfoType(enum.IntEnum):
 
 
 class HwCapability(enum.IntFlag):
-    """What any IOMMU may be able to do.
+    """Abilities that any IOMMU may have.
 
     Source: include/uapi/linux/iommufd.h, enum iommufd_hw_capabilities
     """
@@ -53,7 +53,7 @@ class HwCapability(enum.IntFlag):
 
 
 def _bits(value: int, high: int, low: int) -> int:
-    """The field of a register from bit `low` to bit `high`, both part of it."""
+    """Return the field of a register from bit `low` to bit `high`, both included."""
     return value >> low & (1 << high - low + 1) - 1
 
 
@@ -64,7 +64,7 @@ class VtdInfo:
     Attributes:
         cap: the capability register.
         ecap: the extended capability register.
-        no_read_only_nesting: erratum 772415: a HWPT that is a nesting parent maps nothing
+        no_read_only_nesting: erratum 772415: a HWPT that is a nesting parent must map nothing
             read-only.
 
     Source: include/uapi/linux/iommufd.h, struct iommu_hw_info_vtd. Linux 6.6.
@@ -76,7 +76,7 @@ class VtdInfo:
 
     @property
     def domains(self) -> int:
-        """ND: how many domains it tells apart."""
+        """ND: the number of domains."""
         return 1 << 4 + 2 * _bits(self.cap, 2, 0)
 
     @property
@@ -86,7 +86,7 @@ class VtdInfo:
 
     @property
     def second_stage_widths(self) -> tuple[int, ...]:
-        """SAGAW: the address widths, in bits, of the second-stage page tables it walks."""
+        """SAGAW: the supported address widths of second-stage page tables, in bits."""
         widths = {1: 39, 2: 48, 3: 57}
         sagaw = _bits(self.cap, 12, 8)
         return tuple(width for bit, width in widths.items() if sagaw >> bit & 1)
@@ -98,7 +98,7 @@ class VtdInfo:
 
     @property
     def second_stage_huge_pages(self) -> tuple[int, ...]:
-        """SSLPS: sizes of huge pages in the second stage, in bytes."""
+        """SSLPS: the sizes of huge pages in the second stage, in bytes."""
         sizes = {0: 1 << 21, 1: 1 << 30}
         supported = _bits(self.cap, 37, 34)
         return tuple(size for bit, size in sizes.items() if supported >> bit & 1)
@@ -140,17 +140,17 @@ class VtdInfo:
 
     @property
     def nested_translation(self) -> bool:
-        """NEST: a page table of the guest's can stand on one of the host's."""
+        """NEST: a guest's page table can be nested on one of the host's."""
         return bool(_bits(self.ecap, 26, 26))
 
     @property
     def page_requests(self) -> bool:
-        """PRS: devices may ask for pages."""
+        """PRS: devices may request pages."""
         return bool(_bits(self.ecap, 29, 29))
 
     @property
     def pasid_bits(self) -> int:
-        """PSS: how many bits of a PASID it takes; 0 without PASIDs."""
+        """PSS: the width of a PASID in bits; 0 without PASIDs."""
         return _bits(self.ecap, 39, 35) + 1 if _bits(self.ecap, 40, 40) else 0
 
     @property
@@ -160,7 +160,7 @@ class VtdInfo:
 
     @property
     def second_stage_dirty_tracking(self) -> bool:
-        """SSADS: it notes in second-stage page tables what was accessed and written."""
+        """SSADS: accesses and writes are recorded in second-stage page tables."""
         return bool(_bits(self.ecap, 45, 45))
 
     @property
@@ -176,13 +176,13 @@ class VtdInfo:
 
 @dataclass(frozen=True, slots=True)
 class SmmuV3Info:
-    """An ARM SMMUv3. Only what the kernel says may be used of its registers has a name here.
+    """An ARM SMMUv3. Only the register fields that the kernel allows to be used have a name here.
 
     Attributes:
         idr: the identification registers 0 to 5.
         iidr: the implementation.
         aidr: the version of the architecture.
-        repeat_invalidations: erratum T264-SMMU-3: invalidation commands are to be given twice.
+        repeat_invalidations: erratum T264-SMMU-3: each invalidation command must be given twice.
 
     Source: include/uapi/linux/iommufd.h, struct iommu_hw_info_arm_smmuv3. Linux 6.13.
     """
@@ -249,7 +249,7 @@ class SmmuV3Info:
 
     @property
     def virtual_address_extension(self) -> int:
-        """VAX: 0 for addresses of 48 bits, 1 of 52."""
+        """VAX: 0 for addresses of 48 bits, 1 for addresses of 52."""
         return _bits(self.idr[5], 11, 10)
 
     @property
@@ -269,9 +269,9 @@ class Tegra241Info:
     """NVIDIA Tegra241's command queue virtualization.
 
     Attributes:
-        version: of the hardware.
-        queues: how many virtual command queues one virtual interface has.
-        stream_ids: how many stream ids it can replace.
+        version: the version of the hardware.
+        queues: the number of virtual command queues of one virtual interface.
+        stream_ids: the number of stream ids that it can replace.
 
     Source: include/uapi/linux/iommufd.h, struct iommu_hw_info_tegra241_cmdqv. Linux 6.17.
     """
@@ -283,7 +283,7 @@ class Tegra241Info:
 
 @dataclass(frozen=True, slots=True)
 class AmdInfo:
-    """An AMD IOMMU. Only what the kernel lets a guest see of its registers has a name here.
+    """An AMD IOMMU. Only the register fields that the kernel shows to guests have a name here.
 
     Attributes:
         efr: the extended feature register.
@@ -297,12 +297,12 @@ class AmdInfo:
 
     @property
     def page_requests(self) -> bool:
-        """PPRSup: devices may ask for pages."""
+        """PPRSup: devices may request pages."""
         return bool(_bits(self.efr, 1, 1))
 
     @property
     def guest_translation(self) -> bool:
-        """GTSup: page tables of the guest's."""
+        """GTSup: guests can have page tables."""
         return bool(_bits(self.efr, 4, 4))
 
     @property
@@ -312,12 +312,12 @@ class AmdInfo:
 
     @property
     def guest_levels(self) -> int:
-        """GATS: how many levels a guest's page tables have at most: 4, 5 or 6."""
+        """GATS: the maximum number of levels of a guest's page tables: 4, 5 or 6."""
         return 4 + _bits(self.efr, 13, 12)
 
     @property
     def cr3_levels(self) -> int:
-        """GLX: how many levels the table of a guest's CR3 values has at most: 1, 2 or 3."""
+        """GLX: the maximum number of levels of the table of a guest's CR3 values: 1, 2 or 3."""
         return 1 + _bits(self.efr, 15, 14)
 
     @property
@@ -341,14 +341,14 @@ DriverInfo = VtdInfo | SmmuV3Info | Tegra241Info | AmdInfo
 
 @dataclass(frozen=True, slots=True)
 class HwInfo:
-    """The IOMMU that stands before a device.
+    """The abilities of the IOMMU that a device is behind.
 
     Attributes:
-        data_type: whose format `data` has; a number for one that is not known here.
-        capabilities: what any IOMMU may be able to do.
-        pasid_bits: how many bits a PASID of this device has; 0 without PASIDs.
-        data: the driver's part, as it came.
-        driver: the driver's part, decoded; None if its format is not known here, or there is none.
+        data_type: the format of `data`; a plain number for a format that is not known here.
+        capabilities: the abilities that any IOMMU may have.
+        pasid_bits: the width of this device's PASIDs in bits; 0 without PASIDs.
+        data: the driver's part, as the kernel returned it.
+        driver: the driver's part, decoded; None if there is none or its format is not known here.
 
     Source: include/uapi/linux/iommufd.h, struct iommu_hw_info. Linux 6.6.
     """
@@ -361,10 +361,10 @@ class HwInfo:
 
 
 def decode(data_type: int, data: bytes) -> DriverInfo | None:
-    """The driver's part of the information; None for a format that is not known here.
+    """Decode the driver's part of the information; return None for a format that is not known here.
 
     Raises:
-        ValueError: it is shorter than its format.
+        ValueError: the data is shorter than its format.
     """
     if data_type == HwInfoType.INTEL_VTD:
         raw = _VTD.unpack(data)

@@ -1,4 +1,4 @@
-"""Hardware page tables: what an IOMMU walks for the devices that are attached."""
+"""Hardware page tables: what an IOMMU walks for the devices attached to it."""
 
 from __future__ import annotations
 
@@ -50,47 +50,47 @@ _SMMUV3_COMMAND = Struct("iommu_viommu_arm_smmuv3_invalidate")
 
 
 class HwptFlags(enum.IntFlag):
-    """What a HWPT is to be good for.
+    """What a HWPT can be used for.
 
     Source: include/uapi/linux/iommufd.h, enum iommufd_hwpt_alloc_flags
     """
 
     NEST_PARENT = constant("IOMMU_HWPT_ALLOC_NEST_PARENT")
-    """The lower stage of nested page tables. Linux 6.7."""
+    """The parent, which is the lower stage, of nested page tables. Linux 6.7."""
     DIRTY_TRACKING = constant("IOMMU_HWPT_ALLOC_DIRTY_TRACKING")
-    """Only devices can be attached whose IOMMU notes what they write to. Linux 6.7."""
+    """Tracks writes by devices; devices whose IOMMU cannot do so cannot be attached. Linux 6.7."""
     PASID = constant("IOMMU_HWPT_ALLOC_PASID")
     """Can be attached to a PASID of a device. Linux 6.15."""
 
 
 class HwptData(Protocol):
-    """What a driver needs to know for a page table that the guest manages."""
+    """A driver's parameters for a page table that the guest manages."""
 
     @property
     def data_type(self) -> int:
-        """One of enum iommu_hwpt_data_type."""
+        """A value of enum iommu_hwpt_data_type."""
 
     def pack(self) -> bytes:
-        """The driver's struct."""
+        """Return the driver's struct."""
 
 
 class Invalidation(Protocol):
-    """One entry of a request to drop what an IOMMU has cached."""
+    """One entry of a request to invalidate an IOMMU's caches."""
 
     @property
     def data_type(self) -> int:
-        """One of enum iommu_hwpt_invalidate_data_type."""
+        """A value of enum iommu_hwpt_invalidate_data_type."""
 
     def pack(self) -> bytes:
-        """The driver's struct."""
+        """Return the driver's struct."""
 
 
 @dataclass(frozen=True, slots=True)
 class RawData:
-    """A driver's struct that has no class of its own here, for a HWPT, a vIOMMU or an invalidation.
+    """A driver's struct that has no class here, for a HWPT, a vIOMMU or an invalidation.
 
     Attributes:
-        data_type: the kernel's number of its kind.
+        data_type: the kernel's number for the struct's type.
         data: the struct.
     """
 
@@ -98,7 +98,7 @@ class RawData:
     data: bytes
 
     def pack(self) -> bytes:
-        """The struct."""
+        """Return the struct."""
         return self.data
 
 
@@ -121,9 +121,9 @@ class VtdStage1:
     """A VT-d stage-1 page table.
 
     Attributes:
-        page_table: its address, in the address space of the parent HWPT.
+        page_table: the table's address, in the address space of the parent HWPT.
         address_width: in bits.
-        flags: of its entries.
+        flags: the attributes of the entries.
 
     Source: include/uapi/linux/iommufd.h, struct iommu_hwpt_vtd_s1. Linux 6.7.
     """
@@ -138,7 +138,7 @@ class VtdStage1:
         return constant("IOMMU_HWPT_DATA_VTD_S1")
 
     def pack(self) -> bytes:
-        """The kernel's struct."""
+        """Return the kernel's struct."""
         return bytes(
             _VTD_STAGE1.pack(
                 flags=int(self.flags), pgtbl_addr=self.page_table, addr_width=self.address_width
@@ -161,13 +161,13 @@ class SmmuV3Ste:
         return constant("IOMMU_HWPT_DATA_ARM_SMMUV3")
 
     def pack(self) -> bytes:
-        """The kernel's struct."""
+        """Return the kernel's struct."""
         return bytes(_SMMUV3_STE.pack(ste=self.words))
 
 
 @dataclass(frozen=True, slots=True)
 class AmdGuest:
-    """A guest's device table entry, for an AMD IOMMU.
+    """A guest's device table entry for an AMD IOMMU.
 
     Source: include/uapi/linux/iommufd.h, struct iommu_hwpt_amd_guest. Linux 7.0.
     """
@@ -180,7 +180,7 @@ class AmdGuest:
         return constant("IOMMU_HWPT_DATA_AMD_GUEST")
 
     def pack(self) -> bytes:
-        """The kernel's struct."""
+        """Return the kernel's struct."""
         return bytes(_AMD_GUEST.pack(dte=self.device_table_entry))
 
 
@@ -189,9 +189,9 @@ class VtdInvalidate:
     """A range of a VT-d stage-1 page table that has changed.
 
     Attributes:
-        address: a multiple of 4096 bytes.
-        pages: how many of 4096 bytes each; from address 0, 2^64-1 of them mean everything.
-        leaf_only: only entries of the last level are cached for it.
+        address: the start of the range, a multiple of 4096 bytes.
+        pages: the number of pages of 4096 bytes; 2^64-1 pages from address 0 mean everything.
+        leaf_only: only entries of the last level are cached for the range.
 
     Source: include/uapi/linux/iommufd.h, struct iommu_hwpt_vtd_s1_invalidate. Linux 6.8.
     """
@@ -206,7 +206,7 @@ class VtdInvalidate:
         return constant("IOMMU_HWPT_INVALIDATE_DATA_VTD_S1")
 
     def pack(self) -> bytes:
-        """The kernel's struct."""
+        """Return the kernel's struct."""
         flags = constant("IOMMU_VTD_INV_FLAGS_LEAF") if self.leaf_only else 0
         return bytes(_VTD_INVALIDATE.pack(addr=self.address, npages=self.pages, flags=flags))
 
@@ -226,19 +226,19 @@ class SmmuV3Command:
         return constant("IOMMU_VIOMMU_INVALIDATE_DATA_ARM_SMMUV3")
 
     def pack(self) -> bytes:
-        """The kernel's struct."""
+        """Return the kernel's struct."""
         return bytes(_SMMUV3_COMMAND.pack(cmd=self.words))
 
 
 @dataclass(frozen=True, slots=True)
 class DirtyBitmap:
-    """Which pages devices have written to.
+    """The pages that devices have written to.
 
     Attributes:
         start: the IOVA of the first page.
         page_size: in bytes.
-        pages: how many there are.
-        bits: one for each page, the first in the lowest bit of the first byte.
+        pages: the number of pages.
+        bits: one bit per page; the lowest bit of the first byte is the first page's.
     """
 
     start: int
@@ -247,11 +247,11 @@ class DirtyBitmap:
     bits: bytes
 
     @staticmethod
-    def room(wanted: IovaRange, page_size: int) -> tuple[bytearray, int]:
-        """A buffer for the kernel to fill in, and for how many pages it is.
+    def make_buffer(wanted: IovaRange, page_size: int) -> tuple[bytearray, int]:
+        """Return a buffer for the kernel to fill in, and the number of pages that it covers.
 
         Raises:
-            ValueError: the page size is no power of two.
+            ValueError: the page size is not a power of two.
         """
         if page_size < 1 or page_size & (page_size - 1):
             raise ValueError(f"a page of {page_size} bytes: not a power of two")
@@ -263,7 +263,7 @@ class DirtyBitmap:
         return 0 <= page < self.pages and bool(self.bits[page // 8] >> page % 8 & 1)
 
     def __iter__(self) -> Iterator[int]:
-        """The IOVA of each dirty page, in order."""
+        """Yield the IOVA of each dirty page, in order."""
         for index, byte in enumerate(self.bits):
             while byte:
                 lowest = (byte & -byte).bit_length() - 1
@@ -271,12 +271,12 @@ class DirtyBitmap:
                 byte &= byte - 1
 
     def __len__(self) -> int:
-        """How many pages are dirty."""
+        """Return the number of dirty pages."""
         return int.from_bytes(self.bits, "little").bit_count()
 
 
 class PagingHwpt(IommuObject):
-    """A page table that the kernel fills with what is mapped in an IOAS.
+    """A page table that the kernel fills with the mappings of an IOAS.
 
     Made by `IommuDevice.alloc_hwpt`. Linux 6.6.
     """
@@ -291,15 +291,15 @@ class PagingHwpt(IommuObject):
 
     @property
     def ioas(self) -> Ioas:
-        """Of what it is the page table."""
+        """The IOAS whose mappings are in the page table."""
         return self._ioas
 
     def set_dirty_tracking(self, enabled: bool) -> None:
-        """Starts or stops noting what devices write to; starting forgets what was noted.
+        """Start or stop tracking writes by devices; starting clears what was recorded.
 
         Raises:
-            IommuUnsupportedError: EOPNOTSUPP, it was not allocated with
-                `HwptFlags.DIRTY_TRACKING`.
+            IommuUnsupportedError: the HWPT was not allocated with `HwptFlags.DIRTY_TRACKING`
+                (EOPNOTSUPP).
 
         Source: include/uapi/linux/iommufd.h, IOMMU_HWPT_SET_DIRTY_TRACKING. Linux 6.7.
         """
@@ -310,27 +310,27 @@ class PagingHwpt(IommuObject):
     def dirty_bitmap(
         self, wanted: IovaRange, *, page_size: int = 4096, clear: bool = True
     ) -> DirtyBitmap:
-        """Which pages of a range were written to since tracking started, or the last clearing.
+        """Return which pages of a range devices wrote to since tracking started or was cleared.
 
         Args:
-            wanted: what to look at, a multiple of `page_size` in start and length.
+            wanted: the range; its start and length are multiples of `page_size`.
             page_size: what one bit stands for, in bytes, a power of two; it may be larger than
                 the pages of the IOMMU.
-            clear: whether to forget what is returned. Without it, the IOMMU's caches are left
-                alone too: for memory that is about to be unmapped.
+            clear: whether to clear what is returned. Without this, the IOMMU's caches are not
+                flushed either, which suits memory that is about to be unmapped.
 
         Raises:
-            IommuUnsupportedError: EOPNOTSUPP, it was not allocated with
-                `HwptFlags.DIRTY_TRACKING`.
-            LuoError: EINVAL, the range or the page size does not fit; ENOENT, part of the range is
-                not mapped, so that nothing is told or forgotten.
-            ValueError: the page size is no power of two.
+            IommuUnsupportedError: the HWPT was not allocated with `HwptFlags.DIRTY_TRACKING`
+                (EOPNOTSUPP).
+            LuoError: the range or the page size does not fit (EINVAL); part of the range is not
+                mapped, in which case nothing is returned or cleared (ENOENT).
+            ValueError: the page size is not a power of two.
 
         Source: include/uapi/linux/iommufd.h, IOMMU_HWPT_GET_DIRTY_BITMAP. Linux 6.7.
         """
-        bits, pages = DirtyBitmap.room(wanted, page_size)
+        bits, pages = DirtyBitmap.make_buffer(wanted, page_size)
         subject = f"{self}: {wanted} by {page_size} bytes"
-        # Linux 7.3 stops at a hole, says nothing, and what lies behind it looks clean.
+        # Linux 7.3 stops at a hole without an error, so that all pages behind it look clean.
         if not self._ioas.maps(wanted):
             raise from_errno(errno.ENOENT, _GET_DIRTY_BITMAP.name, subject)
         _GET_DIRTY_BITMAP(
@@ -347,7 +347,7 @@ class PagingHwpt(IommuObject):
 
 
 class NestedHwpt(IommuObject):
-    """A page table of a guest's own, which translates to addresses of a parent HWPT.
+    """A page table managed by a guest, which translates to addresses of a parent HWPT.
 
     Made by `IommuDevice.alloc_nested_hwpt`. Linux 6.7.
     """
@@ -355,25 +355,25 @@ class NestedHwpt(IommuObject):
     noun = "nested HWPT"
 
     def invalidate(self, entries: Sequence[Invalidation]) -> int:
-        """Drops what the IOMMU has cached of it; see `invalidate`. Linux 6.8."""
+        """Invalidate what the IOMMU has cached of this page table; see `invalidate`. Linux 6.8."""
         return invalidate(self, entries)
 
 
 def invalidate(target: IommuObject, entries: Sequence[Invalidation]) -> int:
-    """Drops what an IOMMU has cached of a guest's page table.
+    """Invalidate what an IOMMU has cached of a guest's page table.
 
     Args:
-        target: a nested HWPT, or a vIOMMU for what is not about one page table.
-        entries: all of one kind, carried out in order.
+        target: a nested HWPT; or a vIOMMU, for entries that do not concern one page table.
+        entries: all of one type; they are carried out in order.
 
     Returns:
-        How many were carried out: all of them.
+        The number of entries carried out, which is all of them.
 
     Raises:
-        InvalidationError: one was refused, with the number of those before it that were carried
-            out as `handled`: EINVAL, not understood; EOPNOTSUPP, of a kind that this IOMMU does not
-            know; EIO, the IOMMU itself refused a command.
-        ValueError: they are of several kinds, or none.
+        InvalidationError: an entry was refused; `handled` is the number of entries before it, which
+            were carried out. The entry is not understood (EINVAL), its type is unknown to this
+            IOMMU (EOPNOTSUPP), or the IOMMU itself refused a command (EIO).
+        ValueError: the entries are of several types, or there are none.
 
     Source: include/uapi/linux/iommufd.h, IOMMU_HWPT_INVALIDATE. Linux 6.8; a vIOMMU since 6.13.
     """
@@ -390,11 +390,11 @@ def invalidate(target: IommuObject, entries: Sequence[Invalidation]) -> int:
         entry_len=length,
         entry_num=len(packed),
     )
-    if reply.errno in (errno.ENOTTY, errno.E2BIG):  # not even looked at, so nothing is counted
+    if reply.errno in (errno.ENOTTY, errno.E2BIG):  # the kernel did not look at the entries
         raise from_errno(reply.errno, _INVALIDATE.name, str(target))
     handled = reply.integer("entry_num")
     if reply.errno:
-        if handled == len(packed):  # a driver that found no memory to look at any leaves it so
+        if handled == len(packed):  # the driver had no memory to look at any, and set no count
             handled = 0
         error = InvalidationError(reply.errno, _INVALIDATE.name, f"{target}, entry {handled}")
         error.handled = handled
@@ -403,7 +403,7 @@ def invalidate(target: IommuObject, entries: Sequence[Invalidation]) -> int:
 
 
 def can_invalidate(target: IommuObject, data_type: int) -> bool:
-    """Whether a nested HWPT or a vIOMMU takes invalidations of a kind.
+    """Return whether a nested HWPT or a vIOMMU supports invalidations of a type.
 
     Source: include/uapi/linux/iommufd.h, IOMMU_HWPT_INVALIDATE, with no entry. Linux 6.8.
     """

@@ -1,4 +1,4 @@
-"""I/O address spaces: what a device may reach by DMA, and at which address."""
+"""I/O address spaces: the memory that devices can reach by DMA, and at which addresses."""
 
 from __future__ import annotations
 
@@ -35,55 +35,55 @@ _FIXED_IOVA = constant("IOMMU_IOAS_MAP_FIXED_IOVA")
 _HUGE_PAGES = constant("IOMMU_OPTION_HUGE_PAGES")
 _OP_SET = constant("IOMMU_OPTION_OP_SET")
 _OP_GET = constant("IOMMU_OPTION_OP_GET")
-_EVERYTHING = (1 << 64) - 1
-_FIRST_GUESS = 16  # of the number of ranges
+_MAX_LENGTH = (1 << 64) - 1
+_FIRST_GUESS = 16  # ranges
 _READ_WRITE = Access.READ | Access.WRITE
 
 
 class Ioas(IommuObject):
     """An I/O address space. Devices are attached to it, or to a HWPT made from it.
 
-    What is mapped stays referred to, and a buffer cannot be freed, until it is unmapped, the IOAS
-    is destroyed or its iommufd closed.
+    Mapped memory stays referred to, and a mapped buffer cannot be freed, until it is unmapped, the
+    IOAS is destroyed or its iommufd closed.
 
     Attributes:
-        allowed: what `allow_iovas` was last told.
+        allowed: the ranges last given to `allow_iovas`.
     """
 
     noun = "IOAS"
 
     def __init__(self, iommufd: IommuContext, object_id: int) -> None:
         super().__init__(iommufd, object_id)
-        self._mapped: dict[int, tuple[Mapping, object]] = {}  # by IOVA, with what is kept alive
-        self._doubtful: list[object] = []  # what may be mapped, as no request said
+        self._mapped: dict[int, tuple[Mapping, object]] = {}  # by IOVA, with the memory to keep
+        self._possibly_mapped: list[object] = []  # of requests whose outcome is not known
         self.allowed: tuple[IovaRange, ...] = ()
 
     @property
     def mappings(self) -> tuple[Mapping, ...]:
-        """What is mapped, as far as this object did it or was told, in the order of addresses."""
+        """The mappings that this object made or was told of, in the order of addresses."""
         return tuple(mapping for _, (mapping, _) in sorted(self._mapped.items()))
 
     @property
     def known(self) -> bool:
-        """Whether `mappings` is sure: no request was cut short by an exception of a signal's.
+        """Whether `mappings` is reliable: no exception from a signal cut a request short.
 
-        `unmap_all` makes it sure again.
+        `unmap_all` makes it reliable again.
         """
-        return not self._doubtful
+        return not self._possibly_mapped
 
     @property
     def mapped_by_address(self) -> tuple[IovaRange, ...]:
-        """Where memory is mapped by its address in a process, as far as this object did it."""
+        """The ranges mapped by their address in a process, as far as this object mapped them."""
         return tuple(mapping.range for mapping in self.mappings if mapping.file is None)
 
     def forget(self) -> None:
-        """Notes that it is gone; lets go of what was mapped."""
+        """Note that the IOAS is gone, and release the files and buffers that were mapped."""
         super().forget()
         self._mapped.clear()
-        self._doubtful.clear()
+        self._possibly_mapped.clear()
 
     def iova_ranges(self) -> IovaRanges:
-        """Where something can be mapped; ask again after each attach and detach.
+        """Return where memory can be mapped; ask again after each attach and detach.
 
         Source: include/uapi/linux/iommufd.h, IOMMU_IOAS_IOVA_RANGES. Linux 6.2.
         """
@@ -95,7 +95,7 @@ class Ioas(IommuObject):
             )
             count = reply.integer("num_iovas")
             if reply.errno == errno.EMSGSIZE and count > room:
-                room = count  # the kernel says how many there are; there may be more by now
+                room = count  # the kernel reported this number; there may be more by now
                 continue
             if reply.errno:
                 raise from_errno(reply.errno, _IOVA_RANGES.name, str(self))
@@ -104,14 +104,14 @@ class Ioas(IommuObject):
             return IovaRanges(ranges, reply.integer("out_iova_alignment"))
 
     def allow_iovas(self, ranges: Iterable[IovaRange]) -> None:
-        """Sets what must stay possible to map; attaching a device that would narrow it then fails.
+        """Set the ranges that must stay mappable; a device that would narrow them cannot attach.
 
-        Addresses that the kernel chooses are taken from these ranges. They replace those of an
-        earlier call; none at all lifts the rule.
+        The kernel chooses addresses from these ranges only. They replace the ranges of an earlier
+        call; no ranges at all lift the restriction.
 
         Raises:
-            LuoError: EADDRINUSE, an attached device, or its IOMMU, does not have the whole of a
-                range; EINVAL, ranges overlap or end before they start.
+            LuoError: an attached device, or its IOMMU, cannot reach all of a range (EADDRINUSE);
+                ranges overlap, or end before they start (EINVAL).
 
         Source: include/uapi/linux/iommufd.h, IOMMU_IOAS_ALLOW_IOVAS. Linux 6.2.
         """
@@ -133,39 +133,39 @@ class Ioas(IommuObject):
         iova: int | None = None,
         access: Access = _READ_WRITE,
     ) -> Mapping:
-        """Maps memory of this process by its address.
+        """Map memory of this process by its address.
 
-        Such a mapping cannot be handed over to another process: `map_file` can.
+        Such a mapping cannot be handed over to another process; one made by `map_file` can.
 
         Args:
-            buffer: of which all is mapped; such as what `Memfd.map` returns. It cannot be closed or
-                resized until it is unmapped.
-            iova: where to; without it the kernel chooses.
-            access: what devices may do with it.
+            buffer: the memory, all of which is mapped; for example the result of `Memfd.map`. It
+                cannot be closed or resized until it is unmapped.
+            iova: the first address; by default the kernel chooses.
+            access: what devices may do with the memory.
 
         Raises:
-            IovaInUseError: EEXIST, something is mapped there.
-            LuoError: EINVAL, the address is not aligned or not in `iova_ranges`; ENOSPC, no room
-                for it; ENOMEM, beyond RLIMIT_MEMLOCK, or no memory; EFAULT, the buffer is
-                read-only memory.
-            TypeError: the buffer is read-only, and the access is not.
+            IovaInUseError: something is mapped there (EEXIST).
+            LuoError: the address is not aligned or not in `iova_ranges` (EINVAL); there is no room
+                (ENOSPC); RLIMIT_MEMLOCK is exceeded, or memory is short (ENOMEM); the buffer is
+                read-only memory (EFAULT).
+            TypeError: the buffer is read-only, but `access` includes writing.
 
         Source: include/uapi/linux/iommufd.h, IOMMU_IOAS_MAP. Linux 6.2.
         """
         exported = Exported(buffer, writable=Access.WRITE in access)
         try:
-            with self._doubting(exported):
+            with self._keeping_if_interrupted(exported):
                 reply = _MAP(
                     self._iommufd.fileno(),
-                    f"{self}: {exported.length} bytes{_at(iova)}",
-                    flags=int(access) | _fixed(iova),
+                    f"{self}: {exported.length} bytes{_iova_suffix(iova)}",
+                    flags=int(access) | _iova_flag(iova),
                     ioas_id=self.id,
                     user_va=exported.address,
                     length=exported.length,
                     iova=iova or 0,
                 )
         except LuoError:
-            exported.release()  # or whoever looks at the error could not free the buffer
+            exported.release()  # the error's traceback would keep the buffer from being freed
             raise
         return self._keep(
             Mapping(reply.integer("iova"), exported.length, access, None, 0), exported
@@ -180,21 +180,21 @@ class Ioas(IommuObject):
         iova: int | None = None,
         access: Access = _READ_WRITE,
     ) -> Mapping:
-        """Maps a file: a memfd, or a dma-buf that a VFIO device exported.
+        """Map a file: a memfd, or a dma-buf that a VFIO device exported.
 
         Args:
-            file: kept until it is unmapped. Closing it does no harm.
-            offset: of the first byte, in bytes.
-            length: in bytes; without it, up to the end of the file.
-            iova: where to; without it the kernel chooses.
-            access: what devices may do with it.
+            file: the file, which is kept until it is unmapped; closing it does no harm.
+            offset: where the mapping begins in the file, in bytes.
+            length: in bytes; by default up to the end of the file.
+            iova: the first address; by default the kernel chooses.
+            access: what devices may do with the memory.
 
         Raises:
             ValueError: the range does not lie within the file.
-            IovaInUseError: EEXIST, something is mapped there.
-            LuoError: EINVAL, the address or the length is not aligned or not in `iova_ranges`, or
-                the kernel cannot map this kind of file; ENOSPC, no room for it; ENOMEM, beyond
-                RLIMIT_MEMLOCK, or no memory.
+            IovaInUseError: something is mapped there (EEXIST).
+            LuoError: the address or the length is not aligned or not in `iova_ranges`, or the
+                kernel cannot map this kind of file (EINVAL); there is no room (ENOSPC);
+                RLIMIT_MEMLOCK is exceeded, or memory is short (ENOMEM).
 
         Source: include/uapi/linux/iommufd.h, IOMMU_IOAS_MAP_FILE. Linux 6.13; a dma-buf since 6.19.
         """
@@ -204,11 +204,12 @@ class Ioas(IommuObject):
         length = size - offset if length is None else length
         if offset < 0 or length <= 0 or offset + length > size:
             raise ValueError(f"{length} bytes at {offset} do not lie within {size} bytes")
-        with self._doubting(file):
+        with self._keeping_if_interrupted(file):
             reply = _MAP_FILE(
                 self._iommufd.fileno(),
-                f"{self}: {length} bytes of descriptor {file.fileno()} from {offset}{_at(iova)}",
-                flags=int(access) | _fixed(iova),
+                f"{self}: {length} bytes of descriptor {file.fileno()} from {offset}"
+                f"{_iova_suffix(iova)}",
+                flags=int(access) | _iova_flag(iova),
                 ioas_id=self.id,
                 fd=file.fileno(),
                 start=offset,
@@ -226,30 +227,30 @@ class Ioas(IommuObject):
         iova: int | None = None,
         access: Access = _READ_WRITE,
     ) -> IovaRange:
-        """Maps what another IOAS of this iommufd has mapped, without pinning it a second time.
+        """Map memory that another IOAS of this iommufd maps, without pinning it a second time.
 
         Args:
-            source: the other one; it may be this one.
-            wanted: a range of it, with no hole in what is mapped there.
-            iova: where to; without it the kernel chooses.
-            access: what devices may do with it.
+            source: the other IOAS, which may be this one.
+            wanted: a range of it, all of which must be mapped.
+            iova: the first address here; by default the kernel chooses.
+            access: what devices may do with the memory.
 
         Returns:
-            Where it is now.
+            The addresses here.
 
         Raises:
-            IovaInUseError: EEXIST, something is mapped there.
-            LuoError: ENOENT, not all of it is mapped; EPERM, write access to what was mapped
-                without; EINVAL and ENOSPC as for `map`.
+            IovaInUseError: something is mapped there (EEXIST).
+            LuoError: part of the range is not mapped (ENOENT); write access is asked for memory
+                that was mapped without it (EPERM); EINVAL and ENOSPC as for `map`.
 
         Source: include/uapi/linux/iommufd.h, IOMMU_IOAS_COPY. Linux 6.2.
         """
-        kept = list(source._mapped.values())
-        with self._doubting(kept):
+        copied = list(source._mapped.values())
+        with self._keeping_if_interrupted(copied):
             reply = _COPY(
                 self._iommufd.fileno(),
-                f"{self}: {wanted} of {source}{_at(iova)}",
-                flags=int(access) | _fixed(iova),
+                f"{self}: {wanted} of {source}{_iova_suffix(iova)}",
+                flags=int(access) | _iova_flag(iova),
                 dst_ioas_id=self.id,
                 src_ioas_id=source.id_in(self._iommufd),
                 length=wanted.length,
@@ -257,7 +258,7 @@ class Ioas(IommuObject):
                 src_iova=wanted.start,
             )
         start = reply.integer("dst_iova")
-        for mapping, what in kept:
+        for mapping, memory in copied:
             first = max(mapping.iova, wanted.start)
             last = min(mapping.range.last, wanted.last)
             if first <= last:
@@ -269,20 +270,20 @@ class Ioas(IommuObject):
                         mapping.file,
                         mapping.offset + first - mapping.iova,
                     ),
-                    what,
+                    memory,
                 )
         return IovaRange(start, start + wanted.length - 1)
 
     def unmap(self, wanted: Mapping | IovaRange) -> int:
-        """Unmaps all mappings that lie within a range.
+        """Unmap all mappings that lie within a range.
 
         Returns:
-            How many bytes were mapped there.
+            How many bytes were unmapped.
 
         Raises:
-            LuoError: ENOENT, nothing is mapped there, or a mapping lies there in part: none can be
-                cut; EBUSY, a hardware queue still uses one. Those before the one that failed may be
-                gone: see `mappings`.
+            LuoError: nothing is mapped there, or a mapping lies partly outside, which the kernel
+                does not split (ENOENT); a hardware queue still uses a mapping (EBUSY). Mappings
+                before the one that failed may be gone: see `mappings`.
 
         Source: include/uapi/linux/iommufd.h, IOMMU_IOAS_UNMAP. Linux 6.2.
         """
@@ -290,26 +291,26 @@ class Ioas(IommuObject):
         return self._unmap(where, f"{self}: {where}")
 
     def unmap_all(self) -> int:
-        """Unmaps everything.
+        """Unmap everything.
 
         Returns:
-            How many bytes were mapped.
+            How many bytes were unmapped.
 
         Raises:
-            LuoError: EBUSY, a hardware queue still uses some of it. What comes before that may be
-                gone: see `mappings`.
+            LuoError: a hardware queue still uses a mapping (EBUSY). Mappings before it may be gone:
+                see `mappings`.
 
         Source: include/uapi/linux/iommufd.h, IOMMU_IOAS_UNMAP. Linux 6.2.
         """
-        unmapped = self._unmap(IovaRange(0, _EVERYTHING), str(self))
-        self._doubtful.clear()
+        unmapped = self._unmap(IovaRange(0, _MAX_LENGTH), str(self))
+        self._possibly_mapped.clear()
         return unmapped
 
     def maps(self, where: IovaRange) -> bool:
-        """Whether all of a range is mapped, by this process or another.
+        """Return whether all of a range is mapped, by this process or another.
 
-        The kernel is asked to copy the range onto itself. It never does: what is mapped is in the
-        way, and what is not cannot be copied.
+        The kernel is asked to copy the range onto itself, which never succeeds: addresses that are
+        mapped are in use, and addresses that are not mapped cannot be copied.
 
         Source: include/uapi/linux/iommufd.h, IOMMU_IOAS_COPY. Linux 6.2.
         """
@@ -326,11 +327,11 @@ class Ioas(IommuObject):
 
     @property
     def huge_pages(self) -> bool:
-        """Whether the page tables may combine pages that lie side by side; True at first.
+        """Whether the page tables may combine adjacent pages; True for a new IOAS.
 
         Raises:
-            LuoError: EINVAL, switching it off comes too late, a device has the pages already;
-                EADDRINUSE, something smaller than a page is mapped.
+            LuoError: a device has the pages already, so that it is too late to switch this off
+                (EINVAL); something smaller than a page is mapped (EADDRINUSE).
 
         Source: include/uapi/linux/iommufd.h, IOMMU_OPTION_HUGE_PAGES. Linux 6.2.
         """
@@ -351,21 +352,20 @@ class Ioas(IommuObject):
         )
 
     def noiommu_get_pa(self, iova: int, length: int) -> tuple[int, int]:
-        """The physical address of what is mapped, for a device that no IOMMU stands before.
+        """Return the physical address behind an IOVA, for a device without an IOMMU.
 
         Args:
-            iova: where the question starts.
-            length: in bytes, how far it goes.
+            iova: the address to look up.
+            length: how many bytes to look at.
 
         Returns:
-            The physical address, and for how many bytes from there memory is contiguous, at most
-            `length`.
+            The physical address, and how many bytes from there are contiguous, at most `length`.
 
         Raises:
-            LuoPermissionError: EPERM, it needs CAP_SYS_RAWIO.
-            KernelTooOldError: ENOTTY.
-            LuoError: ENOENT, nothing is mapped there; EOPNOTSUPP, the IOAS serves devices that
-                have an IOMMU.
+            LuoPermissionError: the caller lacks CAP_SYS_RAWIO (EPERM).
+            KernelTooOldError: the kernel has no such request (ENOTTY).
+            LuoError: nothing is mapped there (ENOENT); the IOAS serves devices that have an IOMMU
+                (EOPNOTSUPP).
 
         Source: include/uapi/linux/iommufd.h, IOMMU_IOAS_NOIOMMU_GET_PA. Linux 7.3.
         """
@@ -379,31 +379,39 @@ class Ioas(IommuObject):
         return reply.integer("out_phys"), reply.integer("length")
 
     def adopt(self, mapping: Mapping, kept: object) -> None:
-        """Notes a mapping that another process made, and what to keep while it exists."""
+        """Note a mapping that another process made, and keep an object while it exists.
+
+        Args:
+            mapping: the mapping.
+            kept: the object to keep, such as the mapped file.
+
+        Raises:
+            ValueError: the mapping overlaps one that is known.
+        """
         overlapping = [one for one in self.mappings if one.range.overlaps(mapping.range)]
         if overlapping:
             raise ValueError(f"{mapping.range} overlaps {overlapping[0].range}")
         self._keep(mapping, kept)
 
     @contextmanager
-    def _doubting(self, kept: object) -> Iterator[None]:
-        """Keeps what may be mapped, where an exception came between the deed and the word of it."""
+    def _keeping_if_interrupted(self, kept: object) -> Iterator[None]:
+        """Keep a file or buffer that may be mapped, if an exception hides the request's outcome."""
         try:
             yield
         except (LuoError, TypeError, ValueError):
-            raise  # nothing was done
+            raise  # nothing was mapped
         except BaseException:
-            self._doubtful.append(kept)
+            self._possibly_mapped.append(kept)
             raise
 
     def _unmap(self, where: IovaRange, subject: str) -> int:
-        # Of 2^64 addresses there is no length; one less stands for them.
-        length = min(where.length, _EVERYTHING)
+        # 2^64 does not fit into the length; the kernel takes one less for everything.
+        length = min(where.length, _MAX_LENGTH)
         reply = _UNMAP.attempt(
             self._iommufd.fileno(), ioas_id=self.id, iova=where.start, length=length
         )
         for mapping in self.mappings:
-            # A request that fails may have unmapped some, and does not say which.
+            # A request that fails may have unmapped some of them, and does not say which.
             if mapping.range in where and not (reply.errno and self.maps(mapping.range)):
                 del self._mapped[mapping.iova]
         if reply.errno:
@@ -415,9 +423,9 @@ class Ioas(IommuObject):
         return mapping
 
 
-def _fixed(iova: int | None) -> int:
+def _iova_flag(iova: int | None) -> int:
     return 0 if iova is None else _FIXED_IOVA
 
 
-def _at(iova: int | None) -> str:
+def _iova_suffix(iova: int | None) -> str:
     return "" if iova is None else f" at {iova:#x}"

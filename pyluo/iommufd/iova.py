@@ -1,4 +1,4 @@
-"""I/O virtual addresses: ranges of them, and what is mapped at one."""
+"""I/O virtual addresses: ranges of them, and mappings at them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Access", "IovaRange", "IovaRanges", "Mapping"]
 
 
 class Access(enum.IntFlag):
-    """What a device may do with what is mapped.
+    """What a device may do with mapped memory.
 
     Source: include/uapi/linux/iommufd.h, IOMMU_IOAS_MAP_*
     """
@@ -25,8 +25,8 @@ class IovaRange:
     """A range of I/O virtual addresses.
 
     Attributes:
-        start: the first one.
-        last: the last one, which is part of the range.
+        start: the first address.
+        last: the last address, which is part of the range.
     """
 
     start: int
@@ -34,11 +34,11 @@ class IovaRange:
 
     @property
     def length(self) -> int:
-        """In bytes."""
+        """The length in bytes."""
         return self.last - self.start + 1
 
     def overlaps(self, other: IovaRange) -> bool:
-        """Whether an address is in both."""
+        """Return whether the ranges have an address in common."""
         return self.start <= other.last and other.start <= self.last
 
     def __contains__(self, other: IovaRange) -> bool:
@@ -50,32 +50,31 @@ class IovaRange:
 
 @dataclass(frozen=True, slots=True)
 class IovaRanges:
-    """Where an IOAS can map something now; attaching a device narrows it, detaching widens it.
+    """Where an IOAS can currently map; attaching a device narrows this, detaching widens it.
 
     Attributes:
-        ranges: in order, without overlap.
-        alignment: in bytes, of the start and the end of every mapping.
+        ranges: the ranges, in order and without overlap.
+        alignment: the alignment of the start and end of every mapping, in bytes.
     """
 
     ranges: tuple[IovaRange, ...]
     alignment: int
 
     def allow(self, wanted: IovaRange) -> bool:
-        """Whether all of `wanted` lies in one of the ranges."""
+        """Return whether all of `wanted` lies in one of the ranges."""
         return any(wanted in allowed for allowed in self.ranges)
 
 
 @dataclass(frozen=True, slots=True)
 class Mapping:
-    """What is mapped somewhere in an IOAS.
+    """A mapping in an IOAS.
 
     Attributes:
-        iova: the first address of it.
-        length: in bytes.
-        access: what a device may do with it.
-        file: of a mapping by file, device and inode number of the file; None for one by address.
-        offset: of a mapping by file, in bytes from the start of the file; of one by address, from
-            the start of the buffer.
+        iova: the first address.
+        length: the length in bytes.
+        access: what a device may do with the memory.
+        file: the device and inode number of the mapped file; None if memory was mapped by address.
+        offset: where the mapping begins, in bytes from the start of the file or buffer.
     """
 
     iova: int
@@ -86,5 +85,5 @@ class Mapping:
 
     @property
     def range(self) -> IovaRange:
-        """Where it is."""
+        """The addresses of the mapping."""
         return IovaRange(self.iova, self.iova + self.length - 1)

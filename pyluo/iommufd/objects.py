@@ -1,4 +1,4 @@
-"""An iommufd and what lives in it: objects with an id each, and what they hang on."""
+"""An iommufd and its objects: each has an id, and may need others."""
 
 from __future__ import annotations
 
@@ -23,29 +23,30 @@ _RLIMIT_MODE = constant("IOMMU_OPTION_RLIMIT_MODE")
 _OP_SET = constant("IOMMU_OPTION_OP_SET")
 _OP_GET = constant("IOMMU_OPTION_OP_GET")
 
-_GONE = (
-    "With accounting by process, the kernels up to 7.3 answer so when the process that mapped the "
-    "memory is gone, as after exec: the memory is this process's now, but stays charged to it. "
-    "Hand over by socket while the old process lives, or account by user"
+_MAPPER_GONE_HINT = (
+    "With accounting by process, kernels up to 7.3 answer this if the process that mapped the "
+    "memory is gone, as after exec: the memory has moved to this process, but stays charged to it "
+    "for good. Hand over by socket while the old process lives, or account by user"
 )
 
 
 class Accounting(enum.Enum):
-    """Against whose RLIMIT_MEMLOCK mapped memory counts; nobody's with CAP_IPC_LOCK.
+    """Whose RLIMIT_MEMLOCK mapped memory counts against; a process with CAP_IPC_LOCK has no limit.
 
     Source: include/uapi/linux/iommufd.h, IOMMU_OPTION_RLIMIT_MODE
     """
 
     USER = 0
-    """The sum over all processes of a user."""
+    """The user's: the sum over all of the user's processes."""
     PROCESS = 1
-    """Each process by itself, as VFIO's containers do."""
+    """Each process's own, as in VFIO's containers."""
 
 
 class IommuContext(OwnedFd):
-    """An open iommufd and the objects that were made in it: what every object refers to.
+    """An open iommufd and the objects that were made in it.
 
-    `IommuFd` is the one that is opened, and makes the first objects.
+    This is the base of `IommuFd`, which opens /dev/iommu and makes the first objects; every object
+    refers to it.
     """
 
     __slots__ = ("_objects",)
@@ -56,42 +57,51 @@ class IommuContext(OwnedFd):
 
     @property
     def objects(self) -> tuple[IommuObject, ...]:
-        """What was made in it by this process, or made known to it, in the order of making."""
+        """The objects that this process made or adopted, oldest first."""
         return tuple(self._objects.values())
 
     def register(self, new: IommuObject, object_id: int) -> None:
-        """Keeps an object until it is destroyed, or the iommufd is closed."""
+        """Add an object, which is kept until it is destroyed or the iommufd is closed.
+
+        Raises:
+            ValueError: an object of this id exists already.
+        """
         if object_id in self._objects:
-            raise ValueError(f"the id {object_id} is of {self._objects[object_id]} already")
+            raise ValueError(f"the id {object_id} belongs to {self._objects[object_id]} already")
         self._objects[object_id] = new
 
-    def fresh(self, object_id: int) -> int:
-        """An id that the kernel has just given out: what it was of before is gone.
+    def claim_id(self, object_id: int) -> int:
+        """Return an id that the kernel has just given out, after forgetting its previous owner.
 
-        As when another process that has the iommufd too destroyed that.
+        An id is given out again if another process that has this iommufd destroyed its owner.
         """
         if object_id in self._objects:
             self._objects[object_id].forget()
         return object_id
 
     def unregister(self, object_id: int) -> None:
-        """Lets go of an object."""
+        """Remove an object."""
         gone = self._objects.pop(object_id, None)
-        if gone is not None and gone.keeps_iommufd and self.closed and not self._bound():
+        if (
+            gone is not None
+            and gone.keeps_iommufd
+            and self.closed
+            and not self._is_kept_by_device()
+        ):
             self._forget_objects()
 
     def close(self) -> None:
-        """Closes it, which ends its objects; a second time does nothing."""
+        """Close the iommufd, which destroys its objects; closing it twice does nothing."""
         super().close()
-        if not self._bound():
+        if not self._is_kept_by_device():
             self._forget_objects()
 
     def detach(self) -> int:
-        """Gives the descriptor up, still open, with all that was made in it.
+        """Give up the descriptor, still open, with everything that was made in it.
 
         Raises:
-            UserMappingError: EBUSY, a buffer of this process is mapped by its address, and would be
-                free to go while devices write to it.
+            UserMappingError: a buffer of this process is mapped by its address, and could be freed
+                while devices write to it (EBUSY).
         """
         if by_address := self._mapped_by_address():
             raise UserMappingError(errno.EBUSY, "detach", by_address)
@@ -100,8 +110,8 @@ class IommuContext(OwnedFd):
             left.give_up()
         return fd
 
-    def _bound(self) -> bool:
-        """Whether the kernel keeps it for a device, whatever becomes of the descriptor."""
+    def _is_kept_by_device(self) -> bool:
+        """Return whether the kernel keeps the iommufd for a device, even without a descriptor."""
         return any(one.keeps_iommufd for one in self._objects.values())
 
     def _forget_objects(self) -> None:
@@ -111,13 +121,13 @@ class IommuContext(OwnedFd):
 
     @property
     def accounting(self) -> Accounting:
-        """Against whose limit memory counts that is mapped without CAP_IPC_LOCK.
+        """Whose limit memory counts against that is mapped without CAP_IPC_LOCK.
 
-        Setting it is possible only before the first object is made.
+        It can be set only before the first object is made.
 
         Raises:
-            LuoPermissionError: EPERM, setting it needs CAP_SYS_RESOURCE.
-            ObjectInUseError: EBUSY, there are objects already.
+            LuoPermissionError: setting it needs CAP_SYS_RESOURCE (EPERM).
+            ObjectInUseError: the iommufd has objects already (EBUSY).
 
         Source: include/uapi/linux/iommufd.h, IOMMU_OPTION_RLIMIT_MODE. Linux 6.2.
         """
@@ -129,31 +139,31 @@ class IommuContext(OwnedFd):
         _OPTION(self.fileno(), f"{mode}", option_id=_RLIMIT_MODE, op=_OP_SET, val64=mode.value)
 
     def change_process(self) -> None:
-        """Makes this process the one whose memory is pinned and counted, for every map.
+        """Pin and account the memory of all mappings to this process.
 
-        For an iommufd that came from another process; DMA goes on meanwhile. Nothing changes if
-        it fails.
+        This is for an iommufd that came from another process. DMA continues meanwhile. If the call
+        fails, nothing has changed, except as noted below.
 
         Raises:
-            UserMappingError: EINVAL, something is mapped by its address in a process; memory that
-                is to move is mapped by file.
-            LuoError: ENOMEM, this process's RLIMIT_MEMLOCK, or its user's, has no room for it;
-                EBUSY, a map or unmap is running: try again; EINVAL, with `Accounting.PROCESS` the
-                process that mapped the memory is gone. The kernels up to 7.3 warn then, and have
-                moved it all the same, except that this process is charged for ever.
+            UserMappingError: something is mapped by its address in a process (EINVAL); memory that
+                is to move must be mapped by file.
+            LuoError: RLIMIT_MEMLOCK of this process, or of its user, is too low (ENOMEM); a map or
+                unmap is running: try again (EBUSY); with `Accounting.PROCESS`, the process that
+                mapped the memory is gone (EINVAL). In this last case kernels up to 7.3 warn, and
+                have moved the memory all the same, but charge this process for it forever.
 
         Source: include/uapi/linux/iommufd.h, IOMMU_IOAS_CHANGE_PROCESS. Linux 6.13.
         """
-        before = _locked()
+        before = _read_locked_kib()
         reply = _CHANGE_PROCESS.attempt(self.fileno())
-        # What is refused for a mapping by address is not charged to anybody first.
-        if reply.errno == errno.EINVAL and _locked() > before:
-            raise LuoError(reply.errno, _CHANGE_PROCESS.name, hint=_GONE)
+        # If the kernel refuses because of a mapping by address, it has not charged anybody.
+        if reply.errno == errno.EINVAL and _read_locked_kib() > before:
+            raise LuoError(reply.errno, _CHANGE_PROCESS.name, hint=_MAPPER_GONE_HINT)
         if reply.errno:
             raise from_errno(reply.errno, _CHANGE_PROCESS.name, self._mapped_by_address())
 
     def _mapped_by_address(self) -> str:
-        """What is known to be mapped by its address, in words; empty if nothing is."""
+        """Return the ranges known to be mapped by address, as text; empty if there are none."""
         return ", ".join(
             f"{where} of {one}" for one in self._objects.values() for where in one.mapped_by_address
         )
@@ -162,24 +172,24 @@ class IommuContext(OwnedFd):
 class IommuObject:
     """An object of an iommufd, known to the kernel by its id.
 
-    It lives until it is destroyed or the iommufd ends, whether or not Python still refers to it.
-    The constructor allocates nothing: it makes an object of this class for an id that exists, as
-    when the iommufd came from another process.
+    The kernel's object lives until it is destroyed or the iommufd ends, whether or not Python still
+    refers to it. The constructor allocates nothing: it represents an id that exists already, for
+    example in an iommufd that came from another process.
 
     Not locked: use the objects of one iommufd from one thread at a time.
 
     Args:
-        iommufd: what it lives in.
-        object_id: its number there.
-        uses: the objects that cannot be destroyed before it.
+        iommufd: the iommufd that the object is in.
+        object_id: the object's id there.
+        uses: the objects that this one needs, and that cannot be destroyed before it.
 
     Raises:
-        ValueError: there is an object of this id already.
+        ValueError: an object of this id exists already.
     """
 
     noun = "object"
     keeps_iommufd = False
-    """Whether the kernel keeps the iommufd for it, after the last descriptor is closed."""
+    """Whether the kernel keeps the iommufd for this object after the last descriptor is closed."""
 
     def __init__(self, iommufd: IommuContext, object_id: int, *uses: IommuObject) -> None:
         iommufd.register(self, object_id)
@@ -188,29 +198,29 @@ class IommuObject:
         self._uses = uses
         self._users: list[object] = []
         for used in uses:
-            used.used_by(self)
+            used.add_user(self)
 
     @property
     def iommufd(self) -> IommuContext:
-        """What it lives in."""
+        """The iommufd that the object is in."""
         return self._iommufd
 
     @property
     def id(self) -> int:
-        """Its number within the iommufd. Not to be stored: the next kernel gives out others.
+        """The object's id in the iommufd. Do not store it: the next kernel gives out other ids.
 
         Raises:
-            ValueError: it is destroyed.
+            ValueError: the object is destroyed.
         """
         if self.destroyed:
             raise ValueError(f"the {self.noun} is destroyed")
         return self._id
 
     def id_in(self, iommufd: IommuContext) -> int:
-        """Its number, for a request to an iommufd: in another one the number is of something else.
+        """Return the object's id for a request to `iommufd`, which must be the one that it is in.
 
         Raises:
-            ValueError: it lives in another iommufd, or is destroyed.
+            ValueError: the object is in another iommufd, or destroyed.
         """
         if self._iommufd is not iommufd:
             raise ValueError(f"{self} lives in another iommufd")
@@ -218,34 +228,34 @@ class IommuObject:
 
     @property
     def destroyed(self) -> bool:
-        """Whether it is gone, alone or with its iommufd, and its id perhaps another's."""
+        """Whether the object is gone, alone or with its iommufd; its id may be reused then."""
         return self._id < 0 or self._iommufd.closed
 
     @property
     def users(self) -> tuple[object, ...]:
-        """What hangs on it, as far as this process made it, and goes before it."""
+        """The objects that this process made from this one or attached to it; they go first."""
         return tuple(self._users)
 
     @property
     def mapped_by_address(self) -> tuple[IovaRange, ...]:
-        """Where memory is mapped in it by its address in a process; nowhere but in an IOAS."""
+        """The ranges mapped by their address in a process; always empty except for an IOAS."""
         return ()
 
-    def used_by(self, user: object) -> None:
-        """Notes that `user` needs this object: it is attached to it, or made from it."""
+    def add_user(self, user: object) -> None:
+        """Note that `user` needs this object: it is attached to it, or made from it."""
         self._users.append(user)
 
-    def freed_by(self, user: object) -> None:
-        """Notes that `user` needs it no longer, or once less."""
+    def remove_user(self, user: object) -> None:
+        """Note that `user` needs this object no longer, or in one place less."""
         if user in self._users:
             self._users.remove(user)
 
     def destroy(self) -> None:
-        """Destroys it; a second time does nothing.
+        """Destroy the object; destroying it twice does nothing.
 
         Raises:
-            ObjectInUseError: EBUSY, something still hangs on it, which the error names; nothing
-                has changed.
+            ObjectInUseError: other objects, which the error names, still use this one (EBUSY);
+                nothing has changed.
 
         Source: include/uapi/linux/iommufd.h, IOMMU_DESTROY. Linux 6.2.
         """
@@ -259,24 +269,24 @@ class IommuObject:
         self.forget()
 
     def forget(self) -> None:
-        """Notes that the kernel has destroyed it, or that another process took it over.
+        """Note that the kernel has destroyed the object, or that another process took it over.
 
-        Nothing is asked of the kernel.
+        No request is made to the kernel.
         """
         if self._id < 0:
             return
         for used in self._uses:
-            used.freed_by(self)
+            used.remove_user(self)
         self._iommufd.unregister(self._id)
         self._id = -1
 
     def give_up(self) -> None:
-        """Notes that the iommufd is no longer this process's to use, and lives on."""
+        """Note that the iommufd lives on, but this process no longer uses it."""
         self.forget()
 
     def _in_use(self) -> ObjectInUseError:
         by = ", ".join(map(str, self._users))
-        hint = f"Still used by {by}: that goes first" if by else ""
+        hint = f"Still used by {by}: destroy or detach that first" if by else ""
         return ObjectInUseError(errno.EBUSY, _DESTROY.name, str(self), hint)
 
     def __str__(self) -> str:
@@ -286,7 +296,7 @@ class IommuObject:
         return f"<{type(self).__name__} {self}>"
 
 
-def _locked() -> int:
-    """How much memory is locked for this process, in KiB."""
+def _read_locked_kib() -> int:
+    """Return how much memory is locked for this process, in KiB."""
     with raising("open status", "/proc/self/status"), open("/proc/self/status") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("VmLck:"))

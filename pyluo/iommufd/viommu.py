@@ -1,4 +1,4 @@
-"""Virtual IOMMUs: the part of an IOMMU that belongs to one guest, and what it consists of."""
+"""Virtual IOMMUs: the part of an IOMMU that belongs to one guest, and the objects in it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _HW_QUEUE_ALLOC = Ioctl("IOMMU_HW_QUEUE_ALLOC", "iommu_hw_queue_alloc")
 
 
 class ViommuType(enum.IntEnum):
-    """Which kind of IOMMU a guest sees.
+    """The type of IOMMU that a guest sees.
 
     Source: include/uapi/linux/iommufd.h, enum iommu_viommu_type
     """
@@ -39,22 +39,22 @@ class ViommuType(enum.IntEnum):
 
 
 class HwQueueType(enum.IntEnum):
-    """What a queue that the hardware reads by itself is for.
+    """The purpose of a queue that the hardware reads by itself.
 
     Source: include/uapi/linux/iommufd.h, enum iommu_hw_queue_type
     """
 
     TEGRA241_CMDQV = constant("IOMMU_HW_QUEUE_TYPE_TEGRA241_CMDQV")
-    """A virtual command queue of Tegra241. Linux 6.17."""
+    """A virtual command queue of a Tegra241. Linux 6.17."""
 
 
 class Vdevice(IommuObject):
-    """A device as a vIOMMU's guest knows it. It ends with the device.
+    """A device as the guest of a vIOMMU knows it. It ends with the device.
 
     Before Linux 6.17 it has to be destroyed first.
 
     Attributes:
-        virtual_id: its number in the guest: a stream id, or a requester id.
+        virtual_id: the device's number in the guest: a stream id, or a requester id.
     """
 
     noun = "vdevice"
@@ -67,16 +67,18 @@ class Vdevice(IommuObject):
 
 
 class HwQueue(IommuObject):
-    """A queue in a guest's memory that the hardware reads by itself; that memory stays mapped."""
+    """A queue in a guest's memory that the hardware reads by itself. The memory stays mapped."""
 
     noun = "hardware queue"
 
 
 class Viommu(IommuObject):
-    """The part of an IOMMU that is one guest's. Made by `IommuDevice.alloc_viommu`. Linux 6.13.
+    """The part of an IOMMU that belongs to one guest, made by `IommuDevice.alloc_viommu`.
+
+    Linux 6.13.
 
     Attributes:
-        data: what the driver answered to the data given.
+        data: the driver's answer to the data given to `alloc_viommu`.
     """
 
     noun = "vIOMMU"
@@ -88,15 +90,15 @@ class Viommu(IommuObject):
         self.data = data
 
     def alloc_vdevice(self, device: BoundDevice, virtual_id: int) -> Vdevice:
-        """Tells the vIOMMU which number a device has in the guest.
+        """Tell the vIOMMU the number that a device has in the guest.
 
         Args:
-            device: behind the same IOMMU.
-            virtual_id: unique in this vIOMMU.
+            device: a device behind the same IOMMU.
+            virtual_id: the number, which must be unique in this vIOMMU.
 
         Raises:
-            LuoError: EEXIST, the device or the number has a vdevice already; EINVAL, the device is
-                behind another IOMMU.
+            LuoError: the device or the number has a vdevice already (EEXIST); the device is behind
+                another IOMMU (EINVAL).
 
         Source: include/uapi/linux/iommufd.h, IOMMU_VDEVICE_ALLOC. Linux 6.13.
         """
@@ -107,29 +109,29 @@ class Viommu(IommuObject):
             dev_id=device.id_in(self.iommufd),
             virt_id=virtual_id,
         )
-        number = self.iommufd.fresh(reply.integer("out_vdevice_id"))
+        number = self.iommufd.claim_id(reply.integer("out_vdevice_id"))
         return Vdevice(self.iommufd, number, virtual_id, self, device)
 
     def alloc_event_queue(
         self, kind: VirtualEventType | int, depth: int, *, size: int = 0
     ) -> VirtualEventQueue:
-        """A queue of the events that the guest is to be told.
+        """Return a new queue of events to be forwarded to the guest.
 
         Args:
-            kind: the format of the events; a vIOMMU has at most one queue of each.
-            depth: how many events wait at most; more are lost, and counted.
-            size: of an event in bytes, for a format that is not known here.
+            kind: the format of the events; a vIOMMU has at most one queue of each format.
+            depth: how many events the queue holds; further events are lost, and counted.
+            size: the size of an event in bytes, for a format that is not known here.
 
         Raises:
-            ValueError: the format is not known here, and the size not given.
-            IommuUnsupportedError: EOPNOTSUPP, the vIOMMU has no events of this kind.
-            LuoError: EEXIST, it has a queue of this kind; EINVAL, the depth is 0.
+            ValueError: the format is not known here, and no size is given.
+            IommuUnsupportedError: the vIOMMU has no events of this format (EOPNOTSUPP).
+            LuoError: the vIOMMU has a queue of this format (EEXIST); the depth is 0 (EINVAL).
 
         Source: include/uapi/linux/iommufd.h, IOMMU_VEVENTQ_ALLOC. Linux 6.15.
         """
         size = size or event_size(kind)
         if size <= 0:
-            raise ValueError(f"how long are the events of kind {kind:#x}? Say `size`")
+            raise ValueError(f"the size of events of type {kind:#x} is not known: give `size`")
         reply = _VEVENTQ_ALLOC(
             self.iommufd.fileno(),
             str(self),
@@ -138,23 +140,23 @@ class Viommu(IommuObject):
             veventq_depth=depth,
         )
         file = OwnedFd(reply.integer("out_veventq_fd"))
-        number = self.iommufd.fresh(reply.integer("out_veventq_id"))
-        return VirtualEventQueue(self.iommufd, number, file, size, self, following=0)
+        number = self.iommufd.claim_id(reply.integer("out_veventq_id"))
+        return VirtualEventQueue(self.iommufd, number, file, size, self, next_sequence=0)
 
     def alloc_hw_queue(self, kind: HwQueueType | int, index: int, where: IovaRange) -> HwQueue:
-        """A queue in the guest's memory that the hardware reads by itself.
+        """Return a new queue in the guest's memory that the hardware reads by itself.
 
         Args:
-            kind: what it is for.
-            index: its number among the vIOMMU's queues of this kind.
-            where: its memory, in the address space of the parent HWPT; it cannot be unmapped while
-                the queue is there.
+            kind: the purpose of the queue.
+            index: its number among the vIOMMU's queues of this type.
+            where: its memory, in the address space of the parent HWPT; this cannot be unmapped
+                while the queue exists.
 
         Raises:
-            IommuUnsupportedError: EOPNOTSUPP, the vIOMMU has no queues of this kind.
-            LuoError: ENOENT, the memory is not mapped; EFAULT, it is not contiguous in physical
-                memory; EEXIST, there is a queue of this index; EINVAL, the driver refused it; EIO,
-                queues of a lower index come first.
+            IommuUnsupportedError: the vIOMMU has no queues of this type (EOPNOTSUPP).
+            LuoError: the memory is not mapped (ENOENT), or not contiguous in physical memory
+                (EFAULT); there is a queue of this index (EEXIST); the driver refused the queue
+                (EINVAL); queues of a lower index must be made first (EIO).
 
         Source: include/uapi/linux/iommufd.h, IOMMU_HW_QUEUE_ALLOC. Linux 6.17.
         """
@@ -167,8 +169,8 @@ class Viommu(IommuObject):
             nesting_parent_iova=where.start,
             length=where.last - where.start + 1,
         )
-        return HwQueue(self.iommufd, self.iommufd.fresh(reply.integer("out_hw_queue_id")), self)
+        return HwQueue(self.iommufd, self.iommufd.claim_id(reply.integer("out_hw_queue_id")), self)
 
     def invalidate(self, entries: Sequence[Invalidation]) -> int:
-        """Drops what the IOMMU or its devices have cached; see `hwpt.invalidate`. Linux 6.13."""
+        """Invalidate caches of the IOMMU or its devices; see `hwpt.invalidate`. Linux 6.13."""
         return invalidate(self, entries)

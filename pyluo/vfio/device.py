@@ -215,7 +215,7 @@ class VfioDevice(OwnedFd):
         if reply.errno:
             raise from_errno(reply.errno, _BIND.name, str(self))
         self._bound = True
-        known = IommuDevice(iommufd, iommufd.fresh(reply.integer("out_devid")))
+        known = IommuDevice(iommufd, iommufd.claim_id(reply.integer("out_devid")))
         self._relate(known)
         return known
 
@@ -477,16 +477,16 @@ class VfioDevice(OwnedFd):
         self._forget_relations()
 
     def _relate(self, known: IommuDevice) -> None:
-        known.used_by(str(self))
+        known.add_user(str(self))
         known.hold_iommufd()
         self._iommu_device = known
         _related.add(self)
 
     def _note_attached(self, pasid: int | None, target: IommuObject | None) -> None:
         if (old := self._attached.pop(pasid, None)) is not None:
-            old.freed_by(str(self))
+            old.remove_user(str(self))
         if target is not None:
-            target.used_by(str(self))
+            target.add_user(str(self))
             self._attached[pasid] = target
 
     def _note_group_moved(self, target: IommuObject) -> None:
@@ -502,7 +502,7 @@ class VfioDevice(OwnedFd):
         for pasid in list(self._attached):
             self._note_attached(pasid, None)
         if (known := self._iommu_device) is not None:
-            known.freed_by(str(self))
+            known.remove_user(str(self))
             known.forget()
         self._iommu_device = None
         self._bound = False

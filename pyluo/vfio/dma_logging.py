@@ -80,7 +80,7 @@ class DmaLogging:
                 the end of all addresses.
             ValueError: the page size is no power of two.
         """
-        bits, pages = DirtyBitmap.room(wanted, page_size)
+        bits, pages = DirtyBitmap.make_buffer(wanted, page_size)
         report = _REPORT.pack(
             iova=wanted.start, length=wanted.length, page_size=page_size, bitmap=bits
         )

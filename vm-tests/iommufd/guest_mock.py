@@ -187,7 +187,7 @@ class MockDevice(IommuObject):
     def detach_pasid(self, pasid: int) -> None:
         """Detaches a PASID, which the kernel does not do by itself when the device goes."""
         _command(self.iommufd, _Op.PASID_DETACH, self.id, "I", pasid)
-        self._tables.pop(pasid).freed_by(self)
+        self._tables.pop(pasid).remove_user(self)
 
     def pasid_is_under(self, pasid: int, table: PagingHwpt | NestedHwpt | None) -> bool:
         """Whether a PASID is attached to a page table, or to none at all."""
@@ -199,7 +199,7 @@ class MockDevice(IommuObject):
 
     def forget(self) -> None:
         for table in self._tables.values():
-            table.freed_by(self)
+            table.remove_user(self)
         self._tables.clear()
         self.device.forget()
         super().forget()
@@ -230,9 +230,9 @@ class MockDevice(IommuObject):
         ]
 
     def _now_under(self, pasid: int, table: IommuObject) -> None:
-        table.used_by(self)
+        table.add_user(self)
         if pasid in self._tables:
-            self._tables[pasid].freed_by(self)
+            self._tables[pasid].remove_user(self)
         self._tables[pasid] = table
 
 

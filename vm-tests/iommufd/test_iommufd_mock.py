@@ -120,7 +120,7 @@ def test_an_iommufd_is_given_up_with_all_that_is_in_it_and_taken_over_by_its_ids
 def test_an_id_belongs_to_one_object() -> None:
     with opened() as iommufd:
         ioas = iommufd.alloc_ioas()
-        with pytest.raises(ValueError, match=f"the id {ioas.id} is of IOAS {ioas.id} already"):
+        with pytest.raises(ValueError, match=f"the id {ioas.id} belongs to IOAS {ioas.id} already"):
             Ioas(iommufd, ioas.id)
         assert iommufd.objects == (ioas,)
 

@@ -1,6 +1,6 @@
-"""The funnel: the one place where Python meets the kernel's structs and system calls.
+"""The only module that uses the kernel's structs and makes its system calls, through cffi.
 
-Nothing of cffi leaves this module, and no errno passes it unexplained.
+No cffi object leaves this module, and every errno leaves it as a `LuoError`.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ __all__ = [
     "reboot",
 ]
 
-_NO_FLAGS = 0xFFF0  # none that kexec_load(2) knows
+_UNKNOWN_FLAGS = 0xFFF0  # no kernel's kexec_load(2) knows any of them
 
 T = TypeVar("T")
 
 
 def constant(name: str) -> int:
-    """The value of a macro of `_uapi`, by the kernel's name of it."""
+    """Return the value of a macro in the headers of `_uapi`, by its name."""
     value = getattr(lib, name)
     assert isinstance(value, int), name
     return value
@@ -50,27 +50,27 @@ def constant(name: str) -> int:
 
 @contextmanager
 def raising(operation: str, subject: str = "") -> Iterator[None]:
-    """Turns an OSError of the standard library into the exception of `operation`."""
+    """Turn an OSError of the standard library into the exception for `operation`."""
     try:
         yield
     except LuoError:
         raise
     except OSError as error:
-        late = errno.ETIMEDOUT if isinstance(error, TimeoutError) else errno.EIO
-        raise from_errno(error.errno or late, operation, subject) from None
+        default = errno.ETIMEDOUT if isinstance(error, TimeoutError) else errno.EIO
+        raise from_errno(error.errno or default, operation, subject) from None
 
 
-def _call(operation: str, subject: str, attempt: Callable[[], int]) -> int:
-    """The result of `attempt`, which is at least zero."""
-    result, number = _retry(attempt)
+def _call(operation: str, subject: str, function: Callable[[], int]) -> int:
+    """Return the result of a system call; raise the exception for `operation` if it fails."""
+    result, number = _retry(function)
     if number:
         raise from_errno(number, operation, subject)
     return result
 
 
-def _retry(attempt: Callable[[], int]) -> tuple[int, int]:
-    """The result of `attempt` and its errno; tried again after each signal that interrupts it."""
-    while (result := attempt()) < 0:
+def _retry(function: Callable[[], int]) -> tuple[int, int]:
+    """Return the result and the errno of a system call, repeating it as long as it gives EINTR."""
+    while (result := function()) < 0:
         number = ffi.errno
         if number != errno.EINTR:
             return result, number
@@ -78,41 +78,41 @@ def _retry(attempt: Callable[[], int]) -> tuple[int, int]:
 
 
 class Reply:
-    """A struct as the kernel left it, and what the system call returned.
+    """A struct as the kernel filled it in, and the result of the system call.
 
     Attributes:
-        result: of the system call; 0 for a struct that came out of a buffer.
-        errno: by which the system call failed; 0 if it did not.
+        result: the result of the system call; 0 if the struct was read from a buffer.
+        errno: the errno of the system call; 0 if it succeeded.
     """
 
     __slots__ = ("_memory", "_struct", "errno", "result")
 
     def __init__(self, struct: object, memory: object, result: int = 0, errno: int = 0) -> None:
         self._struct = struct
-        self._memory = memory  # what `struct` points into
+        self._memory = memory  # `struct` points into it
         self.result = result
         self.errno = errno
 
     def integer(self, field: str) -> int:
-        """The value of an integer field."""
+        """Return the value of an integer field."""
         return int(getattr(self._struct, field))
 
     def integers(self, field: str) -> tuple[int, ...]:
-        """The values of an array of integers."""
+        """Return the values of a field that is an array of integers."""
         return tuple(int(item) for item in getattr(self._struct, field))
 
     def text(self, field: str) -> str:
-        """A zero-terminated array of bytes, decoded as file names are."""
+        """Return a field that is a zero-terminated string, decoded as file names are."""
         raw = bytes(ffi.buffer(getattr(self._struct, field)))
         return os.fsdecode(raw.split(b"\0", 1)[0])
 
     def data(self) -> bytes:
-        """The whole of it: the struct, and the tail that was asked for."""
+        """Return the bytes of the struct and of the tail that follows it."""
         return bytes(ffi.buffer(self._memory))
 
 
 class Struct:
-    """A struct of `_uapi`, made from fields and read out of bytes."""
+    """A struct of the headers in `_uapi`, to be packed from fields and unpacked from bytes."""
 
     __slots__ = ("_pointer", "name", "size")
 
@@ -122,11 +122,11 @@ class Struct:
         self.size = int(ffi.sizeof(f"struct {name}"))
 
     def pack(self, **fields: Field) -> bytearray:
-        """Its bytes, with `fields` set and every other one zero.
+        """Return the bytes of the struct, with `fields` set and every other byte zero.
 
         Args:
-            fields: members: an integer; bytes or integers for an array; a buffer for a pointer.
-                The pointer is good for as long as the caller keeps the buffer.
+            fields: values by member: an integer; bytes or integers for an array; a buffer for a
+                pointer. The pointer is valid only as long as the caller keeps the buffer.
         """
         packed = bytearray(self.size)
         struct = ffi.cast(self._pointer, ffi.from_buffer("char[]", packed))
@@ -134,30 +134,30 @@ class Struct:
         return packed
 
     def unpack(self, data: Buffer, offset: int = 0) -> Reply:
-        """Reads it out of `data`, of which a copy is made.
+        """Read the struct from a copy of `data`.
 
         Raises:
-            ValueError: it does not lie within `data`.
+            ValueError: the struct does not lie within `data`.
         """
-        whole = memoryview(data).cast("B")
-        if offset < 0 or offset + self.size > len(whole):
+        view = memoryview(data).cast("B")
+        if offset < 0 or offset + self.size > len(view):
             raise ValueError(
                 f"struct {self.name} of {self.size} bytes at {offset} does not lie within "
-                f"{len(whole)} bytes"
+                f"{len(view)} bytes"
             )
-        memory = ffi.new("char[]", bytes(whole[offset : offset + self.size]))
+        memory = ffi.new("char[]", bytes(view[offset : offset + self.size]))
         return Reply(ffi.cast(self._pointer, memory), memory)
 
 
 class Exported:
-    """The address of a buffer, which can neither move nor be freed until `release`.
+    """A buffer with a fixed address: it can neither move nor be freed until `release`.
 
     Args:
-        buffer: what is exported.
-        writable: whether it has to be writable, and `store` is possible.
+        buffer: the buffer.
+        writable: whether the buffer must be writable, as `store` needs it.
 
     Raises:
-        TypeError: it is no writable buffer.
+        TypeError: the buffer is not writable.
     """
 
     __slots__ = ("_buffer", "_exported", "_writable", "address", "length")
@@ -172,23 +172,23 @@ class Exported:
         self._exported = True
 
     def load(self, offset: int, bits: int) -> int:
-        """An unsigned integer, read in one access of `bits` bits (8, 16, 32 or 64).
+        """Read an unsigned integer in a single access of `bits` bits (8, 16, 32 or 64).
 
         Raises:
-            ValueError: it does not lie within the buffer, is not aligned to its own width, or the
-                width is none of these.
+            ValueError: the integer does not lie within the buffer or is not aligned to its own
+                width, or the width is not one of these.
         """
         return int(lib.pyluo_load(self._address_of(offset, bits), bits))
 
     def store(self, offset: int, bits: int, value: int) -> None:
-        """Writes an unsigned integer in one access of `bits` bits (8, 16, 32 or 64).
+        """Write an unsigned integer in a single access of `bits` bits (8, 16, 32 or 64).
 
         Raises:
             ValueError: as `load` does, or the value does not fit.
-            TypeError: it was exported for reading.
+            TypeError: the buffer was exported for reading only.
         """
         if not self._writable:
-            raise TypeError("the buffer was exported for reading")
+            raise TypeError("the buffer was exported for reading only")
         if value < 0 or value >> bits:
             raise ValueError(f"{value:#x} does not fit into {bits} bits")
         lib.pyluo_store(self._address_of(offset, bits), bits, value)
@@ -205,18 +205,18 @@ class Exported:
         return self.address + offset
 
     def release(self) -> None:
-        """Lets go of the buffer; a second time does nothing."""
+        """Release the buffer; releasing it twice does nothing."""
         self._exported = False
         ffi.release(self._buffer)
 
 
 class Ioctl:
-    """One ioctl: its number, and its struct, of which one field is its size in bytes.
+    """An ioctl that takes a pointer to a struct, one field of which is the struct's size.
 
     Args:
-        name: of the request.
-        struct: what it takes a pointer to.
-        size: the field that says how long the struct is; set to that unless the caller sets it.
+        name: the name of the request.
+        struct: the name of the struct.
+        size: the field with the size of the struct in bytes; it is set unless the caller sets it.
     """
 
     __slots__ = ("_number", "_size_field", "name", "struct")
@@ -228,13 +228,16 @@ class Ioctl:
         self._size_field = size
 
     def __call__(self, fd: int, subject: str = "", tail: Buffer = b"", /, **fields: Field) -> Reply:
-        """Calls it with `fields` set and every other byte zero.
+        """Call the ioctl with `fields` set and every other byte zero.
 
         Args:
             fd: the descriptor to call it on.
-            subject: what it is tried on, for the error.
-            tail: what follows the struct, and counts in its size; the kernel may write to it.
-            fields: members of the struct, as for `Struct.pack`.
+            subject: the object of the request, for the message of an error.
+            tail: bytes that follow the struct and count in its size; the kernel may write to them.
+            fields: values by member of the struct, as for `Struct.pack`.
+
+        Raises:
+            LuoError: the class depends on the request and the errno.
         """
         reply = self.attempt(fd, tail, **fields)
         if reply.errno:
@@ -242,7 +245,10 @@ class Ioctl:
         return reply
 
     def attempt(self, fd: int, tail: Buffer = b"", /, **fields: Field) -> Reply:
-        """As a call, for a request whose failure has something to say: see the reply's `errno`."""
+        """Call the ioctl without raising: the reply has the errno, and what the kernel filled in.
+
+        Some requests fill in their struct even if they fail.
+        """
         size = self.struct.size + len(tail)
         memory = ffi.new("unsigned char[]", size)
         ffi.buffer(memory)[self.struct.size :] = bytes(tail)
@@ -252,18 +258,18 @@ class Ioctl:
         return Reply(struct, memory, result, number)
 
     def errno_for_unknown_tail(self, fd: int) -> int:
-        """The errno for a struct with a non-zero tail, which no kernel may carry out."""
+        """Return the errno for a struct with a non-zero tail, which every kernel must refuse."""
         size = self.struct.size
         struct = ffi.new("unsigned char[]", size + 8)
         ffi.cast("uint32_t *", struct)[0] = size + 8
         struct[size] = 1
         _, number = _retry(lambda: lib.pyluo_ioctl(fd, self._number, struct))
-        assert number, f"{self.name} accepted a struct that it cannot know"
+        assert number, f"{self.name} accepted a struct with an unknown tail"
         return number
 
 
 def _set_fields(struct: object, fields: Mapping[str, Field]) -> None:
-    """Sets members of a struct; the caller keeps the buffers that it is made to point to."""
+    """Set members of a struct; the caller must keep the buffers that it points to."""
     for field, value in fields.items():
         if isinstance(value, int):
             setattr(struct, field, value)
@@ -278,16 +284,16 @@ def _set_fields(struct: object, fields: Mapping[str, Field]) -> None:
 
 
 def plain_ioctl(name: str, fd: int, subject: str = "") -> int:
-    """What an ioctl without a struct returns, a new descriptor if it makes one."""
+    """Call an ioctl that takes no argument; return its result, which may be a new descriptor."""
     number = constant(name)
     return _call(name, subject, lambda: lib.pyluo_ioctl(fd, number, ffi.NULL))
 
 
 def preserve_many(session: int, fds: Sequence[int], tokens: Sequence[int]) -> tuple[int, int]:
-    """Preserves each descriptor under its token until one fails.
+    """Preserve each descriptor under its token until one fails.
 
     Returns:
-        How many are in, and the errno that stopped the next one (0 when all are in).
+        The number of descriptors preserved, and the errno of the one that failed (0 if none did).
     """
     done = ffi.new("size_t *")
     fd_array = ffi.new("int32_t[]", list(fds))
@@ -297,13 +303,13 @@ def preserve_many(session: int, fds: Sequence[int], tokens: Sequence[int]) -> tu
 
 
 def pidfd_getfd(pidfd: int, fd: int) -> int:
-    """A duplicate, close-on-exec, of another process's descriptor."""
+    """Return a duplicate, with close-on-exec set, of another process's descriptor."""
     subject = f"descriptor {fd} of another process"
     return _call("pidfd_getfd", subject, lambda: lib.pyluo_pidfd_getfd(pidfd, fd))
 
 
 def kexec_file_load(kernel: int, initrd: int, cmdline: bytes, flags: int, subject: str) -> None:
-    """Loads an image for kexec; `cmdline` without the zero that ends it."""
+    """Load an image for kexec; `cmdline` comes without its terminating zero."""
     length = len(cmdline) + 1 if cmdline else 0
     _call(
         "kexec_file_load",
@@ -313,20 +319,20 @@ def kexec_file_load(kernel: int, initrd: int, cmdline: bytes, flags: int, subjec
 
 
 def kexec_load_exists() -> bool:
-    """Whether this kernel has kexec_load(2), which refuses flags that no kernel knows.
+    """Return whether this kernel has kexec_load(2), by calling it with flags that it must refuse.
 
-    It counts as a try where kernel.kexec_load_limit_reboot is set.
+    The call counts as an attempt if kernel.kexec_load_limit_reboot is set.
     """
-    return lib.pyluo_kexec_load(_NO_FLAGS) == 0 or ffi.errno != errno.ENOSYS
+    return lib.pyluo_kexec_load(_UNKNOWN_FLAGS) == 0 or ffi.errno != errno.ENOSYS
 
 
 def reboot(command: int) -> None:
-    """Leaves this kernel; the magic numbers are seen to. Returns only by an error."""
+    """Call reboot(2) with its magic numbers. It returns only if it fails."""
     _call("reboot", "", lambda: lib.pyluo_reboot(command))
 
 
 def mount(source: str, target: str, kind: str, options: str = "") -> None:
-    """Mounts a file system, without flags."""
+    """Mount a file system, without flags."""
     encode = os.fsencode
     _call(
         "mount",

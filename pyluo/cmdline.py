@@ -1,4 +1,4 @@
-"""A kernel's command line, read as the kernel reads it."""
+"""A kernel's command line, parsed as the kernel parses it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ __all__ = ["is_switched_on"]
 
 
 def is_switched_on(name: str, words: Sequence[str], *, default: bool) -> bool:
-    """What a is_switched_on is set to: the last one counts.
+    """Return whether a boolean parameter is on; its last occurrence counts.
 
     Args:
-        name: of the is_switched_on, such as ``liveupdate``.
-        words: of the command line; those behind ``--`` are for the first process.
-        default: what counts when it is not there.
+        name: the name of the parameter, such as ``liveupdate``.
+        words: the words of the command line; those after ``--`` are for init.
+        default: the result if the parameter is not on the command line.
 
-    Source: lib/kstrtox.c, kstrtobool(): one letter decides, or two.
+    Source: lib/kstrtox.c, kstrtobool(): the first one or two letters decide.
     """
     if "--" in words:
         words = words[: words.index("--")]

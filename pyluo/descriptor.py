@@ -1,4 +1,4 @@
-"""Owners of a file descriptor, and the manners they share."""
+"""The base classes of objects that own a file descriptor."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ __all__ = ["Descriptor", "HasFileno", "OwnedFd", "adopt", "number_of", "require_
 
 
 class HasFileno(Protocol):
-    """Whatever has a descriptor: an owner of one, a file, a socket."""
+    """Any object that has a descriptor: a `Descriptor`, a file, a socket."""
 
     def fileno(self) -> int:
-        """The number of the descriptor."""
+        """Return the number of the descriptor."""
 
 
 D = TypeVar("D", bound="Descriptor")
 
 
 class Descriptor:
-    """An open file descriptor with one owner.
+    """An open file descriptor, owned by this object.
 
-    This base neither closes nor warns: what the end of a descriptor means is for each kind to say.
+    This base class neither closes the descriptor nor warns about it: closing means something else
+    for each subclass.
     """
 
     __slots__ = ("__weakref__", "_fd")
@@ -39,7 +40,7 @@ class Descriptor:
 
     @classmethod
     def from_fd(cls, fd: int) -> Self:
-        """Takes over an open descriptor; from here on it is this object's.
+        """Take over an open descriptor; the new object owns it.
 
         Raises:
             LuoError: the descriptor is not open (EBADF), or not of this kind.
@@ -49,10 +50,10 @@ class Descriptor:
         return cls(fd)
 
     def fileno(self) -> int:
-        """The number of the descriptor.
+        """Return the number of the descriptor.
 
         Raises:
-            ValueError: it is closed, or was detached.
+            ValueError: the descriptor is closed, or was detached.
         """
         if self._fd < 0:
             raise ValueError(f"{type(self).__name__} is closed")
@@ -60,11 +61,11 @@ class Descriptor:
 
     @property
     def closed(self) -> bool:
-        """Whether the descriptor is gone from this object: closed, or detached."""
+        """Whether the descriptor was closed or detached."""
         return self._fd < 0
 
     def detach(self) -> int:
-        """Gives the descriptor up, still open; the caller owns it now."""
+        """Return the descriptor, still open; the caller owns it now."""
         fd = self.fileno()
         self._fd = -1
         return fd
@@ -80,16 +81,15 @@ class Descriptor:
 
 
 class OwnedFd(Descriptor):
-    """A descriptor that is closed with its owner; the type of what has no class of its own.
+    """A descriptor that can be closed; also the class for files that have no class of their own.
 
-    Not locked: a close in one thread while another still uses the descriptor is the caller's to
-    prevent, as with any file.
+    There is no lock: as with any file, the caller must not close it while another thread uses it.
     """
 
     __slots__ = ()
 
     def close(self) -> None:
-        """Closes the descriptor; a second time does nothing."""
+        """Close the descriptor; closing it twice does nothing."""
         self._close()
 
     def __enter__(self) -> Self:
@@ -111,7 +111,7 @@ class OwnedFd(Descriptor):
 
 
 def adopt(fd: int, kind: type[D]) -> D:
-    """Makes a new descriptor that nobody else knows of into an object, or closes it."""
+    """Make an object of a new descriptor; if that fails, close it, because nobody else knows it."""
     try:
         return kind.from_fd(fd)
     except BaseException:
@@ -120,7 +120,7 @@ def adopt(fd: int, kind: type[D]) -> D:
 
 
 def number_of(fd: Descriptor | int) -> int:
-    """The number of a descriptor, which may be given as an object or as the number itself.
+    """Return the number of a descriptor given as an object or as the number itself.
 
     Raises:
         ValueError: the object is closed.
@@ -129,14 +129,14 @@ def number_of(fd: Descriptor | int) -> int:
 
 
 def require_device(fd: int, name: str) -> None:
-    """Sees to it that a descriptor is of a device of the kernel's misc class.
+    """Check that a descriptor is of a certain misc device.
 
     Args:
         fd: the descriptor.
-        name: of the device, as in /sys/class/misc.
+        name: the name of the device in /sys/class/misc.
 
     Raises:
-        LuoError: EBADF, the descriptor is not open; ENODEV, it is not of this device.
+        LuoError: the descriptor is not open (EBADF), or not of this device (ENODEV).
     """
     with raising("fstat", f"descriptor {fd}"):
         device = os.fstat(fd).st_rdev
@@ -144,7 +144,7 @@ def require_device(fd: int, name: str) -> None:
         with open(f"/sys/class/misc/{name}/dev") as file:
             major, minor = file.read().split(":")
     except OSError:
-        pass  # no such device on this system, so that nothing can be of it
+        pass  # this system has no such device, so the descriptor cannot be of it
     else:
         if device == os.makedev(int(major), int(minor)):
             return

@@ -1,7 +1,7 @@
-"""What can go wrong between userspace and the kernel, one class for each thing worth handling.
+"""The exceptions: one class for each kind of failure that a caller may want to handle.
 
-Which class a failure becomes is decided by the pair (operation, errno), since one errno means
-different things to different operations; the table below is the whole of that knowledge.
+The class of a failure depends on the pair (operation, errno), because an errno means different
+things for different operations. The tables below map these pairs to classes and hints.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ __all__ = [
 ]
 
 
-# Linux has one number for both names, and the kernel's documentation the other one.
+# ENOTSUP and EOPNOTSUPP are one number on Linux; the kernel's documentation says EOPNOTSUPP.
 _NAMES = dict(_errno.errorcode) | {_errno.EOPNOTSUPP: "EOPNOTSUPP"}
 
 
@@ -57,13 +57,13 @@ class LuoError(OSError):
     """A request that the kernel refused.
 
     Args:
-        errno: what the kernel answered.
+        errno: the kernel's answer.
         operation: the kernel's name of the request, such as ``LIVEUPDATE_SESSION_PRESERVE_FD``.
-        subject: what it was tried on, in words: the session, the token, the file.
-        hint: what to do about it; without one, the class's own.
+        subject: the object of the request, in words: the session, the token, the file.
+        hint: what to do about it; by default the hint of the class.
 
     Attributes:
-        preserved: of a request for many files, the tokens that were preserved before it failed.
+        preserved: the tokens of the files preserved before the error, in a request for several.
     """
 
     default_hint = ""
@@ -73,7 +73,7 @@ class LuoError(OSError):
         super().__init__(errno, os.strerror(errno))
         self.operation = operation
         self.subject = subject
-        # The release is of the kernel that answered, also when the error crosses to another.
+        # Fill in the release now: the exception may be pickled and shown under another kernel.
         self.hint = (hint or self.default_hint).replace("{release}", os.uname().release)
 
     def __str__(self) -> str:
@@ -97,37 +97,37 @@ class LiveUpdateUnavailableError(LuoError, FileNotFoundError):
 
 
 class DeviceBusyError(LuoError):
-    """/dev/liveupdate is open already: one open file at a time, in the whole system."""
+    """/dev/liveupdate is open already; the system allows one open file of it at a time."""
 
     default_hint = (
-        "Only one open file of the device exists at a time, within one process too; "
+        "The system allows one open file of the device at a time, within a process too; "
         "close the other one, its sessions stay"
     )
 
 
 class IncomingStateError(LuoError):
-    """What the previous kernel handed over could not be read, now and at every later open."""
+    """The kernel could not read what the previous one handed over, and never will."""
 
     default_hint = (
-        "The preserved memory cannot be reached any more, and the kernel keeps it from reuse; "
-        "see the lines of `luo:` in dmesg, then reboot"
+        "The preserved memory is lost, and the kernel does not reuse it; see the lines of `luo:` "
+        "in dmesg, then reboot"
     )
 
 
 class LuoPermissionError(LuoError, PermissionError):
-    """The caller lacks the privilege."""
+    """The caller lacks a privilege."""
 
-    default_hint = "This needs root, or the right on the file"
+    default_hint = "This needs root, or permission on the file"
 
 
 class KernelTooOldError(LuoError):
     """The running kernel does not know this request, or a field of it."""
 
-    default_hint = "Linux {release} is older than the request"
+    default_hint = "Linux {release} does not know this request"
 
 
 class SessionNameError(LuoError, ValueError):
-    """A session's name is 1 to 63 bytes, none of them zero."""
+    """The name is not valid: a session's name is 1 to 63 bytes, none of them zero."""
 
     default_hint = "A session's name is 1 to 63 bytes, none of them zero"
 
@@ -135,33 +135,35 @@ class SessionNameError(LuoError, ValueError):
 class SessionExistsError(LuoError, FileExistsError):
     """An outgoing session of this name exists."""
 
-    default_hint = "Choose another name, or discard the outgoing session that has this one"
+    default_hint = "Choose another name, or discard the outgoing session of this name"
 
 
 class SessionNotFoundError(LuoError, FileNotFoundError):
-    """The previous kernel handed over no session of this name, or it is finished."""
+    """The previous kernel handed over no session of this name, or the session is finished."""
 
     default_hint = "No such session came in with the last live update, or it is finished already"
 
 
 class SessionRetrievedError(LuoError):
-    """The session was retrieved before, and someone may still hold it."""
+    """The session was retrieved before, and a process may still hold it."""
 
-    default_hint = "A session is retrieved once; its holder can pass the descriptor on"
+    default_hint = (
+        "A session can be retrieved only once; the process that holds it can pass its descriptor on"
+    )
 
 
 class TokenInUseError(LuoError, FileExistsError):
-    """The session has a file under this token."""
+    """The session has a file under this token already."""
 
-    default_hint = "Every file in a session has a token of its own"
+    default_hint = "Every file in a session needs a token of its own"
 
 
 class AlreadyPreservedError(LuoError):
     """The file is in a session already: this one, another one, or an unfinished incoming one."""
 
     default_hint = (
-        "A file is preserved once in the whole system; one that was retrieved can be preserved "
-        "again after its incoming session is finished"
+        "A file can be in one session at a time; a retrieved file can be preserved again after its "
+        "incoming session is finished"
     )
 
 
@@ -175,9 +177,9 @@ class NotPreservableError(LuoError):
 
 
 class PreservedMemoryError(LuoError, MemoryError):
-    """There is not enough memory of the kind that can be preserved; refused by pyluo."""
+    """There is not enough memory that can be preserved; pyluo refuses before asking the kernel."""
 
-    default_hint = "Preserving allocates every page of the file, holes too"
+    default_hint = "Preserving allocates every page of the file, also in its holes"
 
 
 class TokenNotFoundError(LuoError, FileNotFoundError):
@@ -187,7 +189,7 @@ class TokenNotFoundError(LuoError, FileNotFoundError):
 
 
 class WrongSessionError(LuoError):
-    """The descriptor is of a session of the other direction, or of none."""
+    """The session has the other direction, or the descriptor is not of a session."""
 
     default_hint = "Outgoing sessions preserve; incoming sessions retrieve and finish"
 
@@ -211,12 +213,11 @@ class KexecBusyError(LuoError):
 
 
 class FdStoreError(LuoError):
-    """A descriptor store was asked for what it cannot do, or its table cannot be read.
+    """A descriptor store cannot do this, or its table of contents cannot be read.
 
     Attributes:
-        session: the incoming session of a table that cannot be read: open, with nothing finished,
-            so that its files can still be retrieved by their tokens. It does not cross to another
-            process with the exception.
+        session: if the table cannot be read, the incoming session: it is open and not finished, so
+            its files can still be retrieved by their tokens. It is not pickled with the exception.
     """
 
     default_hint = "Nothing was finished, and nothing is lost"
@@ -228,15 +229,15 @@ class FdStoreError(LuoError):
 
 
 class HandoffError(LuoError):
-    """What one process hands to its successor did not arrive, or is not what was handed over."""
+    """A handoff from a process to its successor failed."""
 
-    default_hint = "Who had the descriptors before has them still"
+    default_hint = "The process that had the descriptors before still has them"
 
 
 class HandoverError(LuoError):
-    """The next kernel would take nothing over, or may not; refused by pyluo."""
+    """pyluo refuses the next kernel because it would take nothing over, or might not."""
 
-    default_hint = "What is preserved would be lost"
+    default_hint = "All that is preserved would be lost"
 
 
 class IommuUnavailableError(LuoError, FileNotFoundError):
@@ -255,14 +256,11 @@ class IommuUnsupportedError(LuoError):
 
 
 class ObjectInUseError(LuoError):
-    """Something still hangs on this object of an iommufd.
-
-    The message names what is known to.
-    """
+    """Something still uses this object of an iommufd; the message names the known users."""
 
     default_hint = (
-        "Still used by something that this process knows nothing of: a device attached, or another "
-        "process with the same iommufd"
+        "Something that this process does not know of still uses it: an attached device, or "
+        "another process with the same iommufd"
     )
 
 
@@ -273,7 +271,7 @@ class IovaInUseError(LuoError, FileExistsError):
 
 
 class UserMappingError(LuoError):
-    """An iommufd with memory mapped by its address cannot change its process."""
+    """An iommufd in which memory is mapped by its address cannot move to another process."""
 
     default_hint = (
         "Memory that was mapped by its address belongs to the process that mapped it: unmap it, "
@@ -282,18 +280,18 @@ class UserMappingError(LuoError):
 
 
 class InvalidationError(LuoError):
-    """An IOMMU did not carry out all of a request to drop what it has cached.
+    """An IOMMU did not carry out all entries of a cache invalidation.
 
     Attributes:
-        handled: how many entries were carried out before the one that failed.
+        handled: the number of entries that were carried out before the one that failed.
     """
 
-    default_hint = "Those before it were carried out: see `handled`"
+    default_hint = "The entries before it were carried out: see `handled`"
     handled = 0
 
 
 class IoasLayoutError(LuoError):
-    """What is mapped in an IOAS cannot be recorded, or not be repeated here; refused by pyluo."""
+    """The mappings of an IOAS cannot be recorded, or cannot be rebuilt on this system."""
 
     default_hint = "Nothing was mapped"
 
@@ -301,41 +299,41 @@ class IoasLayoutError(LuoError):
 class PciDeviceNotFoundError(LuoError, FileNotFoundError):
     """There is no PCI device at this address."""
 
-    default_hint = "`PciDevice.all` gives the devices that there are"
+    default_hint = "`PciDevice.all` lists the devices of this system"
 
 
 class DriverNotFoundError(LuoError, FileNotFoundError):
     """The kernel has no PCI driver of this name."""
 
-    default_hint = "If the driver is a module, load it first: `modprobe vfio-pci`, for that one"
+    default_hint = "If the driver is a module, load it first, as with `modprobe vfio-pci`"
 
 
 class DeviceInUseError(LuoError):
-    """Somebody else has this device: another open file, a VFIO group, or whoever opened it."""
+    """The device is in use by another open file or a VFIO group."""
 
     default_hint = (
-        "Another open file has it, in this process or another, or its group is open; one file has "
-        "it at a time, and closing that one gives it free"
+        "Another open file, in this or another process, has the device, or its VFIO group is open; "
+        "one file can have it at a time, until that file is closed"
     )
 
 
 class NotBoundError(LuoError):
-    """This VFIO device is bound to no iommufd, and until then nothing can be done with it."""
+    """The VFIO device is not bound to an iommufd yet, so it accepts no other request."""
 
-    default_hint = "`VfioDevice.bind` comes first"
+    default_hint = "Call `VfioDevice.bind` first"
 
 
 class FeatureNotSupportedError(LuoError):
-    """This device, its VFIO driver or the kernel lacks the feature."""
+    """The device, its VFIO driver or the kernel lacks the feature."""
 
     default_hint = (
         "The device, its VFIO driver or Linux {release} lacks it; `VfioDevice.features.supported` "
-        "says what there is"
+        "lists what they have"
     )
 
 
 class NoImageLoadedError(LuoError):
-    """There is no next kernel to jump into."""
+    """No image of a next kernel is loaded."""
 
     default_hint = "Load one first, with kexec.load()"
 
@@ -401,36 +399,36 @@ _CLASSES: dict[tuple[str, int], type[LuoError]] = {
 }
 
 _LOST = (
-    "the kernel gives every later attempt the same answer, and the file is lost: a session is best "
-    "retrieved early, by root, outside any memory limit"
+    "every later attempt gets the same answer, and the file is lost: retrieve sessions early, as "
+    "root, outside any memory limit"
 )
 
 _UNMAPPABLE = (
-    "The address or the length is not a multiple of the alignment, or lies outside what "
-    "`Ioas.iova_ranges` gives"
+    "The address or the length is not a multiple of the alignment, or the range is not within "
+    "`Ioas.iova_ranges`"
 )
 _LOCKED_MEMORY = (
-    "No memory, or no room under RLIMIT_MEMLOCK, which counts for processes without CAP_IPC_LOCK; "
-    "see `IommuFd.accounting`"
+    "There is no memory, or RLIMIT_MEMLOCK, which applies to processes without CAP_IPC_LOCK, is "
+    "too low; see `IommuFd.accounting`"
 )
 _NO_MEMORY_ACCESS = (
     "Memory access is off in the device's command register (see `ConfigSpace.command`), the device "
-    "is in D3, or it gave less than was asked for"
+    "is in D3, or it returned less than was asked for"
 )
-_NO_BUS_RESET = "Neither its bus nor its slot can be reset, as on a root bus"
-_HUGE_PAGES = "Huge pages can be switched off only before a device has what is mapped"
-_NO_IOVA = "There is no gap of this size in what `Ioas.iova_ranges` gives"
+_NO_BUS_RESET = "Neither the device's bus nor its slot can be reset, as on a root bus"
+_HUGE_PAGES = "Huge pages can be turned off only before a device can access the mappings"
+_NO_IOVA = "`Ioas.iova_ranges` have no free gap of this size"
 
 _HINTS: dict[tuple[str, int], str] = {
     ("IOMMU_OPTION", _errno.EPERM): "This needs CAP_SYS_RESOURCE",
     ("IOMMU_OPTION", _errno.EBUSY): (
-        "The accounting can be chosen only before the first object of the iommufd is made"
+        "The accounting can be chosen only before the first object of the iommufd is created"
     ),
     ("IOMMU_OPTION", _errno.EINVAL): _HUGE_PAGES,
     ("IOMMU_OPTION", _errno.EADDRINUSE): _HUGE_PAGES,
     ("IOMMU_IOAS_MAP", _errno.EINVAL): _UNMAPPABLE,
     ("IOMMU_IOAS_MAP_FILE", _errno.EINVAL): (
-        _UNMAPPABLE + "; or the kernel cannot map this kind of file: a memfd it can"
+        _UNMAPPABLE + "; or the kernel cannot map this kind of file: use a memfd"
     ),
     ("IOMMU_IOAS_COPY", _errno.EINVAL): _UNMAPPABLE,
     ("IOMMU_IOAS_MAP", _errno.ENOMEM): _LOCKED_MEMORY,
@@ -439,25 +437,26 @@ _HINTS: dict[tuple[str, int], str] = {
     ("IOMMU_IOAS_MAP", _errno.ENOSPC): _NO_IOVA,
     ("IOMMU_IOAS_MAP_FILE", _errno.ENOSPC): _NO_IOVA,
     ("IOMMU_IOAS_COPY", _errno.ENOSPC): _NO_IOVA,
-    ("IOMMU_IOAS_COPY", _errno.ENOENT): "Not all of the range is mapped in the source",
-    ("IOMMU_IOAS_COPY", _errno.EPERM): "It was mapped without write access",
+    ("IOMMU_IOAS_COPY", _errno.ENOENT): "The range is not fully mapped in the source",
+    ("IOMMU_IOAS_COPY", _errno.EPERM): "The source was mapped without write access",
     ("IOMMU_IOAS_UNMAP", _errno.ENOENT): (
-        "Nothing is mapped there, or a mapping reaches beyond the range: mappings go as a whole"
+        "Nothing is mapped there, or a mapping reaches beyond the range: mappings can only be "
+        "unmapped as a whole"
     ),
     ("IOMMU_IOAS_UNMAP", _errno.EBUSY): "A hardware queue uses it, or another thread unmaps it",
     ("IOMMU_IOAS_ALLOW_IOVAS", _errno.EADDRINUSE): (
-        "A device that is attached does not have the whole range, see `Ioas.iova_ranges`"
+        "An attached device cannot reach the whole range, see `Ioas.iova_ranges`"
     ),
     ("IOMMU_HWPT_ALLOC", _errno.EADDRINUSE): (
-        "Something is mapped, or allowed to be, where this device cannot reach"
+        "A mapping or an allowed range lies where this device cannot reach"
     ),
     ("IOMMU_HWPT_GET_DIRTY_BITMAP", _errno.ENOENT): (
-        "Not all of the range is mapped: ask for each mapping, or those side by side, alone"
+        "The range is not fully mapped: ask separately for each mapping, or for adjacent ones"
     ),
     ("IOMMU_IOAS_NOIOMMU_GET_PA", _errno.EPERM): "This needs CAP_SYS_RAWIO",
     ("IOMMU_IOAS_NOIOMMU_GET_PA", _errno.ENOENT): "Nothing is mapped there",
     ("LIVEUPDATE_SESSION_PRESERVE_FD", _errno.EINVAL): (
-        "The support for this kind of file could not preserve it; see dmesg"
+        "The kernel supports this kind of file but could not preserve this one; see dmesg"
     ),
     ("LIVEUPDATE_SESSION_RETRIEVE_FD", _errno.EINVAL): (
         "The kernel could not read what was handed over for this token, see dmesg; " + _LOST
@@ -475,8 +474,8 @@ _HINTS: dict[tuple[str, int], str] = {
         "This process has too many open files, see RLIMIT_NOFILE; the file is still in the session"
     ),
     ("reboot", _errno.EINVAL): (
-        "No image is loaded, or a preserved file could not be frozen: then the system runs on as "
-        "it was, and dmesg tells which"
+        "No image is loaded, or a preserved file could not be frozen: then the system runs on "
+        "unchanged, and dmesg says which file it was"
     ),
     ("LIVEUPDATE_SESSION_PRESERVE_FD", _errno.EOPNOTSUPP): (
         "The memfd has seals that this kernel cannot carry over"
@@ -484,152 +483,165 @@ _HINTS: dict[tuple[str, int], str] = {
     ("LIVEUPDATE_SESSION_PRESERVE_FD", _errno.EFBIG): "The file has more than 2^32 pages",
     ("LIVEUPDATE_SESSION_PRESERVE_FD", _errno.EBADF): "The descriptor is not open",
     ("LIVEUPDATE_SESSION_PRESERVE_FD", _errno.ENOMEM): (
-        "Preserving allocates every page of the file, holes too: free memory, or preserve less"
+        "Preserving allocates every page of the file, also in its holes: free memory, or preserve "
+        "less"
     ),
     ("LIVEUPDATE_SESSION_GET_NAME", _errno.EINVAL): (
-        "Sessions tell their names by ioctl since Linux 7.2, and this is {release}"
+        "The name of a session can be asked for since Linux 7.2, and this is {release}"
     ),
     ("LIVEUPDATE_SESSION_PRESERVE_FD", _errno.ENOSPC): (
         "Linux {release} has no room for a further file in this session"
     ),
     ("LIVEUPDATE_SESSION_FINISH", _errno.EBUSY): (
-        "The kernel still needs one of the files; nothing is finished, and it may be tried again"
+        "The kernel still needs one of the files; nothing was finished: try again"
     ),
     ("kexec_file_load", _errno.ENOSYS): "The kernel needs CONFIG_KEXEC_FILE=y",
     ("kexec_file_load", _errno.EPERM): (
         "Loading needs CAP_SYS_BOOT, and /proc/sys/kernel/kexec_load_disabled to be 0"
     ),
     ("send handoff", _errno.ETIMEDOUT): (
-        "The other process said nothing in time; is it in receive()? Nothing was handed over"
+        "The other process sent nothing in time; is it in receive()? Nothing was handed over"
     ),
     ("send handoff", _errno.EPIPE): "The other process has hung up; nothing was handed over",
     ("send handoff", _errno.ETOOMANYREFS): (
-        "Too many descriptors of this user are on their way through sockets: raise RLIMIT_NOFILE, "
-        "or try again when others were received; nothing was handed over"
+        "Too many descriptors of this user are in flight through sockets: raise RLIMIT_NOFILE, or "
+        "try again when others were received; nothing was handed over"
     ),
     ("receive handoff", _errno.ETIMEDOUT): (
-        "The other process said nothing in time; is it in send()? Nothing was taken over"
+        "The other process sent nothing in time; is it in send()? Nothing was taken over"
     ),
     ("receive handoff", _errno.EPIPE): "The other process has hung up; nothing was taken over",
-    ("connect for handoff", _errno.EAGAIN): "Others wait there already: try again",
+    ("connect for handoff", _errno.EAGAIN): (
+        "Other processes wait there to be accepted already: try again"
+    ),
     ("exec handoff", _errno.EMFILE): (
-        "No number is left for a duplicate: raise RLIMIT_NOFILE; nothing has changed"
+        "There is no free number for a duplicate: raise RLIMIT_NOFILE; nothing has changed"
     ),
     ("driver bind", _errno.ENODEV): (
-        "The driver does not know the device, or the device is another driver's by now"
+        "The driver does not support the device, or another driver has taken the device"
     ),
-    ("driver bind", _errno.EBUSY): "Another driver has it, or its virtual functions are in use",
+    ("driver bind", _errno.EBUSY): (
+        "Another driver has the device, or its virtual functions are in use"
+    ),
     ("vfio open", _errno.ENOENT): (
         "There is no such node: the device is bound to no VFIO driver (`PciDevice.bind_driver`), "
         "or the kernel lacks CONFIG_VFIO_DEVICE_CDEV (Linux 6.6 or newer)"
     ),
-    ("vfio open", _errno.ENODEV): "The device is being taken from its VFIO driver",
+    ("vfio open", _errno.ENODEV): "The device is being unbound from its VFIO driver",
     ("VFIO_DEVICE_BIND_IOMMUFD", _errno.EPERM): (
-        "Another device of its IOMMU group has a driver of the host's, or is another iommufd's "
-        "(see `PciDevice.group_devices`); or the IOMMU does not remap interrupts, which "
-        "intremap=on, or iommufd's parameter allow_unsafe_interrupts, would be for"
+        "Another device of its IOMMU group has a driver of the host or is bound to another iommufd "
+        "(see `PciDevice.group_devices`); or the IOMMU does not remap interrupts: boot with "
+        "intremap=on, or set iommufd's parameter allow_unsafe_interrupts"
     ),
     ("VFIO_DEVICE_BIND_IOMMUFD", _errno.EINVAL): (
         "Another open file has it; or the firmware wants its addresses mapped one to one, see "
-        "`direct` in its IOMMU group's reserved_regions; or the IOMMU is not coherent with caches"
+        "`direct` in its IOMMU group's reserved_regions; or the IOMMU is not cache-coherent"
     ),
     ("VFIO_DEVICE_BIND_IOMMUFD", _errno.EACCES): (
-        "It is a virtual function, or has some in use: their token is needed, and the right one"
+        "It is a virtual function, or has virtual functions in use: pass their token"
     ),
-    ("VFIO_DEVICE_BIND_IOMMUFD", _errno.EAGAIN): "It is locked for a moment: try again",
+    ("VFIO_DEVICE_BIND_IOMMUFD", _errno.EAGAIN): "The device is locked for a moment: try again",
     ("VFIO_DEVICE_ATTACH_IOMMUFD_PT", _errno.EINVAL): (
         "The page table does not suit the device's IOMMU, or other devices of its IOMMU group are "
         "attached to another one"
     ),
     ("VFIO_DEVICE_ATTACH_IOMMUFD_PT", _errno.EADDRINUSE): (
-        "Something is mapped, or allowed to be, where this device cannot reach"
+        "A mapping or an allowed range lies where this device cannot reach"
     ),
-    ("VFIO_DEVICE_ATTACH_IOMMUFD_PT", _errno.EBUSY): "It is being reset: try again",
+    ("VFIO_DEVICE_ATTACH_IOMMUFD_PT", _errno.EBUSY): "The device is being reset: try again",
     ("VFIO_DEVICE_ATTACH_IOMMUFD_PT", _errno.ENOENT): (
         "The iommufd that the device is bound to has no such object"
     ),
-    ("VFIO_DEVICE_ATTACH_IOMMUFD_PT", _errno.EOPNOTSUPP): "Its VFIO driver knows no PASIDs",
+    ("VFIO_DEVICE_ATTACH_IOMMUFD_PT", _errno.EOPNOTSUPP): (
+        "The device's VFIO driver does not support PASIDs"
+    ),
     ("VFIO_DEVICE_GET_REGION_INFO", _errno.EINVAL): "The device has no region of this index",
     ("VFIO_DEVICE_GET_IRQ_INFO", _errno.EINVAL): "The device has no interrupts of this index",
     ("VFIO_DEVICE_SET_IRQS", _errno.EINVAL): (
-        "Of INTx, MSI and MSI-X one is on at a time: disable the other first. Masking, triggering "
-        "and disabling need the kind to be on; vectors of a kind with `IrqFlags.NORESIZE` have to "
-        "be enabled together"
+        "Only one of INTx, MSI and MSI-X can be enabled at a time: disable the other first. "
+        "Masking, triggering and disabling need an enabled kind; the vectors of a kind with "
+        "`IrqFlags.NORESIZE` must be enabled together"
     ),
     ("VFIO_DEVICE_SET_IRQS", _errno.ENOTTY): "The driver cannot do this to interrupts of this kind",
     ("VFIO_DEVICE_SET_IRQS", _errno.EBUSY): (
-        "An eventfd is set for it already; or the device shares INTx with one that cannot share"
+        "An eventfd is set for it already; or the device shares INTx with a device that cannot "
+        "share it"
     ),
     ("VFIO_DEVICE_SET_IRQS", _errno.ENOSPC): (
         "The system has no interrupt vectors left for all of them: enable fewer"
     ),
-    ("VFIO_DEVICE_SET_IRQS", _errno.EBADF): "The descriptor is not open, or of no eventfd",
+    ("VFIO_DEVICE_SET_IRQS", _errno.EBADF): "The descriptor is not open, or not of an eventfd",
     ("VFIO_DEVICE_RESET", _errno.EINVAL): (
-        "The device cannot be reset alone, see `DeviceInfo.flags`; `hot_reset` may do"
+        "The device cannot be reset alone, see `DeviceInfo.flags`; try `hot_reset`"
     ),
-    ("VFIO_DEVICE_RESET", _errno.EAGAIN): "It is locked for a moment: try again",
+    ("VFIO_DEVICE_RESET", _errno.EAGAIN): "The device is locked for a moment: try again",
     ("VFIO_DEVICE_GET_PCI_HOT_RESET_INFO", _errno.ENODEV): _NO_BUS_RESET,
     ("VFIO_DEVICE_PCI_HOT_RESET", _errno.ENODEV): _NO_BUS_RESET,
     ("VFIO_DEVICE_PCI_HOT_RESET", _errno.EINVAL): (
         "A device on the same bus or slot is not owned by this iommufd: `hot_reset_info` names it"
     ),
     ("VFIO_DEVICE_PCI_HOT_RESET", _errno.ENOTTY): (
-        "The bus was reset, and the kernel did not see its link come back: see dmesg"
+        "The bus was reset, but its link did not come back: see dmesg"
     ),
     ("VFIO_DEVICE_PCI_HOT_RESET", _errno.EBUSY): "One of the devices is being accessed: try again",
     ("VFIO_DEVICE_FEATURE_DMA_BUF", _errno.ENOTTY): "The kernel needs CONFIG_VFIO_PCI_DMABUF",
     ("VFIO_DEVICE_FEATURE_DMA_BUF", _errno.EINVAL): (
-        "Every area has to be of whole pages, and to lie within the BAR"
+        "Every area must consist of whole pages and lie within the BAR"
     ),
     ("VFIO_DEVICE_FEATURE_DMA_BUF", _errno.ENODEV): (
-        "The region is no BAR, has nothing in it, or another driver has it"
+        "The region is not a BAR, is empty, or another driver has it"
     ),
     ("VFIO_DEVICE_FEATURE_DMA_LOGGING_START", _errno.E2BIG): (
-        "Too many ranges for the device: merge those that lie side by side"
+        "The device cannot log so many ranges: merge adjacent ones"
     ),
     ("VFIO_DEVICE_FEATURE_DMA_LOGGING_START", _errno.EINVAL): (
-        "Ranges overlap or are not aligned to the page size, there is none, or logging is on"
+        "Ranges overlap or are not aligned to the page size, there are none, or logging is on"
     ),
     ("VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT", _errno.EINVAL): (
-        "Logging is off, or the page size is no power of two from 4096 on"
+        "Logging is off, or the page size is not a power of two of at least 4096"
     ),
     ("VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE", _errno.EINVAL): (
-        "The device has no such state, or no way leads there from where it is; "
-        "`Migration.state` tells where that is now"
+        "The device has no such state, or cannot reach it from its present one, which is in "
+        "`Migration.state`"
     ),
     ("VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2", _errno.EINVAL): "The device has no PRE_COPY state",
     ("VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY", _errno.EINVAL): (
         "The device may sleep already: `low_power.exit()` ends that"
     ),
     ("VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY_WITH_WAKEUP", _errno.EINVAL): (
-        "The device may sleep already (`low_power.exit()` ends that), or that is no eventfd"
+        "The device may sleep already (`low_power.exit()` ends that), or the descriptor is not of "
+        "an eventfd"
     ),
     ("VFIO_DEVICE_FEATURE_PCI_VF_TOKEN", _errno.ENOTTY): (
         "Only a physical function with SR-IOV has a token"
     ),
     ("VFIO_DEVICE_FEATURE_BUS_MASTER", _errno.ENOTTY): (
-        "It is for devices of the CDX bus; PCI devices have `ConfigSpace.set_bus_master`"
+        "Only devices of the CDX bus have it; use `ConfigSpace.set_bus_master` for PCI devices"
     ),
-    ("VFIO_DEVICE_IOEVENTFD", _errno.EEXIST): "An eventfd is set for this register and value",
-    ("VFIO_DEVICE_IOEVENTFD", _errno.ENODEV): "None is set for this register and value",
-    ("VFIO_DEVICE_IOEVENTFD", _errno.EINVAL): "Only registers of a BAR, outside the MSI-X table",
+    ("VFIO_DEVICE_IOEVENTFD", _errno.EEXIST): (
+        "An eventfd is set for this register and value already"
+    ),
+    ("VFIO_DEVICE_IOEVENTFD", _errno.ENODEV): "No eventfd is set for this register and value",
+    ("VFIO_DEVICE_IOEVENTFD", _errno.EINVAL): (
+        "Only registers of a BAR, outside the MSI-X table, can have an eventfd"
+    ),
     ("pread", _errno.EIO): _NO_MEMORY_ACCESS,
     ("pwrite", _errno.EIO): _NO_MEMORY_ACCESS,
     ("memfd_create", _errno.ENOMEM): "For huge pages, reserve some first: see vm.nr_hugepages",
     ("memfd_create", _errno.ENODEV): "This kernel has no huge pages of that size",
-    ("memfd_create", _errno.EACCES): "vm.memfd_noexec=2 forbids memfds that could be executed",
+    ("memfd_create", _errno.EACCES): "vm.memfd_noexec=2 forbids executable memfds",
     ("mmap", _errno.ENOMEM): "For huge pages, reserve some first: see vm.nr_hugepages",
 }
 
 
 def from_errno(errno: int, operation: str, subject: str = "") -> LuoError:
-    """The exception that `errno`, answered to `operation`, stands for."""
-    chosen = _CLASSES.get((operation, errno)) or _common(errno, operation)
+    """Return the exception for an errno that the kernel returned for `operation`."""
+    chosen = _CLASSES.get((operation, errno)) or _default_class(errno, operation)
     return chosen(errno, operation, subject, _HINTS.get((operation, errno), ""))
 
 
-def _common(errno: int, operation: str) -> type[LuoError]:
-    """What an errno means to all requests alike, by the conventions of the uAPI headers."""
+def _default_class(errno: int, operation: str) -> type[LuoError]:
+    """Return the class for an errno by the general conventions of the uAPI headers."""
     if operation.endswith(" handoff"):
         return HandoffError
     if operation.startswith("VFIO_DEVICE_FEATURE_") and errno in (

@@ -1,4 +1,4 @@
-"""What an open descriptor is, by its link in /proc, and what the kernels lack to preserve it."""
+"""The kind of file of a descriptor, by its link in /proc, and what kernels lack to preserve it."""
 
 from __future__ import annotations
 
@@ -7,30 +7,31 @@ import os
 __all__ = ["SESSION_LINK", "describe_file", "missing_support", "read_link"]
 
 SESSION_LINK = "anon_inode:[luo_session] "
-"""What the link of a session in /proc/PID/fd begins with; the name follows."""
+"""The beginning of a session's link in /proc/PID/fd; the session's name follows it."""
 
-_RETRIEVED = "/ (deleted)"  # the link of a memfd that came over, on the kernels up to 7.3
+_RETRIEVED = "/ (deleted)"  # the link of a memfd that a live update carried over, up to Linux 7.3
 
 _REBUILD = (
-    "Record what is mapped with IoasLayout in the store, and rebuild it after the jump; the memory "
-    "itself goes over as a memfd"
+    "Record its mappings with IoasLayout in the store, and rebuild them after the jump; preserve "
+    "the memory itself as a memfd"
 )
-# By the beginning of the link: which handler is missing in the kernels up to 7.3, and what to do.
+# By the beginning of the link: the handler that kernels up to 7.3 lack, and what to do instead.
 _MISSING = {
     "/dev/iommu": f"it has no live update handler for iommufd. {_REBUILD}",
     "/dev/vfio/devices/": (
-        f"it has no live update handler for VFIO devices (vfio-pci). Bind and attach the device "
+        "it has no live update handler for VFIO devices (vfio-pci). Bind and attach the device "
         f"again after the jump. {_REBUILD}"
     ),
     "anon_inode:kvm-vm": (
-        "it has no live update handler for KVM VMs. Save their state, and make them again"
+        "it has no live update handler for KVM VMs. Save the VM's state, and create it again after "
+        "the jump"
     ),
     "anon_inode:[kvm-gmem]": "it has no live update handler for guest_memfd. Use a plain memfd",
 }
 
 
 def read_link(fd: int) -> str:
-    """The link of a descriptor of this process in /proc; empty if it is not open."""
+    """Return the link in /proc of a descriptor of this process; empty if it is not open."""
     try:
         return os.readlink(f"/proc/self/fd/{fd}")
     except OSError:
@@ -38,7 +39,7 @@ def read_link(fd: int) -> str:
 
 
 def describe_file(fd: int) -> str:
-    """What a descriptor is, in words, for a message."""
+    """Return what a descriptor is, in words, for a message."""
     link = read_link(fd)
     if link.startswith("/memfd:") or link == _RETRIEVED:
         return "a memfd"
@@ -47,11 +48,11 @@ def describe_file(fd: int) -> str:
     if link.startswith("anon_inode:"):
         kind = link.removeprefix("anon_inode:").strip("[]")
         return f"an {kind}" if kind[:1] in tuple("aeio") else f"a {kind}"
-    return link or "no open file"
+    return link or "not open"
 
 
 def missing_support(fd: int) -> str:
-    """Which support the running kernel lacks to preserve a descriptor; empty if it has no name."""
+    """Return why the running kernel cannot preserve a file; empty if pyluo does not know."""
     link = read_link(fd)
     for beginning, what in _MISSING.items():
         if link.startswith(beginning):

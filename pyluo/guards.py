@@ -1,4 +1,4 @@
-"""What pyluo refuses, since the kernel would take it and lose it, or die of it."""
+"""Checks that refuse requests which the kernel would accept, and then lose the file or crash."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ __all__ = [
 ]
 
 RESERVE = 64 << 20
-"""Bytes outside the scratch areas that preserving leaves to the kernel.
+"""Bytes outside the scratch areas that are not preserved but left to the kernel.
 
-Measured on Linux 7.3: with 16 MiB left of 512, and 32 MiB of 1 GiB, the next kernel boots. With
-half of that, the kernel that preserves sometimes runs out of memory in the request and kills init.
+Measured on Linux 7.3: the next kernel boots if 16 MiB of 512 MiB, or 32 MiB of 1 GiB, are left.
+With half of that, the preserving kernel sometimes runs out of memory in the request and kills init.
 """
 
 _OPERATION = "LIVEUPDATE_SESSION_PRESERVE_FD"
@@ -39,10 +39,10 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def refuse_noexec(fd: int, subject: Callable[[], str]) -> None:
-    """Refuses a memfd that would come back executable and sealed against writing.
+    """Refuse a memfd that would come back executable and sealed against writing.
 
     Raises:
-        NotPreservableError: EINVAL.
+        NotPreservableError: the memfd was made with MFD_NOEXEC_SEAL (EINVAL).
 
     Source: mm/memfd_luo.c, memfd_luo_retrieve(): it adds the seal to an executable file.
     """
@@ -52,7 +52,7 @@ def refuse_noexec(fd: int, subject: Callable[[], str]) -> None:
             _OPERATION,
             f"{subject()}, sealed noexec",
             "It would come back executable and sealed against writing; create it with MFD_EXEC "
-            "(vm.memfd_noexec=1 makes every other memfd such a one), or allow it with "
+            "(with vm.memfd_noexec=1, memfds are noexec by default), or allow it with "
             "allow_noexec=True",
         )
 
@@ -60,20 +60,20 @@ def refuse_noexec(fd: int, subject: Callable[[], str]) -> None:
 def refuse_excess_memory(
     fds: Sequence[int], subject: Callable[[], str], *, in_scratch: bool = True
 ) -> None:
-    """Refuses files for whose pages there is no memory of the kind that can be preserved.
+    """Refuse files if there is not enough memory that can be preserved for all their pages.
 
-    The kernel would look for it until it kills processes, and panics when init is one of them.
+    The kernel would try until it kills processes, and panics if init is one of them.
 
     Args:
         fds: the files.
-        subject: what they are, for the error.
-        in_scratch: whether pages of theirs may lie in scratch areas; those of a file that came
-            over do not.
+        subject: returns what the files are, for the message of an error.
+        in_scratch: whether some of their pages may lie in scratch areas; the pages of a file that
+            a live update carried over do not.
 
     Raises:
-        PreservedMemoryError: ENOMEM.
-        NotPreservableError: EFBIG, a file of a tebibyte or more, for which no kernel up to 7.3 can
-            make its list of pages, whatever memory there is.
+        PreservedMemoryError: there is not enough memory (ENOMEM).
+        NotPreservableError: a file has a tebibyte or more (EFBIG); kernels up to 7.3 cannot make
+            the list of its pages, however much memory there is.
     """
     sizes = [_allocated_size(fd) for fd in fds]
     if max(sizes, default=0) >= _SIZE_LIMIT:
@@ -87,8 +87,8 @@ def refuse_excess_memory(
     room = preservable_memory() - RESERVE
     if wanted <= room:
         return
-    # Pages that lie in a scratch area move out of it, and swapped ones come in: which ones those
-    # are, no interface tells.
+    # Pages in a scratch area are moved out of it, and swapped pages are read in. No interface tells
+    # which pages of a file those are, so the worst case counts.
     holes = sum(map(_size_of_holes, fds))
     elsewhere = _swap_in_use() + (_scratch_in_use() if in_scratch else 0)
     wanted = holes + min(wanted - holes, elsewhere)
@@ -96,39 +96,41 @@ def refuse_excess_memory(
         raise PreservedMemoryError(
             errno.ENOMEM,
             _OPERATION,
-            f"{subject()}: up to {_format_mib(wanted)} to allocate, {_format_mib(max(room, 0))} to be had",
+            f"{subject()}: up to {_format_mib(wanted)} to allocate, "
+            f"{_format_mib(max(room, 0))} available",
             f"Preserved pages lie outside the scratch areas that the next kernel boots in, and "
-            f"{_format_mib(RESERVE)} beyond them are left to the kernel; free memory, preserve less, or "
-            f"make the areas smaller with kho_scratch= on the kernel command line",
+            f"{_format_mib(RESERVE)} beyond them are left to the kernel; free memory, preserve "
+            f"less, or make the areas smaller with kho_scratch= on the kernel command line",
         )
 
 
 def refuse_full_cgroup(size: int, subject: str) -> None:
-    """Refuses to retrieve a file that the caller's memory cgroup has no room for.
+    """Refuse to retrieve a file that does not fit into the caller's memory cgroup.
 
-    The kernel charges its pages to that group, and a retrieval that fails loses the file; where
-    somebody in the group may be killed, it is the one that retrieves, and with it the session.
+    The kernel charges the pages to that cgroup, and a retrieval that fails loses the file. If the
+    OOM killer acts instead, it kills the process that retrieves, and with it the session.
 
     Args:
-        size: of the file, in bytes.
-        subject: what is to be retrieved, for the error.
+        size: the size of the file in bytes.
+        subject: what is to be retrieved, for the message of an error.
 
     Raises:
-        PreservedMemoryError: ENOMEM.
+        PreservedMemoryError: the cgroup has too little room (ENOMEM).
     """
     room, group = room_in_cgroups()
     if size > room:
         raise PreservedMemoryError(
             errno.ENOMEM,
             "LIVEUPDATE_SESSION_RETRIEVE_FD",
-            f"{subject}: {_format_mib(size)}, where the memory cgroup {group} has room for {_format_mib(room)}",
-            "The file would be lost: raise memory.max, or retrieve outside of the group; it is "
+            f"{subject}: {_format_mib(size)}, where the memory cgroup {group} has room for "
+            f"{_format_mib(room)}",
+            "The file would be lost: raise memory.max, or retrieve it outside of the cgroup; it is "
             "still in the session",
         )
 
 
 def room_in_cgroups() -> tuple[float, str]:
-    """The bytes that the caller's cgroup and those above it have left, and which is the tightest.
+    """Return the bytes left in the tightest of the caller's cgroup and its parents, and its path.
 
     Source: Documentation/admin-guide/cgroup-v2.rst, memory.max, memory.current, memory.stat
     """
@@ -145,13 +147,13 @@ def room_in_cgroups() -> tuple[float, str]:
             left = limit - used + _reclaimable(f"{_CGROUPS}{path}/memory.stat")
             if left < room:
                 room, tightest = max(left, 0), path
-        # The topmost too: a container's own group looks like the root from within.
+        # The topmost one counts too: from within a container its own cgroup looks like the root.
         path = os.path.dirname(path) if path != "/" else ""
     return room, tightest
 
 
 def _reclaimable(path: str) -> int:
-    """The bytes of a group's page cache that would give way; files of a tmpfs are not in it."""
+    """Return the bytes of a cgroup's page cache that can be reclaimed; tmpfs files cannot."""
     total = 0
     with open(path) as file:
         for line in file:
@@ -163,13 +165,13 @@ def _reclaimable(path: str) -> int:
 
 def _read_limit(path: str) -> int:
     with open(path) as file:
-        return int(file.read())  # "max" is none, and no limit
+        return int(file.read())  # "max" raises ValueError: there is no limit
 
 
 def preservable_memory() -> int:
-    """Bytes of memory that could be preserved: free, or freed on demand, and outside scratch.
+    """Return the bytes of memory that could be preserved: available, and outside scratch areas.
 
-    An estimate, from MemAvailable and CmaFree: scratch areas serve as CMA meanwhile.
+    This is an estimate from MemAvailable and CmaFree, because scratch areas are used as CMA.
 
     Source: Documentation/filesystems/proc.rst, meminfo; kernel/liveupdate/kexec_handover.c,
     kho_release_scratch()
@@ -179,7 +181,7 @@ def preservable_memory() -> int:
 
 
 def _allocated_size(fd: int) -> int:
-    """The bytes that a preserved file takes, in whole pages; 0 for what is no file of a tmpfs."""
+    """Return the bytes that a preserved file takes, in whole pages; 0 if it is not of a tmpfs."""
     if (
         not supports_seals(fd) or os.fstatvfs(fd).f_bsize != _PAGE
     ):  # huge pages: the kernel refuses them
@@ -193,7 +195,7 @@ def _size_of_holes(fd: int) -> int:
 
 
 def _scratch_in_use() -> int:
-    """The bytes of scratch areas that are lent to files; 0 where only root could tell.
+    """Return the bytes of scratch areas that files use; 0 if the caller may not read it.
 
     Source: mm/vmstat.c, pagetypeinfo_showblockcount()
     """
@@ -219,7 +221,7 @@ def _swap_in_use() -> int:
 
 
 def _read_meminfo() -> dict[str, int]:
-    """Bytes by the names of /proc/meminfo."""
+    """Return some values of /proc/meminfo, in bytes."""
     fields = dict.fromkeys(("MemAvailable", "CmaFree", "SwapTotal", "SwapFree"), 0)
     with raising("open meminfo", _MEMINFO), open(_MEMINFO) as file:
         for line in file:

@@ -1,6 +1,7 @@
-"""The kernel's log, as far as it tells of live updates.
+"""The messages of the kernel's log that are about live updates.
 
-Apart from `kho`, so that a process which only wants the count need not load what `kho` needs.
+This is a module of its own so that a process that only counts live updates need not load the
+imports of `kho`.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ _EXEC_FROM = re.compile(r"KHO: exec from: (\S+) \(count (\d+)\)")
 
 
 class KernelLog:
-    """The kernel's messages of this boot, read when it is made.
+    """The kernel's messages of this boot, read when the object is created.
 
-    What the log does not say is None where it cannot be read, or has lost its beginning.
+    A property is None if its message is not found and the log cannot be read or has lost its
+    beginning.
 
     Attributes:
-        messages: one string each, oldest first; none where the log may not be read.
+        messages: the messages, oldest first; empty if the caller may not read the log.
 
     Source: kernel/liveupdate/kexec_handover.c and luo_core.c, their messages. Linux 6.19; the
     release and the number of kexecs since 7.0.
@@ -46,31 +48,31 @@ class KernelLog:
 
     @property
     def handed_over(self) -> bool | None:
-        """Whether this kernel was given data by the one before it."""
+        """Whether the previous kernel handed data over."""
         if any(_FOUND in message for message in self.messages):
             return True
         return False if self._complete else None
 
     @property
     def lacks_scratch(self) -> bool:
-        """Whether the kernel says that it found no room for scratch areas, and switched KHO off."""
+        """Whether the kernel found no room for its scratch areas and turned KHO off."""
         return any(_NO_SCRATCH in message for message in self.messages)
 
     @property
     def updates(self) -> int | None:
-        """How many live updates there were since the cold boot."""
+        """The number of live updates since the cold boot."""
         found = self._search(_UPDATES)
         return int(found[1]) if found else self._zero_if_cold_boot
 
     @property
     def kexecs(self) -> int | None:
-        """How many kexecs with handover there were since the cold boot."""
+        """The number of kexecs with handover since the cold boot."""
         found = self._search(_EXEC_FROM)
         return int(found[2]) if found else self._zero_if_cold_boot
 
     @property
     def from_release(self) -> str | None:
-        """The release of the kernel before this one."""
+        """The release of the previous kernel."""
         found = self._search(_EXEC_FROM)
         return found[1] if found else None
 
@@ -83,7 +85,7 @@ class KernelLog:
 
 
 def _read_records() -> Iterator[str]:
-    """The records of /dev/kmsg, oldest first; none where reading it is not allowed."""
+    """Yield the records of /dev/kmsg, oldest first; none if the caller may not read it."""
     try:
         fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
@@ -95,7 +97,7 @@ def _read_records() -> Iterator[str]:
             except BlockingIOError:
                 return
             except OSError as error:
-                # EPIPE: the ring moved on past the record to be read; the next read goes on.
+                # EPIPE: the record was overwritten; the next read continues with the oldest one.
                 if error.errno != errno.EPIPE:
                     return
     finally:

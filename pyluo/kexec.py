@@ -1,6 +1,6 @@
-"""The next kernel: load an image, and jump into it.
+"""The next kernel: load its image, and jump into it.
 
-Only kexec_file_load(2) is used. The older kexec_load(2) jumps just as well and hands nothing over.
+Only kexec_file_load(2) is used. An image loaded by the older kexec_load(2) takes nothing over.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _REBOOT_KEXEC = constant("LINUX_REBOOT_CMD_KEXEC")
 _LOADED = "/sys/kernel/kexec_loaded"
 _CMDLINE = "/proc/cmdline"
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
-# Tells a later process, on this boot, by which system call the image was loaded: the kernel does
-# not say.
+# Tells a later process of this boot that pyluo loaded the image: the kernel does not say by which
+# system call an image was loaded.
 _RECORD = "/run/pyluo/image"
 
 
@@ -36,27 +36,28 @@ def load(
     reuse_cmdline: bool = False,
     handover: bool = True,
 ) -> None:
-    """Loads the image to jump into, in place of one that was loaded before.
+    """Load the image to jump into; it replaces an image that was loaded before.
 
-    Sessions may be created and filled before or after it.
+    Sessions may be created and filled before or after the image is loaded.
 
     Args:
-        kernel: a bzImage built with CONFIG_RELOCATABLE=y.
-        initrd: its initial ramdisk, if it needs one.
-        cmdline: its command line; it needs ``kho=on liveupdate=on``, unless its configuration
-            turns KHO on.
+        kernel: the path of a bzImage built with CONFIG_RELOCATABLE=y.
+        initrd: the path of the initial ramdisk, if the kernel needs one.
+        cmdline: the kernel's command line; it needs ``liveupdate=on``, and ``kho=on`` unless the
+            kernel's configuration turns KHO on.
         reuse_cmdline: use the command line of the running kernel.
-        handover: refuse a command line with which the next kernel would take nothing over, where
-            the running one can live-update.
+        handover: refuse a command line with which the next kernel would take nothing over, if the
+            running kernel has live update.
 
     Raises:
-        HandoverError: EINVAL, refused by pyluo: ``liveupdate=on`` is missing, or KHO is off.
+        HandoverError: pyluo refuses because ``liveupdate=on`` is missing or KHO is off (EINVAL).
         ValueError: not exactly one of `cmdline` and `reuse_cmdline` was given.
-        ImageRejectedError: ENOEXEC, not an image that the kernel can load.
-        LuoPermissionError: EPERM, no CAP_SYS_BOOT, or kexec_load_disabled is 1.
-        KexecBusyError: EBUSY.
-        KernelTooOldError: ENOSYS, the kernel lacks CONFIG_KEXEC_FILE.
-        LuoError: ENOENT and others, on opening the files; ENOMEM; EADDRNOTAVAIL, no room for it.
+        ImageRejectedError: the kernel cannot load this kind of image (ENOEXEC).
+        LuoPermissionError: the caller lacks CAP_SYS_BOOT, or kexec_load_disabled is 1 (EPERM).
+        KexecBusyError: another kexec operation is running (EBUSY).
+        KernelTooOldError: the kernel lacks CONFIG_KEXEC_FILE (ENOSYS).
+        LuoError: a file cannot be opened (ENOENT and others); there is no memory (ENOMEM), or no
+            range of addresses for the image (EADDRNOTAVAIL).
 
     Source: kexec_file_load(2); include/uapi/linux/kexec.h, KEXEC_FILE_*. Linux 3.17.
     """
@@ -81,7 +82,7 @@ def load(
 
 
 def loaded() -> bool:
-    """Whether there is an image to jump into, by whichever system call it was loaded.
+    """Return whether an image is loaded, by either system call.
 
     Raises:
         FileNotFoundError: the kernel was built without kexec.
@@ -90,11 +91,11 @@ def loaded() -> bool:
 
 
 def unload() -> None:
-    """Drops the loaded image, if there is one.
+    """Unload the image, if one is loaded.
 
     Raises:
-        LuoPermissionError: EPERM.
-        KexecBusyError: EBUSY.
+        LuoPermissionError: the caller lacks CAP_SYS_BOOT (EPERM).
+        KexecBusyError: another kexec operation is running (EBUSY).
 
     Source: include/uapi/linux/kexec.h, KEXEC_FILE_UNLOAD. Linux 3.17.
     """
@@ -104,24 +105,24 @@ def unload() -> None:
 
 
 def reboot(*, sync: bool = True, trust_image: bool = False) -> None:
-    """Jumps into the loaded image, at once and without ending any process.
+    """Jump into the loaded image, at once and without ending any process.
 
-    It returns only by an error. Outgoing sessions whose descriptors are open go over; everything
-    else in memory is gone.
+    The call returns only if it fails. Outgoing sessions whose descriptors are open are carried
+    over; everything else in memory is lost.
 
     Args:
-        sync: write dirty file data to disk first; the kernel does not.
-        trust_image: jump into an image that pyluo did not load on this boot, and that may have
-            been loaded by kexec_load(2), on a kernel that has it.
+        sync: write dirty file data to disk first; the kernel does not do it.
+        trust_image: jump even if pyluo did not load the image on this boot, and it may have been
+            loaded by kexec_load(2), which this kernel has.
 
     Raises:
-        NoImageLoadedError: EINVAL; nothing was touched.
-        HandoverError: EPERM, refused by pyluo: it cannot be told whether the image takes over
-            what is preserved. One put in the place of pyluo's own later is not noticed.
+        NoImageLoadedError: no image is loaded (EINVAL); nothing was changed.
+        HandoverError: pyluo refuses because it cannot know whether the image takes over what is
+            preserved (EPERM). It does not notice if somebody replaced its own image later.
         FileNotFoundError: the kernel was built without kexec.
-        LuoPermissionError: EPERM.
-        KexecBusyError: EBUSY.
-        LuoError: a file could not be frozen; the system runs on with its sessions intact.
+        LuoPermissionError: the caller lacks CAP_SYS_BOOT (EPERM).
+        KexecBusyError: another kexec operation is running (EBUSY).
+        LuoError: a preserved file could not be frozen; the system runs on with its sessions intact.
 
     Source: reboot(2); include/uapi/linux/reboot.h, LINUX_REBOOT_CMD_KEXEC. Linux 2.6.13.
     """
@@ -141,25 +142,25 @@ def reboot(*, sync: bool = True, trust_image: bool = False) -> None:
 
 
 def _check_handover(line: str) -> None:
-    """Refuses a command line that turns live update off, or does not turn it on."""
+    """Refuse a command line that does not turn live update on, or turns it or KHO off."""
     words = line.split()
     if not is_switched_on("kho", words, default=True):
-        how = "It turns KHO off"
+        reason = "It turns KHO off"
     elif not is_switched_on("liveupdate", words, default=False):
-        how = "It lacks liveupdate=on"
+        reason = "It lacks liveupdate=on"
     else:
         return
     raise HandoverError(
         errno.EINVAL,
         "kexec_file_load",
         f"command line {line!r}",
-        f"{how}: the next kernel would take nothing over, and what is preserved would be lost; add "
-        f"kho=on liveupdate=on, or load it with handover=False",
+        f"{reason}: the next kernel would take nothing over, and what is preserved would be lost; "
+        f"add kho=on liveupdate=on, or load it with handover=False",
     )
 
 
 def _record_load() -> None:
-    """Leaves word for `reboot` that the image is ours; where it cannot, `reboot` will ask."""
+    """Record for `reboot` that pyluo loaded the image; without a record, `reboot` may refuse."""
     with suppress(OSError):
         os.makedirs(os.path.dirname(_RECORD), mode=0o700, exist_ok=True)
         with open(_RECORD, "w") as file:
@@ -167,7 +168,7 @@ def _record_load() -> None:
 
 
 def _was_loaded_by_file() -> bool:
-    """Whether the image was loaded by kexec_file_load(2), as far as that can be told."""
+    """Return whether the image was certainly loaded by kexec_file_load(2)."""
     with suppress(OSError):
         if _read_file(_RECORD) == _read_file(_BOOT_ID):
             return True

@@ -1,4 +1,4 @@
-"""What this kernel can hand over, and what it was handed: read, never changed."""
+"""The live update state of the running kernel, read-only."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _FIRST_RELEASE = (6, 19)
 
 @dataclass(frozen=True, slots=True)
 class Obstacle:
-    """One thing that stands between this system and a live update.
+    """A reason why this system has no live update.
 
     Attributes:
-        missing: what it is.
-        remedy: how to get it.
+        missing: the problem, in words.
+        remedy: how to solve it, in words.
     """
 
     missing: str
@@ -39,17 +39,17 @@ class Obstacle:
 class KhoStatus:
     """The live update state of the running kernel.
 
-    What is read from the kernel's log is None when the log cannot be read, or has lost its
-    beginning and does not say.
+    The attributes that come from the kernel's log are None if the log cannot be read, or has lost
+    its beginning.
 
     Attributes:
-        release: of the running kernel, as `uname -r` gives it.
-        live_update: whether /dev/liveupdate is there.
-        handed_over: whether this kernel was given data by the one before it.
-        from_release: the release of the kernel before it.
-        kexecs: how many kexecs with handover there were since the cold boot.
-        updates: how many live updates there were since the cold boot.
-        obstacles: why there is no live update; empty when there is.
+        release: the release of the running kernel, as `uname -r` prints it.
+        live_update: whether /dev/liveupdate exists.
+        handed_over: whether the previous kernel handed data over; from the log.
+        from_release: the release of the previous kernel; from the log.
+        kexecs: the number of kexecs with handover since the cold boot; from the log.
+        updates: the number of live updates since the cold boot; from the log.
+        obstacles: the reasons why there is no live update; empty if there is.
     """
 
     release: str
@@ -62,13 +62,13 @@ class KhoStatus:
 
 
 _UNEXPLAINED = Obstacle(
-    f"{DEVICE} is not there, though nothing is known to stand against it",
+    f"{DEVICE} does not exist, for no known reason",
     "see the lines of `luo:` and `KHO:` in dmesg; in a container, look on its host",
 )
 
 
 def status() -> KhoStatus:
-    """Reads the kernel's log, its command line and its configuration.
+    """Read the kernel's log, its command line and its configuration.
 
     Source: /dev/kmsg, /proc/cmdline, /proc/config.gz or /boot/config-RELEASE. Linux 6.19.
     """
@@ -100,14 +100,14 @@ def _find_obstacles(release: str, log: KernelLog) -> Iterator[Obstacle]:
     if config and absent:
         yield Obstacle(
             f"the kernel {release} was built without {', '.join(absent)}",
-            "no distribution's kernel has them on yet: build one that has, or try live updates "
-            "in a guest with `pyluo demo`",
+            "no distribution's kernel enables them yet: build a kernel with them, or try live "
+            "updates in a guest with `pyluo demo`",
         )
         return
     if not config:
         yield Obstacle(
             f"the configuration of the kernel {release} cannot be read",
-            "see that it has CONFIG_KEXEC_HANDOVER=y and CONFIG_LIVEUPDATE=y",
+            "make sure that it has CONFIG_KEXEC_HANDOVER=y and CONFIG_LIVEUPDATE=y",
         )
     try:
         cmdline = Path("/proc/cmdline").read_text().split()
@@ -130,13 +130,13 @@ def _find_obstacles(release: str, log: KernelLog) -> Iterator[Obstacle]:
     if log.lacks_scratch:
         yield Obstacle(
             "the kernel found no room in memory for the scratch areas that the next one boots in",
-            "boot again with smaller ones, kho_scratch=75% on the command line (default: 200%), "
-            "or with more memory",
+            "boot again with smaller scratch areas, kho_scratch=75% on the command line (default: "
+            "200%), or with more memory",
         )
 
 
 def _read_config(release: str) -> str:
-    """The configuration of the running kernel, or nothing where it was not published."""
+    """Return the configuration of the running kernel; empty if it cannot be read."""
     for pattern in _CONFIGS:
         path = Path(pattern.format(release=release))
         try:

@@ -1,4 +1,4 @@
-"""/dev/liveupdate: where sessions are created, and where they are found again."""
+"""The device /dev/liveupdate, which creates sessions and retrieves those of the previous kernel."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ _NAME_LIMIT = constant("LIVEUPDATE_SESSION_NAME_LENGTH") - 1
 
 
 class LiveUpdate(OwnedFd):
-    """The one open file of the device that the system allows at a time.
+    """The open device /dev/liveupdate; the kernel allows one open file at a time.
 
-    Closing it loses nothing: sessions live by their own descriptors. Safe to use from several
+    Closing it loses nothing: sessions have descriptors of their own. It can be used from several
     threads, which take turns.
 
     Args:
-        path: the device.
+        path: the path of the device.
 
     Raises:
-        LiveUpdateUnavailableError: ENOENT, ENODEV or ENXIO; the kernel offers no live update.
-        DeviceBusyError: EBUSY, it is open elsewhere.
-        IncomingStateError: EIO, what the previous kernel handed over could not be read.
-        LuoPermissionError: EACCES.
+        LiveUpdateUnavailableError: the kernel offers no live update (ENOENT, ENODEV or ENXIO).
+        DeviceBusyError: the device is open elsewhere (EBUSY).
+        IncomingStateError: the kernel cannot read what the previous one handed over (EIO).
+        LuoPermissionError: the caller may not open the device (EACCES).
 
     Source: kernel/liveupdate/luo_core.c, luo_open(). Linux 6.19.
     """
@@ -49,11 +49,11 @@ class LiveUpdate(OwnedFd):
 
     @classmethod
     def from_fd(cls, fd: int) -> Self:
-        """Takes over an open descriptor of the device, as received from another process.
+        """Take over an open descriptor of the device, as received from another process.
 
         Raises:
-            LuoError: EBADF, it is not open; ENODEV, it is not of this device. It stays the
-                caller's.
+            LuoError: the descriptor is not open (EBADF), or not of this device (ENODEV). The
+                caller still owns it.
         """
         require_device(fd, "liveupdate")
         self = cls.__new__(cls)
@@ -62,20 +62,20 @@ class LiveUpdate(OwnedFd):
         return self
 
     def close(self) -> None:
-        """Closes the device, for another to open it; a second time does nothing."""
+        """Close the device, so that others can open it; closing it twice does nothing."""
         with self._lock:
             super().close()
 
     def create_session(self, name: str) -> OutgoingSession:
-        """A new session, to be carried over by the next live update.
+        """Create a session that the next live update carries over.
 
         Args:
-            name: 1 to 63 bytes in the file system's encoding, none of them zero. A session that
-                came in from the previous kernel may have the same one.
+            name: 1 to 63 bytes in the file system's encoding, none of them zero. A session from
+                the previous kernel may have the same name.
 
         Raises:
-            SessionNameError: EINVAL.
-            SessionExistsError: EEXIST.
+            SessionNameError: the name is not valid (EINVAL).
+            SessionExistsError: an outgoing session of this name exists (EEXIST).
 
         Source: include/uapi/linux/liveupdate.h, LIVEUPDATE_IOCTL_CREATE_SESSION. Linux 6.19.
         """
@@ -89,11 +89,12 @@ class LiveUpdate(OwnedFd):
         return OutgoingSession(reply.integer("fd"), name)
 
     def _correct_session_count(self) -> None:
-        """Undoes what a refused name leaves behind on the kernels up to 7.3.
+        """Undo what a refused name leaves behind on kernels up to 7.3.
 
-        After EEXIST they keep room for a session more than there is, and with a multiple of 51
-        sessions the next kernel takes the empty block for damage and panics. The end of any
-        outgoing session gives the room back: so one of a name that nobody has is made and ended.
+        After EEXIST these kernels keep room for one session more than there is. If the number of
+        sessions is a multiple of 51, the next kernel takes the empty block for damage and panics.
+        Closing any outgoing session gives the room back, so this method creates a session under
+        an unused name and closes it.
 
         Source: kernel/liveupdate/luo_session.c, luo_session_insert(), luo_session_remove()
         """
@@ -102,12 +103,12 @@ class LiveUpdate(OwnedFd):
             os.close(_CREATE_SESSION(self.fileno(), "", fd=-1, name=unused).integer("fd"))
 
     def retrieve_session(self, name: str) -> IncomingSession:
-        """The session of this name that the previous kernel handed over.
+        """Retrieve the session of this name that the previous kernel handed over.
 
         Raises:
-            SessionNameError: EINVAL, no session can have this name.
-            SessionNotFoundError: ENOENT.
-            SessionRetrievedError: EINVAL, it was retrieved before.
+            SessionNameError: no session can have this name (EINVAL).
+            SessionNotFoundError: there is no such session, or it is finished (ENOENT).
+            SessionRetrievedError: the session was retrieved before (EINVAL).
 
         Source: include/uapi/linux/liveupdate.h, LIVEUPDATE_IOCTL_RETRIEVE_SESSION. Linux 6.19.
         """
@@ -118,7 +119,7 @@ class LiveUpdate(OwnedFd):
 
 
 def _encode(name: str, operation: str) -> bytes:
-    """The bytes of a session's name; the kernel would cut a name at a zero, and at 63 bytes."""
+    """Return the bytes of a session's name; the kernel would cut it at a zero and at 63 bytes."""
     encoded = os.fsencode(name)
     if not 0 < len(encoded) <= _NAME_LIMIT or b"\0" in encoded:
         raise SessionNameError(errno.EINVAL, operation, f"session {name!r} ({len(encoded)} bytes)")

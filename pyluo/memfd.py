@@ -1,4 +1,4 @@
-"""Anonymous files in memory: what live update carries over."""
+"""Memfds: anonymous files in memory, which live update can carry over."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _GET_SEALS = constant("F_GET_SEALS")
 
 
 class Seal(enum.IntFlag):
-    """What can never be done to a memfd again.
+    """Operations that are forbidden on a memfd for good.
 
     Source: include/uapi/linux/fcntl.h, F_SEAL_*
     """
@@ -42,8 +42,8 @@ class Seal(enum.IntFlag):
 class Memfd(OwnedFd):
     """A file of anonymous memory, such as the RAM of a guest.
 
-    Several threads may read, write and map it at once. A close while another thread uses it is the
-    caller's to prevent.
+    Several threads may read, write and map it at once. The caller must not close it while another
+    thread uses it.
     """
 
     __slots__ = ()
@@ -58,22 +58,24 @@ class Memfd(OwnedFd):
         huge_page_size: int = 0,
         executable: bool = True,
     ) -> Self:
-        """A new memfd of `size` bytes, all zero, with close-on-exec set.
+        """Create a memfd of `size` zero bytes, with close-on-exec set.
 
         Args:
-            name: shown in /proc/PID/fd; at most 249 bytes, and not carried over a live update.
-            size: in bytes; a multiple of `huge_page_size` if that is given.
-            seals: added once the size is set.
-            huge_page_size: in bytes, a power of two that the machine supports; 0 for plain pages.
-                The kernels up to 7.3 do not preserve huge pages.
-            executable: False makes it MFD_NOEXEC_SEAL. The kernels up to 7.3 give such a memfd
-                back executable and read-only after a live update, so that a session refuses it.
+            name: the name shown in /proc/PID/fd; at most 249 bytes. A live update does not carry
+                it over.
+            size: bytes; a multiple of `huge_page_size` if that is given.
+            seals: seals to add after the size is set.
+            huge_page_size: bytes; a power of two that the machine supports; 0 for normal pages.
+                Kernels up to 7.3 do not preserve huge pages.
+            executable: False creates the memfd with MFD_NOEXEC_SEAL. Kernels up to 7.3 give such a
+                memfd back executable and read-only after a live update, so a session refuses it.
 
         Raises:
-            ValueError: the size or the huge page size makes no sense.
-            LuoError: EMFILE or ENFILE, too many open files; ENOMEM, no memory or no huge pages
-                reserved; ENODEV, no huge pages of that size; EACCES, vm.memfd_noexec=2 forbids an
-                executable one.
+            ValueError: the size is negative or not a multiple of the huge page size, or the huge
+                page size is not a power of two.
+            LuoError: too many files are open (EMFILE or ENFILE); there is no memory, or no huge
+                page is reserved (ENOMEM); the machine has no huge pages of that size (ENODEV);
+                vm.memfd_noexec=2 forbids executable memfds (EACCES).
 
         Source: memfd_create(2); include/uapi/linux/memfd.h, MFD_*. Linux 3.17; seals as in `Seal`.
         """
@@ -93,11 +95,11 @@ class Memfd(OwnedFd):
 
     @classmethod
     def from_fd(cls, fd: int) -> Self:
-        """Takes over the descriptor of a memfd.
+        """Take over the descriptor of a memfd.
 
         Raises:
-            LuoError: the descriptor is not open (EBADF), or has no seals as every memfd does
-                (EINVAL); it stays the caller's.
+            LuoError: the descriptor is not open (EBADF), or not of a file that can have seals
+                (EINVAL). The caller still owns it.
         """
         with raising("F_GET_SEALS", f"descriptor {fd}"):
             fcntl.fcntl(fd, _GET_SEALS)
@@ -105,15 +107,15 @@ class Memfd(OwnedFd):
 
     @property
     def size(self) -> int:
-        """The size in bytes."""
+        """The size of the file in bytes."""
         return os.fstat(self.fileno()).st_size
 
     def resize(self, size: int) -> None:
-        """Makes the file `size` bytes long; new bytes are zero.
+        """Set the size of the file in bytes; new bytes are zero.
 
         Raises:
-            SealedError: EPERM, a seal forbids it, or the file is preserved.
-            LuoError: EINVAL, the size is not a multiple of the huge page size.
+            SealedError: a seal forbids it, or the file is preserved (EPERM).
+            LuoError: the size is not a multiple of the huge page size (EINVAL).
         """
         with raising("ftruncate", self._subject(f"to {size} bytes")):
             os.ftruncate(self.fileno(), size)
@@ -124,11 +126,11 @@ class Memfd(OwnedFd):
         return Seal(fcntl.fcntl(self.fileno(), _GET_SEALS))
 
     def seal(self, seals: Seal) -> None:
-        """Adds seals; none can ever be taken back.
+        """Add seals; they can never be removed.
 
         Raises:
-            SealedError: EPERM, `Seal.SEAL` is set.
-            LuoError: EBUSY, `Seal.WRITE` while a writable mapping exists.
+            SealedError: `Seal.SEAL` is set (EPERM).
+            LuoError: `Seal.WRITE` is to be added while a writable mapping exists (EBUSY).
 
         Source: fcntl(2), F_ADD_SEALS
         """
@@ -138,17 +140,18 @@ class Memfd(OwnedFd):
     def map(
         self, offset: int = 0, length: int | None = None, *, writable: bool = True
     ) -> mmap.mmap:
-        """A shared mapping, which keeps the memory after the memfd is closed.
+        """Return a shared mapping of the file, which stays valid after the memfd is closed.
 
         Args:
-            offset: of the first byte, a multiple of the page size.
-            length: in bytes; without it, up to the end of the file.
-            writable: whether it can be written to.
+            offset: the offset of the first byte; a multiple of the page size.
+            length: bytes; by default up to the end of the file.
+            writable: whether the mapping can be written to.
 
         Raises:
             ValueError: the range does not lie within the file.
-            SealedError: EPERM, writable though `Seal.WRITE` or `Seal.FUTURE_WRITE` is set.
-            LuoError: ENOMEM, no huge pages reserved.
+            SealedError: a writable mapping is asked for and `Seal.WRITE` or `Seal.FUTURE_WRITE` is
+                set (EPERM).
+            LuoError: no huge page is reserved (ENOMEM).
         """
         if length is None:
             length = self.size - offset
@@ -159,7 +162,7 @@ class Memfd(OwnedFd):
             return mmap.mmap(self.fileno(), length, access=access, offset=offset)
 
     def read(self, length: int, offset: int) -> bytes:
-        """Up to `length` bytes from `offset`; fewer only at the end of the file.
+        """Return `length` bytes from `offset`, or fewer at the end of the file.
 
         The file position is neither used nor moved.
         """
@@ -174,14 +177,14 @@ class Memfd(OwnedFd):
         return b"".join(chunks)
 
     def write(self, data: bytes | bytearray | memoryview | mmap.mmap, offset: int) -> None:
-        """Writes all of `data` at `offset`; the file grows if it has to and may.
+        """Write all of `data` at `offset`; the file grows if necessary.
 
-        The file position is neither used nor moved. When a write fails half-way, what was written
-        stays written.
+        The file position is neither used nor moved. If a write fails half-way, the bytes already
+        written stay in the file.
 
         Raises:
-            SealedError: EPERM, a seal forbids it, or it crosses the end of a preserved file.
-            LuoError: ENOSPC, no memory.
+            SealedError: a seal forbids it, or it crosses the end of a preserved file (EPERM).
+            LuoError: there is no memory (ENOSPC).
         """
         view = memoryview(data).cast("B")
         with raising("pwrite", self._subject(f"{len(view)} bytes at {offset}")):
@@ -195,7 +198,7 @@ class Memfd(OwnedFd):
 
 
 def supports_seals(fd: int) -> bool:
-    """Whether a descriptor is of a file that can have seals: of a memfd, a tmpfs, a hugetlbfs."""
+    """Return whether a file can have seals: a memfd, or a file of a tmpfs or a hugetlbfs."""
     try:
         fcntl.fcntl(fd, _GET_SEALS)
     except OSError:
@@ -204,7 +207,7 @@ def supports_seals(fd: int) -> bool:
 
 
 def read_seals(fd: int) -> Seal:
-    """The seals of any open file; none for a kind of file that has no seals, or is not open."""
+    """Return the seals of a file; none if it cannot have seals or is not open."""
     try:
         return Seal(fcntl.fcntl(fd, _GET_SEALS))
     except (OSError, ValueError):
@@ -217,13 +220,15 @@ def _page_flags(huge_page_size: int, size: int) -> int:
     if huge_page_size < 0 or huge_page_size & (huge_page_size - 1):
         raise ValueError(f"a huge page of {huge_page_size} bytes: not a power of two")
     if size % huge_page_size:
-        raise ValueError(f"{size} bytes are no multiple of a huge page of {huge_page_size} bytes")
+        raise ValueError(f"{size} bytes are not a multiple of a huge page of {huge_page_size}")
     return _HUGETLB | (huge_page_size.bit_length() - 1) << _HUGE_SHIFT
 
 
 def _create(name: str, flags: int, executable: bool, subject: str) -> int:
-    """memfd_create with the executable bit asked for by name, since vm.memfd_noexec decides
-    otherwise; kernels before 6.3 know neither flag and always make executable ones."""
+    """Call memfd_create(2) with MFD_EXEC or MFD_NOEXEC_SEAL: without them vm.memfd_noexec decides.
+
+    Kernels before 6.3 know neither flag and always create executable memfds.
+    """
     try:
         return os.memfd_create(name, flags | (_EXEC if executable else _NOEXEC_SEAL))
     except OSError as error:

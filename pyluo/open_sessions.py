@@ -1,4 +1,4 @@
-"""Who on this system holds sessions: the kernel keeps no list, but descriptors can be found."""
+"""The sessions that processes have open. The kernel keeps no list; /proc shows the descriptors."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ __all__ = ["OpenSession", "open_sessions"]
 
 @dataclass(frozen=True, slots=True)
 class OpenSession:
-    """A descriptor of a session, or of the device, in some process.
+    """A descriptor of a session, or of the device, that a process has open.
 
     Attributes:
-        pid: of the process.
-        command: what the process calls itself.
-        fd: the number of the descriptor there.
+        pid: the process.
+        command: the name of the process, as in /proc/PID/comm.
+        fd: the number of the descriptor in that process.
         session: the name of the session; None for the device.
-        direction: "incoming" or "outgoing"; None for the device, and where the caller may not look
-            or the kernel is older than 7.2.
+        direction: "incoming" or "outgoing"; None for the device, and if the caller may not
+            duplicate the descriptor or the kernel is older than 7.2.
     """
 
     pid: int
@@ -40,10 +40,10 @@ class OpenSession:
 
 
 def open_sessions() -> list[OpenSession]:
-    """All descriptors of sessions, and of the device, in the processes that the caller may see.
+    """Return the descriptors of sessions and of the device, in all processes the caller may see.
 
-    A process that ends meanwhile is left out. A session that came in and was not retrieved is open_sessions
-    by the kernel alone, and told by nobody.
+    Processes that end during the call are left out. Incoming sessions that nobody retrieved are not
+    found, because only the kernel holds them.
 
     Source: /proc/PID/fd; pidfd_getfd(2), Linux 5.6, for the direction.
     """
@@ -75,7 +75,10 @@ def _read_command(pid: int) -> str:
 
 
 def _find_direction(pid: int, fd: int) -> str | None:
-    """Asked of a duplicate; should its owner end now, closing it does what the end would have."""
+    """Return the direction of another process's session, from a duplicate of its descriptor.
+
+    If the other process ends meanwhile, closing the duplicate ends the session as usual.
+    """
     try:
         pidfd = os.pidfd_open(pid)
         try:

@@ -1,4 +1,4 @@
-"""Who is at the other end of a Unix socket, and packets from there that may bring descriptors."""
+"""Packets over Unix sockets that carry descriptors, and the credentials of the peer."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_FDS", "Packet", "Peer", "peer_credentials", "same_user", "send_packet"]
 
-MAX_FDS = 253  # SCM_MAX_FD of include/net/scm.h: in one packet
+MAX_FDS = 253  # in a packet: SCM_MAX_FD of include/net/scm.h
 _UCRED = struct.Struct("3i")
-_SCM_PIDFD = 4  # include/linux/socket.h; not in Python's socket yet
-# Labels, time stamps and what else the owner of the socket may have switched on: without room for
-# them the kernel would cut off descriptors, which come last.
+_SCM_PIDFD = 4  # include/linux/socket.h; Python's socket module does not have it yet
+# Room for security labels, time stamps and whatever else the owner of the socket may have enabled.
+# Without it the kernel would drop descriptors, which come last.
 _OTHER_ANCILLARY = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A process as the kernel vouches for it, in terms of the caller's namespaces.
+    """The credentials of a process, guaranteed by the kernel and as the caller's namespaces see it.
 
     Attributes:
-        pid: of the process; 0 if it lies outside the caller's PID namespace.
-        uid: its effective user; 65534 for one that the caller's user namespace does not know.
-        gid: its effective group, likewise.
+        pid: the process; 0 if it is outside the caller's PID namespace.
+        uid: its effective user; 65534 if the user is not in the caller's user namespace.
+        gid: its effective group; 65534 if the group is not in the caller's user namespace.
     """
 
     pid: int
@@ -40,12 +40,12 @@ class Peer:
 
 
 def peer_credentials(connection: socket.socket) -> Peer:
-    """Who made the other end: called connect() or listen(), or socketpair() for both.
+    """Return the process that created the other end with connect(), listen() or socketpair().
 
-    Whoever has the other end now may be another process.
+    Another process may have the other end by now.
 
     Raises:
-        OSError: ENOTCONN, there is no other end.
+        OSError: the socket is not connected (ENOTCONN).
 
     Source: unix(7), SO_PEERCRED
     """
@@ -54,22 +54,23 @@ def peer_credentials(connection: socket.socket) -> Peer:
 
 
 def same_user(peer: Peer) -> bool:
-    """Whether it is root, or of the user as which the caller acts."""
+    """Return whether a process is of the caller's effective user, or of root."""
     return peer.uid in (0, os.geteuid())
 
 
 def send_packet(
     connection: socket.socket, data: bytes, fds: Sequence[int] = (), flags: int = 0
 ) -> None:
-    """Sends bytes, at most `MAX_FDS` descriptors, and the caller's effective credentials.
+    """Send bytes, at most `MAX_FDS` descriptors, and the caller's effective credentials.
 
     Raises:
-        OSError: as sendmsg(2) does; ETOOMANYREFS, too many descriptors of this user are on their
-            way; TimeoutError.
+        OSError: as sendmsg(2) does, among others because too many descriptors of this user are in
+            flight (ETOOMANYREFS); TimeoutError.
 
     Source: unix(7), SCM_RIGHTS and SCM_CREDENTIALS
     """
-    # Left to itself the kernel tells the real user, or nothing while nobody has asked for it yet.
+    # By default the kernel sends the real user, or nothing as long as the receiver has not enabled
+    # SO_PASSCRED.
     own = _UCRED.pack(os.getpid(), os.geteuid(), os.getegid())
     ancillary = [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, own)]
     if fds:
@@ -80,14 +81,15 @@ def send_packet(
 
 @dataclass(slots=True)
 class Packet:
-    """What one recvmsg(2) brought.
+    """The result of a recvmsg(2).
 
     Attributes:
-        data: the bytes; none at the end of the connection.
-        fds: descriptors, close-on-exec, which are the caller's now.
-        sender: who sent it, if the socket has SO_PASSCRED.
-        data_truncated: whether there were more bytes (MSG_TRUNC).
-        fds_truncated: whether there were more descriptors than this process could get (MSG_CTRUNC).
+        data: the bytes; empty at the end of the connection.
+        fds: the descriptors, with close-on-exec set; the caller owns them.
+        sender: the process that sent the packet, if the socket has SO_PASSCRED.
+        data_truncated: whether the packet had more bytes (MSG_TRUNC).
+        fds_truncated: whether the packet had more descriptors, which this process could not get
+            (MSG_CTRUNC).
     """
 
     data: bytes
@@ -98,10 +100,10 @@ class Packet:
 
     @classmethod
     def receive(cls, connection: socket.socket, size: int) -> Self:
-        """The next packet, of at most `size` bytes.
+        """Receive the next packet, of at most `size` bytes.
 
-        There is room for all the descriptors that a packet can bring, announced or not, so that
-        those that are missing did not fit into this process.
+        The buffer has room for all the descriptors that a packet can carry, so if some are missing,
+        the process could not get them.
 
         Raises:
             OSError: as recvmsg(2) does; TimeoutError.
@@ -118,13 +120,13 @@ class Packet:
                 packet.fds += _integers(content)
             elif kind == socket.SCM_CREDENTIALS:
                 packet.sender = _peer(content)
-            elif kind == _SCM_PIDFD:  # the owner of the socket asked for these: nobody uses them
+            elif kind == _SCM_PIDFD:  # the owner of the socket enabled them, but nobody uses them
                 for fd in _integers(content):
                     os.close(fd)
         return packet
 
     def close(self) -> None:
-        """Closes the descriptors; a second time does nothing."""
+        """Close the descriptors; closing them twice does nothing."""
         while self.fds:
             os.close(self.fds.pop())
 

@@ -1,6 +1,6 @@
-"""Which kinds of file the running kernel preserves, found by asking it.
+"""Probing which kinds of file the running kernel preserves.
 
-Each kind is offered to a session that is discarded afterwards, so that nothing outlives the asking.
+A file of each kind is preserved in a session that is discarded afterwards, so that nothing remains.
 """
 
 from __future__ import annotations
@@ -30,25 +30,26 @@ _CREATE_GUEST_MEMFD = Ioctl("KVM_CREATE_GUEST_MEMFD", "kvm_create_guest_memfd")
 
 
 class Verdict(enum.Enum):
-    """What the kernel said to a kind of file."""
+    """The kernel's answer to a kind of file."""
 
     PRESERVED = "preserved"
-    """It goes into a session."""
+    """The kernel preserved the file."""
     REFUSED = "refused"
-    """The kernel has no live update support for it, or none that can be used."""
+    """The kernel has no live update support for this kind of file, or none that can be used."""
     ABSENT = "absent"
-    """This system has no such file to offer."""
+    """This system has no file of this kind, so the kernel was not asked."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What came of one kind of file.
+    """The result for one kind of file.
 
     Attributes:
-        kind: its name, as in the manual.
-        verdict: what the kernel said.
-        errno: by which errno it was refused, or could not be made; 0 if it was preserved.
-        reason: in words, why it was refused, could not be made, or should not be preserved.
+        kind: the name of the kind, as in the manual.
+        verdict: the kernel's answer.
+        errno: why the file was refused or could not be created; 0 if it was preserved.
+        reason: why the file was refused, could not be created, or should not be preserved, in
+            words.
     """
 
     kind: str
@@ -58,10 +59,10 @@ class Finding:
 
 
 def probe(device: LiveUpdate | None = None) -> list[Finding]:
-    """Offers a file of each kind to the kernel.
+    """Try to preserve a file of each kind.
 
     Args:
-        device: opened for the while of the call if it is not given.
+        device: the open device; by default it is opened for the duration of the call.
 
     Raises:
         LuoError: as `LiveUpdate` and `LiveUpdate.create_session` do.
@@ -85,8 +86,8 @@ def _offer(session: OutgoingSession, token: int, kind: str) -> Finding:
         try:
             session.preserve(file, token, allow_noexec=True)
         except NotPreservableError as error:
-            known = error.errno == errno.ENOENT
-            reason = "the kernel has no live update support for it" if known else error.hint
+            unsupported = error.errno == errno.ENOENT
+            reason = "the kernel has no live update support for it" if unsupported else error.hint
             return Finding(kind, Verdict.REFUSED, error.errno or 0, reason)
         except PreservedMemoryError:
             raise  # pyluo's own refusal: the kernel was not asked
@@ -112,14 +113,14 @@ def _huge_memfd_maker(size: int) -> Callable[[], OwnedFd]:
 
 
 def _make_unnamed_file() -> OwnedFd:
-    """A file without a name, on the first of the usual places that is a tmpfs."""
+    """Create an unnamed file in the first of the usual folders that is a tmpfs."""
     for folder in ("/dev/shm", "/run", "/tmp"):
         try:
             fd = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
         except OSError:
             continue
         file = OwnedFd(fd)
-        if supports_seals(fd):  # as the files of a tmpfs have
+        if supports_seals(fd):  # only files of a tmpfs do
             os.ftruncate(fd, 4096)
             return file
         file.close()

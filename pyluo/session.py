@@ -1,9 +1,10 @@
-"""Sessions: the named sets of files that go through a live update together.
+"""Sessions: named sets of files that go through a live update together.
 
-Two types, because the kernel keeps two directions strictly apart. Neither has a `close()`: closing
-the last descriptor of an outgoing session gives everything up, and closing that of an incoming one
-destroys what was not retrieved. `OutgoingSession.discard()` and `IncomingSession.finish()` say
-which is meant; a session that is dropped without a word is kept open, and warned about.
+There are two classes because the kernel strictly separates the two directions. Neither has a
+`close()`: closing the last descriptor of an outgoing session gives up everything in it, and closing
+the last one of an incoming session destroys every file that was not retrieved. Call
+`OutgoingSession.discard()` or `IncomingSession.finish()` instead. A session object that is dropped
+without either leaves its descriptor open and gives a ResourceWarning.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ F = TypeVar("F", bound=OwnedFd)
 
 
 class _Session(Descriptor):
-    """What both directions share. Requests of several threads take turns, as in the kernel."""
+    """The base of both directions. Requests of several threads take turns, as in the kernel."""
 
     __slots__ = ("_lock", "_name")
     _direction: ClassVar[str]
@@ -53,16 +54,16 @@ class _Session(Descriptor):
 
     @classmethod
     def from_fd(cls, fd: int, *, trusted: bool = False) -> Self:
-        """Takes over the descriptor of a session, as received from another process.
+        """Take over the descriptor of a session, as received from another process.
 
         Args:
             fd: the descriptor.
-            trusted: take the caller's word for the direction, as kernels before 7.2 need.
+            trusted: do not check the direction; needed on kernels before 7.2.
 
         Raises:
-            KernelTooOldError: EINVAL, the kernel cannot tell the directions apart. Linux 7.2.
-            WrongSessionError: it is a session of the other direction, or none at all; the
-                descriptor stays the caller's, and the session as it was.
+            KernelTooOldError: the kernel cannot tell the direction (EINVAL); Linux 7.2 can.
+            WrongSessionError: the session has the other direction, or the descriptor is not of a
+                session. The caller still owns the descriptor, and the session is unchanged.
         """
         if trusted:
             return cls(fd, _read_name_from_link(fd))
@@ -78,17 +79,20 @@ class _Session(Descriptor):
 
     @property
     def name(self) -> str:
-        """The name of the session, as it was created.
+        """The session's name, as it was created.
 
-        Of an adopted session the kernel is asked; of one adopted as trusted it is read from the
-        link in /proc/self/fd, as kernels before 7.2 need.
+        `from_fd` asks the kernel for it; with ``trusted=True`` it reads the link in /proc/self/fd
+        instead, because kernels before 7.2 cannot be asked.
 
         Source: include/uapi/linux/liveupdate.h, LIVEUPDATE_SESSION_GET_NAME. Linux 7.2.
         """
         return self._name
 
     def detach(self) -> int:
-        """Gives the descriptor up, still open; closing the last one is the caller's peril now."""
+        """Return the descriptor, still open; the caller owns it now.
+
+        Closing the last descriptor of the session gives up or destroys the files in it.
+        """
         with self._lock:
             return super().detach()
 
@@ -96,7 +100,7 @@ class _Session(Descriptor):
         return f"{self._direction} session {self._name!r}" + (f", {what}" if what else "")
 
     def _error_for(self, number: int, operation: str, subject: str) -> LuoError:
-        """The exception of a refusal; of EINVAL, whether the direction was wrong after all."""
+        """Return the exception for an errno; for EINVAL, check whether the direction is wrong."""
         if number == errno.EINVAL:
             try:
                 direction = find_direction(self.fileno())
@@ -128,37 +132,40 @@ class _Session(Descriptor):
 
 
 class OutgoingSession(_Session):
-    """A session that the next live update carries over, as long as its descriptor is open.
+    """A session that the next live update carries over if its descriptor is still open then.
 
-    As a context manager it stays open for the jump; an exception discards it. Safe to use from
-    several threads.
+    Leaving its ``with`` block keeps the session open for the jump; an exception discards it. It can
+    be used from several threads.
     """
 
     __slots__ = ()
     _direction = "outgoing"
 
     def preserve(self, fd: OwnedFd | int, token: int, *, allow_noexec: bool = False) -> None:
-        """Puts a file into the session, to be retrieved by the same token after the update.
+        """Preserve a file: put it into the session, to be retrieved by its token after the update.
 
-        Every page of the file is allocated and pinned. The file can be used on, but its size
-        cannot change any more, and holes cannot be punched. Seals count as they are now: one that
-        is added later is lost on the kernels up to 7.3, as is that a descriptor was read-only.
+        The kernel allocates and pins every page of the file. The file can still be used, but its
+        size cannot change any more and holes cannot be punched. Seals are carried over as they are
+        now: on kernels up to 7.3 a seal added later is lost. These kernels also forget that a
+        descriptor was read-only.
 
         Args:
-            fd: the file; it stays the caller's, and may be closed: the session keeps the file.
-            token: 0 to 2**64 - 1, chosen by the caller, one for each file of the session.
+            fd: the file. The caller still owns the descriptor and may close it; the session keeps
+                the file.
+            token: 0 to 2**64 - 1, chosen by the caller, different for each file of the session.
             allow_noexec: preserve even a memfd made with MFD_NOEXEC_SEAL, which comes back
-                executable and write-sealed on the kernels up to 7.3.
+                executable and write-sealed on kernels up to 7.3.
 
         Raises:
             ValueError: the token is out of range.
-            TokenInUseError: EEXIST.
-            AlreadyPreservedError: EBUSY, in any session.
-            NotPreservableError: ENOENT, the kernel has no support for this kind of file;
-                EOPNOTSUPP, its seals; EFBIG, a tebibyte or more; EINVAL, a noexec memfd, refused
-                by pyluo.
-            PreservedMemoryError: ENOMEM, refused by pyluo: the kernel would run out of memory.
-            LuoError: EBADF; ENOMEM, ENOSPC.
+            TokenInUseError: the session has a file under this token (EEXIST).
+            AlreadyPreservedError: the file is in this or another session already (EBUSY).
+            NotPreservableError: the kernel does not support this kind of file (ENOENT) or its
+                seals (EOPNOTSUPP); the file has a tebibyte or more (EFBIG); pyluo refuses a
+                noexec memfd (EINVAL).
+            PreservedMemoryError: pyluo refuses because the kernel would run out of memory (ENOMEM).
+            LuoError: the descriptor is not open (EBADF); the kernel has no memory (ENOMEM) or no
+                room in the session (ENOSPC).
 
         Source: include/uapi/linux/liveupdate.h, LIVEUPDATE_SESSION_PRESERVE_FD. Linux 6.19.
         """
@@ -179,17 +186,17 @@ class OutgoingSession(_Session):
         allow_noexec: bool = False,
         guarded: bool = True,
     ) -> None:
-        """Puts each file into the session under its token, in the mapping's order, from C.
+        """Preserve each file under its token, in the order of the mapping, in one loop in C.
 
         Args:
-            files: token to file.
+            files: the files by their tokens.
             allow_noexec: as for `preserve`.
-            guarded: False leaves pyluo's own checks out, for files that were preserved before and
-                take no more memory now.
+            guarded: False skips pyluo's own checks, for files that were preserved before and take
+                no more memory now.
 
         Raises:
-            LuoError: as `preserve` does, for the first that fails; `preserved` on the exception
-                lists the tokens that are in the session by then. They stay in.
+            LuoError: as `preserve` does, for the first file that fails. The attribute `preserved`
+                of the exception lists the tokens of the files before it, which stay in the session.
         """
         tokens = list(files)
         numbers = [number_of(fd) for fd in files.values()]
@@ -206,21 +213,21 @@ class OutgoingSession(_Session):
                 raise error
 
     def discard(self) -> None:
-        """Gives everything in the session up and closes it; a second time does nothing.
+        """Close the session and give up everything in it; discarding it twice does nothing.
 
-        The files themselves stay as they are, and those who have them open keep them.
+        The files are unchanged, and stay open for those who have them open.
         """
         self._close_locked()
 
     def _check_preservable(self, fds: list[int], tokens: list[int], allow_noexec: bool) -> None:
-        """Refuses what the kernel would take and not give back, before anything is done."""
+        """Refuse files that the kernel would accept but not give back, before it is asked."""
         if not allow_noexec:
             for fd, token in zip(fds, tokens, strict=True):
                 guards.refuse_noexec(fd, partial(self._describe, fd, token))
         guards.refuse_excess_memory(fds, self._subject)
 
     def _preserve_error(self, number: int, fd: int, token: int) -> LuoError:
-        """The exception of a file that the kernel did not take."""
+        """Return the exception for a file that the kernel did not preserve."""
         error = self._error_for(number, _PRESERVE_FD.name, self._describe(fd, token))
         if number == errno.ENOENT and (missing := missing_support(fd)):
             error.hint = missing
@@ -246,8 +253,8 @@ class OutgoingSession(_Session):
 class IncomingSession(_Session):
     """A session that came over from the previous kernel.
 
-    As a context manager it is finished at the end; an exception leaves it open, so that nothing is
-    destroyed that was not yet retrieved. Safe to use from several threads.
+    Leaving its ``with`` block finishes the session. An exception leaves it open, so that no file is
+    destroyed that was not yet retrieved. It can be used from several threads.
     """
 
     __slots__ = ()
@@ -264,17 +271,18 @@ class IncomingSession(_Session):
         token: int,
         type: type[OwnedFd] = OwnedFd,  # noqa: A002
     ) -> OwnedFd:
-        """A new descriptor, close-on-exec, of a preserved file.
+        """Return a new descriptor of a preserved file, with close-on-exec set.
 
-        Retrieving one token twice gives two descriptors of one open file, with one position.
+        Retrieving a token twice gives two descriptors of the same open file, which share their
+        file position.
 
         Args:
-            token: as given to `OutgoingSession.preserve`.
-            type: what to make of the descriptor, such as `Memfd`.
+            token: the token given to `OutgoingSession.preserve`.
+            type: the class of the object to return, such as `Memfd`.
 
         Raises:
             ValueError: the token is out of range.
-            TokenNotFoundError: ENOENT, no such token, or the session is finished.
+            TokenNotFoundError: there is no such token, or the session is finished (ENOENT).
             LuoError: the kernel could not restore the file; later attempts give the same errno,
                 and the file is lost.
 
@@ -290,12 +298,12 @@ class IncomingSession(_Session):
         return adopt(fd, type)
 
     def finish(self) -> None:
-        """Ends the session: the kernel lets go of it, and what was not retrieved is destroyed.
+        """Finish and close the session; the kernel destroys every file that was not retrieved.
 
-        A second time does nothing. If the kernel refuses, the session stays open as it was.
+        Finishing it twice does nothing. If the kernel refuses, the session stays open, unchanged.
 
         Raises:
-            LuoError: the kernel could not finish; it may be tried again.
+            LuoError: the kernel could not finish the session; the caller may try again.
 
         Source: include/uapi/linux/liveupdate.h, LIVEUPDATE_SESSION_FINISH. Linux 6.19.
         """
@@ -326,11 +334,11 @@ class IncomingSession(_Session):
 
 
 def session_from_fd(fd: int) -> OutgoingSession | IncomingSession:
-    """Takes over the descriptor of a session, whichever its direction.
+    """Take over the descriptor of a session of either direction.
 
     Raises:
-        KernelTooOldError: EINVAL, the kernel cannot tell the directions apart. Linux 7.2.
-        WrongSessionError: it is no session; it stays the caller's.
+        KernelTooOldError: the kernel cannot tell the direction (EINVAL); Linux 7.2 can.
+        WrongSessionError: the descriptor is not of a session; the caller still owns it.
     """
     name = _read_name(fd)
     kind = IncomingSession if find_direction(fd) == "incoming" else OutgoingSession
@@ -343,22 +351,31 @@ def _read_name(fd: int) -> str:
 
 
 def _read_name_from_link(fd: int) -> str:
-    """The name in the link of a session's descriptor; any other descriptor is an error."""
+    """Return the session's name from the link of its descriptor in /proc.
+
+    Raises:
+        WrongSessionError: the descriptor is not of a session.
+    """
     link = read_link(fd)
     if not link.startswith(SESSION_LINK):
         raise WrongSessionError(
-            errno.EINVAL, "from_fd", f"descriptor {fd}", f"It is {describe_file(fd)}, no session"
+            errno.EINVAL,
+            "from_fd",
+            f"descriptor {fd}",
+            f"It is {describe_file(fd)} and not a session",
         )
     return link.removeprefix(SESSION_LINK)
 
 
 def find_direction(fd: int) -> str:
-    """Whether the descriptor of a session is "incoming" or "outgoing"; the session stays as it is.
+    """Return "incoming" or "outgoing" for the descriptor of a session, which is left unchanged.
 
     Raises:
-        KernelTooOldError: EINVAL, the kernel checks the direction too late to tell. Linux 7.2.
+        KernelTooOldError: the kernel cannot tell the direction (EINVAL); Linux 7.2 can.
     """
-    _read_name(fd)  # came with the check of the direction, before that of the tail
+    # The name can be asked for since Linux 7.2, which also checks the direction before the tail of
+    # a request. Older kernels check the tail first, and so refuse it in both directions.
+    _read_name(fd)
     return "incoming" if _RETRIEVE_FD.errno_for_unknown_tail(fd) == errno.E2BIG else "outgoing"
 
 

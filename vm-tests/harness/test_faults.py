@@ -97,7 +97,7 @@ def test_what_was_preserved_goes_over_when_memory_got_short_and_no_more_is_taken
     held = vm.hold(guest_thrown.preserve_under_pressure, PRESSURE)
     alive, refusal = vm.call(guest_thrown.state_of, held)
     assert alive
-    assert "to be had" in refusal
+    assert "available" in refusal
     vm.live_update()
     assert intact(vm)
 

@@ -1,4 +1,4 @@
-"""Devices in userspace: VFIO's character devices, with iommufd behind them."""
+"""Devices driven by userspace: VFIO's character devices, with iommufd behind them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Devices on the PCI bus: which there are, who drives them, and how VFIO comes to."""
+"""Devices on the PCI bus: finding them, and binding them to drivers such as VFIO's."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ _ADDRESS = re.compile(
 )
 _NODE_TIMEOUT = 10.0
 _POLL = 0.01
-_UNSET = "(null)"  # how sysfs shows a driver_override that is not there
+_UNSET = "(null)"  # what sysfs shows if no driver_override is set
 
-_NO_CDEV = (
-    "The kernel gives the device no node in /dev/vfio/devices: it needs "
+_NO_CDEV_HINT = (
+    "The kernel gives the device no node in /dev/vfio/devices: the kernel needs "
     "CONFIG_VFIO_DEVICE_CDEV (Linux 6.6 or newer), and the device an IOMMU"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class DriverBinding:
-    """Who drove a device, for `PciDevice.restore_driver`.
+    """A device's driver and driver_override, for `PciDevice.restore_driver`.
 
     Attributes:
-        driver: its name; None for no driver.
-        override: the only driver that was allowed; None for any that knows the device.
+        driver: the name of the driver; None for no driver.
+        override: the only driver that is allowed; None for any that knows the device.
     """
 
     driver: str | None
@@ -55,7 +55,7 @@ class DriverBinding:
 
 @dataclass(frozen=True, slots=True, order=True)
 class PciDevice:
-    """A PCI device, by its place on the bus. What it is and who drives it is asked anew each time.
+    """A PCI device, identified by its address. Every property is read from sysfs anew.
 
     Attributes:
         address: domain, bus, slot and function, such as ``0000:00:04.0``.
@@ -67,18 +67,18 @@ class PciDevice:
 
     @classmethod
     def at(cls, address: str) -> Self:
-        """The device at an address.
+        """Return the device at an address.
 
         Args:
             address: with or without the domain, such as ``0000:00:04.0`` or ``00:04.0``.
 
         Raises:
-            ValueError: it is no address.
-            PciDeviceNotFoundError: ENOENT, there is no device.
+            ValueError: this is not an address.
+            PciDeviceNotFoundError: there is no device at the address (ENOENT).
         """
         match = _ADDRESS.fullmatch(address)
         if not match:
-            raise ValueError(f"{address!r} is no address of a PCI device, such as 0000:00:04.0")
+            raise ValueError(f"{address!r} is not the address of a PCI device, like 0000:00:04.0")
         domain, bus, slot = (int(match[part] or "0", 16) for part in ("domain", "bus", "slot"))
         device = cls(f"{domain:04x}:{bus:02x}:{slot:02x}.{match['fn']}")
         if not os.path.isdir(device.path):
@@ -87,15 +87,15 @@ class PciDevice:
 
     @classmethod
     def find(cls, vendor_id: int, device_id: int | None = None) -> tuple[Self, ...]:
-        """All devices of a vendor, or of one kind, in the order of their addresses.
+        """Return all devices of a vendor, or all of one model, in the order of their addresses.
 
         Args:
             vendor_id: such as 0x1234.
-            device_id: such as 0x11e8; without it, any.
+            device_id: such as 0x11e8; by default any.
         """
         found = []
         for device in cls.all():
-            with suppress(PciDeviceNotFoundError):  # it may be unplugged meanwhile
+            with suppress(PciDeviceNotFoundError):  # the device may be unplugged meanwhile
                 wanted = device_id in (None, device.device_id)
                 if device.vendor_id == vendor_id and wanted:
                     found.append(device)
@@ -103,7 +103,7 @@ class PciDevice:
 
     @classmethod
     def all(cls) -> tuple[Self, ...]:
-        """All devices, in the order of their addresses; none on a system without PCI."""
+        """Return all devices, in the order of their addresses; none on a system without PCI."""
         try:
             return tuple(cls(name) for name in sorted(os.listdir(f"{_BUS}/devices")))
         except FileNotFoundError:
@@ -111,44 +111,44 @@ class PciDevice:
 
     @property
     def path(self) -> str:
-        """Its folder in sysfs."""
+        """The device's folder in sysfs."""
         return f"{_BUS}/devices/{self.address}"
 
     @property
     def vendor_id(self) -> int:
-        """Who made it."""
+        """The number of the vendor."""
         return int(self._read("vendor"), 16)
 
     @property
     def device_id(self) -> int:
-        """What it is, of that vendor's devices."""
+        """The vendor's number for this model."""
         return int(self._read("device"), 16)
 
     @property
     def class_code(self) -> int:
-        """Base class, subclass and programming interface, 8 bits each."""
+        """The base class, subclass and programming interface, 8 bits each."""
         return int(self._read("class"), 16)
 
     @property
     def driver(self) -> str | None:
-        """The name of the driver that has it; None for no driver."""
+        """The name of the device's driver; None if it has none."""
         return self._link("driver")
 
     @property
     def driver_override(self) -> str | None:
-        """The only driver that may have it; None for any that knows it."""
+        """The only driver that the device may be bound to; None for any that knows it."""
         name = self._read("driver_override")
         return None if name in ("", _UNSET) else name
 
     @property
     def iommu_group(self) -> int | None:
-        """The group of devices that the IOMMU cannot tell apart; None without an IOMMU."""
+        """The number of the device's IOMMU group; None without an IOMMU."""
         group = self._link("iommu_group")
         return None if group is None else int(group)
 
     @property
     def group_devices(self) -> tuple[PciDevice, ...]:
-        """The devices of its IOMMU group, this one among them: all have one owner at a time."""
+        """The devices of the same IOMMU group, including this one: all have one owner at a time."""
         try:
             names = os.listdir(f"{self.path}/iommu_group/devices")
         except FileNotFoundError:
@@ -157,7 +157,7 @@ class PciDevice:
 
     @property
     def vfio_name(self) -> str | None:
-        """What VFIO calls it, such as ``vfio0``; None while no VFIO driver has it."""
+        """VFIO's name for the device, such as ``vfio0``; None unless a VFIO driver has it."""
         try:
             return next(iter(os.listdir(f"{self.path}/vfio-dev")), None)
         except FileNotFoundError:
@@ -165,44 +165,44 @@ class PciDevice:
 
     @property
     def node(self) -> str:
-        """The path of its character device.
+        """The path of the device's character device.
 
         Raises:
-            LuoError: ENODEV, no VFIO driver has it.
+            LuoError: the device is not bound to a VFIO driver (ENODEV).
         """
         if (name := self.vfio_name) is None:
-            had = self.driver
+            driver = self.driver
             raise LuoError(
                 errno.ENODEV,
                 "vfio open",
                 str(self),
-                f"{f'The driver {had}' if had else 'No driver'} has it, and no VFIO driver: "
-                "`bind_driver()` gives it to vfio-pci",
+                f"It is bound to {f'the driver {driver}' if driver else 'no driver'}, not to one "
+                "of VFIO's: `bind_driver()` binds it to vfio-pci",
             )
         return f"{_NODES}/{name}"
 
     def bind_driver(
         self, driver: str = "vfio-pci", *, timeout: float = _NODE_TIMEOUT
     ) -> DriverBinding:
-        """Gives the device to a driver, and takes it from the one that has it.
+        """Bind the device to a driver, after unbinding it from the one that it has.
 
-        If that fails, it is as before. If the driver is one of VFIO's, its character device is
-        there when this returns. Nothing of the device is kept by the driver it is taken from: a
-        disk disappears, with what is mounted from it.
+        If this fails, the previous driver is restored. If the driver is one of VFIO's, the
+        character device exists when this returns. The previous driver keeps nothing of the device:
+        a disk disappears, with all file systems mounted from it.
 
         Args:
-            driver: its name.
-            timeout: seconds that the character device may take to appear.
+            driver: the name of the driver.
+            timeout: how many seconds the character device may take to appear.
 
         Returns:
-            Who had it, for `restore_driver`.
+            The previous driver, for `restore_driver`.
 
         Raises:
-            DriverNotFoundError: ENOENT, the kernel has no driver of this name.
-            DeviceInUseError: EBUSY, a VFIO driver has it and somebody has it open.
-            LuoPermissionError: EACCES or EPERM.
-            LuoError: EINVAL, the driver refuses it: vfio-pci does so to a device without IOMMU, and
-                to bridges; ENODEV, no character device: see the hint.
+            DriverNotFoundError: the kernel has no driver of this name (ENOENT).
+            DeviceInUseError: the device is bound to a VFIO driver, and open in a process (EBUSY).
+            LuoPermissionError: the caller may not do this (EACCES or EPERM).
+            LuoError: the driver refuses the device (EINVAL), as vfio-pci does with a device without
+                IOMMU and with a bridge; there is no character device: see the hint (ENODEV).
             TimeoutError: the character device did not appear.
         """
         previous = DriverBinding(self.driver, self.driver_override)
@@ -215,19 +215,19 @@ class PciDevice:
                 self._write("driver_override", driver)
                 self._bind(driver)
             if self.vfio_name is not None:
-                self._await_node(timeout)
+                self._wait_for_node(timeout)
         except BaseException:
             self.restore_driver(previous)
             raise
         return previous
 
     def restore_driver(self, previous: DriverBinding) -> None:
-        """Gives the device back to who had it, if only to nobody.
+        """Give the device back to its previous driver, or leave it without one.
 
         Raises:
-            DeviceInUseError: EBUSY, a VFIO driver has it and somebody has it open.
-            LuoPermissionError: EACCES or EPERM.
-            LuoError: the driver refuses it, or is gone.
+            DeviceInUseError: the device is bound to a VFIO driver, and open in a process (EBUSY).
+            LuoPermissionError: the caller may not do this (EACCES or EPERM).
+            LuoError: the driver refuses the device, or is gone.
         """
         if self.driver != previous.driver:
             self.unbind_driver()
@@ -236,32 +236,32 @@ class PciDevice:
             self._bind(previous.driver)
 
     def unbind_driver(self) -> None:
-        """Takes the device from its driver, if it has one.
+        """Unbind the device from its driver, if it has one.
 
-        The kernel waits without end for whoever has a VFIO device open, and cannot be interrupted;
-        so this is refused while somebody has. (Who opens it at the same moment is not seen. He is
-        told by `PciIrq.REQUEST`.)
+        If a process has a VFIO device open, the kernel waits until it is closed, without a limit
+        and without reacting to signals; so this call refuses then. (A process that opens the device
+        at the same moment is not seen. It is notified by `PciIrq.REQUEST`.)
 
         Raises:
-            DeviceInUseError: EBUSY, somebody has it open.
-            LuoPermissionError: EACCES or EPERM.
+            DeviceInUseError: the device is open in a process (EBUSY).
+            LuoPermissionError: the caller may not do this (EACCES or EPERM).
         """
         if self.driver is None:
             return
-        self._refuse_open()
+        self._check_not_open()
         self._write("driver/unbind", self.address)
 
-    def _refuse_open(self) -> None:
+    def _check_not_open(self) -> None:
         if (name := self.vfio_name) is None:
             return
-        users = ", ".join(sorted(set(_users(f"{_NODES}/{name}"))))
+        users = ", ".join(sorted(set(_find_users(f"{_NODES}/{name}"))))
         if users:
             raise DeviceInUseError(
                 errno.EBUSY, "driver unbind", str(self), f"It is open in {users}: close it there"
             )
 
     def _bind(self, driver: str) -> None:
-        """Binds by name: unlike a probe, this answers with what the driver said."""
+        """Bind by the driver's name: unlike a probe, this returns the driver's error."""
         try:
             with (
                 raising("driver bind", f"{driver} to {self}"),
@@ -275,18 +275,18 @@ class PciDevice:
                 errno.EINVAL,
                 error.operation,
                 error.subject,
-                "No IOMMU stands before the device: the kernel needs one, switched on, such as by "
-                "intel_iommu=on on its command line",
+                "The device is not behind an IOMMU: the machine needs one, and the kernel must "
+                "use it, for example by intel_iommu=on on its command line",
             ) from None
 
-    def _await_node(self, timeout: float) -> None:
-        """Waits for the character device, which udev may still be making or giving its mode."""
+    def _wait_for_node(self, timeout: float) -> None:
+        """Wait for the character device, which udev may still be creating or setting up."""
         if not os.path.exists(f"{self.path}/vfio-dev/{self.vfio_name}/dev"):
-            raise LuoError(errno.ENODEV, "driver bind", str(self), _NO_CDEV)
+            raise LuoError(errno.ENODEV, "driver bind", str(self), _NO_CDEV_HINT)
         deadline = time.monotonic() + timeout
         while not os.path.exists(self.node):
             if time.monotonic() >= deadline:
-                raise TimeoutError(f"{self.node}, of {self}, did not appear in {timeout} s")
+                raise TimeoutError(f"{self.node} of {self} did not appear within {timeout} s")
             time.sleep(_POLL)
 
     def _read(self, attribute: str) -> str:
@@ -315,18 +315,21 @@ class PciDevice:
         return f"PCI device {self.address}"
 
 
-def _users(node: str) -> Iterator[str]:
-    """The processes that have a character device open, as far as the caller may look."""
+def _find_users(node: str) -> Iterator[str]:
+    """Yield the processes that have a character device open, as far as the caller may see."""
     with suppress(FileNotFoundError):
         device = os.stat(node).st_rdev
         for pid in filter(str.isdecimal, os.listdir("/proc")):
             with suppress(OSError):
-                if any(_is(f"/proc/{pid}/fd/{fd}", device) for fd in os.listdir(f"/proc/{pid}/fd")):
+                if any(
+                    _is_device(f"/proc/{pid}/fd/{fd}", device)
+                    for fd in os.listdir(f"/proc/{pid}/fd")
+                ):
                     with open(f"/proc/{pid}/comm", errors="replace") as file:
                         yield f"{file.read().strip()!r} (PID {pid})"
 
 
-def _is(path: str, device: int) -> bool:
+def _is_device(path: str, device: int) -> bool:
     try:
         found = os.stat(path)
     except OSError:

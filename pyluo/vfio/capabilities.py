@@ -1,12 +1,16 @@
-"""Capability chains: what VFIO's information requests have to say beyond their fixed structs."""
+"""Capability chains, which VFIO's information requests return after their fixed structs."""
 
 from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from pyluo._sys import Struct, constant
+
+if TYPE_CHECKING:
+    from pyluo._sys import Reply
 
 __all__ = [
     "Area",
@@ -38,11 +42,11 @@ _PCI_VENDOR_MASK = constant("VFIO_REGION_TYPE_PCI_VENDOR_MASK")
 
 
 class CapabilityError(ValueError):
-    """A list of capabilities that leads out of its buffer, or back into itself."""
+    """A chain of capabilities that leads out of its buffer, or back to itself."""
 
 
 class AtomicWidths(enum.IntFlag):
-    """The widths of atomic operations that a PCIe device can do on memory.
+    """The widths of atomic operations on memory that a PCIe device can do.
 
     Source: include/uapi/linux/vfio.h, VFIO_PCI_ATOMIC_COMP*
     """
@@ -54,12 +58,13 @@ class AtomicWidths(enum.IntFlag):
 
 @dataclass(frozen=True, slots=True)
 class Capability:
-    """One capability of a chain, as it came.
+    """One capability of a chain, undecoded.
 
     Attributes:
-        id: what it is; its meaning depends on the request.
-        version: of its contents.
-        data: all of it, header included, up to the next one in memory or the end of the buffer.
+        id: its type; the meaning depends on the request.
+        version: the version of its contents.
+        data: all of it including the header, up to the next capability in memory or the end of the
+            buffer.
     """
 
     id: int
@@ -72,7 +77,7 @@ class Area:
     """A part of a region.
 
     Attributes:
-        offset: of the first byte, from the start of the region.
+        offset: the offset of the first byte in the region.
         size: in bytes.
     """
 
@@ -81,7 +86,7 @@ class Area:
 
     @property
     def end(self) -> int:
-        """The offset of the first byte after it."""
+        """The offset of the first byte after the area."""
         return self.offset + self.size
 
     def __str__(self) -> str:
@@ -90,11 +95,11 @@ class Area:
 
 @dataclass(frozen=True, slots=True)
 class RegionType:
-    """What a region beyond the fixed ones is.
+    """The type of a region that is not one of the fixed ones.
 
     Attributes:
         type: see VFIO_REGION_TYPE_*.
-        subtype: which of that type.
+        subtype: the subtype, whose meaning depends on the type.
     """
 
     type: int
@@ -102,21 +107,21 @@ class RegionType:
 
     @property
     def pci_vendor(self) -> int | None:
-        """The PCI vendor that defines the subtypes; None for a type of VFIO's own."""
+        """The PCI vendor that defines the subtypes; None for a type that VFIO defines."""
         return self.type & _PCI_VENDOR_MASK if self.type & _PCI_VENDOR_TYPE else None
 
 
 def walk(data: bytes, first: int, start: int) -> tuple[Capability, ...]:
-    """The capabilities of a chain, in its order.
+    """Return the capabilities of a chain, in its order.
 
     Args:
-        data: what the kernel gave back: the fixed struct, and what follows it.
+        data: the kernel's answer: the fixed struct, and everything after it.
         first: the offset of the first capability; 0 for none.
         start: the size of the fixed struct, in which no capability can lie.
 
     Raises:
-        CapabilityError: an offset points outside of the data, into the fixed struct, or to where a
-            capability has been.
+        CapabilityError: an offset points outside the data, into the fixed struct, or back to an
+            earlier capability.
 
     Source: include/uapi/linux/vfio.h, struct vfio_info_cap_header
     """
@@ -132,15 +137,15 @@ def walk(data: bytes, first: int, start: int) -> tuple[Capability, ...]:
         header = _HEADER.unpack(data, offset)
         headers[offset] = header.integer("id"), header.integer("version")
         offset = header.integer("next")
-    ends = dict(_extents(sorted(headers), len(data)))
+    ends = dict(_find_extents(sorted(headers), len(data)))
     return tuple(
         Capability(number, version, data[offset : ends[offset]])
         for offset, (number, version) in headers.items()
     )
 
 
-def _extents(offsets: list[int], limit: int) -> list[tuple[int, int]]:
-    """Where each capability ends; its header does not say."""
+def _find_extents(offsets: list[int], limit: int) -> list[tuple[int, int]]:
+    """Return where each capability begins and ends; its header does not say where it ends."""
     extents = list(pairwise([*offsets, limit]))
     for begin, end in extents:
         if end - begin < _HEADER.size:
@@ -149,21 +154,22 @@ def _extents(offsets: list[int], limit: int) -> list[tuple[int, int]]:
 
 
 def sparse_areas(chain: tuple[Capability, ...], size: int) -> tuple[Area, ...] | None:
-    """The areas of a region that may be mapped; None if the chain does not limit them.
+    """Return the areas of a region that may be mapped; None if the chain does not limit them.
 
     Args:
-        chain: of a region.
-        size: of the region, in bytes.
+        chain: the region's capabilities.
+        size: the size of the region, in bytes.
 
     Raises:
-        CapabilityError: there are more areas than bytes, or one does not lie within the region.
+        CapabilityError: the capability is too short for its areas, or an area does not lie within
+            the region.
     """
     capability = _find(chain, _SPARSE_MMAP_ID)
     if capability is None:
         return None
     if capability.version != _VERSION:
-        return ()  # mapping what is not allowed may hang the machine
-    count = _unpackable(_SPARSE_MMAP, capability).unpack(capability.data).integer("nr_areas")
+        return ()  # mapping an area that is not allowed may hang the machine
+    count = _unpack(_SPARSE_MMAP, capability).integer("nr_areas")
     if _SPARSE_MMAP.size + count * _AREA.size > len(capability.data):
         raise CapabilityError(f"{count} areas in {len(capability.data)} bytes")
     areas = []
@@ -178,47 +184,47 @@ def sparse_areas(chain: tuple[Capability, ...], size: int) -> tuple[Area, ...] |
 
 
 def region_type(chain: tuple[Capability, ...]) -> RegionType | None:
-    """What a region beyond the fixed ones is; None if the chain does not say.
+    """Return the type of a region that is not one of the fixed ones; None if the chain has none.
 
     Raises:
         CapabilityError: the capability is cut short.
     """
-    capability = _decodable(chain, _TYPE_ID)
+    capability = _find_decodable(chain, _TYPE_ID)
     if capability is None:
         return None
-    reply = _unpackable(_TYPE, capability).unpack(capability.data)
+    reply = _unpack(_TYPE, capability)
     return RegionType(reply.integer("type"), reply.integer("subtype"))
 
 
 def is_msix_mappable(chain: tuple[Capability, ...]) -> bool:
-    """Whether the part of a region that has the MSI-X table may be mapped with the rest."""
+    """Return whether the part of a region with the MSI-X table may be mapped with the rest."""
     return _find(chain, _MSIX_MAPPABLE_ID) is not None
 
 
 def atomic_widths(chain: tuple[Capability, ...]) -> AtomicWidths:
-    """Which atomic operations a device can do on memory.
+    """Return which atomic operations a device can do on memory.
 
     Raises:
         CapabilityError: the capability is cut short.
     """
-    capability = _decodable(chain, _ATOMICS_ID)
+    capability = _find_decodable(chain, _ATOMICS_ID)
     if capability is None:
         return AtomicWidths(0)
-    return AtomicWidths(_unpackable(_ATOMICS, capability).unpack(capability.data).integer("flags"))
+    return AtomicWidths(_unpack(_ATOMICS, capability).integer("flags"))
 
 
 def _find(chain: tuple[Capability, ...], wanted: int) -> Capability | None:
     return next((capability for capability in chain if capability.id == wanted), None)
 
 
-def _decodable(chain: tuple[Capability, ...], wanted: int) -> Capability | None:
+def _find_decodable(chain: tuple[Capability, ...], wanted: int) -> Capability | None:
     capability = _find(chain, wanted)
     return capability if capability and capability.version == _VERSION else None
 
 
-def _unpackable(struct: Struct, capability: Capability) -> Struct:
+def _unpack(struct: Struct, capability: Capability) -> Reply:
     if struct.size > len(capability.data):
         raise CapabilityError(
             f"capability {capability.id} has {len(capability.data)} bytes of {struct.size}"
         )
-    return struct
+    return struct.unpack(capability.data)

@@ -1,4 +1,4 @@
-"""PCI configuration space of a device: its header, and its lists of capabilities."""
+"""The PCI configuration space of a device: its header and its lists of capabilities."""
 
 from __future__ import annotations
 
@@ -56,16 +56,16 @@ _ALIGNED = ~3  # capabilities begin at multiples of 4; the low bits of a pointer
 
 
 class Command(enum.IntFlag):
-    """What a device may do, and answers to.
+    """The bits of the command register: what a device may do, and what it responds to.
 
     Source: include/uapi/linux/pci_regs.h, PCI_COMMAND_*
     """
 
     IO = constant("PCI_COMMAND_IO")
     MEMORY = constant("PCI_COMMAND_MEMORY")
-    """Answers to accesses of its memory; without it, one through a mapping is a SIGBUS."""
+    """The device responds to memory accesses; otherwise an access through a mapping is a SIGBUS."""
     BUS_MASTER = constant("PCI_COMMAND_MASTER")
-    """May do DMA, and signal MSI and MSI-X."""
+    """The device may do DMA, and signal MSI and MSI-X."""
     SPECIAL = constant("PCI_COMMAND_SPECIAL")
     INVALIDATE = constant("PCI_COMMAND_INVALIDATE")
     VGA_PALETTE = constant("PCI_COMMAND_VGA_PALETTE")
@@ -77,7 +77,7 @@ class Command(enum.IntFlag):
 
 
 class Status(enum.IntFlag):
-    """What a device reports.
+    """The bits of the status register.
 
     Source: include/uapi/linux/pci_regs.h, PCI_STATUS_*
     """
@@ -99,7 +99,7 @@ class Status(enum.IntFlag):
 
 
 class PciCapabilityId(enum.IntEnum):
-    """The capabilities that a driver of devices meets most.
+    """The capabilities that drivers use most.
 
     Source: include/uapi/linux/pci_regs.h, PCI_CAP_ID_*
     """
@@ -114,7 +114,7 @@ class PciCapabilityId(enum.IntEnum):
 
 
 class PciExtendedCapabilityId(enum.IntEnum):
-    """The extended capabilities that a driver of devices meets most.
+    """The extended capabilities that drivers use most.
 
     Source: include/uapi/linux/pci_regs.h, PCI_EXT_CAP_ID_*
     """
@@ -136,9 +136,9 @@ class PciCapability:
     """A capability in configuration space.
 
     Attributes:
-        id: what it is: see `PciCapabilityId`, or `PciExtendedCapabilityId`.
-        offset: of its first byte.
-        version: of an extended one; 0 otherwise.
+        id: the type: see `PciCapabilityId`, or `PciExtendedCapabilityId`.
+        offset: the offset of the first byte.
+        version: the version of an extended capability; 0 for others.
     """
 
     id: int
@@ -148,15 +148,15 @@ class PciCapability:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A base address register, as it is in configuration space.
+    """A base address register, as it appears in configuration space.
 
-    VFIO shows a register of its own there: writing to it moves nothing.
+    VFIO emulates the register: writing to it moves nothing.
 
     Attributes:
-        index: of the region; a register of 64 bits takes the next index too.
-        address: on the bus.
-        io: whether it is of I/O ports.
-        wide: whether it has 64 bits.
+        index: the index of the region; a 64-bit register takes the next index too.
+        address: the address on the bus.
+        io: whether this is a region of I/O ports.
+        wide: whether the register has 64 bits.
         prefetchable: whether reads have no side effects.
     """
 
@@ -168,7 +168,7 @@ class Bar:
 
 
 class ConfigSpace(Region):
-    """The configuration space of a PCI device, parts of which the kernel emulates.
+    """The configuration space of a PCI device, which the kernel emulates in part.
 
     Registers have 8, 16 or 32 bits.
 
@@ -181,22 +181,22 @@ class ConfigSpace(Region):
 
     @property
     def vendor_id(self) -> int:
-        """Who made the device."""
+        """The number of the vendor."""
         return self.read16(_VENDOR)
 
     @property
     def device_id(self) -> int:
-        """What it is, of that vendor's devices."""
+        """The vendor's number for this model."""
         return self.read16(_DEVICE)
 
     @property
     def subsystem(self) -> tuple[int, int]:
-        """Vendor and number of the board that the device is on."""
+        """The vendor and number of the board that the device is on."""
         return self.read16(_SUBSYSTEM_VENDOR), self.read16(_SUBSYSTEM)
 
     @property
     def class_code(self) -> int:
-        """Base class, subclass and programming interface, 8 bits each."""
+        """The base class, subclass and programming interface, 8 bits each."""
         return self.read32(_CLASS_REVISION) >> 8
 
     @property
@@ -206,16 +206,16 @@ class ConfigSpace(Region):
 
     @property
     def status(self) -> Status:
-        """What the device reports."""
+        """The status register."""
         return Status(self.read16(_STATUS))
 
     @property
     def command(self) -> Command:
-        """What the device may do, and answers to.
+        """The command register: what the device may do, and what it responds to.
 
-        VFIO opens a device without `Command.BUS_MASTER`: before any DMA, MSI or MSI-X it has to be
-        set. Setting this is refused (LuoError, EBUSY) if it takes `Command.MEMORY` away while
-        regions are mapped: the next access to one would end the process by SIGBUS.
+        VFIO opens a device without `Command.BUS_MASTER`, which must be set before any DMA, MSI or
+        MSI-X. Clearing `Command.MEMORY` while regions are mapped is refused (LuoError, EBUSY),
+        because the next access to a mapping would end the process by SIGBUS.
         """
         return Command(self.read16(_COMMAND))
 
@@ -232,52 +232,52 @@ class ConfigSpace(Region):
         self.write16(_COMMAND, int(wanted))
 
     def set_bus_master(self, allowed: bool) -> None:
-        """Lets the device do DMA, MSI and MSI-X, or not."""
+        """Allow or forbid the device's DMA, MSI and MSI-X."""
         others = self.command & ~Command.BUS_MASTER
         self.command = others | Command.BUS_MASTER if allowed else others
 
     def bars(self) -> tuple[Bar, ...]:
-        """The base address registers that are implemented; none for a bridge."""
+        """Return the base address registers that are implemented; none for a bridge."""
         if self.read8(_HEADER_TYPE) & _HEADER_TYPE_MASK != _HEADER_TYPE_NORMAL:
             return ()
         words = [self.read32(_BASE_ADDRESS + 4 * index) for index in range(_BARS)]
-        return tuple(_bars(words))
+        return tuple(_decode_bars(words))
 
     def capabilities(self) -> tuple[PciCapability, ...]:
-        """The capabilities, in the order of their list.
+        """Return the capabilities, in the order of their list.
 
         Raises:
-            CapabilityError: the list makes no sense.
+            CapabilityError: the list is malformed.
         """
         return walk_capabilities(self.read(_PLAIN_SIZE, 0))
 
     def extended_capabilities(self) -> tuple[PciCapability, ...]:
-        """The extended capabilities of a PCIe device, in the order of their list.
+        """Return the extended capabilities of a PCIe device, in the order of their list.
 
         Raises:
-            CapabilityError: the list makes no sense.
+            CapabilityError: the list is malformed.
         """
         return walk_extended_capabilities(self.read(self.info.size, 0))
 
     def capability(self, wanted: int) -> PciCapability | None:
-        """The first capability of this id; None without one."""
+        """Return the first capability of a type; None without one."""
         return next((one for one in self.capabilities() if one.id == wanted), None)
 
     def extended_capability(self, wanted: int) -> PciCapability | None:
-        """The first extended capability of this id; None without one."""
+        """Return the first extended capability of a type; None without one."""
         return next((one for one in self.extended_capabilities() if one.id == wanted), None)
 
 
 def walk_capabilities(data: bytes) -> tuple[PciCapability, ...]:
-    """The capabilities in a configuration space, of which the first 256 bytes are looked at.
+    """Return the capabilities in a configuration space, of which only the first 256 bytes are read.
 
     Raises:
-        CapabilityError: the list leads into the header, comes back to where it was, or the device
-            does not answer.
+        CapabilityError: the list leads into the header or back to an earlier capability, or the
+            device does not respond.
     """
     plain = data[:_PLAIN_SIZE]
     if len(plain) < _PLAIN_SIZE:
-        raise CapabilityError(f"{len(plain)} bytes are no configuration space")
+        raise CapabilityError(f"{len(plain)} bytes are too short for a configuration space")
     if not int.from_bytes(plain[_STATUS : _STATUS + 2], "little") & _STATUS_LIST:
         return ()
     if plain.count(0xFF) == len(plain):
@@ -295,11 +295,11 @@ def walk_capabilities(data: bytes) -> tuple[PciCapability, ...]:
 
 
 def walk_extended_capabilities(data: bytes) -> tuple[PciCapability, ...]:
-    """The extended capabilities in a configuration space; none if it has 256 bytes.
+    """Return the extended capabilities in a configuration space; none if it has 256 bytes.
 
     Raises:
-        CapabilityError: the list leads out of the configuration space or into its first 256 bytes,
-            comes back to where it was, or the device does not answer.
+        CapabilityError: the list leads out of the configuration space, into its first 256 bytes or
+            back to an earlier capability, or the device does not respond.
     """
     found: dict[int, PciCapability] = {}
     offset = _PLAIN_SIZE if len(data) > _PLAIN_SIZE else 0
@@ -313,11 +313,11 @@ def walk_extended_capabilities(data: bytes) -> tuple[PciCapability, ...]:
             raise CapabilityError("the device does not answer: all bits of it read as ones")
         found[offset] = PciCapability(header & 0xFFFF, offset, header >> 16 & 0xF)
         offset = header >> 20 & _ALIGNED
-    # The first has no id where there is none at all, and where the kernel hides one.
+    # The first has id 0 if there are none, and if the kernel hides it.
     return tuple(one for one in found.values() if one.id)
 
 
-def _bars(words: list[int]) -> Iterator[Bar]:
+def _decode_bars(words: list[int]) -> Iterator[Bar]:
     index = 0
     while index < len(words):
         word = words[index]

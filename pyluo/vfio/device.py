@@ -23,7 +23,7 @@ from pyluo.vfio.irqs import Irq
 from pyluo.vfio.low_power import LowPower
 from pyluo.vfio.migration import Migration
 from pyluo.vfio.regions import Region
-from pyluo.vfio.requests import request, whole
+from pyluo.vfio.requests import request, request_info
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,25 +45,26 @@ _GET_IRQ_INFO = Ioctl("VFIO_DEVICE_GET_IRQ_INFO", "vfio_irq_info", size="argsz")
 _TOKEN = constant("VFIO_DEVICE_BIND_FLAG_TOKEN")
 _ATTACH_PASID = constant("VFIO_DEVICE_ATTACH_PASID")
 _DETACH_PASID = constant("VFIO_DEVICE_DETACH_PASID")
-_WITH_TOKEN = (
-    "The device takes no token, or the kernel does not (Linux 6.17); or another open file has it"
+_TOKEN_HINT = (
+    "The device or the kernel (before Linux 6.17) takes no token, or the device is bound through "
+    "another open file"
 )
-# Those that an iommufd is known of: so that one of a group learns where another one took it.
-_related: weakref.WeakSet[VfioDevice] = weakref.WeakSet()
-_RELAXABLE = "direct-relaxable"  # reserved for the host's own driver only
+# So that a device learns that its group was moved through another one.
+_devices_with_iommufd: weakref.WeakSet[VfioDevice] = weakref.WeakSet()
+_RELAXABLE = "direct-relaxable"  # reserved only while the host's own driver has the device
 
 
 class VfioDevice(OwnedFd):
-    """A device in the hands of userspace.
+    """A device driven by userspace.
 
-    In order: `open`, `bind`, `attach`, and then regions, interrupts and DMA. Closing it closes its
-    mappings, detaches it, resets it and ends its `IommuDevice`, unless another process has the
-    descriptor too.
+    The order of use is `open`, `bind`, `attach`, then regions, interrupts and DMA. Closing it
+    closes its mappings, detaches it, resets it and ends its `IommuDevice`, unless another process
+    has the descriptor too.
 
-    Not locked: use it, and what it gives, from one thread at a time.
+    Not locked: use it, and the objects that it returns, from one thread at a time.
 
     Attributes:
-        may_sleep: whether `low_power.enter` let it, and `low_power.exit` did not end that.
+        may_sleep: whether `low_power.enter` was called, and not `low_power.exit` since.
 
     Source: drivers/vfio/device_cdev.c. Linux 6.6.
     """
@@ -72,7 +73,7 @@ class VfioDevice(OwnedFd):
 
     def __init__(self, fd: int) -> None:
         super().__init__(fd)
-        self._name = _name_of(fd)
+        self._name = _device_name(fd)
         self._bound = False
         self._iommu_device: IommuDevice | None = None
         self._attached: dict[int | None, IommuObject] = {}
@@ -81,17 +82,17 @@ class VfioDevice(OwnedFd):
 
     @classmethod
     def open(cls, device: PciDevice | str | os.PathLike[str]) -> Self:
-        """Opens a device, of which nothing can be used before `bind`.
+        """Open a device, which cannot be used before `bind`.
 
         Args:
-            device: a PCI device that a VFIO driver has; or the path of a character device, such as
-                ``/dev/vfio/devices/vfio0``.
+            device: a PCI device that is bound to a VFIO driver; or the path of a character device,
+                such as ``/dev/vfio/devices/vfio0``.
 
         Raises:
-            LuoPermissionError: EACCES, no right on the node; EPERM, a device without IOMMU needs
-                CAP_SYS_RAWIO.
-            LuoError: ENODEV, no VFIO driver has the device, or it is being taken away; ENOENT, no
-                such node.
+            LuoPermissionError: the caller has no right to the node (EACCES); a device without IOMMU
+                needs CAP_SYS_RAWIO (EPERM).
+            LuoError: the device is not bound to a VFIO driver, or is being unbound (ENODEV); there
+                is no such node (ENOENT).
         """
         path = device.node if isinstance(device, PciDevice) else os.fspath(device)
         with raising("vfio open", path):
@@ -99,17 +100,17 @@ class VfioDevice(OwnedFd):
 
     @classmethod
     def from_fd(cls, fd: int) -> Self:
-        """Takes over an open device, as it came from another process, bound already or not.
+        """Take over an open device, bound or not, such as one received from another process.
 
-        If it is, `adopt` tells which iommufd it is bound to.
+        If it is bound, use `adopt` to tell which iommufd it is bound to.
 
         Raises:
-            LuoError: EBADF, the descriptor is not open; ENODEV, it is not of a VFIO device. It
-                stays the caller's.
+            LuoError: the descriptor is not open (EBADF), or is not one of a VFIO device (ENODEV).
+                The caller still owns it.
         """
         with raising("fstat", f"descriptor {fd}"):
             os.fstat(fd)
-        if _folder_of(fd) is None:
+        if _find_sysfs_folder(fd) is None:
             raise from_errno(errno.ENODEV, "from_fd", f"descriptor {fd}")
         self = cls(fd)
         try:
@@ -130,51 +131,51 @@ class VfioDevice(OwnedFd):
         attached: IommuObject | None,
         pasids: Mapping[int, IommuObject] | None = None,
     ) -> IommuDevice:
-        """Notes what another process bound and attached it to. The kernel is asked nothing.
+        """Note what another process bound and attached the device to; the kernel is not asked.
 
         Args:
-            iommufd: what it is bound to.
-            object_id: its number there, as `IommuDevice.id` was in the other process.
-            attached: what it is attached to: an IOAS, or a HWPT; None if it is to nothing.
-            pasids: what its PASIDs are attached to.
+            iommufd: the iommufd that the device is bound to.
+            object_id: the device's id there, which was `IommuDevice.id` in the other process.
+            attached: the IOAS or HWPT that the device is attached to; None if there is none.
+            pasids: what each of its PASIDs is attached to.
 
         Raises:
-            ValueError: it is not bound, or its relation is known already.
+            ValueError: the device is not bound, or its iommufd is known already.
         """
         if not self._bound or self._iommu_device is not None:
-            state = "knows what it is" if self._bound else "is not"
-            raise ValueError(f"{self} {state} bound to")
-        known = IommuDevice(iommufd, object_id)
-        self._relate(known)
+            state = "its iommufd is known already" if self._bound else "it is not bound"
+            raise ValueError(f"{self} cannot be adopted: {state}")
+        iommu_device = IommuDevice(iommufd, object_id)
+        self._set_iommu_device(iommu_device)
         for pasid, target in (pasids or {}).items():
             self._note_attached(pasid, target)
         if attached is not None:
             self._note_attached(None, attached)
-        return known
+        return iommu_device
 
     @property
     def name(self) -> str:
-        """The address of a PCI device; what sysfs calls any other."""
+        """The address of a PCI device, or the sysfs name of another device."""
         return self._name
 
     @property
     def pci(self) -> PciDevice | None:
-        """Its place on the PCI bus; None for a device that is on none."""
+        """The PCI device; None if the device is not on a PCI bus."""
         with suppress(ValueError, FileNotFoundError):
             return PciDevice.at(self._name)
         return None
 
     @property
     def bound(self) -> bool:
-        """Whether it is bound to an iommufd, by this process or before it came here."""
+        """Whether the device is bound to an iommufd, by this process or another."""
         return self._bound
 
     @property
     def iommu_device(self) -> IommuDevice:
-        """What the iommufd knows it as, since `bind` or `adopt`.
+        """The device as its iommufd knows it, since `bind` or `adopt`.
 
         Raises:
-            NotBoundError: EINVAL, there was neither.
+            NotBoundError: neither was called (EINVAL).
         """
         if self._iommu_device is None:
             hint = "`adopt` tells what another process bound it to" if self._bound else ""
@@ -182,24 +183,27 @@ class VfioDevice(OwnedFd):
         return self._iommu_device
 
     def bind(self, iommufd: IommuContext, *, token: UUID | None = None) -> IommuDevice:
-        """Binds it to an iommufd, until it is closed; from here on it can be used.
+        """Bind the device to an iommufd, until it is closed; it can be used from then on.
 
-        The device is reset, DMA is blocked until `attach`, and needs `ConfigSpace.set_bus_master`
-        as well.
+        The device is reset. DMA is blocked until `attach`, and also needs
+        `ConfigSpace.set_bus_master`.
 
         Args:
-            iommufd: to which.
+            iommufd: the iommufd.
             token: the secret of a virtual function's physical function; Linux 6.17.
 
         Returns:
-            What the iommufd knows it as; its end comes with `close`.
+            The device as the iommufd knows it; it ends with `close`.
 
         Raises:
-            DeviceInUseError: EINVAL or EBUSY, it is bound or in use through another descriptor.
-            LuoPermissionError: EPERM, another iommufd has a device of its IOMMU group, or its
-                interrupts cannot be isolated; EACCES, a token is missing or wrong.
-            LuoError: EAGAIN, it is locked for a moment: try again; EBADFD, no iommufd; EINVAL with
-                a token, the device takes none, or it is bound through another descriptor.
+            DeviceInUseError: the device is bound or in use through another descriptor (EINVAL or
+                EBUSY).
+            LuoPermissionError: another iommufd has a device of the same IOMMU group, or the
+                device's interrupts cannot be isolated (EPERM); the token is missing or wrong
+                (EACCES).
+            LuoError: the device is locked at the moment: try again (EAGAIN); `iommufd` is not an
+                iommufd (EBADFD); with a token, the device takes none, or is bound through another
+                descriptor (EINVAL).
 
         Source: include/uapi/linux/vfio.h, VFIO_DEVICE_BIND_IOMMUFD. Linux 6.6.
         """
@@ -211,42 +215,42 @@ class VfioDevice(OwnedFd):
             secret = {"flags": _TOKEN, "token_uuid_ptr": token.bytes}
         reply = _BIND.attempt(self.fileno(), iommufd=iommufd.fileno(), **secret)
         if reply.errno == errno.EINVAL and secret:
-            raise LuoError(errno.EINVAL, _BIND.name, f"{self}, with a token", _WITH_TOKEN)
+            raise LuoError(errno.EINVAL, _BIND.name, f"{self}, with a token", _TOKEN_HINT)
         if reply.errno:
             raise from_errno(reply.errno, _BIND.name, str(self))
         self._bound = True
-        known = IommuDevice(iommufd, iommufd.claim_id(reply.integer("out_devid")))
-        self._relate(known)
-        return known
+        iommu_device = IommuDevice(iommufd, iommufd.claim_id(reply.integer("out_devid")))
+        self._set_iommu_device(iommu_device)
+        return iommu_device
 
     def attach(self, target: IommuObject, *, pasid: int | None = None) -> int:
-        """Attaches it to a page table; if it is attached to one, this replaces it.
+        """Attach the device to a page table; if it is attached to another one, this replaces it.
 
-        Between the old one and the new one no DMA is blocked, where the IOMMU can do that. The
-        devices of its IOMMU group that are attached move with it. When it fails, nothing has
-        changed. `detach_pt` undoes it.
+        DMA is not blocked during a replacement, if the IOMMU can do that. All attached devices of
+        the same IOMMU group move together. If the call fails, nothing has changed. `detach_pt`
+        undoes it.
 
         Args:
             target: an `Ioas`, for which the kernel chooses or makes a page table; a `PagingHwpt` or
                 a `NestedHwpt`.
-            pasid: for DMA with this PASID alone; without it, for DMA with none.
+            pasid: attach only DMA with this PASID; by default DMA without a PASID is attached.
 
         Returns:
-            The id of the page table: the HWPT's, or that of the one the kernel chose.
+            The id of the page table: the HWPT's, or that of the page table that the kernel chose.
 
         Raises:
-            NotBoundError: EINVAL, it is not bound.
-            LuoError: EINVAL, the page table does not suit the device's IOMMU, or devices of its
-                group are attached elsewhere; EADDRINUSE, something is mapped where the device
-                cannot reach; EBUSY, it is being reset; ENOENT, the target is gone; EOPNOTSUPP, no
-                PASIDs.
-            ValueError: the target lives in another iommufd than the device.
+            NotBoundError: the device is not bound (EINVAL).
+            LuoError: the page table does not suit the device's IOMMU, or devices of the same group
+                are attached elsewhere (EINVAL); something is mapped where the device cannot reach
+                (EADDRINUSE); the device is being reset (EBUSY); the target is gone (ENOENT); the
+                device has no PASIDs (EOPNOTSUPP).
+            ValueError: the target is in another iommufd than the device.
 
         Source: include/uapi/linux/vfio.h, VFIO_DEVICE_ATTACH_IOMMUFD_PT. Linux 6.6; a PASID since
             6.15.
         """
         flags, number = (0, 0) if pasid is None else (_ATTACH_PASID, pasid)
-        detail = f"{target}{_with(pasid)}"
+        detail = f"{target}{_pasid_suffix(pasid)}"
         pt_id = target.id_in(self.iommu_device.iommufd)
         reply = request(self, _ATTACH, detail, flags=flags, pt_id=pt_id, pasid=number)
         self._note_attached(pasid, target)
@@ -255,55 +259,55 @@ class VfioDevice(OwnedFd):
         return reply.integer("pt_id")
 
     def detach_pt(self, *, pasid: int | None = None) -> None:
-        """Detaches it from its page table, which blocks its DMA; without one nothing happens.
+        """Detach the device from its page table, which blocks its DMA; without one nothing happens.
 
-        (`detach` gives the descriptor up, as for every owner of one.)
+        (`detach` gives up the descriptor, as in every class that owns one.)
 
         Args:
             pasid: as for `attach`.
 
         Raises:
-            NotBoundError: EINVAL, it is not bound.
+            NotBoundError: the device is not bound (EINVAL).
 
         Source: include/uapi/linux/vfio.h, VFIO_DEVICE_DETACH_IOMMUFD_PT. Linux 6.6.
         """
         flags, number = (0, 0) if pasid is None else (_DETACH_PASID, pasid)
-        request(self, _DETACH, f"page table{_with(pasid)}", flags=flags, pasid=number)
+        request(self, _DETACH, f"page table{_pasid_suffix(pasid)}", flags=flags, pasid=number)
         self._note_attached(pasid, None)
 
     @property
     def attached(self) -> IommuObject | None:
-        """What it is attached to, as far as this process did it or was told."""
+        """The object that the device is attached to, as far as this process attached or adopted it."""
         return self._attached.get(None)
 
     @property
     def pasids(self) -> dict[int, IommuObject]:
-        """What its PASIDs are attached to, likewise."""
+        """The object that each PASID is attached to, as far as this process attached or adopted it."""
         return {pasid: to for pasid, to in self._attached.items() if pasid is not None}
 
     @property
     def group(self) -> str:
-        """The number of its IOMMU group; empty without one. Devices of a group move together."""
-        return self._place("iommu_group")
+        """The number of the IOMMU group; empty without one. Devices of a group move together."""
+        return self._read_link_name("iommu_group")
 
     @property
     def iommu(self) -> str:
-        """What sysfs calls the IOMMU before it; empty without one."""
-        return self._place("iommu")
+        """The sysfs name of the IOMMU that the device is behind; empty without one."""
+        return self._read_link_name("iommu")
 
-    def _place(self, link: str) -> str:
-        path = f"{_folder_of(self.fileno())}/{link}"
+    def _read_link_name(self, link: str) -> str:
+        path = f"{_find_sysfs_folder(self.fileno())}/{link}"
         return os.path.basename(os.path.realpath(path)) if os.path.exists(path) else ""
 
     def reserved_iovas(self) -> tuple[IovaRange, ...]:
-        """Where nothing can be mapped for it, attached or not: its IOMMU needs the addresses.
+        """Return the ranges that cannot be mapped for the device, because its IOMMU uses them.
 
         Raises:
-            LuoError: ENOENT, it has no IOMMU.
+            LuoError: the device has no IOMMU (ENOENT).
 
         Source: Documentation/ABI/testing/sysfs-kernel-iommu_groups
         """
-        path = f"{_folder_of(self.fileno())}/iommu_group/reserved_regions"
+        path = f"{_find_sysfs_folder(self.fileno())}/iommu_group/reserved_regions"
         with raising("vfio reserved_regions", path), open(path) as file:
             lines = [line.split() for line in file]
         return tuple(
@@ -313,37 +317,37 @@ class VfioDevice(OwnedFd):
         )
 
     def info(self) -> DeviceInfo:
-        """What it says about itself.
+        """Return the device's description of itself.
 
         Raises:
-            NotBoundError: EINVAL, it is not bound.
+            NotBoundError: the device is not bound (EINVAL).
 
         Source: include/uapi/linux/vfio.h, VFIO_DEVICE_GET_INFO. Linux 3.6.
         """
-        return DeviceInfo.parse(whole(self, _GET_INFO))
+        return DeviceInfo.parse(request_info(self, _GET_INFO))
 
     def region(self, index: int) -> Region:
-        """One of its regions.
+        """Return one of the device's regions.
 
         Args:
-            index: which; for PCI devices see `PciRegion`.
+            index: the index of the region; for PCI devices see `PciRegion`.
 
         Raises:
-            NotBoundError: EINVAL, it is not bound.
-            LuoError: EINVAL, there is no region of this index.
+            NotBoundError: the device is not bound (EINVAL).
+            LuoError: there is no region of this index (EINVAL).
 
         Source: include/uapi/linux/vfio.h, VFIO_DEVICE_GET_REGION_INFO. Linux 3.6.
         """
         return Region(self, self._region_info(index))
 
     def regions(self) -> tuple[Region, ...]:
-        """All regions that it has: those of a size, in the order of their indexes."""
+        """Return all regions that are not empty, in the order of their indexes."""
         found = []
         for index in range(self.info().regions):
             try:
                 info = self._region_info(index)
             except LuoError as error:
-                # The kernel knows this one of VGA alone, and refuses it to the others.
+                # The kernel refuses this index to devices that are not VGA.
                 if index != PciRegion.VGA or error.errno != errno.EINVAL:
                     raise
                 continue
@@ -356,19 +360,19 @@ class VfioDevice(OwnedFd):
         """The configuration space of a PCI device.
 
         Raises:
-            NotBoundError: EINVAL, it is not bound.
+            NotBoundError: the device is not bound (EINVAL).
         """
         return ConfigSpace(self, self._region_info(PciRegion.CONFIG))
 
     def irq(self, index: int) -> Irq:
-        """Its interrupts of one kind.
+        """Return the device's interrupts of one type.
 
         Args:
-            index: which kind; for PCI devices see `PciIrq`.
+            index: the type; for PCI devices see `PciIrq`.
 
         Raises:
-            NotBoundError: EINVAL, it is not bound.
-            LuoError: EINVAL, there are no interrupts of this index.
+            NotBoundError: the device is not bound (EINVAL).
+            LuoError: there are no interrupts of this index (EINVAL).
 
         Source: include/uapi/linux/vfio.h, VFIO_DEVICE_GET_IRQ_INFO. Linux 3.6.
         """
@@ -376,13 +380,13 @@ class VfioDevice(OwnedFd):
         return Irq(self, IrqInfo(index, IrqFlags(reply.integer("flags")), reply.integer("count")))
 
     def irqs(self) -> tuple[Irq, ...]:
-        """Its interrupts of all kinds that it has."""
+        """Return the interrupts of every type that the device has."""
         found = []
         for index in range(self.info().irqs):
             try:
                 irq = self.irq(index)
             except LuoError as error:
-                # Before Linux 7.3 only PCIe devices had this one, and others were refused it.
+                # Before Linux 7.3 the kernel refused this index to devices that are not PCIe.
                 if index != PciIrq.ERROR or error.errno != errno.EINVAL:
                     raise
                 continue
@@ -392,42 +396,42 @@ class VfioDevice(OwnedFd):
 
     @property
     def features(self) -> Features:
-        """Its optional features."""
+        """The device's optional features."""
         return Features(self)
 
     @property
     def migration(self) -> Migration:
-        """Its own state, to be taken out of it or put into it."""
+        """The device's internal state, which can be saved and restored."""
         return Migration(self)
 
     @property
     def dma_logging(self) -> DmaLogging:
-        """Its record of what it wrote to."""
+        """The device's own record of the memory that it wrote to."""
         return DmaLogging(self)
 
     @property
     def low_power(self) -> LowPower:
-        """Whether it may sleep."""
+        """The device's permission to sleep."""
         return LowPower(self)
 
     def reset(self) -> None:
-        """Resets it alone. Its interrupts stay enabled; its registers lose what was in them.
+        """Reset this function alone; its interrupts stay enabled, its registers lose their contents.
 
         Raises:
-            NotBoundError: EINVAL, it is not bound.
-            LuoError: EINVAL, it has no such reset: see `DeviceFlags.RESET`; EAGAIN, it is locked
-                for a moment: try again.
+            NotBoundError: the device is not bound (EINVAL).
+            LuoError: the device has no such reset: see `DeviceFlags.RESET` (EINVAL); it is locked
+                at the moment: try again (EAGAIN).
 
         Source: include/uapi/linux/vfio.h, VFIO_DEVICE_RESET. Linux 3.6.
         """
         reset.reset(self)
 
     def hot_reset_info(self) -> HotResetInfo:
-        """What a hot reset would reset, and whether one is possible.
+        """Return which devices a hot reset would reset, and whether it is possible.
 
         Raises:
-            NotBoundError: EINVAL, it is not bound.
-            LuoError: ENODEV, neither its bus nor its slot can be reset.
+            NotBoundError: the device is not bound (EINVAL).
+            LuoError: neither its bus nor its slot can be reset (ENODEV).
 
         Source: include/uapi/linux/vfio.h, VFIO_DEVICE_GET_PCI_HOT_RESET_INFO. Linux 3.12; by
             iommufd since 6.6.
@@ -435,12 +439,12 @@ class VfioDevice(OwnedFd):
         return reset.hot_reset_info(self)
 
     def hot_reset(self) -> None:
-        """Resets everything on its slot or bus; all of it has to be this iommufd's.
+        """Reset all devices of the same slot or bus; this iommufd must own all of them.
 
         Raises:
-            NotBoundError: EINVAL, it is not bound.
-            LuoError: ENODEV, neither its bus nor its slot can be reset; EINVAL, a device that would
-                be reset is not owned: see `hot_reset_info`; EBUSY, one is being accessed.
+            NotBoundError: the device is not bound (EINVAL).
+            LuoError: neither its bus nor its slot can be reset (ENODEV); a device that would be
+                reset is not owned: see `hot_reset_info` (EINVAL); one is being accessed (EBUSY).
 
         Source: include/uapi/linux/vfio.h, VFIO_DEVICE_PCI_HOT_RESET. Linux 3.12; by iommufd since
             6.6.
@@ -449,38 +453,38 @@ class VfioDevice(OwnedFd):
 
     @property
     def mappings(self) -> tuple[RegionMapping, ...]:
-        """The mappings of its regions that are open."""
+        """The open mappings of the device's regions."""
         return tuple(mapping for mapping in self._mappings if not mapping.closed)
 
     def add_mapping(self, mapping: RegionMapping) -> None:
-        """Notes a mapping, which is closed with the device."""
+        """Note a mapping, which is closed with the device."""
         self._mappings.add(mapping)
 
     def drop_mapping(self, mapping: RegionMapping) -> None:
-        """Lets go of a mapping."""
+        """Forget a mapping."""
         self._mappings.discard(mapping)
 
     def detach(self) -> int:
-        """Gives the descriptor up, still open, bound and attached; the caller owns it now.
+        """Give up the descriptor, still open, bound and attached; the caller owns it now.
 
         Its mappings keep the device open too, until they are closed.
         """
         fd = super().detach()
-        self._forget_relations()
+        self._forget_iommufd()
         return fd
 
     def _close(self) -> None:
-        # A mapping keeps the file open, and with it the device bound.
+        # A mapping would keep the file open, and with it the device bound.
         for mapping in self.mappings:
             mapping.close()
         super()._close()
-        self._forget_relations()
+        self._forget_iommufd()
 
-    def _relate(self, known: IommuDevice) -> None:
-        known.add_user(str(self))
-        known.hold_iommufd()
-        self._iommu_device = known
-        _related.add(self)
+    def _set_iommu_device(self, iommu_device: IommuDevice) -> None:
+        iommu_device.add_user(str(self))
+        iommu_device.hold_iommufd()
+        self._iommu_device = iommu_device
+        _devices_with_iommufd.add(self)
 
     def _note_attached(self, pasid: int | None, target: IommuObject | None) -> None:
         if (old := self._attached.pop(pasid, None)) is not None:
@@ -490,25 +494,27 @@ class VfioDevice(OwnedFd):
             self._attached[pasid] = target
 
     def _note_group_moved(self, target: IommuObject) -> None:
-        """The kernel moves a group as a whole: what of it was attached is attached to this now."""
-        for other in list(_related):
+        """Note that all attached devices of the group moved: the kernel moves a group at once."""
+        for other in list(_devices_with_iommufd):
             if other is self or other.attached in (None, target) or other._iommu_device is None:
                 continue
             same_iommufd = other._iommu_device.iommufd is self.iommu_device.iommufd
             if same_iommufd and other.group == self.group:
                 other._note_attached(None, target)
 
-    def _forget_relations(self) -> None:
+    def _forget_iommufd(self) -> None:
         for pasid in list(self._attached):
             self._note_attached(pasid, None)
-        if (known := self._iommu_device) is not None:
-            known.remove_user(str(self))
-            known.forget()
+        if (iommu_device := self._iommu_device) is not None:
+            iommu_device.remove_user(str(self))
+            iommu_device.forget()
         self._iommu_device = None
         self._bound = False
 
     def _region_info(self, index: int) -> RegionInfo:
-        return RegionInfo.parse(whole(self, _GET_REGION_INFO, f"region {index}", index=index))
+        return RegionInfo.parse(
+            request_info(self, _GET_REGION_INFO, f"region {index}", index=index)
+        )
 
     def __str__(self) -> str:
         return f"VFIO device {self._name}"
@@ -518,17 +524,17 @@ class VfioDevice(OwnedFd):
         return f"<{type(self).__name__} {self._name} {state}>"
 
 
-def _with(pasid: int | None) -> str:
+def _pasid_suffix(pasid: int | None) -> str:
     return "" if pasid is None else f", PASID {pasid}"
 
 
-def _folder_of(fd: int) -> str | None:
-    """The sysfs folder of the device behind a descriptor of a VFIO device; None for any other."""
+def _find_sysfs_folder(fd: int) -> str | None:
+    """Return the sysfs folder of a VFIO device by its descriptor; None for any other descriptor."""
     number = os.fstat(fd).st_rdev
     path = os.path.realpath(f"/sys/dev/char/{os.major(number)}:{os.minor(number)}")
     kind = os.path.dirname(path)
     return os.path.dirname(kind) if os.path.basename(kind) == "vfio-dev" else None
 
 
-def _name_of(fd: int) -> str:
-    return os.path.basename(_folder_of(fd) or f"of descriptor {fd}")
+def _device_name(fd: int) -> str:
+    return os.path.basename(_find_sysfs_folder(fd) or f"of descriptor {fd}")

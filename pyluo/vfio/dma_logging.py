@@ -1,4 +1,4 @@
-"""DMA logging: the device's own record of the memory it wrote to."""
+"""DMA logging: a device's own record of the memory that it wrote to."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ _REPORT = Struct("vfio_device_feature_dma_logging_report")
 
 
 class DmaLogging:
-    """What a device wrote to, as `VfioDevice.dma_logging`.
+    """The record of the memory that a device wrote to; see `VfioDevice.dma_logging`.
 
-    For IOMMUs that keep no such record; most devices keep none either: FeatureNotSupportedError.
+    It is for IOMMUs without dirty tracking. Most devices cannot log either, and raise
+    FeatureNotSupportedError.
 
     Source: include/uapi/linux/vfio.h, VFIO_DEVICE_FEATURE_DMA_LOGGING_START. Linux 6.1.
     """
@@ -35,20 +36,20 @@ class DmaLogging:
         self._features = Features(device)
 
     def start(self, ranges: Sequence[IovaRange], page_size: int) -> int:
-        """Begins to log.
+        """Start logging.
 
         Args:
-            ranges: multiples of `page_size` in start and length, not overlapping; 256 of them are
-                always possible.
-            page_size: how fine the record is to be, in bytes; a hint.
+            ranges: the ranges to log; their start and length are multiples of `page_size`, and they
+                do not overlap. 256 ranges are always possible.
+            page_size: the wanted granularity of the record in bytes; a hint.
 
         Returns:
-            How fine the device makes it, in bytes.
+            The granularity that the device uses, in bytes.
 
         Raises:
-            FeatureNotSupportedError: ENOTTY, the device cannot.
-            LuoError: EINVAL, ranges overlap or are not aligned, or logging is on; E2BIG, too many
-                ranges; EOVERFLOW, a range goes beyond the end of all addresses.
+            FeatureNotSupportedError: the device cannot log (ENOTTY).
+            LuoError: ranges overlap or are not aligned, or logging is on (EINVAL); there are too
+                many ranges (E2BIG); a range exceeds 64 bits (EOVERFLOW).
         """
         array = b"".join(
             _RANGE.pack(iova=one.start, length=one.last - one.start + 1) for one in ranges
@@ -58,27 +59,27 @@ class DmaLogging:
         return _CONTROL.unpack(feature_data(reply)).integer("page_size")
 
     def stop(self) -> None:
-        """Ends logging.
+        """Stop logging.
 
         Raises:
-            FeatureNotSupportedError: ENOTTY, the device cannot log.
+            FeatureNotSupportedError: the device cannot log (ENOTTY).
         """
         self._features.set(Feature.DMA_LOGGING_STOP)
 
     def report(self, wanted: IovaRange, *, page_size: int = 4096) -> DirtyBitmap:
-        """What was written to in a range since it was last asked for, and forgets that.
+        """Return which pages of a range were written to, and clear the record of them.
 
-        After an error all of the range counts as written to.
+        After an error, treat all of the range as written to.
 
         Args:
             wanted: the range.
             page_size: what one bit stands for, in bytes; a power of two, at least 4096.
 
         Raises:
-            FeatureNotSupportedError: ENOTTY, the device cannot log.
-            LuoError: EINVAL, logging is off, or no such page size; EOVERFLOW, the range goes beyond
-                the end of all addresses.
-            ValueError: the page size is no power of two.
+            FeatureNotSupportedError: the device cannot log (ENOTTY).
+            LuoError: logging is off, or the page size is not possible (EINVAL); the range exceeds
+                64 bits (EOVERFLOW).
+            ValueError: the page size is not a power of two.
         """
         bits, pages = DirtyBitmap.make_buffer(wanted, page_size)
         report = _REPORT.pack(

@@ -1,4 +1,4 @@
-"""Optional features of a device: which it has, and those that take one request."""
+"""The optional features of a device: probing for them, and those that take a single request."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ _ZPCI_ERROR = Struct("vfio_device_feature_zpci_err")
 _SET_MASTER = constant("VFIO_DEVICE_FEATURE_SET_MASTER")
 _CLEAR_MASTER = constant("VFIO_DEVICE_FEATURE_CLEAR_MASTER")
 
-# What a kernel says of a feature, or of a way to use it, that it does not have.
+# The kernel's errors for a feature, or a way to use it, that is not there.
 _ABSENT = (errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 class Feature(enum.IntEnum):
-    """What a device may have beyond regions and interrupts.
+    """The optional features that a device may have.
 
     Source: include/uapi/linux/vfio.h, VFIO_DEVICE_FEATURE_*
     """
@@ -67,13 +67,13 @@ _KERNEL_NAMES = {
 
 
 class Features:
-    """The optional features of a device, as `VfioDevice.features`.
+    """The optional features of a device; see `VfioDevice.features`.
 
-    Those of more than one request have objects of their own: `VfioDevice.migration`,
+    Features that take several requests have classes of their own: `VfioDevice.migration`,
     `dma_logging` and `low_power`.
 
-    Every request raises FeatureNotSupportedError (ENOTTY or EOPNOTSUPP) where the device, its
-    driver or the kernel lacks the feature.
+    Every request raises FeatureNotSupportedError (ENOTTY or EOPNOTSUPP) if the device, its driver
+    or the kernel lacks the feature.
 
     Source: include/uapi/linux/vfio.h, VFIO_DEVICE_FEATURE. Linux 5.7.
     """
@@ -84,7 +84,7 @@ class Features:
         self._device = device
 
     def probe(self, feature: Feature, *, get: bool = False, set: bool = False) -> bool:  # noqa: A002
-        """Whether the device has a feature, and it can be got, set, or both, as asked."""
+        """Return whether the device has a feature, and supports getting or setting it as asked."""
         access = (_GET if get else 0) | (_SET if set else 0)
         reply = attempt(self._device, _FEATURE, flags=feature | _PROBE | access)
         if reply.errno in _ABSENT:
@@ -93,41 +93,41 @@ class Features:
         return True
 
     def supported(self) -> frozenset[Feature]:
-        """All features that the device has."""
+        """Return all features that the device has."""
         return frozenset(feature for feature in Feature if self.probe(feature))
 
     def get(self, feature: Feature, data: Buffer) -> Reply:
-        """Gets a feature; for those that have no method here.
+        """Get a feature that has no method here.
 
         Args:
-            feature: which one.
-            data: what the kernel is given, and fills in; see `feature_data`.
+            feature: the feature.
+            data: the struct for the kernel, which fills it in; see `feature_data`.
 
         Returns:
-            What came back, and the result of the request.
+            The struct as the kernel left it, and the result of the request.
         """
         reply = attempt(self._device, _FEATURE, "", data, flags=feature | _GET)
         self._raise(feature, reply)
         return reply
 
     def set(self, feature: Feature, data: Buffer = b"") -> Reply:
-        """Sets a feature; for those that have no method here.
+        """Set a feature that has no method here.
 
         Args:
-            feature: which one.
-            data: what the kernel is given.
+            feature: the feature.
+            data: the struct for the kernel.
 
         Returns:
-            What came back.
+            The struct as the kernel left it.
         """
         reply = attempt(self._device, _FEATURE, "", data, flags=feature | _SET)
         self._raise(feature, reply)
         return reply
 
     def set_bus_master(self, allowed: bool) -> None:
-        """Lets a device of the CDX bus do DMA, or not.
+        """Allow or forbid DMA by a device on a CDX bus.
 
-        PCI devices have `ConfigSpace.set_bus_master` for it.
+        For PCI devices use `ConfigSpace.set_bus_master`.
 
         Source: include/uapi/linux/vfio.h, VFIO_DEVICE_FEATURE_BUS_MASTER. Linux 6.7.
         """
@@ -135,17 +135,17 @@ class Features:
         self.set(Feature.BUS_MASTER, _BUS_MASTER.pack(op=op))
 
     def set_vf_token(self, token: UUID) -> None:
-        """Sets the secret with which virtual functions of this device can be opened.
+        """Set the secret that is needed to open virtual functions of this device.
 
         Source: include/uapi/linux/vfio.h, VFIO_DEVICE_FEATURE_PCI_VF_TOKEN. Linux 5.7.
         """
         self.set(Feature.PCI_VF_TOKEN, token.bytes)
 
     def zpci_error(self, length: int) -> bytes | None:
-        """What is known of the last error of a device of s390; None without one.
+        """Return the last error record of an s390 PCI device; None without one.
 
         Args:
-            length: in bytes; the capability VFIO_DEVICE_INFO_CAP_ZPCI_BASE says how many.
+            length: its length in bytes, as given by the capability VFIO_DEVICE_INFO_CAP_ZPCI_BASE.
 
         Source: include/uapi/linux/vfio.h, VFIO_DEVICE_FEATURE_ZPCI_ERROR. Linux 7.3.
         """
@@ -158,22 +158,19 @@ class Features:
         return bytes(buffer)
 
     def export_dma_buf(self, region: int, areas: Sequence[Area]) -> OwnedFd:
-        """Makes a dma-buf of parts of a BAR, for other devices to reach by DMA.
+        """Return a dma-buf of parts of a BAR, for other devices to access by DMA.
 
-        Access is taken away, and mappings of it in an IOMMU with it, while memory access is off in
-        the command register, in low power, during a reset, and when the device is closed.
+        Access, and with it any mapping in an IOMMU, is revoked while memory access is off in the
+        command register, in low power, during a reset, and when the device is closed.
 
         Args:
             region: the index of a BAR.
-            areas: of it, in pages; `Ioas.map_file` takes a dma-buf of one area.
-
-        Returns:
-            The dma-buf.
+            areas: the parts, in whole pages; `Ioas.map_file` accepts only a dma-buf of one area.
 
         Raises:
-            FeatureNotSupportedError: ENOTTY, the kernel needs CONFIG_VFIO_PCI_DMABUF.
-            LuoError: ENODEV, no BAR, or one of I/O ports; EINVAL, an area is not of whole pages, is
-                empty, or does not lie within the BAR.
+            FeatureNotSupportedError: the kernel lacks CONFIG_VFIO_PCI_DMABUF (ENOTTY).
+            LuoError: the region is not a BAR, or one of I/O ports (ENODEV); an area is not of whole
+                pages, is empty, or does not lie within the BAR (EINVAL).
 
         Source: include/uapi/linux/vfio.h, VFIO_DEVICE_FEATURE_DMA_BUF. Linux 6.19.
         """
@@ -184,12 +181,12 @@ class Features:
         return OwnedFd(self.get(Feature.DMA_BUF, b"".join([header, *ranges])).result)
 
     def _raise(self, feature: Feature, reply: Reply) -> None:
-        """Raises what a failed request stands for, by the kernel's name of the feature."""
+        """Raise the error of a failed request, under the kernel's name of the feature."""
         if reply.errno:
             name = _KERNEL_NAMES.get(feature, feature.name)
             raise from_errno(reply.errno, f"{_FEATURE.name}_{name}", str(self._device))
 
 
 def feature_data(reply: Reply) -> bytes:
-    """What the kernel gave back for a feature, without the struct before it."""
+    """Return the kernel's answer for a feature, without the struct before it."""
     return reply.data()[_FEATURE.struct.size :]

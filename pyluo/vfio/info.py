@@ -1,4 +1,4 @@
-"""What a VFIO device says about itself, its regions and its interrupts."""
+"""A VFIO device's description of itself, its regions and its interrupts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _REGION = Struct("vfio_region_info")
 
 
 class PciRegion(enum.IntEnum):
-    """The fixed regions of a PCI device; those after them say what they are.
+    """The indexes of a PCI device's fixed regions; further regions describe themselves.
 
     Source: include/uapi/linux/vfio.h, VFIO_PCI_*_REGION_INDEX
     """
@@ -46,7 +46,7 @@ class PciRegion(enum.IntEnum):
 
 
 class PciIrq(enum.IntEnum):
-    """The kinds of interrupts of a PCI device. Of the first three, one is in use at a time.
+    """The types of a PCI device's interrupts. Only one of the first three is in use at a time.
 
     Source: include/uapi/linux/vfio.h, VFIO_PCI_*_IRQ_INDEX
     """
@@ -55,13 +55,13 @@ class PciIrq(enum.IntEnum):
     MSI = constant("VFIO_PCI_MSI_IRQ_INDEX")
     MSIX = constant("VFIO_PCI_MSIX_IRQ_INDEX")
     ERROR = constant("VFIO_PCI_ERR_IRQ_INDEX")
-    """The device reported an error that was not corrected. Before Linux 7.3, of PCIe alone."""
+    """The device reported an uncorrected error. Before Linux 7.3 only PCIe devices have this."""
     REQUEST = constant("VFIO_PCI_REQ_IRQ_INDEX")
-    """Somebody wants the device back, and waits until it is closed."""
+    """The kernel wants the device back, and waits until it is closed."""
 
 
 class DeviceFlags(enum.IntFlag):
-    """What kind of device it is, and what it can do.
+    """The kind of a device, and its abilities.
 
     Source: include/uapi/linux/vfio.h, VFIO_DEVICE_FLAGS_*
     """
@@ -78,7 +78,7 @@ class DeviceFlags(enum.IntFlag):
 
 
 class RegionFlags(enum.IntFlag):
-    """How a region can be accessed.
+    """The ways in which a region can be accessed.
 
     Source: include/uapi/linux/vfio.h, VFIO_REGION_INFO_FLAG_*
     """
@@ -90,7 +90,7 @@ class RegionFlags(enum.IntFlag):
 
 
 class IrqFlags(enum.IntFlag):
-    """How interrupts of one kind behave.
+    """The properties of interrupts of one type.
 
     Source: include/uapi/linux/vfio.h, VFIO_IRQ_INFO_*
     """
@@ -98,21 +98,21 @@ class IrqFlags(enum.IntFlag):
     EVENTFD = constant("VFIO_IRQ_INFO_EVENTFD")
     MASKABLE = constant("VFIO_IRQ_INFO_MASKABLE")
     AUTOMASKED = constant("VFIO_IRQ_INFO_AUTOMASKED")
-    """Masked once it has been signalled: each one has to be unmasked for the next to come."""
+    """A signalled interrupt stays masked until it is unmasked; only then the next one can come."""
     NORESIZE = constant("VFIO_IRQ_INFO_NORESIZE")
-    """All vectors that are ever wanted have to be enabled at once."""
+    """All vectors that will ever be needed must be enabled at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceInfo:
-    """What a device says about itself.
+    """A device's description of itself.
 
     Attributes:
         flags: its kind, and whether it can be reset.
-        regions: how many indexes of regions there are, those without a region included.
-        irqs: how many kinds of interrupts there are, likewise.
-        atomics: the widths of atomic operations it can do on memory.
-        capabilities: everything further it said, as it came.
+        regions: the number of region indexes, including those without a region.
+        irqs: the number of interrupt types, including those without interrupts.
+        atomics: the widths of atomic operations on memory that it can do.
+        capabilities: the capability chain, undecoded.
     """
 
     flags: DeviceFlags
@@ -123,11 +123,11 @@ class DeviceInfo:
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
-        """Reads a struct vfio_device_info, and what follows it.
+        """Parse a struct vfio_device_info and the data after it.
 
         Raises:
-            CapabilityError: the capabilities make no sense.
-            ValueError: it is cut short.
+            CapabilityError: the capability chain is malformed.
+            ValueError: the data is cut short.
         """
         reply = _DEVICE.unpack(data)
         flags = DeviceFlags(reply.integer("flags"))
@@ -145,18 +145,18 @@ class DeviceInfo:
 
 @dataclass(frozen=True, slots=True)
 class RegionInfo:
-    """What a device says about one of its regions.
+    """A device's description of one of its regions.
 
     Attributes:
-        index: its number; for PCI devices see `PciRegion`.
+        index: the region's index; for PCI devices see `PciRegion`.
         flags: how it can be accessed.
-        size: in bytes; 0 for one that the device does not have.
+        size: in bytes; 0 for a region that the device does not have.
         offset: where it begins in the device's file.
-        areas: what of it may be mapped: all of it, parts of it, or nothing.
-        type: what it is, of a region beyond the fixed ones.
-        msix_mappable: whether the areas have the MSI-X table in them. It is not to be written to,
-            mapped or not: interrupts are set up by `Irq`.
-        capabilities: everything that was said of it, as it came.
+        areas: the parts of it that may be mapped: all, some or none.
+        type: the type of a region that is not one of the fixed ones.
+        msix_mappable: whether the areas include the MSI-X table. Do not write to the table, mapped
+            or not: interrupts are set up by `Irq`.
+        capabilities: the capability chain, undecoded.
     """
 
     index: int
@@ -170,11 +170,11 @@ class RegionInfo:
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
-        """Reads a struct vfio_region_info, and what follows it.
+        """Parse a struct vfio_region_info and the data after it.
 
         Raises:
-            CapabilityError: the capabilities make no sense.
-            ValueError: it is cut short.
+            CapabilityError: the capability chain is malformed.
+            ValueError: the data is cut short.
         """
         reply = _REGION.unpack(data)
         flags = RegionFlags(reply.integer("flags"))
@@ -201,12 +201,12 @@ class RegionInfo:
 
 @dataclass(frozen=True, slots=True)
 class IrqInfo:
-    """What a device says about interrupts of one kind.
+    """A device's description of its interrupts of one type.
 
     Attributes:
-        index: which kind; for PCI devices see `PciIrq`.
-        flags: how they behave.
-        count: how many vectors there are; 0 for a kind that the device does not have.
+        index: the type; for PCI devices see `PciIrq`.
+        flags: their properties.
+        count: the number of vectors; 0 for a type that the device does not have.
     """
 
     index: int

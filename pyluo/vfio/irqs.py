@@ -1,4 +1,4 @@
-"""Interrupts of a device, delivered by eventfds."""
+"""The interrupts of a device, delivered by eventfds."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _TRIGGER = constant("VFIO_IRQ_SET_ACTION_TRIGGER")
 
 
 class Irq:
-    """The interrupts of one kind of a device, as `VfioDevice.irq` gives them.
+    """The interrupts of one type of a device, as returned by `VfioDevice.irq`.
 
-    The kernel keeps a reference of every eventfd it is given, until it is given another one, the
-    kind is disabled, or the device closed.
+    The kernel keeps a reference to each eventfd until another one replaces it, the interrupts are
+    disabled, or the device is closed.
 
     Attributes:
-        info: what the device says about them.
+        info: the device's description of them.
 
     Source: include/uapi/linux/vfio.h, VFIO_DEVICE_SET_IRQS. Linux 3.6.
     """
@@ -48,22 +48,22 @@ class Irq:
         self.info = info
 
     def enable(self, eventfds: Sequence[Descriptor | int | None], *, first: int = 0) -> None:
-        """Has vectors signal eventfds, and switches this kind of interrupts on.
+        """Connect vectors to eventfds, and enable this type of interrupts.
 
-        With `IrqFlags.NORESIZE`, name all vectors that will ever be wanted in the first call. When
-        this fails, the vectors it names are off; INTx stays as it was.
+        With `IrqFlags.NORESIZE`, the first call must include all vectors that will ever be needed.
+        If this fails, the given vectors are disabled; INTx stays as it was.
 
         Args:
-            eventfds: one for each vector from `first` on; None for a vector that signals nobody.
+            eventfds: one for each vector from `first` on; None for a vector that signals nothing.
             first: the number of the first vector.
 
         Raises:
-            LuoError: EINVAL, another kind is on: of INTx, MSI and MSI-X one at a time; or the
-                device has no such vectors; or they were not among those first enabled. ENOSPC, the
-                system has too few vectors left: the hint says how many. EBUSY, the device shares
-                INTx with one that cannot.
+            LuoError: another type is enabled (only one of INTx, MSI and MSI-X can be), the device
+                has no such vectors, or they were not among those first enabled (EINVAL); the system
+                has too few vectors left: the hint says how many (ENOSPC); the device shares INTx
+                with a device that cannot share it (EBUSY).
         """
-        self._refuse_beyond(first, len(eventfds))
+        self._check_vectors(first, len(eventfds))
         if not eventfds:
             raise ValueError("no eventfd: `disable()` switches this kind of interrupts off")
         numbers = [fileno(eventfd) for eventfd in eventfds]
@@ -74,19 +74,19 @@ class Irq:
                 errno.ENOSPC,
                 _SET.name,
                 self._subject(first, len(numbers)),
-                f"The system has {reply.result} to give: enable no more",
+                f"The system has {reply.result} left: enable no more than that",
             )
 
     def disable(self) -> None:
-        """Switches this kind of interrupts off, all vectors of it.
+        """Disable all interrupts of this type.
 
         Raises:
-            LuoError: EINVAL, it is not on.
+            LuoError: they are not enabled (EINVAL).
         """
         self._set(_NONE | _TRIGGER, 0, 0)
 
     def set_eventfd(self, vector: int, eventfd: Descriptor | int | None) -> None:
-        """Has one vector signal another eventfd, or nobody; the others stay as they are.
+        """Connect one vector to another eventfd, or to none; the others stay as they are.
 
         Raises:
             LuoError: as for `enable`.
@@ -94,66 +94,66 @@ class Irq:
         self.enable([eventfd], first=vector)
 
     def mask(self, vector: int = 0) -> None:
-        """Keeps a vector from signalling until it is unmasked.
+        """Keep a vector from signalling until it is unmasked.
 
         Raises:
-            LuoError: ENOTTY, the kernel can mask INTx alone; EINVAL, it is not on.
+            LuoError: the kernel can mask only INTx (ENOTTY); the interrupt is not enabled (EINVAL).
         """
-        self._refuse_beyond(vector, 1)
+        self._check_vectors(vector, 1)
         self._set(_NONE | _MASK, vector, 1)
 
     def unmask(self, vector: int = 0) -> None:
-        """Lets a vector signal again; one that is pending does so at once.
+        """Let a vector signal again; a pending interrupt signals at once.
 
         Raises:
             LuoError: as for `mask`.
         """
-        self._refuse_beyond(vector, 1)
+        self._check_vectors(vector, 1)
         self._set(_NONE | _UNMASK, vector, 1)
 
     def set_unmask_eventfd(self, eventfd: Descriptor | int | None, vector: int = 0) -> None:
-        """Has the kernel unmask a vector whenever an eventfd is signalled; None ends it.
+        """Let the kernel unmask a vector whenever an eventfd is signalled; None ends this.
 
         Raises:
-            LuoError: as for `mask`; EBUSY, an eventfd is set for it already.
+            LuoError: as for `mask`; an eventfd is set for the vector already (EBUSY).
         """
-        self._refuse_beyond(vector, 1)
+        self._check_vectors(vector, 1)
         self._set(_EVENTFD | _UNMASK, vector, 1, struct.pack("=i", fileno(eventfd)))
 
     def set_mask_eventfd(self, eventfd: Descriptor | int | None, vector: int = 0) -> None:
-        """Has the kernel mask a vector whenever an eventfd is signalled; None ends it.
+        """Let the kernel mask a vector whenever an eventfd is signalled; None ends this.
 
         Raises:
-            LuoError: ENOTTY, vfio-pci does not do it, up to Linux 7.3.
+            LuoError: vfio-pci does not support this, up to Linux 7.3 (ENOTTY).
         """
-        self._refuse_beyond(vector, 1)
+        self._check_vectors(vector, 1)
         self._set(_EVENTFD | _MASK, vector, 1, struct.pack("=i", fileno(eventfd)))
 
     def trigger(self, first: int = 0, count: int = 1) -> None:
-        """Signals the eventfds of vectors as an interrupt would; the device knows nothing of it.
+        """Signal the eventfds of vectors as an interrupt would, without involving the device.
 
-        Vectors without an eventfd are passed over.
+        Vectors without an eventfd are skipped.
 
         Raises:
-            LuoError: EINVAL, this kind of interrupts is not on, or has no such vectors.
+            LuoError: this type of interrupts is not enabled, or has no such vectors (EINVAL).
         """
-        self._refuse_beyond(first, count)
+        self._check_vectors(first, count)
         if count < 1:
             raise ValueError(f"{count} vectors: at least one is triggered")
         self._set(_NONE | _TRIGGER, first, count)
 
     def trigger_each(self, wanted: Sequence[bool], *, first: int = 0) -> None:
-        """Signals the eventfds of those vectors, from `first` on, for which `wanted` is true.
+        """Signal the eventfds of those vectors, from `first` on, for which `wanted` is true.
 
         Raises:
             LuoError: as for `trigger`.
         """
-        self._refuse_beyond(first, len(wanted))
+        self._check_vectors(first, len(wanted))
         if not wanted:
             raise ValueError("no vector: at least one is named")
         self._set(_BOOL | _TRIGGER, first, len(wanted), bytes(map(bool, wanted)))
 
-    def _refuse_beyond(self, first: int, count: int) -> None:
+    def _check_vectors(self, first: int, count: int) -> None:
         if first < 0 or count < 0 or first + count > self.info.count:
             raise ValueError(
                 f"vectors {first} to {first + count - 1} of {self._subject()}, which has "

@@ -1,4 +1,4 @@
-"""Low power: letting a device sleep while nobody uses it."""
+"""Low power: letting a device sleep while it is not used."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WITH_WAKEUP = Struct("vfio_device_low_power_entry_with_wakeup")
 
 
 class SleepingDevice(OpenDevice, Protocol):
-    """What `LowPower` needs to know of a device.
+    """The parts of a device that `LowPower` needs.
 
     Attributes:
         may_sleep: whether this process let the device sleep.
@@ -27,11 +27,11 @@ class SleepingDevice(OpenDevice, Protocol):
 
 
 class LowPower:
-    """Whether a device may sleep, as `VfioDevice.low_power`.
+    """The device's permission to sleep; see `VfioDevice.low_power`.
 
-    Whether it does is the kernel's to say; without CONFIG_PM it never does. Requests and accesses
-    through a system call wake it for as long as they take. Mapped regions cannot be accessed until
-    `exit`, asleep or not: pyluo refuses it.
+    The kernel decides whether the device really sleeps; without CONFIG_PM it never does. Requests
+    and accesses by system call wake it for as long as they take. Mapped regions cannot be accessed
+    until `exit`, whether the device sleeps or not: pyluo refuses the access.
 
     Source: include/uapi/linux/vfio.h, VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY. Linux 6.1.
     """
@@ -44,18 +44,19 @@ class LowPower:
 
     @property
     def entered(self) -> bool:
-        """Whether this process let the device sleep, and has not called `exit` since."""
+        """Whether this process called `enter`, and not `exit` since."""
         return self._device.may_sleep
 
     def enter(self, *, wakeup: Descriptor | int | None = None) -> None:
-        """Lets the device sleep.
+        """Let the device sleep.
 
         Args:
-            wakeup: an eventfd that is signalled when it wakes from a sleep, after which it does not
-                sleep again: `exit` is still to be called.
+            wakeup: an eventfd that is signalled when the device wakes from a sleep. It does not
+                sleep again after that, but `exit` must still be called.
 
         Raises:
-            LuoError: EINVAL, it may sleep already; EBADF or EINVAL, no eventfd.
+            LuoError: the device may sleep already (EINVAL); `wakeup` is not an eventfd (EBADF or
+                EINVAL).
         """
         if wakeup is None:
             self._features.set(Feature.LOW_POWER_ENTRY)
@@ -65,6 +66,6 @@ class LowPower:
         self._device.may_sleep = True
 
     def exit(self) -> None:
-        """Wakes the device, and keeps it awake; a second time does nothing."""
+        """Wake the device and keep it awake; calling this twice does nothing."""
         self._features.set(Feature.LOW_POWER_EXIT)
         self._device.may_sleep = False

@@ -1,4 +1,4 @@
-"""Migration: taking a device's own state out of it, and putting it into another."""
+"""Migration: saving a device's internal state, and loading it into another device."""
 
 from __future__ import annotations
 
@@ -26,50 +26,52 @@ _REINIT = constant("VFIO_PRECOPY_INFO_REINIT")
 
 
 class MigrationFlags(enum.IntFlag):
-    """Which states a device has beyond RUNNING and ERROR.
+    """The states that a device supports beyond RUNNING and ERROR.
 
     Source: include/uapi/linux/vfio.h, VFIO_MIGRATION_*
     """
 
     STOP_COPY = constant("VFIO_MIGRATION_STOP_COPY")
-    """STOP, STOP_COPY and RESUMING: every device that can migrate."""
+    """STOP, STOP_COPY and RESUMING, which every device that can migrate supports."""
     P2P = constant("VFIO_MIGRATION_P2P")
-    """RUNNING_P2P, and with PRE_COPY PRE_COPY_P2P."""
+    """RUNNING_P2P, and together with PRE_COPY also PRE_COPY_P2P."""
     PRE_COPY = constant("VFIO_MIGRATION_PRE_COPY")
     """PRE_COPY."""
 
 
 class MigrationState(enum.IntEnum):
-    """What a device is doing.
+    """The migration state of a device.
 
     Source: include/uapi/linux/vfio.h, enum vfio_device_mig_state
     """
 
     ERROR = constant("VFIO_DEVICE_STATE_ERROR")
-    """It failed: a reset brings it back to RUNNING."""
+    """The device failed; a reset brings it back to RUNNING."""
     STOP = constant("VFIO_DEVICE_STATE_STOP")
-    """It changes nothing, neither in itself nor outside."""
+    """The device changes nothing, neither its own state nor anything outside."""
     RUNNING = constant("VFIO_DEVICE_STATE_RUNNING")
     STOP_COPY = constant("VFIO_DEVICE_STATE_STOP_COPY")
-    """Stopped, and its state can be read."""
+    """Stopped; its state can be read."""
     RESUMING = constant("VFIO_DEVICE_STATE_RESUMING")
-    """Stopped, and a state can be written."""
+    """Stopped; a state can be written."""
     RUNNING_P2P = constant("VFIO_DEVICE_STATE_RUNNING_P2P")
     """Running, without DMA to other devices."""
     PRE_COPY = constant("VFIO_DEVICE_STATE_PRE_COPY")
-    """Running, and its state can be read, then what changed of it."""
+    """Running; its state can be read, and then the changes to it."""
     PRE_COPY_P2P = constant("VFIO_DEVICE_STATE_PRE_COPY_P2P")
     """PRE_COPY, without DMA to other devices."""
 
 
 @dataclass(frozen=True, slots=True)
 class PrecopyInfo:
-    """How much there is to read before the device is stopped; estimates.
+    """Estimates of how much there is to read before the device is stopped.
 
     Attributes:
-        initial: bytes of what is always transferred; best read before the device is stopped.
-        dirty: bytes of what changed since it was read.
-        reinitialized: whether `initial` began anew; told once `Migration.enable_reinit` was called.
+        initial: bytes of data that is always transferred; it should be read before the device is
+            stopped.
+        dirty: bytes that changed since they were read.
+        reinitialized: whether `initial` started again; reported only after
+            `Migration.enable_reinit`.
     """
 
     initial: int
@@ -78,18 +80,18 @@ class PrecopyInfo:
 
 
 class MigrationData(OwnedFd):
-    """The stream of a device's state: to be read when saving, to be written when resuming.
+    """The stream of a device's state: read it when saving, write it when resuming.
 
-    What is in it is the device's alone; it goes on as it came.
+    Only the device understands the contents; pass them on unchanged.
     """
 
     __slots__ = ()
 
     def read(self, length: int) -> bytes | None:
-        """Up to `length` bytes; b"" at the end; None if there is nothing for now (ENOMSG).
+        """Return up to `length` bytes; b"" at the end; None if nothing is there yet (ENOMSG).
 
         Raises:
-            LuoError: ENODEV, the device left the state in which this stream was begun.
+            LuoError: the device left the state in which this stream began (ENODEV).
         """
         with raising("read", "migration data"):
             try:
@@ -100,10 +102,10 @@ class MigrationData(OwnedFd):
                 raise
 
     def write(self, data: Buffer) -> None:
-        """Writes all of `data`.
+        """Write all of `data`.
 
         Raises:
-            LuoError: EINVAL, the device cannot take it; ENODEV, it left RESUMING.
+            LuoError: the device cannot accept the data (EINVAL); it left RESUMING (ENODEV).
         """
         view = memoryview(data).cast("B")
         with raising("write", "migration data"):
@@ -111,10 +113,10 @@ class MigrationData(OwnedFd):
                 view = view[os.write(self.fileno(), view) :]
 
     def precopy_info(self) -> PrecopyInfo:
-        """How much there is to read before the device is stopped.
+        """Return how much there is to read before the device is stopped.
 
         Raises:
-            LuoError: EINVAL, the device is in no PRE_COPY state.
+            LuoError: the device is not in a PRE_COPY state (EINVAL).
 
         Source: include/uapi/linux/vfio.h, VFIO_MIG_GET_PRECOPY_INFO. Linux 6.2.
         """
@@ -127,9 +129,9 @@ class MigrationData(OwnedFd):
 
 
 class Migration:
-    """The state of a device's own, as `VfioDevice.migration`.
+    """The internal state of a device; see `VfioDevice.migration`.
 
-    Every request raises FeatureNotSupportedError (ENOTTY) where the device's driver knows no
+    Every request raises FeatureNotSupportedError (ENOTTY) if the device's driver does not support
     migration: vfio-pci does not, its variants for some devices do.
 
     Source: include/uapi/linux/vfio.h, VFIO_DEVICE_FEATURE_MIGRATION. Linux 5.18.
@@ -141,26 +143,26 @@ class Migration:
         self._features = Features(device)
 
     def flags(self) -> MigrationFlags:
-        """Which states the device has."""
+        """Return which states the device supports."""
         reply = self._features.get(Feature.MIGRATION, bytes(_FLAGS.size))
         return MigrationFlags(_FLAGS.unpack(feature_data(reply)).integer("flags"))
 
     @property
     def state(self) -> MigrationState:
-        """What the device is doing."""
+        """The device's migration state."""
         reply = self._features.get(Feature.MIGRATION_STATE, bytes(_STATE.size))
         return MigrationState(_STATE.unpack(feature_data(reply)).integer("device_state"))
 
     def set_state(self, state: MigrationState) -> MigrationData | None:
-        """Leads the device to a state, by way of those between.
+        """Move the device to a state, through the states in between.
 
         Returns:
-            A stream, if the way to the state begins one: to STOP_COPY, PRE_COPY and RESUMING, not
-            from PRE_COPY to STOP_COPY, where the stream goes on.
+            A stream, if one begins on the way: to STOP_COPY, PRE_COPY or RESUMING, but not from
+            PRE_COPY to STOP_COPY, where the previous stream continues.
 
         Raises:
-            LuoError: EINVAL, the device has no such state, or no way leads there. It may be in a
-                state between then, or in ERROR: see `state`.
+            LuoError: the device has no such state, or no path leads there (EINVAL). The device may
+                be in a state on the way then, or in ERROR: see `state`.
         """
         data = _STATE.pack(device_state=state, data_fd=-1)
         reply = self._features.set(Feature.MIGRATION_STATE, data)
@@ -168,7 +170,7 @@ class Migration:
         return MigrationData(fd) if fd >= 0 else None
 
     def data_size(self) -> int:
-        """How many bytes STOP_COPY would still have to transfer; an estimate.
+        """Return an estimate of how many bytes STOP_COPY has still to transfer.
 
         Source: include/uapi/linux/vfio.h, VFIO_DEVICE_FEATURE_MIG_DATA_SIZE. Linux 6.2.
         """
@@ -176,10 +178,10 @@ class Migration:
         return _DATA_SIZE.unpack(feature_data(reply)).integer("stop_copy_length")
 
     def enable_reinit(self) -> None:
-        """Has `PrecopyInfo.reinitialized` told.
+        """Turn on `PrecopyInfo.reinitialized`.
 
         Raises:
-            LuoError: EINVAL, the device has no PRE_COPY state.
+            LuoError: the device has no PRE_COPY state (EINVAL).
 
         Source: include/uapi/linux/vfio.h, VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2. Linux 7.1.
         """

@@ -1,4 +1,4 @@
-"""Regions of a device: its registers and memory, by system call and by mapping."""
+"""The regions of a device: its registers and memory, accessed by system call or by mapping."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ _WIDTHS = tuple(_IOEVENTFD_WIDTHS)
 
 
 class MappableDevice(OpenDevice, Protocol):
-    """What regions and their mappings need to know of a device."""
+    """The parts of a device that its regions and their mappings need."""
 
     @property
     def may_sleep(self) -> bool:
-        """Whether the device is in low power, where an access to a mapping is a SIGBUS."""
+        """Whether the device may be in low power, where an access to a mapping is a SIGBUS."""
 
     @property
     def mappings(self) -> tuple[RegionMapping, ...]:
-        """The mappings of the device's regions that are open."""
+        """The open mappings of the device's regions."""
 
     def add_mapping(self, mapping: RegionMapping) -> None:
         """Note a mapping, which is closed with the device."""
@@ -52,14 +52,14 @@ class MappableDevice(OpenDevice, Protocol):
 
 
 class Region(Registers):
-    """A region of a device, as `VfioDevice.region` gives it.
+    """A region of a device, as returned by `VfioDevice.region`.
 
-    Registers are read and written by one system call each; after `map`, without one. An access
-    through a system call wakes a device in low power, and fails with EIO where one through a
-    mapping would kill the process.
+    Each register access is one system call; after `map`, no system call is needed. An access by
+    system call wakes a device in low power, and fails with EIO where an access through a mapping
+    would kill the process.
 
     Attributes:
-        info: what the device says about it.
+        info: the device's description of the region.
 
     Source: drivers/vfio/pci/vfio_pci_rdwr.c. Linux 3.6.
     """
@@ -73,12 +73,12 @@ class Region(Registers):
         self.info = info
 
     def read(self, length: int, offset: int) -> bytes:
-        """Exactly `length` bytes from `offset`, in accesses of the width that the kernel chooses.
+        """Return exactly `length` bytes from `offset`; the kernel chooses the width of accesses.
 
         Raises:
             ValueError: the range does not lie within the region.
-            LuoError: EIO, memory access is off in the device's command register, or it is in D3;
-                EINVAL, the region cannot be read; EBUSY, somebody else has the BAR.
+            LuoError: memory access is off in the device's command register, or the device is in D3
+                (EIO); the region cannot be read (EINVAL); the BAR has another owner (EBUSY).
         """
         self._check(offset, length)
         chunks = []
@@ -93,11 +93,11 @@ class Region(Registers):
         return b"".join(chunks)
 
     def write(self, data: Buffer, offset: int) -> None:
-        """Writes all of `data` at `offset`, in accesses of the width that the kernel chooses.
+        """Write all of `data` at `offset`; the kernel chooses the width of accesses.
 
         Raises:
             ValueError: the range does not lie within the region.
-            LuoError: as for `read`; EINVAL, the region cannot be written to.
+            LuoError: as for `read`; the region cannot be written to (EINVAL).
         """
         view = memoryview(data).cast("B")
         self._check(offset, len(view))
@@ -110,17 +110,17 @@ class Region(Registers):
                 offset += written
 
     def map(self, area: Area | None = None) -> RegionMapping:
-        """Maps an area, so that its registers can be accessed without a system call.
+        """Map an area, so that its registers can be accessed without a system call.
 
         Closing the device closes the mapping.
 
         Args:
-            area: one of `info.areas`; without it the only one.
+            area: one of `info.areas`; by default the only one.
 
         Raises:
-            ValueError: it is none of the areas, there is more than one or none to choose from, or
-                it does not begin at a page.
-            LuoError: EBUSY, somebody else has the BAR; EINVAL, the kernel maps nothing there.
+            ValueError: this is none of the areas, no area is given and there is not exactly one, or
+                the area does not begin at a page.
+            LuoError: the BAR has another owner (EBUSY); the kernel maps nothing there (EINVAL).
         """
         if area is None:
             if len(self.info.areas) != 1:
@@ -130,25 +130,26 @@ class Region(Registers):
             (area,) = self.info.areas
         if area not in self.info.areas:
             allowed = ", ".join(map(str, self.info.areas)) or "nothing"
-            raise ValueError(f"{area} of {self._subject()}: what can be mapped is {allowed}")
+            raise ValueError(f"{area} of {self._subject()} cannot be mapped, only {allowed}")
         return RegionMapping(self._device, self.info, area)
 
     def set_ioeventfd(
         self, offset: int, bits: int, value: int, eventfd: Descriptor | int | None
     ) -> None:
-        """Has the kernel write a value to a register whenever an eventfd is signalled.
+        """Let the kernel write a value to a register whenever an eventfd is signalled.
 
         Args:
-            offset: of the register.
-            bits: its width: 8, 16, 32 or 64.
-            value: what is written.
-            eventfd: which eventfd, of which the kernel keeps a reference; None ends it for the same
+            offset: the offset of the register.
+            bits: the width of the register: 8, 16, 32 or 64.
+            value: the value to write.
+            eventfd: the eventfd, to which the kernel keeps a reference; None ends this for the same
                 register and value.
 
         Raises:
-            ValueError: as for an access of that width.
-            LuoError: EEXIST, an eventfd is set for this register and value; ENODEV, none is to be
-                taken back; EINVAL, no BAR, or the MSI-X table; ENOSPC, over 1000 of them.
+            ValueError: as for a register access of that width.
+            LuoError: an eventfd is set for this register and value (EEXIST); there is none to
+                remove (ENODEV); the region is not a BAR, or the register is in the MSI-X table
+                (EINVAL); there are more than 1000 (ENOSPC).
 
         Source: include/uapi/linux/vfio.h, VFIO_DEVICE_IOEVENTFD. Linux 4.17.
         """
@@ -206,18 +207,18 @@ class Region(Registers):
 
 
 class RegionMapping(Registers):
-    """A mapped area of a region. Offsets are those of the region.
+    """A mapped area of a region. Offsets are relative to the region, not to the area.
 
-    The kernel takes the memory away while memory access is off in the device's command register,
-    while the device is in D3 or in low power: an access then kills the process by SIGBUS. pyluo
-    prevents that where it knows: it refuses an access in low power, and to switch memory access off
-    by `ConfigSpace.command` while there are mappings.
+    While memory access is off in the device's command register, or the device is in D3 or in low
+    power, the kernel takes the memory away, and an access kills the process by SIGBUS. pyluo
+    prevents this where it can: it refuses accesses in low power, and refuses to switch memory
+    access off by `ConfigSpace.command` while there are mappings.
 
-    It keeps the device's file open: a device whose descriptor was given up with `detach` stays
-    bound until its mappings are closed too.
+    A mapping keeps the device's file open: a device whose descriptor was given up with `detach`
+    stays bound until its mappings are closed too.
 
     Attributes:
-        area: what of the region it is.
+        area: the area of the region.
     """
 
     __slots__ = ("__weakref__", "_device", "_exported", "_memory", "area")
@@ -241,10 +242,10 @@ class RegionMapping(Registers):
 
     @property
     def address(self) -> int:
-        """Where the area begins in this process, such as for a memory slot of KVM.
+        """The address of the area in this process, for example for a memory slot of KVM.
 
         Raises:
-            ValueError: it is closed.
+            ValueError: the mapping is closed.
         """
         if self.closed:
             raise ValueError("the mapping is closed")
@@ -252,11 +253,11 @@ class RegionMapping(Registers):
 
     @property
     def closed(self) -> bool:
-        """Whether it is closed."""
+        """Whether the mapping is closed."""
         return self._memory.closed
 
     def close(self) -> None:
-        """Unmaps it; a second time does nothing."""
+        """Unmap the area; closing it twice does nothing."""
         self._exported.release()
         self._memory.close()
         self._device.drop_mapping(self)
@@ -273,21 +274,21 @@ class RegionMapping(Registers):
         self.close()
 
     def _load(self, offset: int, bits: int) -> int:
-        self._refuse_asleep()
+        self._check_awake()
         return self._exported.load(offset - self.area.offset, bits)
 
     def _store(self, offset: int, bits: int, value: int) -> None:
-        self._refuse_asleep()
+        self._check_awake()
         self._exported.store(offset - self.area.offset, bits, value)
 
-    def _refuse_asleep(self) -> None:
+    def _check_awake(self) -> None:
         if self._device.may_sleep:
             raise LuoError(
                 errno.EIO,
                 "mmap",
                 f"{self._device}, a mapped region",
-                "The device is in low power, where this access would end the process by SIGBUS; "
-                "`VfioDevice.low_power.exit()` comes first",
+                "The device is in low power, where this access would end the process by SIGBUS: "
+                "call `VfioDevice.low_power.exit()` first",
             )
 
     def __repr__(self) -> str:

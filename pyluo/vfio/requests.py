@@ -1,4 +1,4 @@
-"""Requests on a device: each names the device, and whether it is bound is seen to."""
+"""Requests to a device, which must be bound; their errors name the device."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from pyluo._sys import Buffer, Field, Ioctl, Reply
     from pyluo.descriptor import Descriptor
 
-__all__ = ["OpenDevice", "attempt", "fileno", "request", "subject", "whole"]
+__all__ = ["OpenDevice", "attempt", "fileno", "request", "request_info", "subject"]
 
-_ROOM_LIMIT = 1 << 20  # bytes; no information is a thousandth of it
+_ROOM_LIMIT = 1 << 20  # bytes; no answer comes near to this
 
 
 class OpenDevice(Protocol):
-    """What a request needs to know of a device; its name for errors is `str(device)`."""
+    """The parts of a device that a request needs; errors name it by `str(device)`."""
 
     @property
     def bound(self) -> bool:
@@ -29,17 +29,17 @@ class OpenDevice(Protocol):
 
 
 def fileno(fd: Descriptor | int | None) -> int:
-    """The number of a descriptor; -1, the kernel's word for none, for None."""
+    """Return the number of a descriptor, or -1 for None, as the kernel's interface has it."""
     return -1 if fd is None else number_of(fd)
 
 
 def attempt(
     device: OpenDevice, ioctl: Ioctl, detail: str = "", tail: Buffer = b"", /, **fields: Field
 ) -> Reply:
-    """Calls an ioctl on a bound device; how it went is in the reply's `errno`.
+    """Call an ioctl on a bound device; see the reply's `errno` for whether it failed.
 
     Raises:
-        NotBoundError: EINVAL, the device is not bound to an iommufd.
+        NotBoundError: the device is not bound to an iommufd (EINVAL).
     """
     number = device.fileno()
     if not device.bound:
@@ -50,17 +50,17 @@ def attempt(
 def request(
     device: OpenDevice, ioctl: Ioctl, detail: str = "", tail: Buffer = b"", /, **fields: Field
 ) -> Reply:
-    """Calls an ioctl on a bound device.
+    """Call an ioctl on a bound device.
 
     Args:
-        device: what it is called on.
-        ioctl: which one.
-        detail: what of the device it is about, for the error.
-        tail: what follows the struct.
+        device: the device.
+        ioctl: the ioctl.
+        detail: the part of the device that the request is about, for the error.
+        tail: the data after the struct.
         fields: members of the struct.
 
     Raises:
-        NotBoundError: EINVAL, the device is not bound to an iommufd.
+        NotBoundError: the device is not bound to an iommufd (EINVAL).
         LuoError: the kernel refused.
     """
     reply = attempt(device, ioctl, detail, tail, **fields)
@@ -69,11 +69,11 @@ def request(
     return reply
 
 
-def whole(device: OpenDevice, ioctl: Ioctl, detail: str = "", /, **fields: Field) -> bytes:
-    """The answer to a request for information, with everything that follows the struct.
+def request_info(device: OpenDevice, ioctl: Ioctl, detail: str = "", /, **fields: Field) -> bytes:
+    """Return the answer to a request for information, including everything after the struct.
 
-    With too little room the kernel succeeds, leaves out what follows, and says in `argsz` how much
-    it would be; by the next time it can have grown.
+    With too little room the kernel succeeds, leaves out the data after the struct, and sets `argsz`
+    to the size needed; this may have grown by the next call.
     """
     room = 0
     while room <= _ROOM_LIMIT:
@@ -86,10 +86,10 @@ def whole(device: OpenDevice, ioctl: Ioctl, detail: str = "", /, **fields: Field
         errno.E2BIG,
         ioctl.name,
         subject(device, detail),
-        f"The kernel wants to give {room} bytes of information, which makes no sense",
+        f"The kernel asks for room for {room} bytes of information, which is implausible",
     )
 
 
 def subject(device: OpenDevice, detail: str) -> str:
-    """What a request is tried on, in words."""
+    """Return the subject of an error message: the device, and the part of it."""
     return f"{device}, {detail}" if detail else str(device)

@@ -1,4 +1,4 @@
-"""Resets: of a device alone, and of all that share its bus or slot."""
+"""Resets of a device alone, and of all devices on its bus or slot."""
 
 from __future__ import annotations
 
@@ -35,8 +35,9 @@ class AffectedDevice:
 
     Attributes:
         address: such as ``0000:01:00.0``.
-        owned: whether this iommufd has it: bound to it, or in an IOMMU group with one that is.
-        id: its number in the iommufd; None if it is not bound to it.
+        owned: whether this iommufd owns it: it is bound to the iommufd, or in an IOMMU group with a
+            device that is.
+        id: its id in the iommufd; None if it is not bound to it.
     """
 
     address: str
@@ -46,11 +47,11 @@ class AffectedDevice:
 
 @dataclass(frozen=True, slots=True)
 class HotResetInfo:
-    """What a hot reset would reset.
+    """The effect of a hot reset.
 
     Attributes:
-        devices: all of them, this one among them.
-        possible: whether all of them are owned, without which no hot reset is done.
+        devices: all devices that would be reset, including this one.
+        possible: whether all of them are owned; otherwise the kernel refuses a hot reset.
     """
 
     devices: tuple[AffectedDevice, ...]
@@ -58,7 +59,7 @@ class HotResetInfo:
 
 
 def reset(device: OpenDevice) -> None:
-    """Resets the function alone; see `VfioDevice.reset`."""
+    """Reset the function alone; see `VfioDevice.reset`."""
     number = device.fileno()
     if not device.bound:
         raise NotBoundError(errno.EINVAL, _RESET, str(device))
@@ -66,16 +67,16 @@ def reset(device: OpenDevice) -> None:
 
 
 def hot_reset(device: OpenDevice) -> None:
-    """Resets the bus or slot; see `VfioDevice.hot_reset`."""
+    """Reset the bus or slot; see `VfioDevice.hot_reset`."""
     request(device, _HOT_RESET)
 
 
 def hot_reset_info(device: OpenDevice) -> HotResetInfo:
-    """What a hot reset would reset; see `VfioDevice.hot_reset_info`."""
+    """Return which devices a hot reset would reset; see `VfioDevice.hot_reset_info`."""
     room = _ROOM
     while True:
         reply = attempt(device, _INFO, "", bytes(room * _AFFECTED.size))
-        # Too little room is an error here, unlike for other information.
+        # Unlike in other requests for information, too little room is an error here.
         if reply.errno != errno.ENOSPC or room >= _ROOM_LIMIT:
             break
         room *= 2
@@ -86,7 +87,7 @@ def hot_reset_info(device: OpenDevice) -> HotResetInfo:
 
 def _parse(reply: Reply) -> HotResetInfo:
     data, flags = reply.data(), reply.integer("flags")
-    by_id = bool(flags & _BY_ID)  # otherwise it is a group's number
+    by_id = bool(flags & _BY_ID)  # otherwise `devid` is the number of a group
     devices = []
     for index in range(reply.integer("count")):
         one = _AFFECTED.unpack(data, _INFO.struct.size + index * _AFFECTED.size)

@@ -1,17 +1,17 @@
-"""The table of contents of a descriptor store, as bytes: what is in it, and under which token.
+"""The encoding of a descriptor store's table of contents: its entries and their tokens.
 
-A file of two slots. A write goes to the slot that does not hold the newest table, so that one torn
-by the jump leaves the table before it readable. Each slot is a header, whose layout is the same
-for all versions, and JSON::
+The table is a file with two slots. A write goes to the slot that does not hold the newest table, so
+that a write interrupted by the jump leaves the previous table readable. Each slot is a header,
+whose layout is the same for all versions, followed by JSON::
 
     bytes 0-7    magic
     bytes 8-11   version of the JSON
-    bytes 12-15  CRC-32 of the header without this field, and of the JSON
-    bytes 16-23  generation: the newest valid slot counts
+    bytes 12-15  CRC-32 of the header, with zero in this field, and of the JSON
+    bytes 16-23  generation: the valid slot with the highest one counts
     bytes 24-31  length of the JSON, in bytes
 
 All numbers are little-endian. Version 1 had names, tokens and metadata; version 2 added the
-prerequisites, the kind and size of the file, and whether it is in yet.
+prerequisites, the kind and size of the file, and whether it is preserved yet.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ __all__ = ["VERSION", "Contents", "Entry", "decode", "encode"]
 VERSION = 2
 _MAGIC = b"pyluoFDS"
 _HEADER = struct.Struct("<8sIIQQ")
-_TOKENS = range(1, 1 << 64)  # 0 is the table's own
-_MAX_JSON = 64 << 20  # bytes of JSON; a header that says more is no table's
+_TOKENS = range(1, 1 << 64)  # 0 is the token of the table itself
+_MAX_JSON = 64 << 20  # bytes; a header that says more is not valid
 _READING = "FdStore table"
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One descriptor of a store.
+    """A descriptor of a store.
 
     Attributes:
-        name: by which the store knows it.
-        token: by which the session does; the order of the entries is apart from it.
-        kind: "memfd", or "file" for what has no class of its own.
-        size: in bytes, when it was added; 0 where that says nothing.
-        requires: names of entries before this one that it needs.
-        meta: what the owner of the store wants to remember of it: whatever JSON carries.
-        preserved: whether the session has it; False from the intention to preserve it until it is in.
+        name: the entry's name in the store.
+        token: the file's token in the session; the order of the entries does not depend on it.
+        kind: "memfd", or "file" if the file has no class of its own.
+        size: the size in bytes when the entry was added; 0 if the file has no size.
+        requires: the names of earlier entries that this one needs.
+        meta: metadata from the owner of the store: any value that JSON can carry.
+        preserved: whether the session has the file; False while it is being preserved.
     """
 
     name: str
@@ -63,11 +63,11 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """Everything that a table says.
+    """The contents of a table.
 
     Attributes:
-        entries: in their order; prerequisites come before what needs them.
-        meta: of the store as a whole.
+        entries: the entries in order; an entry comes after those that it requires.
+        meta: the metadata of the store.
     """
 
     entries: tuple[Entry, ...] = ()
@@ -75,12 +75,12 @@ class Contents:
 
 
 def encode(contents: Contents, generation: int, room: int) -> bytes:
-    """One slot, at most `room` bytes.
+    """Encode a slot of at most `room` bytes.
 
     Raises:
-        FdStoreError: ENOSPC, it does not fit.
-        TypeError: the metadata is not what JSON carries, or a name is none.
-        ValueError: likewise, or a number that is none.
+        FdStoreError: the slot does not fit (ENOSPC).
+        TypeError: JSON cannot carry the metadata, or a name is empty or not a string.
+        ValueError: JSON cannot carry the metadata, as with NaN.
     """
     tree = {
         "meta": contents.meta,
@@ -92,19 +92,19 @@ def encode(contents: Contents, generation: int, room: int) -> bytes:
                 "size": entry.size,
                 "requires": list(entry.requires),
                 "meta": entry.meta,
-                "settled": int(entry.preserved),  # as long either way
+                "settled": int(entry.preserved),  # a digit, so that its length never changes
             }
             for entry in contents.entries
         ],
     }
     text = json.dumps(tree, separators=(",", ":"), allow_nan=False).encode()
-    _parse_contents(json.loads(text), VERSION)  # or nobody could read it after the jump
+    _parse_contents(json.loads(text), VERSION)  # refuse now what no reader could parse later
     room = min(room, _HEADER.size + _MAX_JSON)
     if _HEADER.size + len(text) > room:
         raise FdStoreError(
             errno.ENOSPC,
             _READING,
-            f"{_HEADER.size + len(text)} bytes where {room} are kept for it",
+            f"{_HEADER.size + len(text)} bytes where there is room for {room}",
             "Create the store with a larger table_size, or keep less metadata",
         )
     check = _checksum(VERSION, generation, text)
@@ -112,30 +112,30 @@ def encode(contents: Contents, generation: int, room: int) -> bytes:
 
 
 def decode(read: Callable[[int, int], bytes], size: int) -> tuple[Contents, int, int]:
-    """What the newest table in a file says, with its generation and the number of its slot.
+    """Decode the newest table in a file; return it with its generation and the number of its slot.
 
-    No more of the file is read than a table takes: it may be a guest's RAM.
+    Only as much of the file is read as a table can take, because the file may be a guest's RAM.
 
     Args:
-        read: gives so many bytes, from that offset.
-        size: of the file, in bytes.
+        read: a function that returns so many bytes (first argument) from an offset (second one).
+        size: the size of the file in bytes.
 
     Raises:
-        FdStoreError: EPROTONOSUPPORT, the table is of a newer version; EBADMSG, it is damaged, or
-            no table.
+        FdStoreError: the table has a newer version (EPROTONOSUPPORT), is damaged, or is not a table
+            (EBADMSG).
     """
     room = size // 2
     slots = [_read_slot(read, number * room, room) for number in (0, 1)]
     found = [(slot, number) for number, slot in enumerate(slots) if slot is not None]
     if not found:
-        raise _damage_error("neither of its copies is whole")
+        raise _damage_error("neither of its two slots is valid")
     (version, generation, text), number = max(found, key=lambda item: item[0][1])
     if version > VERSION:
         raise FdStoreError(
             errno.EPROTONOSUPPORT,
             _READING,
             f"version {version}, where this pyluo reads up to {VERSION}",
-            "Use the pyluo that wrote it, or a newer one; nothing was touched",
+            "Use the pyluo that wrote it, or a newer one; nothing was changed",
         )
     try:
         tree = json.loads(text)
@@ -147,7 +147,7 @@ def decode(read: Callable[[int, int], bytes], size: int) -> tuple[Contents, int,
 def _read_slot(
     read: Callable[[int, int], bytes], offset: int, room: int
 ) -> tuple[int, int, bytes] | None:
-    """The version, the generation and the JSON of a slot; None for an empty or a torn one."""
+    """Return the version, generation and JSON of a slot; None if it is empty or damaged."""
     header = read(_HEADER.size, offset)
     if room < _HEADER.size or len(header) < _HEADER.size:
         return None
@@ -163,13 +163,13 @@ def _checksum(version: int, generation: int, text: bytes) -> int:
 
 
 def _parse_contents(tree: Any, version: int) -> Contents:
-    """Checks everything: a table that is whole may still be another program's."""
+    """Check everything: a table with a valid checksum may still come from another program."""
     entries: dict[str, Entry] = {}
     tokens: set[int] = set()
     for item in tree["entries"]:
         entry = _parse_entry_v1(item) if version == 1 else _parse_entry(item)
         if entry.name in entries or entry.token in tokens:
-            raise ValueError(f"{entry.name!r}, token {entry.token}: not the only one")
+            raise ValueError(f"{entry.name!r}, token {entry.token}: used twice")
         if unknown := set(entry.requires) - entries.keys():
             raise ValueError(f"{entry.name!r} requires {unknown}, which do not come before it")
         entries[entry.name] = entry
@@ -187,9 +187,9 @@ def _parse_entry_v1(item: Any) -> Entry:
 
 def _parse_entry(item: Any) -> Entry:
     settled, requires, size = item["settled"], item["requires"], item["size"]
-    whole = type(settled) is int and type(size) is int and isinstance(requires, list)
-    if not whole or settled not in (0, 1):
-        raise TypeError("an entry with fields of other types")
+    valid = type(settled) is int and type(size) is int and isinstance(requires, list)
+    if not valid or settled not in (0, 1):
+        raise TypeError("an entry has fields of other types")
     return Entry(
         name=_check_name(item["name"]),
         token=_check_token(item["token"]),
@@ -203,26 +203,26 @@ def _parse_entry(item: Any) -> Entry:
 
 def _check_name(value: Any) -> str:
     if not isinstance(value, str) or not value:
-        raise TypeError(f"{value!r} is no name")
+        raise TypeError(f"{value!r} is not a name")
     return value
 
 
 def _check_token(value: Any) -> int:
     if type(value) is not int or value not in _TOKENS:
-        raise TypeError(f"{value!r} is no token of an entry")
+        raise TypeError(f"{value!r} is not a token of an entry")
     return value
 
 
 def _check_metadata(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise TypeError(f"{value!r} is no metadata")
+        raise TypeError(f"{value!r} is not metadata")
     return value
 
 
-def _damage_error(how: str) -> FdStoreError:
+def _damage_error(problem: str) -> FdStoreError:
     return FdStoreError(
         errno.EBADMSG,
         _READING,
-        how,
-        "What the session holds is untouched; its files can be retrieved by their tokens",
+        problem,
+        "The session is unchanged; its files can be retrieved by their tokens",
     )

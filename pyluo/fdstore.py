@@ -1,8 +1,8 @@
-"""A session whose files have names, an order and metadata, and that can be carried on and on.
+"""A session whose files have names, an order and metadata, and that lasts over many live updates.
 
-What the store knows is kept in the session itself, in a memfd at token 0, which is right at every
-moment up to the jump: an entry is written down before it is preserved, as an intention, and again
-once it is in.
+The store keeps its table of contents in the session itself, in a memfd at token 0. The table is
+valid at every moment up to the jump: an entry is written to it before its file is preserved, and
+marked as preserved afterwards.
 """
 
 from __future__ import annotations
@@ -51,25 +51,25 @@ F = TypeVar("F", bound=OwnedFd)
 class FdStore:
     """Named descriptors that go through live updates together.
 
-    On the way out (`create`) entries are added and removed; after the jump (`retrieve`) they are
-    had back, and either the store is finished or `renew()` makes it ready for the next jump. The
-    store keeps descriptors of its own: what a caller passes in or gets out stays the caller's.
+    Before the jump (`create`), entries are added and removed. After it (`retrieve`), `get` returns
+    them, and either `finish()` ends the store or `renew()` prepares it for the next jump. The store
+    keeps descriptors of its own: the caller owns those that it passes in or gets.
 
-    As a context manager an exception discards a store that was created, and leaves one that was
-    retrieved as it is, renewed or not; leaving normally finishes an incoming one. Safe to use from
+    Leaving its ``with`` block finishes an incoming store. An exception discards a store that was
+    created, and leaves one that was retrieved unchanged, renewed or not. A store can be used from
     several threads, which take turns.
 
     Args:
-        session: an outgoing session without a file under token 0, or an incoming one that was a
-            store.
-        table_size: bytes kept for the table of contents, twice; some 120 bytes are used by each
-            entry, and what its metadata takes as JSON.
+        session: an outgoing session without a file under token 0, or an incoming session that was
+            a store.
+        table_size: bytes for the table of contents, allocated twice; each entry takes about 120
+            bytes, plus its metadata as JSON.
 
     Raises:
-        FdStoreError: the table of an incoming session is damaged (EBADMSG) or newer than this
-            pyluo (EPROTONOSUPPORT), or there is none (ENOENT). Nothing is finished; the session is
-            on the exception.
-        TokenInUseError: the outgoing session has a file under token 0.
+        FdStoreError: the table of an incoming session is damaged (EBADMSG), newer than this pyluo
+            (EPROTONOSUPPORT) or missing (ENOENT). Nothing is finished; the attribute `session` of
+            the exception has the session.
+        TokenInUseError: the outgoing session has a file under token 0 (EEXIST).
     """
 
     def __init__(
@@ -83,8 +83,8 @@ class FdStore:
         self._name = session.name
         self._entries: dict[str, Entry] = {}
         self._meta: dict[str, Any] = {}
-        self._retrieved: set[str] = set()  # by the kernel: retrieving it again cannot fail
-        self._handed_out: set[str] = set()  # to a caller, by get()
+        self._retrieved: set[str] = set()  # the kernel cannot fail to retrieve these again
+        self._handed_out: set[str] = set()  # callers have got these from get()
         self._lost: tuple[str, ...] = ()
         self._finishing = False
         if isinstance(session, IncomingSession):
@@ -99,11 +99,11 @@ class FdStore:
     def create(
         cls, name: str, *, device: LiveUpdate | None = None, table_size: int = _TABLE_SIZE
     ) -> Self:
-        """An empty store in a new session, for the next live update.
+        """Create an empty store in a new session, for the next live update.
 
         Args:
-            name: of the session.
-            device: opened for the while of the call if it is not given.
+            name: the name of the session.
+            device: the open device; by default it is opened for the duration of the call.
             table_size: as for the class.
 
         Raises:
@@ -119,7 +119,7 @@ class FdStore:
 
     @classmethod
     def retrieve(cls, name: str, *, device: LiveUpdate | None = None) -> Self:
-        """The store of this name that the previous kernel handed over.
+        """Retrieve the store of this name that the previous kernel handed over.
 
         Raises:
             LuoError: as `LiveUpdate` and `LiveUpdate.retrieve_session` do.
@@ -136,38 +136,38 @@ class FdStore:
 
     @property
     def session(self) -> OutgoingSession | IncomingSession:
-        """The session that holds the store now; `renew` and `remove` put another in its place."""
+        """The session that holds the store now; `renew` and `remove` replace it by another."""
         return self._session
 
     @property
     def outgoing(self) -> OutgoingSession:
-        """The session, of an outgoing store.
+        """The session of an outgoing store.
 
         Raises:
-            FdStoreError: EPERM, the store is incoming.
+            FdStoreError: the store is incoming (EPERM).
         """
         return self._require_outgoing("outgoing")
 
     @property
     def incoming(self) -> bool:
-        """Whether the store came in from the previous kernel, and is not yet renewed."""
+        """Whether the store came from the previous kernel and is not renewed yet."""
         return isinstance(self._session, IncomingSession)
 
     @property
     def entries(self) -> tuple[Entry, ...]:
-        """What is in the store, in order."""
+        """The entries of the store, in order."""
         with self._lock:
             return tuple(self._entries.values())
 
     @property
     def meta(self) -> dict[str, Any]:
-        """A copy of the store's own metadata; `set_meta` changes it."""
+        """A copy of the store's metadata; `set_meta` changes it."""
         with self._lock:
             return dict(self._meta)
 
     @property
     def lost(self) -> tuple[str, ...]:
-        """Names that were about to be preserved when the jump came, and did not come along."""
+        """The names of entries that were being added when the jump came, and so are missing."""
         return self._lost
 
     def __len__(self) -> int:
@@ -193,19 +193,19 @@ class FdStore:
         name: str,
         type: type[OwnedFd] | None = None,  # noqa: A002
     ) -> OwnedFd:
-        """A new descriptor of an entry, the caller's to close.
+        """Return a new descriptor of an entry; the caller must close it.
 
-        From an incoming store the files that it requires are retrieved before it.
+        In an incoming store, the entries that it requires are retrieved first.
 
         Args:
-            name: of the entry.
-            type: what to make of the descriptor; without it, what was added: a `Memfd` for a file
-                with seals.
+            name: the name of the entry.
+            type: the class of the object to return; by default `Memfd` for a file that can have
+                seals, and `OwnedFd` for others.
 
         Raises:
             KeyError: there is no such entry.
-            PreservedMemoryError: ENOMEM, refused by pyluo: the caller's memory cgroup has no room
-                for it; it is still in the session.
+            PreservedMemoryError: pyluo refuses because the caller's memory cgroup has no room for
+                the file (ENOMEM); it is still in the session.
             LuoError: as `IncomingSession.retrieve` does.
         """
         with self._lock:
@@ -220,24 +220,25 @@ class FdStore:
 
     @contextmanager
     def borrow(self, name: str) -> Iterator[OwnedFd]:
-        """A descriptor of an entry for the while of a block, which does not count as had back.
+        """Return a descriptor of an entry that is closed at the end of a ``with`` block.
 
-        `finish` still refuses to destroy the entry. From an incoming store it is retrieved.
+        Unlike after `get`, `finish` still refuses to destroy the entry. In an incoming store the
+        entry is retrieved.
 
         Raises:
             KeyError: there is no such entry.
             LuoError: as `get` does.
         """
         with self._lock:
-            had = name in self._handed_out
+            was_handed_out = name in self._handed_out
             fd = self.get(name)
-            if not had:
+            if not was_handed_out:
                 self._handed_out.discard(name)
         with fd:
             yield fd
 
     def _retrieve(self, entry: Entry, kind: type[F]) -> F:
-        """Retrieves an entry, after what it requires."""
+        """Retrieve an entry, after the entries that it requires."""
         session = self._require_incoming("get")
         for needed in entry.requires:
             if needed not in self._retrieved:
@@ -258,23 +259,24 @@ class FdStore:
         meta: Mapping[str, Any] | None = None,
         allow_noexec: bool = False,
     ) -> Entry:
-        """Preserves a file under a name, after everything that is in the store already.
+        """Preserve a file under a name, as the last entry of the store.
 
         Args:
-            name: of the new entry.
+            name: the name of the new entry.
             fd: the file; the store keeps a descriptor of its own.
-            requires: names of entries that have to be retrieved before it, and finished after it.
-            meta: what to remember of it: whatever JSON carries.
+            requires: the names of entries that must be retrieved before this one, and finished
+                after it.
+            meta: metadata to keep with the entry: any value that JSON can carry.
             allow_noexec: as for `OutgoingSession.preserve`.
 
         Raises:
-            FdStoreError: EEXIST, the name is taken; ENOENT, something required is not in the
-                store; ENOSPC, the table of contents is full; EPERM, the store is incoming.
-            LuoError: as `OutgoingSession.preserve` does. The store is as it was then.
+            FdStoreError: the name is taken (EEXIST); a required entry is not in the store (ENOENT);
+                the table of contents is full (ENOSPC); the store is incoming (EPERM).
+            LuoError: as `OutgoingSession.preserve` does. The store is unchanged then.
         """
         with self._lock:
             session = self._require_outgoing("add")
-            session.fileno()  # or it is closed, and nothing is written down
+            session.fileno()  # raises if the session is closed, before the table is written
             if not name or name in self._entries:
                 raise self._error("add", errno.EEXIST, f"entry {name!r}", "Choose another name")
             if missing := [needed for needed in requires if needed not in self._entries]:
@@ -298,7 +300,7 @@ class FdStore:
                 self._files.pop(name, None)
                 own.close()
                 raise
-            # From here on the kernel may have it: only its own refusal says that it has not.
+            # From here on the kernel may have the file; only a LuoError says that it has not.
             try:
                 session.preserve(own, entry.token, allow_noexec=allow_noexec)
             except LuoError:
@@ -310,12 +312,12 @@ class FdStore:
             return entry
 
     def set_meta(self, meta: Mapping[str, Any], *, name: str | None = None) -> None:
-        """Replaces the metadata of the store, or of one entry.
+        """Replace the metadata of the store, or of the entry `name`.
 
         Raises:
             KeyError: there is no such entry.
-            FdStoreError: ENOSPC, the table is full; EPERM, the store is incoming. The metadata is
-                what it was.
+            FdStoreError: the table is full (ENOSPC), or the store is incoming (EPERM). The metadata
+                is unchanged then.
         """
         with self._lock:
             self._require_outgoing("set_meta")
@@ -326,17 +328,17 @@ class FdStore:
                 self._write({**self._entries, name: entry})
 
     def remove(self, name: str, *, device: LiveUpdate | None = None) -> None:
-        """Takes one entry out; its file is the caller's alone again.
+        """Remove an entry; its file is no longer preserved.
 
-        The kernel gives up whole sessions only, so the session is discarded and made anew with the
-        rest: a jump in the meantime would find nothing. If that fails half-way, the store knows
-        what is not in, and `renew()` takes it up again.
+        The kernel can only give up whole sessions, so the session is discarded and created again
+        with the other entries. A jump in between carries nothing over. If it fails half-way, the
+        store knows which entries are missing, and `renew()` preserves them.
 
         Raises:
             KeyError: there is no such entry.
-            FdStoreError: EBUSY, other entries require it, or another process holds the session,
-                which would not end then; EPERM, the store is incoming. Nothing was touched.
-            DeviceBusyError: the device is open elsewhere; nothing was touched.
+            FdStoreError: other entries require it, or another process has the session open, so that
+                it would not end (EBUSY); the store is incoming (EPERM). Nothing was changed.
+            DeviceBusyError: the device is open elsewhere (EBUSY); nothing was changed.
             LuoError: as `OutgoingSession.preserve` does.
         """
         with self._lock:
@@ -351,7 +353,7 @@ class FdStore:
                     "remove",
                     errno.EBUSY,
                     f"entry {name!r}",
-                    f"The session is also held by {', '.join(others)}, and would not end",
+                    f"The session is also held by {', '.join(others)}, so it would not end",
                 )
             with _open_device(device) as luo:
                 del self._entries[entry.name]
@@ -359,14 +361,14 @@ class FdStore:
                 self._files.pop(name).close()
 
     def _other_holders(self, session: OutgoingSession) -> list[str]:
-        """The other descriptors of this session, as far as the caller may see them."""
+        """Return the other descriptors of this session that the caller may see, in words."""
         own = os.getpid(), session.fileno()
         return [
             f"process {each.pid} ({each.command!r}, fd {each.fd})"
             for each in open_sessions()
             if (each.pid, each.fd) != own
             and each.session == self._name
-            and each.direction != "incoming"  # it may be one that cannot be told
+            and each.direction != "incoming"  # it is None if the kernel cannot tell
         ]
 
     def renew(
@@ -376,28 +378,29 @@ class FdStore:
         device: LiveUpdate | None = None,
         allow_noexec: bool = False,
     ) -> None:
-        """Carries everything on to the next live update, by the same names and in the same order.
+        """Preserve all entries for the next live update, with the same names and order.
 
-        Retrieves what was not yet, finishes the incoming session and preserves all of it in a new
-        one. Between the two this process alone has the files: they would go with it. On an
-        outgoing store it preserves what a failure left out, and is nothing otherwise.
+        `renew` retrieves the entries that were not yet, finishes the incoming session and preserves
+        all files in a new one. In between only this process has the files: if it dies, they are
+        lost. In an outgoing store, `renew` preserves the entries that a failure left out, if any.
 
         Args:
-            destroy: names of entries to leave behind.
-            device: opened for the while of the call if it is not given.
+            destroy: the names of entries to give up.
+            device: the open device; by default it is opened for the duration of the call.
             allow_noexec: as for `OutgoingSession.preserve`.
 
         Raises:
-            FdStoreError: ENOENT, no such entry to destroy; EBUSY, another entry requires it.
-            PreservedMemoryError: ENOMEM, files have grown since, and there is no memory for that.
-            LuoError: a file could not be retrieved: nothing is finished yet, and `destroy` leaves
-                it behind. Or one could not be preserved: the store still has all the files, and
+            FdStoreError: an entry to destroy does not exist (ENOENT), or another entry requires it
+                (EBUSY).
+            PreservedMemoryError: files have grown since, and there is no memory for it (ENOMEM).
+            LuoError: a file could not be retrieved: nothing is finished yet, and `destroy` can give
+                it up. Or a file could not be preserved: the store still has all the files, and
                 `renew` can be called again.
         """
         with self._lock:
             session = self._session
             if not isinstance(session, IncomingSession):
-                self._preserve_left_out(session, destroy, device)
+                self._renew_outgoing(session, destroy, device)
                 return
             kept = self._entries_without("renew", destroy)
             for entry in kept.values():
@@ -431,17 +434,20 @@ class FdStore:
             self._preserve_rest(outgoing)
 
     def _refuse_growth(self, names: Iterable[str]) -> None:
-        """Files that came over take no more memory than they have, unless they grew since."""
+        """Refuse files that have grown if there is no memory for it.
+
+        Files that a live update carried over take no new memory otherwise.
+        """
         fds = [self._files[name].fileno() for name in names]
         guards.refuse_excess_memory(fds, partial(str, f"store {self._name!r}"), in_scratch=False)
 
-    def _preserve_left_out(
+    def _renew_outgoing(
         self,
         session: OutgoingSession,
         destroy: Collection[str],
         device: LiveUpdate | None,
     ) -> None:
-        """Takes up again what a failure left out of an outgoing store."""
+        """Preserve the entries of an outgoing store that a failure left out."""
         if destroy:
             raise self._error("renew", errno.EPERM, f"{list(destroy)}", "Use remove()")
         self._refuse_growth(self._left_out())
@@ -452,15 +458,15 @@ class FdStore:
             self._preserve_rest(session)
 
     def finish(self, *, destroy: Collection[str] = ()) -> None:
-        """Ends an incoming store, in the reverse of its order; a second time does nothing.
+        """Finish an incoming store, its last entry first; finishing it twice does nothing.
 
         Args:
-            destroy: names of entries that were not retrieved, and need not be.
+            destroy: the names of entries that `get` did not return, and that may be destroyed.
 
         Raises:
-            FdStoreError: EBUSY, entries would be destroyed that were neither had from `get` nor
-                named; ENOENT, a name is not in the store; EPERM, the store is
-                outgoing. Nothing is finished.
+            FdStoreError: it would destroy entries that `get` did not return and `destroy` does not
+                name (EBUSY); a name is not in the store (ENOENT); the store is outgoing (EPERM).
+                Nothing is finished then.
             LuoError: as `IncomingSession.finish` does.
         """
         with self._lock:
@@ -472,34 +478,33 @@ class FdStore:
                 raise self._error(
                     "finish",
                     errno.EBUSY,
-                    f"entries {left}, which nobody got",
-                    f"They would be destroyed: get() them, or say finish(destroy={left})",
+                    f"entries {left}, which get() did not return",
+                    f"They would be destroyed: get() them, or call finish(destroy={left})",
                 )
             session.finish()
             self._close_files()
 
     def discard(self) -> None:
-        """Gives an outgoing store up; the files stay with those who have them open.
+        """Give up an outgoing store; the files stay open for those who have them open.
 
-        The store's own descriptors are closed: of a renewed store, a file that nobody took out
-        with `get` is gone.
+        The store closes its own descriptors, so a file of a renewed store is lost unless `get`
+        returned it.
 
         Raises:
-            FdStoreError: EPERM, the store is incoming.
+            FdStoreError: the store is incoming (EPERM).
         """
         with self._lock:
             self._require_outgoing("discard").discard()
             self._close_files()
 
     def detach(self) -> int:
-        """Gives up the descriptor of the session, still open, and closes the store's own.
+        """Return the descriptor of the session, still open, and close the store's other ones.
 
-        Returns:
-            The descriptor: what its end means is the caller's to mind now.
+        The caller owns the descriptor now. Closing the last descriptor of the session gives up or
+        destroys the files in it.
 
         Raises:
-            FdStoreError: EBUSY, files are not in the session that a failed `renew` or `remove`
-                left to the store alone.
+            FdStoreError: a failed `renew` or `remove` left files out of the session (EBUSY).
         """
         with self._lock:
             if left := self._left_out():
@@ -524,8 +529,8 @@ class FdStore:
             self.discard()
 
     def __del__(self) -> None:
-        # The session warns of itself, and files that are in it do not hang on these; of the others
-        # this may be the only descriptor.
+        # The session gives a warning of its own, and keeps the files that are in it. Of the other
+        # files the store may have the only descriptor.
         if left := self._left_out():
             warnings.warn(
                 f"{self!r} was dropped with {left} not preserved; their descriptors stay open",
@@ -545,7 +550,7 @@ class FdStore:
         return Contents(tuple(self._entries.values()), self._meta)
 
     def _read_table(self, session: IncomingSession) -> None:
-        """Takes the table's word, but for entries that were on their way in at the jump."""
+        """Read the table; find out about entries that were being preserved when the jump came."""
         with session.retrieve(_TABLE_TOKEN, Memfd) as memfd:
             self._table_size = memfd.size // 2
             read, _, _ = contents.decode(memfd.read, memfd.size)
@@ -563,11 +568,11 @@ class FdStore:
                 lost.append(entry.name)
                 del self._entries[entry.name]
             except LuoError:
-                continue  # it is there: get() says what is wrong, and destroy= leaves it behind
+                continue  # it exists: get() will raise the error, and destroy= can give it up
         self._lost = tuple(lost)
 
     def _table_error(self, error: LuoError, session: IncomingSession) -> FdStoreError:
-        """Says whose table it is, and keeps the session within the caller's reach."""
+        """Return the error for a table that cannot be read, with the session as an attribute."""
         number, hint = error.errno or errno.EIO, error.hint
         if isinstance(error, TokenNotFoundError):
             what = "no table of contents"
@@ -580,17 +585,17 @@ class FdStore:
         return refusal
 
     def _left_out(self) -> list[str]:
-        """The entries that are in no session, though the store has their files."""
+        """Return the entries that are not in the session, but whose files the store has."""
         files: dict[str, OwnedFd] = getattr(self, "_files", {})
         entries: dict[str, Entry] = getattr(self, "_entries", {})
-        # Interrupted in the middle of a finish: the session may have them no more.
+        # If a finish was interrupted, the session may have lost the files.
         finishing = getattr(self, "_finishing", False)
         return [
             name for name in files if finishing or (name in entries and not entries[name].preserved)
         ]
 
     def _write(self, entries: dict[str, Entry], meta: dict[str, Any] | None = None) -> None:
-        """Makes this the store's contents, in the table first."""
+        """Replace the store's contents, first in the table and then in this object."""
         meta = self._meta if meta is None else meta
         if self._table is None:
             raise ValueError(f"{self!r} is closed")
@@ -598,9 +603,10 @@ class FdStore:
         self._entries, self._meta = entries, meta
 
     def _recreate_session(self, luo: LiveUpdate) -> None:
-        """A new session, with the table and with all entries: what was in the old one is allowed.
+        """Discard the session, and preserve the table and all entries in a new one of this name.
 
-        What fails before the table is in leaves the session closed, and so to be rebuilt.
+        pyluo's own checks are skipped, because the files were preserved before. A failure before
+        the table is preserved leaves the session closed, so the next call starts again.
         """
         assert isinstance(self._session, OutgoingSession)
         assert self._table is not None
@@ -617,7 +623,10 @@ class FdStore:
         self._preserve_rest(session)
 
     def _create_under_same_name(self, luo: LiveUpdate) -> OutgoingSession:
-        """The session anew; who looks at sessions at this moment has the old one for a moment."""
+        """Create the session again, waiting until nobody has the old one open.
+
+        A process that lists the open sessions duplicates their descriptors for a moment.
+        """
         deadline = time.monotonic() + _RECREATE_TIMEOUT
         while True:
             try:
@@ -628,9 +637,9 @@ class FdStore:
                 time.sleep(0.01)
 
     def _preserve_rest(self, session: OutgoingSession) -> None:
-        """Preserves the entries that are not in, in order; writes down those that are then.
+        """Preserve the entries that are not preserved yet, in order, and record them in the table.
 
-        Their pages were preserved before, so that pyluo's own checks have nothing to say to them.
+        pyluo's own checks are skipped, because the files were preserved before.
         """
         rest = {entry.token: entry.name for entry in self.entries if not entry.preserved}
         while rest:
@@ -640,7 +649,7 @@ class FdStore:
                 session.preserve_many(files, guarded=False)
                 done = list(rest)
             except TokenInUseError as error:
-                # An interrupted try had put it in: tokens are never used twice.
+                # An interrupted call preserved it: the store never uses a token for two files.
                 done = [*error.preserved, list(rest)[len(error.preserved)]]
             except LuoError as error:
                 done = error.preserved
@@ -652,7 +661,7 @@ class FdStore:
                 self._write(self._entries)
 
     def _entries_without(self, operation: str, names: Collection[str]) -> dict[str, Entry]:
-        """The entries that stay when `names` go."""
+        """Return the entries without `names`; refuse if one of them requires a removed entry."""
         self._check_names(operation, names)
         kept = {name: entry for name, entry in self._entries.items() if name not in names}
         for entry in kept.values():
@@ -688,7 +697,7 @@ class FdStore:
         return FdStoreError(number, f"FdStore.{operation}", subject, hint)
 
     def _close_files(self) -> None:
-        """Closes the descriptors that are the store's own."""
+        """Close the store's own descriptors."""
         files, self._files = getattr(self, "_files", {}), {}
         for file in files.values():
             file.close()
@@ -698,7 +707,7 @@ class FdStore:
 
 
 class _Table:
-    """The memfd of the table of contents, and which of its two slots is written next."""
+    """The memfd with the table of contents, which has two slots that are written alternately."""
 
     def __init__(self, name: str, room: int) -> None:
         self._room = room
@@ -706,7 +715,7 @@ class _Table:
         self.memfd = Memfd.create(f"pyluo table of {name}"[:60], 2 * room)
 
     def write(self, table_contents: Contents) -> None:
-        """Writes in place; until it is whole, the table before it counts."""
+        """Write the table into the older slot; the other one counts until the write is complete."""
         generation = self._generation + 1
         slot = contents.encode(table_contents, generation, self._room)
         self.memfd.write(slot, (generation % 2) * self._room)
@@ -714,7 +723,7 @@ class _Table:
 
 
 def _new_table(session: OutgoingSession, table_contents: Contents, room: int) -> _Table:
-    """A table with these contents, preserved, and with room for as many again."""
+    """Create and preserve a table with these contents, with room for twice their size."""
     needed = len(contents.encode(table_contents, 1, 1 << 30))
     table = _Table(session.name, max(room, 2 * needed))
     try:
@@ -731,7 +740,7 @@ def _not_preserved_yet(entries: Mapping[str, Entry]) -> dict[str, Entry]:
 
 
 def _open_device(device: LiveUpdate | None) -> AbstractContextManager[LiveUpdate]:
-    """The device given, which stays open, or one of its own for the while."""
+    """Return the device that was given, or open it for the duration of a ``with`` block."""
     return nullcontext(device) if device is not None else LiveUpdate()
 
 

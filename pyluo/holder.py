@@ -1,8 +1,8 @@
-"""A process that does nothing but hold a session, so that the session outlives who made it.
+"""A process that only holds a session open, so that the session outlives the process that made it.
 
-It listens on a socket in a folder that only its user may enter, and answers that user and root:
-`session` is answered with a duplicate of the descriptor, `release` ends it. It survives its
-parent, and the terminal's hang-up; a jump ends it, after the session has gone over.
+It listens on a socket in a folder that only its user may enter, and serves that user and root: it
+answers `session` with a duplicate of the descriptor, and ends after `release`. It survives the end
+of its parent and the hang-up of the terminal. A jump ends it, and carries its session over.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["Holder", "find", "hold", "retrieve"]
 
 _SESSION, _RELEASE, _KEEP = b"session", b"release", b"keep"
-# In seconds. Others wait longer for an answer than a client that says nothing can take up.
+# In seconds. The answer timeout is longer than a silent client can keep the process busy.
 _REQUEST_TIMEOUT = 1.0
 _ANSWER_TIMEOUT = 10.0
 _START_TIMEOUT = 60.0
@@ -43,12 +43,12 @@ _START_TIMEOUT = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A holder process, as others see it.
+    """A process that holds a session.
 
     Attributes:
-        name: of the session.
-        direction: of the session, "incoming" or "outgoing".
-        pid: of the process.
+        name: the name of the session.
+        direction: the direction of the session, "incoming" or "outgoing".
+        pid: the process.
     """
 
     name: str
@@ -56,39 +56,39 @@ class Holder:
     pid: int
 
     def session(self) -> OutgoingSession | IncomingSession:
-        """A duplicate of the session, which the process goes on holding.
+        """Return a duplicate of the session; the process still holds the session.
 
         Raises:
-            LuoError: the process is gone (ENOENT, ECONNREFUSED), or answered nonsense (EPROTO).
+            LuoError: the process is gone (ENOENT, ECONNREFUSED), or sent no session (EPROTO).
         """
         with _connect(self.name, self.direction) as connection, raising("ask holder", str(self)):
             connection.send(_SESSION)
             _, fds, _, _ = socket.recv_fds(connection, 64, 1, socket.MSG_CMSG_CLOEXEC)
         if not fds:
-            raise LuoError(EPROTO, "ask holder", str(self), "It gave no session")
+            raise LuoError(EPROTO, "ask holder", str(self), "It sent no session")
         return _adopt(fds[0], self.direction)
 
     def release(self) -> None:
-        """Ends the process, and with it the session, unless others have it open too.
+        """End the process, and with it the session, unless others have it open too.
 
         Raises:
             LuoError: as for `session`.
         """
         with _connect(self.name, self.direction) as connection, raising("ask holder", str(self)):
-            connection.settimeout(None)  # giving much memory back takes long
+            connection.settimeout(None)  # freeing much memory takes long
             connection.send(_RELEASE)
-            connection.recv(64)  # comes when the session is closed
+            connection.recv(64)  # returns when the session is closed
 
     def __str__(self) -> str:
         return f"process {self.pid}, which holds {self.direction} session {self.name!r}"
 
 
 def hold(session: OutgoingSession) -> Holder:
-    """Starts a process that holds a duplicate of an outgoing session.
+    """Start a process that holds a duplicate of an outgoing session.
 
     Raises:
-        LuoError: EEXIST, one of this name runs; ECHILD, it did not start; ETIMEDOUT, not in time.
-            Nothing is held then.
+        LuoError: a holder of this session runs already (EEXIST), the process did not start
+            (ECHILD), or not in time (ETIMEDOUT). No process holds the session then.
     """
     with raising("dup", f"session {session.name!r}"):
         fd = os.dup(session.fileno())
@@ -99,20 +99,20 @@ def hold(session: OutgoingSession) -> Holder:
 
 
 def retrieve(name: str) -> Holder:
-    """Starts a process that retrieves an incoming session itself, and holds it.
+    """Start a process that retrieves an incoming session and holds it.
 
     Raises:
-        LuoError: EEXIST, one of this name runs; ECHILD, it did not start; and as
-            `LiveUpdate.retrieve_session` does.
+        LuoError: a holder of this session runs already (EEXIST), the process did not start
+            (ECHILD); and as `LiveUpdate.retrieve_session` does.
     """
     return _start(name, "incoming", -1)
 
 
 def find(name: str, direction: str) -> Holder | None:
-    """The process that holds this session, if there is one.
+    """Return the process that holds this session, if there is one.
 
     Raises:
-        LuoPermissionError: EACCES, the folder or the process belongs to somebody else.
+        LuoPermissionError: the folder or the process belongs to another user (EACCES).
     """
     try:
         with _connect(name, direction) as connection:
@@ -124,7 +124,7 @@ def find(name: str, direction: str) -> Holder | None:
 
 
 def _folder() -> str:
-    """Where the sockets are; only its owner may enter."""
+    """Return the folder of the sockets, which only its owner may enter; create it if necessary."""
     if os.geteuid() == 0:
         folder = "/run/pyluo"
     else:
@@ -132,16 +132,19 @@ def _folder() -> str:
     with raising("make folder", folder), suppress(FileExistsError):
         os.mkdir(folder, 0o700)
     status = os.lstat(folder)
-    private = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
-    if not private or stat.S_IMODE(status.st_mode) & 0o077:
+    own_folder = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+    if not own_folder or stat.S_IMODE(status.st_mode) & 0o077:
         raise LuoPermissionError(
-            EACCES, "use folder", folder, "It has to be yours alone: a folder of mode 0700"
+            EACCES, "use folder", folder, "It must be your own folder, of mode 0700"
         )
     return folder
 
 
 def _address(name: str, direction: str) -> str:
-    """A session's name may be longer than a socket's, and have a slash in it."""
+    """Return the path of a holder's socket.
+
+    It has a digest of the session's name, which may be too long for a socket and contain slashes.
+    """
     digest = hashlib.blake2b(os.fsencode(name), digest_size=12).hexdigest()
     return os.path.join(_folder(), f"{digest}-{direction}")
 
@@ -167,18 +170,18 @@ def _connect(name: str, direction: str) -> socket.socket:
 
 
 def _start(name: str, direction: str, fd: int) -> Holder:
-    """Runs this module in a process of its own, and waits until it holds the session."""
+    """Run this module in a process of its own, and wait until it holds the session."""
     address = _address(name, direction)
     with _start_lock() as lock, ExitStack() as stack:
         if (found := find(name, direction)) is not None:
             raise LuoError(EEXIST, "start holder", str(found), "Release it first")
         with suppress(FileNotFoundError):
-            os.unlink(address)  # of a holder that was killed: nobody listens
-        ours, childs = map(stack.enter_context, socket.socketpair(type=socket.SOCK_SEQPACKET))
+            os.unlink(address)  # left by a holder that was killed
+        ours, child_end = map(stack.enter_context, socket.socketpair(type=socket.SOCK_SEQPACKET))
         stderr = stack.enter_context(tempfile.TemporaryFile())
-        numbers = childs.fileno(), lock, fd
+        numbers = child_end.fileno(), lock, fd
         command = [sys.executable, "-m", "pyluo.holder", *map(str, numbers), address, name]
-        path = [os.path.abspath(entry) for entry in sys.path]  # it starts elsewhere
+        path = [os.path.abspath(entry) for entry in sys.path]  # it starts in another folder
         process = subprocess.Popen(
             command,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
@@ -189,8 +192,8 @@ def _start(name: str, direction: str, fd: int) -> Holder:
             stderr=stderr,
             start_new_session=True,
         )
-        process.wait()  # it forks at once
-        childs.close()
+        process.wait()  # it forks at once, and its child becomes the holder
+        child_end.close()
         ours.settimeout(_START_TIMEOUT)
         with raising("start holder", f"session {name!r}"):
             answer = ours.recv(1 << 16)
@@ -198,7 +201,7 @@ def _start(name: str, direction: str, fd: int) -> Holder:
             stderr.seek(0)
             hint = stderr.read().decode(errors="replace").strip()
             raise LuoError(ECHILD, "start holder", f"session {name!r}", hint)
-        outcome = pickle.loads(answer)  # of our own child, over a channel of our own
+        outcome = pickle.loads(answer)  # trusted: from our own child, over a private socket pair
         if isinstance(outcome, LuoError):
             raise outcome
         with raising("start holder", f"session {name!r}"):
@@ -208,10 +211,10 @@ def _start(name: str, direction: str, fd: int) -> Holder:
 
 @contextmanager
 def _start_lock() -> Iterator[int]:
-    """One process at a time starts a holder: two of one name would take each other's socket.
+    """Lock out other processes that start a holder, because two could replace each other's socket.
 
-    The lock lasts until the last descriptor of it is closed, and the holder gets one: it goes on
-    though who started it is gone.
+    The lock lasts until its last descriptor is closed. The holder gets one, so that it still has
+    the lock if the process that started it is gone.
     """
     with open(os.path.join(_folder(), "lock"), "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -219,11 +222,11 @@ def _start_lock() -> Iterator[int]:
 
 
 def _main() -> None:
-    """The process: says how it went to who started it, then serves until it is released."""
+    """Run the holder: report to the process that started it, then serve until released."""
     channel, lock, fd = map(int, sys.argv[1:4])
     address, name = sys.argv[4:]
     if os.fork():
-        os._exit(0)  # who started us waits for this one, and is not our parent
+        os._exit(0)  # the starter waits for this process; the holder is not its child
     with socket.socket(fileno=channel) as starter:
         try:
             listener = _listen(address)
@@ -231,8 +234,7 @@ def _main() -> None:
             starter.send(pickle.dumps(error))
             return
         try:
-            # From the next line on nothing may fail: the end of this process is the end of the
-            # session.
+            # Nothing may fail after the next line: the session ends with this process.
             session = _obtain_session(fd, name)
         except LuoError as error:
             os.unlink(address)
@@ -246,11 +248,11 @@ def _main() -> None:
         os.unlink(address)
     os.close(session.detach())
     if last is not None:
-        last.close()  # only now: who released it waits for this
+        last.close()  # only now: the process that released the session waits for it
 
 
 def _starter_confirms(starter: socket.socket) -> bool:
-    """Whether who started this process still wants it, once it is answer that all is well."""
+    """Report success to the process that started this one; return whether it still wants it."""
     try:
         starter.send(pickle.dumps(os.getpid()))
         return starter.recv(64) == _KEEP
@@ -274,7 +276,7 @@ def _obtain_session(fd: int, name: str) -> OutgoingSession | IncomingSession:
 
 
 def _adopt(fd: int, direction: str) -> OutgoingSession | IncomingSession:
-    """A session of a direction that is known; the kernel need not be new enough to tell."""
+    """Return the session of a descriptor, without asking the kernel: older ones cannot tell."""
     kind = IncomingSession if direction == "incoming" else OutgoingSession
     try:
         return kind.from_fd(fd, trusted=True)
@@ -284,7 +286,7 @@ def _adopt(fd: int, direction: str) -> OutgoingSession | IncomingSession:
 
 
 def _daemonize() -> None:
-    """Keeps what commonly ends a process from ending this one, and keeps it from holding more."""
+    """Protect this process from hang-ups and the OOM killer, and close its standard streams."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with suppress(OSError), open(os.devnull, "r+b", buffering=0) as null:
         for number in (0, 1, 2):
@@ -297,11 +299,11 @@ def _daemonize() -> None:
 
 
 def _serve(listener: socket.socket, session: OutgoingSession | IncomingSession) -> socket.socket:
-    """Answers until it is released; the connection that did it."""
+    """Serve requests until the session is released; return the connection that released it."""
     while True:
         try:
             connection, _ = listener.accept()
-        except (OSError, MemoryError):  # of the whole system, for a while
+        except (OSError, MemoryError):  # the system lacks resources, hopefully only for a while
             time.sleep(1)
             continue
         with suppress(OSError, MemoryError):

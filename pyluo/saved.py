@@ -1,7 +1,8 @@
 """Files that are carried over a live update: saved before it, restored after it.
 
-They lie in memfds of an `FdStore` whose session a holder process keeps. On the way back another
-holder keeps it until the last file is on disk, so that a restore which fails can be run again.
+They are kept in memfds of an `FdStore`, whose session a holder process has open. After the jump,
+another holder has it open until the last file is on disk, so that a restore that fails can be run
+again.
 """
 
 from __future__ import annotations
@@ -37,21 +38,21 @@ __all__ = ["SavedFile", "discard", "restore", "save"]
 
 _CHUNK = 1 << 20
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-# The last that is written: a jump may come while the first files are in already.
+# Written last: if the jump comes while files are being saved, the store lacks this metadata.
 _COMPLETE = {"pyluo save": "complete"}
 
 
 @dataclass(frozen=True, slots=True)
 class SavedFile:
-    """One file, as it was when it was saved.
+    """A file as it was when it was saved.
 
     Attributes:
-        name: the last part of its path.
-        size: in bytes.
-        mode: its permission bits; who restores it without being root gets no set-id bits.
-        sha256: of its contents, in hexadecimal.
-        uid: of its owner, kept if root restores it.
-        gid: likewise.
+        name: the last component of its path.
+        size: bytes.
+        mode: its permission bits; set-id bits are restored only by root.
+        sha256: the SHA-256 of its contents, in hexadecimal.
+        uid: its owner; restored only by root.
+        gid: its group; restored only by root.
     """
 
     name: str
@@ -70,27 +71,27 @@ def _report_total(report: Report, saved: list[SavedFile], done: int) -> None:
 
 
 def _ignore_progress(done: int) -> None:
-    """What is told of the progress when nobody asks."""
+    """Ignore the progress: the default of `report`."""
 
 
 def save(
     name: str, paths: Sequence[str | os.PathLike[str]], *, report: Report = _ignore_progress
 ) -> tuple[list[SavedFile], Holder]:
-    """Copies files into a session of this name, and leaves it with a holder process.
+    """Copy files into a session of this name, and start a process that holds it.
 
     Args:
-        name: of the session.
-        paths: regular files, no two of one name.
-        report: called with the bytes read so far.
+        name: the name of the session.
+        paths: regular files with different names.
+        report: called with the number of bytes read so far.
 
     Returns:
-        What was saved, and the process that holds it until the jump.
+        The saved files, and the process that holds the session until the jump.
 
     Raises:
-        ValueError: no files, two files of one name, or one that is no regular file.
-        PreservedMemoryError: ENOMEM, they do not fit; nothing was done.
-        LuoError: as `FdStore.create` and `FdStore.add` do, or a file cannot be read. Nothing is
-            left behind then.
+        ValueError: there are no files, two have the same name, or one is not a regular file.
+        PreservedMemoryError: the files do not fit into memory (ENOMEM); nothing was done.
+        LuoError: as `FdStore.create` and `FdStore.add` do, or a file cannot be read. The session
+            is discarded then.
     """
     files = _find_files(paths)
     wanted = sum(-(-size // _PAGE) * _PAGE for _, size in files)
@@ -99,8 +100,8 @@ def save(
         raise PreservedMemoryError(
             errno.ENOMEM,
             "save",
-            f"session {name!r}: {wanted} bytes in {len(files)} files, {max(room, 0)} bytes to be "
-            f"had",
+            f"session {name!r}: {wanted} bytes in {len(files)} files, {max(room, 0)} bytes "
+            f"available",
         )
     store = FdStore.create(name, table_size=sum(_entry_size(path) for path, _ in files) + 4096)
     try:
@@ -112,7 +113,7 @@ def save(
     except BaseException:
         store.discard()
         raise
-    os.close(store.detach())  # the holder has it
+    os.close(store.detach())  # the holder has the session open
     return saved, process
 
 
@@ -123,51 +124,51 @@ def restore(
     force: bool = False,
     report: Report = _ignore_progress,
 ) -> list[SavedFile]:
-    """Writes what was saved under this name into a folder, then lets go of it.
+    """Write the files saved under this name into a folder, then finish their session.
 
-    Nothing is finished until all files are on disk, and are what was saved: until then it can be
-    run again.
+    The session is finished only after all files are on disk and have the right checksums. Until
+    then the restore can be run again.
 
     Args:
-        name: of the session.
-        folder: which is made if it is not there.
-        force: replace files of the same names.
-        report: called with the bytes written so far.
+        name: the name of the session.
+        folder: the folder, created if it does not exist.
+        force: replace existing files of the same names.
+        report: called with the number of bytes written so far.
 
     Raises:
-        FdStoreError: the session is no store, or holds what `save` did not put there.
-        SessionNotFoundError: ENOENT, nothing of this name came in.
-        LuoError: EEXIST, files of these names are there; ENOSPC, no room for them; EBADMSG, a file
-            is not what was saved; and what writing raises.
+        FdStoreError: the session is not a store, or was not made by `save`.
+        SessionNotFoundError: the last live update carried over no session of this name (ENOENT).
+        LuoError: files of these names exist (EEXIST); there is no room for them (ENOSPC); a
+            file has another checksum (EBADMSG); or a file cannot be written.
     """
     process, store = _saved_store(name)
     try:
         saved = [_from_entry(store, entry) for entry in store.entries]
         missing = _check_folder(folder, saved, force)
         _copy_out(store, missing, os.fspath(folder), force, report)
-        # Those that were on disk already, from a restore that was interrupted, are not read again.
+        # Files that an interrupted restore wrote are on disk already, and were not retrieved again.
         store.finish(destroy=[file.name for file in saved if file not in missing])
     except BaseException:
         _close_duplicate(store)
         raise
-    with suppress(LuoError):  # all is done: a holder that is gone has nothing to release
+    with suppress(LuoError):  # if the holder is gone, there is nothing to release
         process.release()
     return saved
 
 
 def discard(name: str, *, force: bool = False) -> str:
-    """Gives up what was saved under this name, on either side of the jump.
+    """Give up the files saved under this name, before or after the jump.
 
     Args:
-        name: of the session.
-        force: destroy an incoming session even if it is not one that `save` made whole.
+        name: the name of the session.
+        force: destroy an incoming session even if `save` did not make or complete it.
 
     Returns:
-        The direction of the session that is gone: "outgoing" or "incoming".
+        The direction of the session that was ended: "outgoing" or "incoming".
 
     Raises:
-        SessionNotFoundError: ENOENT, there is nothing of this name.
-        FdStoreError: the incoming session holds something else; it is left with a holder.
+        SessionNotFoundError: there is no session of this name (ENOENT).
+        FdStoreError: `save` did not make or complete the incoming session; a holder keeps it.
     """
     if (process := holder.find(name, "outgoing")) is not None:
         process.release()
@@ -186,14 +187,14 @@ def discard(name: str, *, force: bool = False) -> str:
 
 
 def _saved_store(name: str) -> tuple[Holder, FdStore]:
-    """What came in under this name, held by a process of its own, if `save` made all of it."""
+    """Return the incoming store of this name and its holder, if `save` made and completed it."""
     process = holder.find(name, "incoming") or holder.retrieve(name)
     session = process.session()
     assert isinstance(session, IncomingSession)
     try:
         store = FdStore(session)
     except FdStoreError as error:
-        os.close(session.detach())  # the holder has it still
+        os.close(session.detach())  # the holder still has the session open
         error.hint = f"{error.hint.rstrip('.')}. {_name_holder(process)}"
         raise
     except BaseException:
@@ -205,7 +206,7 @@ def _saved_store(name: str) -> tuple[Holder, FdStore]:
             errno.EBADMSG,
             "restore",
             f"store {name!r}",
-            f"It is not what `pyluo save` leaves when it is done. {_name_holder(process)}",
+            f"It was not made by a `pyluo save` that completed. {_name_holder(process)}",
         )
     return process, store
 
@@ -218,13 +219,13 @@ def _name_holder(process: Holder) -> str:
 
 
 def _close_duplicate(store: FdStore) -> None:
-    """Closes our descriptor of a session that its holder has still."""
+    """Close this process's descriptor of the session, which the holder still has open."""
     if not store.session.closed:
         os.close(store.detach())
 
 
 def _find_files(paths: Sequence[str | os.PathLike[str]]) -> list[tuple[str, int]]:
-    """The paths and sizes, of files that can be saved together."""
+    """Return the paths and sizes of the files, after checking that they can be saved together."""
     if not paths:
         raise ValueError("no files to save")
     found: dict[str, tuple[str, int]] = {}
@@ -233,21 +234,21 @@ def _find_files(paths: Sequence[str | os.PathLike[str]]) -> list[tuple[str, int]
         with raising("stat file", path):
             status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
-            raise ValueError(f"{path} is no regular file")
+            raise ValueError(f"{path} is not a regular file")
         if name in found:
-            raise ValueError(f"{found[name][0]} and {path} have one name: save one of them")
+            raise ValueError(f"{found[name][0]} and {path} have the same name: save one of them")
         found[name] = path, status.st_size
     return list(found.values())
 
 
 def _entry_size(path: str) -> int:
-    """The bytes that a file takes in the table of contents, at most."""
+    """Return the bytes that a file takes in the table of contents at most."""
     return 320 + len(json.dumps(os.path.basename(path)))
 
 
 def _copy_in(store: FdStore, path: str, size: int, report: Report) -> SavedFile:
     with raising("read file", path):
-        # Should it have become a FIFO since we looked, nobody waits for its other end.
+        # O_NONBLOCK: if the file has become a FIFO meanwhile, do not wait for its other end.
         source = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     name = os.path.basename(path)
     digest = hashlib.sha256()
@@ -264,12 +265,12 @@ def _copy_in(store: FdStore, path: str, size: int, report: Report) -> SavedFile:
                     done += len(chunk)
                     report(done)
             status = os.fstat(source)
-            still = (status.st_mtime_ns, status.st_ctime_ns) == (
+            same_times = (status.st_mtime_ns, status.st_ctime_ns) == (
                 before.st_mtime_ns,
                 before.st_ctime_ns,
             )
-            whole = done == status.st_size == size
-            if not still or not whole or not stat.S_ISREG(status.st_mode):
+            same_size = done == status.st_size == size
+            if not same_times or not same_size or not stat.S_ISREG(status.st_mode):
                 raise LuoError(errno.EAGAIN, "read file", path, "It changed while it was read")
             saved = SavedFile(
                 name=name,
@@ -290,11 +291,14 @@ def _to_meta(file: SavedFile) -> dict[str, Any]:
 
 
 def _from_entry(store: FdStore, entry: Entry) -> SavedFile:
-    """An entry as the file that `save` made of it, and not a path to elsewhere."""
+    """Return the saved file of an entry; refuse entries that `save` did not make.
+
+    Among them are names that lead out of the folder.
+    """
     plain = os.path.basename(entry.name) == entry.name and entry.name not in (".", "..")
     numbers = [entry.meta.get(name) for name in ("size", "mode", "uid", "gid")]
-    whole = all(type(number) is int and 0 <= number < 1 << 63 for number in numbers)
-    if not plain or "\0" in entry.name or not whole or set(entry.meta) != _FIELDS:
+    valid = all(type(number) is int and 0 <= number < 1 << 63 for number in numbers)
+    if not plain or "\0" in entry.name or not valid or set(entry.meta) != _FIELDS:
         raise FdStoreError(
             errno.EBADMSG,
             "restore",
@@ -307,9 +311,10 @@ def _from_entry(store: FdStore, entry: Entry) -> SavedFile:
 def _check_folder(
     folder: str | os.PathLike[str], saved: list[SavedFile], force: bool
 ) -> list[SavedFile]:
-    """The files that are to be written; refuses, before any is, what would overwrite or not fit.
+    """Return the files to write; refuse before the first if files exist or there is no room.
 
-    One that is there already, and is what was saved, was written by a restore that was interrupted.
+    A file that is there already with the saved contents was written by an interrupted restore, and
+    is left out.
     """
     with raising("make folder", os.fspath(folder)):
         os.makedirs(folder, exist_ok=True)
@@ -357,7 +362,7 @@ def _is_restored(path: str, file: SavedFile) -> bool:
 def _copy_out(
     store: FdStore, saved: list[SavedFile], folder: str, force: bool, report: Report
 ) -> None:
-    """Writes all files under temporary names, and gives them theirs once all are whole."""
+    """Write all files into a temporary folder, then move them to their final names."""
     with _scratch(folder, store.name) as scratch:
         done = 0
         for file in saved:
@@ -377,7 +382,7 @@ def _copy_out(
 
 @contextmanager
 def _scratch(folder: str, name: str) -> Iterator[str]:
-    """A folder for files on their way; what a killed restore left of it is cleared away."""
+    """Create a temporary folder, in place of one that a killed restore left behind."""
     digest = hashlib.blake2b(os.fsencode(name), digest_size=6).hexdigest()
     scratch = os.path.join(folder, f".pyluo-{digest}")
     with raising("make folder", scratch):
@@ -390,11 +395,11 @@ def _scratch(folder: str, name: str) -> Iterator[str]:
 
 
 def _move_without_replacing(temporary: str, final: str) -> None:
-    """Gives a file its name, and never replaces another by it."""
+    """Move a file to its final name without replacing another file."""
     try:
         os.link(temporary, final)
     except OSError as error:
-        # A file system without hard links: the look comes first, and a moment remains.
+        # The file system has no hard links: check for another file first, which leaves a race.
         if error.errno not in (errno.EPERM, errno.EOPNOTSUPP) or os.path.lexists(final):
             raise
         os.rename(temporary, final)
@@ -413,7 +418,7 @@ def _write_file(store: FdStore, file: SavedFile, path: str) -> Iterator[int]:
                 errno.EBADMSG,
                 "restore",
                 f"store {store.name!r}, file {file.name!r}",
-                "It is not what was saved; nothing was finished, and nothing was written",
+                "It is not what was saved; nothing was finished, and no file was written",
             )
         _set_owner_and_mode(out.fileno(), file)
         out.flush()
@@ -421,7 +426,7 @@ def _write_file(store: FdStore, file: SavedFile, path: str) -> Iterator[int]:
 
 
 def _set_owner_and_mode(fd: int, file: SavedFile) -> None:
-    """Owner and mode; set-id bits only along with the owner that they are about."""
+    """Set the owner and the mode; set-id bits only if the owner can be set too."""
     if os.geteuid() == 0:
         os.fchown(fd, file.uid, file.gid)
     os.fchmod(fd, _restored_mode(file))
@@ -436,7 +441,7 @@ def _fsync_folder(folder: str) -> None:
     try:
         os.fsync(fd)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # as where there is nothing to write to
+        if error.errno != errno.EINVAL:  # from a file system that cannot fsync folders
             raise
     finally:
         os.close(fd)

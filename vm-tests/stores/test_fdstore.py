@@ -53,7 +53,7 @@ def test_order_prerequisites_and_metadata_come_along(vm: VM) -> None:
     assert seen["meta"] == {"vm": "vm0", "layout": [1, 2]}
     assert seen["lost"] == ()
     # The device was had, and the RAM retrieved before it; but nobody was given the RAM.
-    assert "entries ['ram', 'log'], which nobody got" in seen["refusal"]
+    assert "entries ['ram', 'log'], which get() did not return" in seen["refusal"]
     assert seen["whole"]
     assert seen["closed"]
 
@@ -105,7 +105,7 @@ def test_a_renewal_without_the_device_touches_nothing(landed: VM) -> None:
 @pytest.mark.parametrize(
     ("name", "number", "text"),
     [
-        ("nonsense", errno.EBADMSG, "neither of its copies is whole"),
+        ("nonsense", errno.EBADMSG, "neither of its two slots is valid"),
         ("newer", errno.EPROTONOSUPPORT, "version 3, where this pyluo reads up to 2"),
         ("plain", errno.ENOENT, "no table of contents"),
     ],

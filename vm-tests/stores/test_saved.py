@@ -145,7 +145,7 @@ def test_a_holder_answers_its_own_user_and_nobody_else(vm: VM) -> None:
     ("words", "status", "complaint"),
     [
         (["save", "s", "/run"], 2, "/run is no regular file"),
-        (["save", "s", "/etc/passwd", "/etc/../etc/passwd"], 2, "have one name"),
+        (["save", "s", "/etc/passwd", "/etc/../etc/passwd"], 2, "have the same name"),
         (["save", "s", "/no/such/file"], 1, "/no/such/file"),
         (["save", "x" * 64, "/etc/passwd"], 1, "1 to 63 bytes"),
         (["save", "s"], 2, "required: FILE"),

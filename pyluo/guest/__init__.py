@@ -1,4 +1,4 @@
-"""What runs inside a guest: the init script, the worker, and the wire to the host.
+"""The code that runs inside a guest: the init process, the worker, and the wire to the host.
 
-Nothing here imports more than pyluo itself and the standard library, but for the guest's network.
+It imports only pyluo itself and the standard library, except for the guest's network.
 """

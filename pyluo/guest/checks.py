@@ -1,4 +1,4 @@
-"""The guest's part of `pyluo.vm.run.checks`."""
+"""The guest's side of the tests in `pyluo.vm.run.checks`."""
 
 from __future__ import annotations
 
@@ -12,80 +12,80 @@ from pyluo.guest.port import mark
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["build", "build_sessions", "carry_on", "carry_sessions_on", "complaints"]
+__all__ = ["check_files", "check_sessions", "preserve_files", "preserve_sessions", "problems"]
 
 _STORE = "checks"
 _PAGE = 4096
-_LOCKED = Seal.WRITE | Seal.GROW | Seal.SHRINK
-# Name, size in bytes, where data lies in it, seals.
+_READ_ONLY = Seal.WRITE | Seal.GROW | Seal.SHRINK
+# Name, size in bytes, offset and length of each part with data, seals.
 _FILES: tuple[tuple[str, int, tuple[tuple[int, int], ...], Seal], ...] = (
     ("ram", 16 << 20, ((0, 16 << 20),), Seal(0)),
     ("sparse", 64 << 20, ((0, _PAGE), (9 << 20, _PAGE), ((64 << 20) - _PAGE, _PAGE)), Seal(0)),
     ("odd", 5 * _PAGE + 100, ((0, 5 * _PAGE + 100),), Seal(0)),
-    ("locked", 64 << 10, ((0, 64 << 10),), _LOCKED),
+    ("locked", 64 << 10, ((0, 64 << 10),), _READ_ONLY),
     ("of fixed size", 64 << 10, ((0, 64 << 10),), Seal.GROW | Seal.SHRINK),
-    ("for good", _PAGE, ((0, _PAGE),), _LOCKED | Seal.SEAL),
+    ("for good", _PAGE, ((0, _PAGE),), _READ_ONLY | Seal.SEAL),
 )
 _SESSIONS = 24
 
-Carried = tuple[FdStore | list[OutgoingSession], list[str]]
+Checked = tuple[FdStore | list[OutgoingSession], list[str]]
 
 
-def build() -> Carried:
-    """Preserves files of several kinds with random content, in a descriptor store."""
+def preserve_files() -> Checked:
+    """Preserve files of several kinds with random content, in a descriptor store."""
     store = FdStore.create(_STORE)
-    for name, size, places, seals in _FILES:
+    for name, size, data_areas, seals in _FILES:
         with Memfd.create(name, size) as memfd:
-            for offset, length in places:
+            for offset, length in data_areas:
                 memfd.write(os.urandom(length), offset)
             memfd.seal(seals)
-            store.add(name, memfd, meta={"crc": _crc(memfd, places)})
+            store.add(name, memfd, meta={"crc": _compute_crc(memfd, data_areas)})
     return store, []
 
 
-def carry_on() -> Carried:
-    """Looks at all files after a jump, and preserves them again."""
+def check_files() -> Checked:
+    """Check all files after a jump, and preserve them again."""
     store = FdStore.retrieve(_STORE)
     mark("session retrieved")
-    wrong = list(_differences(store))
+    found = list(_compare_files(store))
     mark("descriptors checked")
     store.renew()
-    return store, wrong
+    return store, found
 
 
-def _differences(store: FdStore) -> Iterator[str]:
+def _compare_files(store: FdStore) -> Iterator[str]:
     if list(store) != [name for name, *_ in _FILES]:
         yield f"the store has {list(store)}"
-    for (name, size, places, seals), entry in zip(_FILES, store.entries, strict=False):
+    for (name, size, data_areas, seals), entry in zip(_FILES, store.entries, strict=False):
         with store.get(name, Memfd) as memfd:
             mark("descriptor retrieved")
             if memfd.size != size:
-                yield f"{name!r} has {memfd.size} bytes, and had {size}"
-            elif _crc(memfd, places) != entry.meta["crc"]:
-                yield f"{name!r} has another content"
+                yield f"{name!r} has {memfd.size} bytes instead of {size}"
+            elif _compute_crc(memfd, data_areas) != entry.meta["crc"]:
+                yield f"the content of {name!r} changed"
             if memfd.seals & ~Seal.EXEC != seals:
-                yield f"{name!r} has the seals {memfd.seals!r}, and had {seals!r}"
+                yield f"{name!r} has the seals {memfd.seals!r} instead of {seals!r}"
 
 
-def _crc(memfd: Memfd, places: tuple[tuple[int, int], ...]) -> int:
+def _compute_crc(memfd: Memfd, data_areas: tuple[tuple[int, int], ...]) -> int:
     crc = 0
-    for offset, length in places:
+    for offset, length in data_areas:
         crc = zlib.crc32(memfd.read(length, offset), crc)
     return crc
 
 
-def build_sessions() -> Carried:
-    """Makes many sessions with a file each."""
-    made = []
+def preserve_sessions() -> Checked:
+    """Create many sessions, each with one preserved file."""
+    sessions = []
     with LiveUpdate() as device:
         for number in range(_SESSIONS):
-            made.append(_session(device, number))
-    return made, []
+            sessions.append(_make_session(device, number))
+    return sessions, []
 
 
-def carry_sessions_on() -> Carried:
-    """Looks at all sessions after a jump, finishes them, and makes them again."""
-    made, wrong = [], []
+def check_sessions() -> Checked:
+    """Check all sessions after a jump, finish them, and create them again."""
+    sessions, found = [], []
     with LiveUpdate() as device:
         for number in range(_SESSIONS):
             try:
@@ -93,27 +93,27 @@ def carry_sessions_on() -> Carried:
                     device.retrieve_session(f"session {number}") as session,
                     session.retrieve(number, Memfd) as memfd,
                 ):
-                    if memfd.read(_PAGE, 0) != _content(number):
-                        wrong.append(f"session {number} has another content")
+                    if memfd.read(_PAGE, 0) != _make_content(number):
+                        found.append(f"the content of session {number} changed")
             except LuoError as error:
-                wrong.append(str(error))
+                found.append(str(error))
             else:
-                made.append(_session(device, number))
-    return made, wrong
+                sessions.append(_make_session(device, number))
+    return sessions, found
 
 
-def _session(device: LiveUpdate, number: int) -> OutgoingSession:
+def _make_session(device: LiveUpdate, number: int) -> OutgoingSession:
     session = device.create_session(f"session {number}")
     with Memfd.create("file", _PAGE) as memfd:
-        memfd.write(_content(number), 0)
+        memfd.write(_make_content(number), 0)
         session.preserve(memfd, number)
     return session
 
 
-def _content(number: int) -> bytes:
+def _make_content(number: int) -> bytes:
     return number.to_bytes(2, "little") * (_PAGE // 2)
 
 
-def complaints(carried: Carried) -> list[str]:
-    """What was wrong after the jump."""
-    return carried[1]
+def problems(checked: Checked) -> list[str]:
+    """Return the problems that a check found."""
+    return checked[1]

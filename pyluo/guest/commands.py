@@ -1,4 +1,4 @@
-"""What the harness itself runs in a guest."""
+"""Small functions that the harness itself runs in a guest."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import BinaryIO
 
 from pyluo.kernel_log import KernelLog
 
-__all__ = ["dmesg", "run"]
+__all__ = ["dmesg", "log_warning", "run"]
 
 
 def run(argv: list[str], folder: str, timeout: float) -> tuple[int, bytes, bytes]:
-    """Runs a program; its exit status, stdout and stderr.
+    """Run a program and return its exit status, stdout and stderr.
 
-    What it leaves running in the background is not waited for.
+    Processes that it leaves in the background are not waited for.
     """
-    import subprocess  # here, since no guest should wait for it that runs no programs
+    import subprocess  # here, because it takes a moment to load, and few guests run programs
 
     with (
         open(os.memfd_create("stdout"), "w+b") as out,
@@ -32,12 +32,12 @@ def _content(file: BinaryIO) -> bytes:
     return file.read()
 
 
-def note(words: str) -> None:
-    """Writes a line to the kernel's log, at the level of its warnings."""
+def log_warning(text: str) -> None:
+    """Write a line to the kernel's log, at the level of warnings."""
     with open("/dev/kmsg", "w") as log:
-        log.write(f"<4>{words}\n")
+        log.write(f"<4>{text}\n")
 
 
 def dmesg() -> str:
-    """The messages of this kernel, one a line."""
+    """Return the messages of this kernel, one per line."""
     return "\n".join(KernelLog().messages)

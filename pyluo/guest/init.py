@@ -1,9 +1,9 @@
-"""The first process of a guest: the kernel runs this file, `python -I -S init.py`.
+"""The init process of a guest: the kernel runs this file, `python -I -S init.py`.
 
-Python itself, with PYLUO_* from the kernel's command line as its environment: under emulation a
-shell and its mount(8)s would take longer than all of this. It stays behind to reap orphans and to
-give signs of life, and its child works. Should the child die, this process follows it, and the
-kernel says so by a panic: a guest without its worker is a dead guest.
+Init is written in Python, with PYLUO_* from the kernel's command line in its environment, because
+under emulation a shell and its mount(8)s would take longer than all of this. This process remains
+to reap orphans and to send heartbeats; its child is the worker. If the child dies, this process
+exits, which makes the kernel panic: a guest without its worker is of no use.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ import os
 import sys
 from contextlib import suppress
 
-# Without site, neither pyluo nor its compiled part is importable yet. Last, since every entry
-# before the standard library would be searched first, over 9p.
+# Without site, neither pyluo nor its compiled part is importable yet. They are added last, because
+# entries before the standard library would be searched first, over 9p.
 sys.path += os.environ["PYLUO_PATH"].split(":")
 
-# The kernel gives its first process none, and programs are looked up by it.
+# The kernel does not set PATH for init, and programs are looked up by it.
 os.environ["PATH"] = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 from pyluo.guest import mounts, worker
-from pyluo.guest.heart import Heart
+from pyluo.guest.heartbeat import Heartbeat
 
 mounts.mount_all()
-# What was to boot quietly is to be heard from now on: the host goes by what the kernel warns of.
-# (A kernel without CONFIG_SYSCTL has no such file.)
+# The guest may have booted with `quiet`; from now on the host needs the kernel's warnings on the
+# console. (A kernel without CONFIG_SYSCTL has no such file.)
 with suppress(FileNotFoundError), open("/proc/sys/kernel/printk", "r+b", buffering=0) as levels:
     if int(levels.read().split()[0]) < 6:
         levels.seek(0)
@@ -32,6 +32,6 @@ with suppress(FileNotFoundError), open("/proc/sys/kernel/printk", "r+b", bufferi
 child = os.fork()
 if not child:
     worker.work()
-status = Heart().beat_until(child)
+status = Heartbeat().beat_until(child)
 print(f"pyluo: the worker ended, wait status {status:#x}", flush=True)
 sys.exit(1)

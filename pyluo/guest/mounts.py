@@ -1,4 +1,4 @@
-"""What every guest mounts over the read-only root of its host."""
+"""The mounts of every guest, over the read-only root of its host."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["mount_all"]
 
 
 def mount_all() -> None:
-    """Mounts the kernel's file systems, and room to write where programs expect it."""
+    """Mount the kernel's file systems, and writable ones where programs expect them."""
     mount("proc", "/proc", "proc")
     mount("sysfs", "/sys", "sysfs")
     mount("tmpfs", "/run", "tmpfs", "mode=0755")
@@ -30,8 +30,11 @@ def mount_all() -> None:
 
 
 def _make_writable(folder: str) -> None:
-    """Lays a tmpfs over what the host has there, which stays visible: a checkout or a cache may
-    lie in it. A kernel without overlayfs gets an empty folder instead."""
+    """Mount an overlay with a tmpfs on a folder of the host.
+
+    The host's files stay visible, because a checkout or a cache may be among them. A kernel without
+    overlayfs gets an empty folder instead.
+    """
     upper, work = f"/run{folder}/upper", f"/run{folder}/work"
     os.makedirs(upper)
     os.makedirs(work)

@@ -1,4 +1,4 @@
-"""The guest's network, for a guest that was given one."""
+"""The network of a guest that was given one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ADDRESS, _PREFIX, _GATEWAY = "10.0.2.15", 24, "10.0.2.2"
 
 
 def bring_up() -> None:
-    """Brings up the loopback, and the interface of the virtio device with QEMU's addresses."""
+    """Bring up the loopback, and the interface of the virtio device with QEMU's addresses."""
     hardware = next(
         path.name for path in Path("/sys/class/net").iterdir() if (path / "device").exists()
     )

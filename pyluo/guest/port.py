@@ -1,4 +1,4 @@
-"""The guest's ends of the channels to the host."""
+"""The guest's ends of its channels to the host."""
 
 from __future__ import annotations
 
@@ -6,52 +6,52 @@ import os
 
 from pyluo.guest import wire
 
-__all__ = ["HEART", "NAME", "TERMINAL", "Port", "mark", "open_by_name"]
+__all__ = ["CONTROL", "HEARTBEAT", "TERMINAL", "Port", "mark", "open_by_name"]
 
-NAME = "pyluo.control"
-HEART = "pyluo.heart"
+CONTROL = "pyluo.control"
+HEARTBEAT = "pyluo.heartbeat"
 TERMINAL = "pyluo.terminal"
 _PORTS = "/sys/class/virtio-ports"
 
 
 class Port:
-    """A virtio-serial port that leads to the host."""
+    """A virtio-serial port to the host."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._pending = bytearray()
 
     @classmethod
-    def find(cls, name: str = NAME) -> Port:
-        """Opens the port by the name that the host gave it.
+    def find(cls, name: str = CONTROL) -> Port:
+        """Open a port by the name that the host gave it.
 
         Raises:
             FileNotFoundError: this machine has no such port.
-            OSError: EBUSY, somebody has it open.
+            OSError: a process has the port open (EBUSY).
         """
         return cls(open_by_name(name))
 
     def fileno(self) -> int:
-        """The descriptor, to wait for."""
+        """Return the descriptor, for poll(2)."""
         return self._fd
 
     def close(self) -> None:
-        """Closes it."""
+        """Close the port."""
         os.close(self._fd)
 
-    def greet(self, message: wire.Frame) -> None:
-        """The first message of a life; the empty line before it ends whatever was cut short."""
+    def send_first(self, message: wire.Frame) -> None:
+        """Send the first message of a life, after a newline that ends a message cut off before."""
         self._write(b"\n" + wire.frame(message))
 
     def send(self, message: wire.Frame) -> None:
-        """Writes one message, whole."""
+        """Send one message."""
         self._write(wire.frame(message))
 
     def receive(self) -> wire.Frame:
-        """The next message that parses; waits for it."""
+        """Wait for the next message that parses, and return it."""
         searched = 0
         while True:
-            # From where the last look ended: a read brings 4 KiB of what may be megabytes.
+            # Search only new data: a read returns 4 KiB of a message that may have megabytes.
             end = self._pending.find(b"\n", searched)
             if end < 0:
                 searched = len(self._pending)
@@ -64,7 +64,7 @@ class Port:
                 return message
 
     def receive_some(self) -> list[wire.Frame]:
-        """The messages that one read brings, which may be none; waits for something to read."""
+        """Wait for one read, and return the messages that it completes, possibly none."""
         self._pending += os.read(self._fd, 1 << 20)
         *lines, self._pending = self._pending.split(b"\n")
         return [message for line in lines if (message := wire.parse(bytes(line)))]
@@ -76,7 +76,7 @@ class Port:
 
 
 def open_by_name(name: str, flags: int = 0) -> int:
-    """Opens a port by the name that the host gave it, and returns the descriptor.
+    """Open a port by the name that the host gave it, and return the descriptor.
 
     Raises:
         FileNotFoundError: this machine has no such port.
@@ -91,14 +91,14 @@ def open_by_name(name: str, flags: int = 0) -> int:
 _port: Port | None = None
 
 
-def use(port: Port) -> None:
-    """Names the port that `mark` writes to."""
+def set_mark_port(port: Port) -> None:
+    """Set the port that `mark` writes to."""
     global _port
     _port = port
 
 
 def mark(event: str) -> None:
-    """Tells the host, from a function that runs in the guest, that something happened just now."""
+    """Report an event to the host's timeline, from a function that runs in the guest."""
     if _port is None:
         raise RuntimeError("mark() works only in a function that the host called in a guest")
     _port.send({"mark": event})

@@ -1,10 +1,10 @@
-"""The wire between host and guest: one JSON object a line, over a virtio-serial port.
+"""The wire between host and guest: one JSON object per line, over a virtio-serial port.
 
-A line is its own frame, so that a message cut short by a jump spoils only itself: the guest begins
-each life with an empty line, and whatever does not parse belongs to the life before.
+Each line is a complete frame, so that a message cut off by a jump spoils only itself: the guest
+begins each life with an empty line, and a line that does not parse belongs to the life before.
 
-Values cross as JSON. What JSON does not have is an object with one key that starts with ``$``.
-Nothing is unpickled: classes cross by name, and only exceptions, enums and dataclasses do.
+Values are sent as JSON. A type that JSON does not have is an object with one key that starts with
+``$``. Nothing is unpickled: classes are sent by name, and only exceptions, enums and dataclasses.
 """
 
 from __future__ import annotations
@@ -23,15 +23,23 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = [
-    "MAIN", "Held", "decode", "encode", "frame", "loaded", "parse", "reference", "resolve"
+    "MAIN",
+    "GuestObject",
+    "decode",
+    "encode",
+    "frame",
+    "parse",
+    "reference",
+    "resolve",
+    "resolve_loaded"
 ]  # fmt: skip
 
-MAIN = "__host_main__"  # what the guest calls the module that is __main__ on the host
+MAIN = "__host_main__"  # the guest's name for the module that is __main__ on the host
 
 Frame = dict[str, Any]
 
 
-class Held:
+class GuestObject:
     """An object that stays in the guest: what `vm.hold` returns, and an argument to later calls.
 
     Attributes:
@@ -50,12 +58,12 @@ class Held:
 
 
 def frame(message: Frame) -> bytes:
-    """The line that carries a message."""
+    """Return the line that carries a message."""
     return json.dumps(message, separators=(",", ":")).encode() + b"\n"
 
 
 def parse(line: bytes) -> Frame | None:
-    """The message of a line; None for what is left of one that was cut short."""
+    """Return the message of a line; None if the line was cut off."""
     try:
         message = json.loads(line)
     except (ValueError, RecursionError):
@@ -64,12 +72,12 @@ def parse(line: bytes) -> Frame | None:
 
 
 def reference(thing: type | Callable[..., Any]) -> str:
-    """The name under which the other side can find a class or a function.
+    """Return the name by which the other side can find a class or a function.
 
     Raises:
-        TypeError: it has none: a lambda, a bound method, or defined inside a function.
+        TypeError: it has no such name: it is a lambda, a bound method, or defined in a function.
     """
-    name = f"{_module(thing)}:{getattr(thing, '__qualname__', repr(thing))}"
+    name = f"{_find_module(thing)}:{getattr(thing, '__qualname__', repr(thing))}"
     bound = getattr(thing, "__self__", None)
     if "<" in name or (bound is not None and not isinstance(bound, ModuleType)):
         raise TypeError(f"{name} cannot be found by its name in the guest: define it in a module")
@@ -77,34 +85,34 @@ def reference(thing: type | Callable[..., Any]) -> str:
 
 
 def resolve(name: str) -> Any:
-    """What a reference stands for; its module is imported."""
+    """Return the class or function that a reference names, after importing its module."""
     module, _, path = name.partition(":")
-    return _walk(importlib.import_module(MAIN if module == "__main__" else module), path)
+    return _follow_path(importlib.import_module(MAIN if module == "__main__" else module), path)
 
 
-def loaded(name: str) -> Any:
-    """What a reference stands for, in a module that is imported already.
+def resolve_loaded(name: str) -> Any:
+    """Return the class or function that a reference names, in a module that is already imported.
 
-    The host looks names up like this: no guest can make it import anything.
+    The host uses this, so that no guest can make it import anything.
 
     Raises:
-        ValueError: the module is not there.
+        ValueError: the module is not imported.
     """
     module, _, path = name.partition(":")
     home = sys.modules.get("__main__" if module == MAIN else module)
     if home is None:
         raise ValueError(f"{module} is not imported here")
-    return _walk(home, path)
+    return _follow_path(home, path)
 
 
-def _walk(thing: Any, path: str) -> Any:
+def _follow_path(thing: Any, path: str) -> Any:
     for part in path.split("."):
         thing = getattr(thing, part)
     return thing
 
 
-def _module(thing: Any) -> str:
-    """Where a thing can be found; pytest's outcomes claim to be builtins."""
+def _find_module(thing: Any) -> str:
+    """Return the module where a thing can be found; pytest's outcomes claim to be builtins."""
     outcomes = sys.modules.get("_pytest.outcomes")
     if outcomes is not None and getattr(outcomes, getattr(thing, "__name__", ""), None) is thing:
         return "_pytest.outcomes"
@@ -112,10 +120,10 @@ def _module(thing: Any) -> str:
 
 
 def encode(value: Any) -> Any:
-    """A value as JSON carries it.
+    """Return a value as JSON.
 
     Raises:
-        TypeError: there is no way to carry a value of this type.
+        TypeError: values of this type cannot be sent.
     """
     if isinstance(value, enum.Enum):
         return {"$enum": [reference(type(value)), encode(value.value)]}
@@ -133,7 +141,7 @@ def encode(value: Any) -> Any:
         return {"$dict": [[encode(key), encode(item)] for key, item in value.items()]}
     if isinstance(value, os.PathLike):
         return {"$path": os.fsdecode(value)}
-    if isinstance(value, Held):
+    if isinstance(value, GuestObject):
         return {"$held": [value.boot_id, value.number]}
     if isinstance(value, BaseException):
         return {"$error": _encode_error(value)}
@@ -152,15 +160,15 @@ def decode(
     *,
     find: Callable[[str], Any] = resolve,
 ) -> Any:
-    """The value that `encode` was given.
+    """Return the value that was given to `encode`.
 
     Args:
-        value: as it came off the wire.
-        held: what a held object's boot id and number stand for on this side.
-        find: what a class's name stands for on this side: `resolve` or `loaded`.
+        value: the JSON.
+        held: returns the object that a boot id and a number stand for on this side.
+        find: returns the class that a name stands for on this side: `resolve` or `resolve_loaded`.
 
     Raises:
-        ValueError: nothing was ever encoded like this.
+        ValueError: `encode` returns no such JSON.
     """
 
     def inner(item: Any) -> Any:
@@ -181,14 +189,14 @@ def decode(
         case "$dict":
             return {inner(key): inner(item) for key, item in content}
         case "$path":
-            from pathlib import Path  # here, since it takes a moment to load in a guest
+            from pathlib import Path  # here, because it takes a moment to load in a guest
 
             return Path(content)
         case "$enum":
-            return _class(find(content[0]), enum.Enum)(inner(content[1]))
+            return _check_class(find(content[0]), enum.Enum)(inner(content[1]))
         case "$data":
             fields = {name: inner(item) for name, item in content[1].items()}
-            return _dataclass(find(content[0]))(**fields)
+            return _check_dataclass(find(content[0]))(**fields)
         case "$held" if held is not None:
             return held(*content)
         case "$error":
@@ -196,20 +204,20 @@ def decode(
     raise ValueError(f"{kind!r} is no kind of value")
 
 
-def _class(found: Any, base: type) -> Any:
+def _check_class(found: Any, base: type) -> Any:
     if not (isinstance(found, type) and issubclass(found, base)):
         raise ValueError(f"{found!r} is not a {base.__name__}")
     return found
 
 
-def _dataclass(found: Any) -> Any:
+def _check_dataclass(found: Any) -> Any:
     if not (isinstance(found, type) and hasattr(found, "__dataclass_fields__")):
         raise ValueError(f"{found!r} is not a dataclass")
     return found
 
 
 def _encode_error(error: BaseException) -> Frame:
-    """An exception: its text always, and what rebuilds it where that crosses too."""
+    """Return an exception's text, and the parts to rebuild it from, if these can be sent."""
     import traceback
 
     try:
@@ -224,21 +232,25 @@ def _encode_error(error: BaseException) -> Frame:
         if isinstance(reduced, str):
             return text
         state = reduced[2] if len(reduced) > 2 and isinstance(reduced[2], dict) else {}
-        whole = text | {
+        complete = text | {
             "type": reference(type(error)),
             "arguments": [encode(item) for item in reduced[1]],
             "state": {name: encode(item) for name, item in state.items()},
         }
-        frame(whole)  # JSON itself has limits
-        return whole
+        frame(complete)  # raises if JSON cannot represent it
+        return complete
     except Exception:
         return text
 
 
 def _decode_error(content: Frame, find: Callable[[str], Any]) -> BaseException:
-    """The exception; one that cannot be rebuilt, or would end more than a call, is its text."""
+    """Rebuild an exception.
+
+    If this is not possible, or the exception would end more than a call, return a RuntimeError with
+    its text.
+    """
     try:
-        kind = _class(find(content["type"]), BaseException)
+        kind = _check_class(find(content["type"]), BaseException)
         if not issubclass(kind, Exception) and kind.__name__ in vars(builtins):
             raise ValueError(f"{kind.__name__} is for the guest alone")
         error: BaseException = kind(*(decode(item, find=find) for item in content["arguments"]))

@@ -1,4 +1,4 @@
-"""The worker: does in the guest what the host asks for, one request at a time."""
+"""The worker: it carries out the host's requests in the guest, one at a time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
 class _UnreachableError(Exception):
-    """The host's module does not lie where this machine has the host's files."""
+    """The file of the host's module does not exist in this machine's view of the host's files."""
 
     def __init__(self, file: str) -> None:
         super().__init__(file)
@@ -25,7 +25,7 @@ class _UnreachableError(Exception):
 
 
 class Worker:
-    """What the host can ask for; `hold` keeps what it makes until the jump."""
+    """The host's requests; results of `hold` are kept until the jump."""
 
     def __init__(self, channel: port.Port, boot_id: str) -> None:
         self._channel = channel
@@ -34,53 +34,53 @@ class Worker:
         self._numbers = count(1)
 
     def serve(self) -> None:
-        """Answers requests until the machine is gone."""
+        """Answer requests until the machine is gone."""
         while True:
             request = self._channel.receive()
-            # The host may have written this to the life before.
+            # The host may have sent this request to the life before.
             if request.get("boot_id") == self._boot_id:
                 self._channel.send({"answer": request["id"], **self._answer(request)})
 
     def _answer(self, request: wire.Frame) -> wire.Frame:
-        """The result or the exception; whatever a function does, the worker goes on."""
+        """Carry out a request, and return its result or its exception, whatever happens."""
         try:
             action = getattr(self, "do_" + request["do"])
             answer = {"result": wire.encode(action(request))}
-            wire.frame(answer)  # what JSON cannot carry is an exception here, not the worker's end
+            wire.frame(answer)  # raises here, not in serve(), if JSON cannot represent it
             return answer
         except _UnreachableError as error:
             return {"unreachable": error.file}
         except BaseException as error:
             return {"error": wire.encode(error)}
 
-    def _find(self, boot_id: str, number: int) -> Any:
+    def _find_held(self, boot_id: str, number: int) -> Any:
         if boot_id != self._boot_id:
             raise ValueError("an argument was held in a life of the guest that is over")
         return self._held[number]
 
     def do_call(self, request: wire.Frame) -> Any:
-        """Runs a function and gives its result back."""
+        """Run a function and return its result."""
         sys.path[:] = request["path"]
-        function = _function(request["function"], request["file"])
-        arguments = wire.decode(request["arguments"], self._find)
-        keywords = wire.decode(request["keywords"], self._find)
+        function = _find_function(request["function"], request["file"])
+        arguments = wire.decode(request["arguments"], self._find_held)
+        keywords = wire.decode(request["keywords"], self._find_held)
         return function(*arguments, **keywords)
 
     def do_hold(self, request: wire.Frame) -> Any:
-        """Runs a function and keeps its result."""
+        """Run a function and keep its result."""
         result = self.do_call(request)
         number = next(self._numbers)
         self._held[number] = result
         return [number, repr(result)]
 
     def do_release(self, request: wire.Frame) -> None:
-        """Lets go of something held."""
-        wire.decode(request["held"], self._find)  # or it says which life it was held in
+        """Release a result that was kept."""
+        wire.decode(request["held"], self._find_held)  # raises if it is of an earlier life
         del self._held[request["held"]["$held"][1]]
 
     def do_jump(self, request: wire.Frame) -> None:
-        """Loads the next kernel and jumps; returns only by an error."""
-        # Whatever a test wants to jump into: what it may lose is the test's to say.
+        """Load the next kernel and jump; this returns only with an exception."""
+        # A test may jump into any kernel, even one that loses what was preserved.
         kexec.load(request["image"], cmdline=request["cmdline"], handover=False)
         port.mark("loaded")
         os.sync()
@@ -88,14 +88,14 @@ class Worker:
         kexec.reboot(sync=False, trust_image=True)
 
 
-def _function(reference: str, file: str | None) -> Any:
-    """The function by its module's name, or out of the module's file where it goes by another."""
+def _find_function(reference: str, file: str | None) -> Any:
+    """Return a function by its module's name; if needed, load the module from its file."""
     module = reference.partition(":")[0]
     if module != "__main__":
         try:
             return wire.resolve(reference)
         except ModuleNotFoundError as error:
-            # The module, or a package that it is said to be in, is not importable by that name.
+            # Only if the module itself, or its package, cannot be imported by that name.
             if file is None or not f"{module}.".startswith(f"{error.name}."):
                 raise
     name = wire.MAIN if module == "__main__" else module
@@ -117,9 +117,9 @@ def _function(reference: str, file: str | None) -> Any:
 
 
 def work() -> None:
-    """Says hello to the host and answers it until the machine is gone."""
+    """Say hello to the host, and answer requests until the machine is gone."""
     channel = port.Port.find()
-    port.use(channel)
+    port.set_mark_port(channel)
     if os.environ.get("PYLUO_NETWORK"):
         from pyluo.guest import network
 
@@ -127,7 +127,7 @@ def work() -> None:
     with open(_BOOT_ID) as file:
         boot_id = file.read().strip()
     release = os.uname().release
-    channel.greet(
+    channel.send_first(
         {"hello": {"boot_id": boot_id, "release": release, "updates": KernelLog().updates}}
     )
     Worker(channel, boot_id).serve()

@@ -277,12 +277,12 @@ class VfioDevice(OwnedFd):
 
     @property
     def attached(self) -> IommuObject | None:
-        """The object that the device is attached to, as far as this process attached or adopted it."""
+        """The object that the device is attached to, if this process attached or adopted it."""
         return self._attached.get(None)
 
     @property
     def pasids(self) -> dict[int, IommuObject]:
-        """The object that each PASID is attached to, as far as this process attached or adopted it."""
+        """The object that each PASID is attached to, if this process attached or adopted it."""
         return {pasid: to for pasid, to in self._attached.items() if pasid is not None}
 
     @property
@@ -415,7 +415,7 @@ class VfioDevice(OwnedFd):
         return LowPower(self)
 
     def reset(self) -> None:
-        """Reset this function alone; its interrupts stay enabled, its registers lose their contents.
+        """Reset this function alone; interrupts stay enabled, registers lose their contents.
 
         Raises:
             NotBoundError: the device is not bound (EINVAL).

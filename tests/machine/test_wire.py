@@ -56,13 +56,13 @@ def test_only_enums_and_dataclasses_are_built_by_name(content: list[str]) -> Non
 def test_the_host_imports_nothing_that_a_guest_names() -> None:
     assert "antigravity" not in sys.modules
     content = {"type": "antigravity:x", "arguments": [], "state": {}, "summary": "S"}
-    error = wire.decode({"$error": content | {"traceback": "T"}}, find=wire.loaded)
+    error = wire.decode({"$error": content | {"traceback": "T"}}, find=wire.resolve_loaded)
     assert type(error) is RuntimeError
     assert "antigravity" not in sys.modules
     with pytest.raises(ValueError, match="not imported"):
-        wire.decode({"$enum": ["antigravity:x", 1]}, find=wire.loaded)
+        wire.decode({"$enum": ["antigravity:x", 1]}, find=wire.resolve_loaded)
     hidden = {"type": "builtins:ValueError", "state": {"x": {"$data": ["antigravity:x", {}]}}}
-    wire.decode({"$error": content | hidden | {"traceback": "T"}}, find=wire.loaded)
+    wire.decode({"$error": content | hidden | {"traceback": "T"}}, find=wire.resolve_loaded)
     assert "antigravity" not in sys.modules
 
 
@@ -94,7 +94,7 @@ def test_an_error_keeps_its_class_its_fields_and_the_trace() -> None:
 
 
 def test_a_held_object_is_an_argument_by_its_number() -> None:
-    held = wire.Held("boot", 7, "a thing")
+    held = wire.GuestObject("boot", 7, "a thing")
     assert wire.decode(wire.encode([held]), lambda *name: {("boot", 7): "the thing"}[name]) == [
         "the thing"
     ]

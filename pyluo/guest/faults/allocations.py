@@ -1,4 +1,4 @@
-"""Allocations of the kernel that fail on purpose.
+"""Kernel allocations that fail on purpose.
 
 Source: Documentation/fault-injection/fault-injection.rst
 """
@@ -24,30 +24,30 @@ _CAPABILITIES = {"failslab": "CONFIG_FAILSLAB", "fail_page_alloc": "CONFIG_FAIL_
 
 
 class NthFails:
-    """One allocation fails, of those that this thread makes in the `with` block.
+    """A `with` block in which one of this thread's kernel allocations fails.
 
-    Those that may wait for memory can fail too, which are most of them.
+    Allocations that may wait for memory, which most are, can fail too.
 
     Args:
-        number: which one, from 1.
+        number: which allocation fails, from 1.
 
     Attributes:
-        thrown: whether there were as many, once the block is left.
+        injected: whether the block made that many allocations; valid after the block.
 
     Raises:
-        FaultMissingError: on entry.
+        FaultMissingError: the kernel cannot inject this fault; raised on entry.
 
     Source: /proc/PID/task/TID/fail-nth. Linux 4.14.
     """
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.thrown = False
+        self.injected = False
         self._fd = -1
 
     def __enter__(self) -> Self:
-        _let_those_fail_that_may_wait()
-        self._fd = _open_of_thread("fail-nth")
+        _include_waiting_allocations()
+        self._fd = _open_thread_file("fail-nth")
         os.pwrite(self._fd, str(self.number).encode(), 0)
         return self
 
@@ -57,16 +57,16 @@ class NthFails:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.thrown = os.pread(self._fd, 20, 0).strip() == b"0"
+        self.injected = os.pread(self._fd, 20, 0).strip() == b"0"
         os.pwrite(self._fd, b"0", 0)
         os.close(self._fd)
         self._fd = -1
 
 
 def each_fails() -> Iterator[NthFails]:
-    """Faults for so many tries of one thing: its first allocation fails, its second, and so on.
+    """Yield a fault for each attempt at something: its first allocation fails, then its second.
 
-    They end with the try in which no allocation was left to fail:
+    The attempt in which no allocation was left to fail is the last:
 
         for fault in each_fails():
             with fault:
@@ -75,24 +75,24 @@ def each_fails() -> Iterator[NthFails]:
     for number in count(1):
         fault = NthFails(number)
         yield fault
-        if not fault.thrown:
+        if not fault.injected:
             return
 
 
 @contextmanager
 def failslab(probability: int = 100, *, times: int = -1) -> Iterator[None]:
-    """Allocations of the kernel's slabs fail by chance, those that this thread makes in the block.
+    """Make this thread's slab allocations in the block fail at random.
 
     Args:
-        probability: of each, in percent.
+        probability: of each failure, in percent.
         times: how many fail at most; -1 for no limit.
 
     Raises:
-        FaultMissingError: on entry.
+        FaultMissingError: the kernel cannot inject this fault; raised on entry.
     """
     folder = f"{_DEBUGFS}/failslab"
-    _let_those_fail_that_may_wait()
-    fault = _open_of_thread("make-it-fail")
+    _include_waiting_allocations()
+    fault = _open_thread_file("make-it-fail")
     settings = {
         "verbose": "0", "task-filter": "Y", "times": str(times), "probability": str(probability)
     }  # fmt: skip
@@ -107,17 +107,17 @@ def failslab(probability: int = 100, *, times: int = -1) -> Iterator[None]:
         _write(f"{folder}/probability", "0")
 
 
-def _let_those_fail_that_may_wait() -> None:
+def _include_waiting_allocations() -> None:
     for name, option in _CAPABILITIES.items():
         path = f"{_DEBUGFS}/{name}/ignore-gfp-wait"
         if not os.path.exists(path):
             raise FaultMissingError(name, option)
         _write(path, "N")
-        # A trace of each in the log takes the console longer than all else.
+        # Logging a trace of each failure would take longer than everything else.
         _write(f"{_DEBUGFS}/{name}/verbose", "0")
 
 
-def _open_of_thread(name: str) -> int:
+def _open_thread_file(name: str) -> int:
     return os.open(f"/proc/self/task/{threading.get_native_id()}/{name}", os.O_RDWR | os.O_CLOEXEC)
 
 

@@ -1,4 +1,4 @@
-"""A processor that does nothing any more.
+"""A processor that locks up.
 
 Source: Documentation/fault-injection/provoke-crashes.rst; drivers/misc/lkdtm/bugs.c
 """
@@ -15,30 +15,30 @@ from pyluo.guest.faults.missing import FaultMissingError
 __all__ = ["lock_up_cpu"]
 
 _TRIGGER = "/sys/kernel/debug/provoke-crash/DIRECT"
-_WORD = "HARDLOCKUP"
-_PATIENCE = 10.0  # seconds
-_GLANCE = 0.05
+_CRASH_TYPE = "HARDLOCKUP"
+_TIMEOUT = 10.0  # seconds
+_POLL_INTERVAL = 0.05
 
 
 def lock_up_cpu() -> int:
-    """Keeps a processor busy with its interrupts off, from now on and until the machine is reset.
+    """Keep a processor busy with its interrupts off, from now on until the machine is reset.
 
-    It is the last one. Where it is the only one, all of the guest stops, and this does not return.
-    Where there are others, it has to be set apart by ``isolcpus=`` and ``irqaffinity=``: the kernel
-    would wait for it in a page fault of any process that it has ever run.
+    This is the last processor. If there is only one, the whole guest stops, and this does not
+    return. Otherwise it must be set apart by ``isolcpus=`` and ``irqaffinity=``: in a page fault of
+    any process that has ever run on it, the kernel would wait for it.
 
     Returns:
         The number of the processor.
 
     Raises:
         FaultMissingError: the kernel has no CONFIG_LKDTM.
-        RuntimeError: it is not set apart.
-        TimeoutError: the kernel did not say that it began.
+        RuntimeError: the processor is not set apart.
+        TimeoutError: the kernel did not log that the lockup begins.
     """
     if not os.path.exists(_TRIGGER):
         raise FaultMissingError("lockup on demand", "CONFIG_LKDTM")
     last = os.sysconf("SC_NPROCESSORS_ONLN") - 1
-    if last and _isolated() != str(last):
+    if last and _read_isolated_cpus() != str(last):
         raise RuntimeError(
             f"processor {last} is not set apart: boot with isolcpus={last} irqaffinity=0"
         )
@@ -49,27 +49,27 @@ def lock_up_cpu() -> int:
             try:
                 os.sched_setaffinity(0, [last])
                 with open(_TRIGGER, "w") as file:
-                    file.write(_WORD)
+                    file.write(_CRASH_TYPE)
             finally:
                 os._exit(1)
-        _wait_for_the_word(log)
+        _wait_for_lockup(log)
     finally:
         os.close(log)
     return last
 
 
-def _isolated() -> str:
+def _read_isolated_cpus() -> str:
     with open("/sys/devices/system/cpu/isolated") as file:
         return file.read().strip()
 
 
-def _wait_for_the_word(log: int) -> None:
-    """Reads the kernel's log until it says that the lockup comes now."""
-    end = time.monotonic() + _PATIENCE
+def _wait_for_lockup(log: int) -> None:
+    """Read the kernel's log until it announces the lockup."""
+    end = time.monotonic() + _TIMEOUT
     while time.monotonic() < end:
-        # Again and again, since it is the processor in question that would have to wake us.
-        select.select([log], [], [], _GLANCE)
+        # Poll, because it may be the locked-up processor that has to wake this process.
+        select.select([log], [], [], _POLL_INTERVAL)
         with suppress(BlockingIOError):
-            if _WORD.encode() in os.read(log, 8192):
+            if _CRASH_TYPE.encode() in os.read(log, 8192):
                 return
-    raise TimeoutError(f"the kernel did not say within {_PATIENCE:g} s that a processor locks up")
+    raise TimeoutError(f"the kernel did not log within {_TIMEOUT:g} s that a processor locks up")

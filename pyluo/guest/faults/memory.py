@@ -1,4 +1,4 @@
-"""Memory that is short."""
+"""A shortage of memory."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ _MEMINFO = "/proc/meminfo"
 class MemoryHog:
     """A process that takes memory until little is left, and keeps it until it is released.
 
-    Where the kernel has to kill somebody, it takes this process first.
+    If the kernel runs out of memory, it kills this process first.
 
     Args:
-        left: bytes that are to stay available, as MemAvailable counts them.
+        left: how many bytes to leave available, as MemAvailable counts them.
 
     Raises:
-        MemoryError: the kernel killed it before it got there.
+        MemoryError: the kernel killed the process before it had taken enough.
     """
 
     def __init__(self, left: int) -> None:
-        there, theirs = os.pipe()
+        read_end, write_end = os.pipe()
         self._pid = os.fork()
         if not self._pid:
             try:
-                taken = _fill(left)
-                os.write(theirs, b"full")
-                while taken:
+                chunks = _fill(left)
+                os.write(write_end, b"full")
+                while chunks:
                     signal.pause()
             finally:
                 os._exit(1)
-        os.close(theirs)
+        os.close(write_end)
         try:
-            full = os.read(there, 4)  # or nothing, once the process is gone
+            full = os.read(read_end, 4)  # empty if the process was killed
         finally:
-            os.close(there)
+            os.close(read_end)
         if not full:
             self.release()
             raise MemoryError(f"the kernel did not let a process leave {left} bytes")
 
     @property
     def alive(self) -> bool:
-        """Whether it has its memory still: it was neither released nor killed by the kernel."""
+        """Whether it still has its memory: it was neither released nor killed by the kernel."""
         if self._pid:
-            pidfd = os.pidfd_open(self._pid)  # which can be read once the process has ended
+            pidfd = os.pidfd_open(self._pid)  # it becomes readable when the process ends
             try:
                 return not select.select([pidfd], [], [], 0)[0]
             finally:
@@ -57,7 +57,7 @@ class MemoryHog:
         return False
 
     def release(self) -> None:
-        """Gives the memory back; a second time does nothing."""
+        """Release the memory; releasing it twice does nothing."""
         pid, self._pid = self._pid, 0
         if pid:
             os.kill(pid, signal.SIGKILL)
@@ -70,15 +70,15 @@ class MemoryHog:
 def _fill(left: int) -> list[mmap.mmap]:
     with open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")
-    taken: list[mmap.mmap] = []
-    while (room := _available() - left) > 0:
+    chunks: list[mmap.mmap] = []
+    while (room := _read_available() - left) > 0:
         size = max(min(room // 2, _CHUNK) // mmap.PAGESIZE, 1) * mmap.PAGESIZE
-        taken.append(mmap.mmap(-1, size, mmap.MAP_PRIVATE))
-        taken[-1].write(b"\x5a" * size)
-    return taken
+        chunks.append(mmap.mmap(-1, size, mmap.MAP_PRIVATE))
+        chunks[-1].write(b"\x5a" * size)
+    return chunks
 
 
-def _available() -> int:
+def _read_available() -> int:
     with open(_MEMINFO) as file:
         for line in file:
             if line.startswith("MemAvailable:"):

@@ -1,4 +1,4 @@
-"""What a fault raises that the running kernel cannot throw."""
+"""The exception for a fault that the running kernel cannot inject."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ __all__ = ["FaultMissingError"]
 
 
 class FaultMissingError(RuntimeError):
-    """The kernel was built without what throws this fault; nothing was thrown.
+    """The kernel was built without an option that this fault needs; nothing was injected.
 
     Args:
-        fault: what was to be thrown.
-        option: of the kernel's configuration, that it takes.
+        fault: the fault.
+        option: the missing option of the kernel's configuration.
     """
 
     def __init__(self, fault: str, option: str) -> None:

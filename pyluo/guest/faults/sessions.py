@@ -1,4 +1,4 @@
-"""Sessions that are being created by many threads, up to the moment of a jump."""
+"""Sessions that many threads create, up to the moment of a jump."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from pyluo.memfd import Memfd
 if TYPE_CHECKING:
     from pyluo.session import OutgoingSession
 
-__all__ = ["Kept", "SessionStorm", "after_the_storm"]
+__all__ = ["SessionStorm", "StormResult", "check_session_storm"]
 
 _LEDGER, _TOKEN = "storm", 1
-_ENTRY = struct.Struct("=QQQ")  # of each thread: the oldest session, one past the newest, failed
+# For each thread: the number of its oldest session, one past its newest, and 1 if it failed.
+_ENTRY = struct.Struct("=QQQ")
 
 
 class SessionStorm:
     """Threads that create sessions and discard old ones, until the jump.
 
-    Each session holds a memfd with the session's name in it. Which of them are whole, the threads
-    write into another memfd, which is preserved as well: what `after_the_storm` compares with.
+    Each session has a memfd that contains the session's name. Another preserved memfd, the ledger,
+    records which sessions are complete; `check_session_storm` compares the sessions with it.
 
     Args:
-        threads: how many.
+        threads: the number of threads.
         each: how many sessions each thread keeps at most.
     """
 
@@ -38,86 +39,87 @@ class SessionStorm:
         with LiveUpdate() as device:
             self._session = device.create_session(_LEDGER)
             self._session.preserve(self._ledger, _TOKEN)
-            # Its own duplicate of the device for each thread, and with it a lock of its own: so
-            # that they meet in the kernel.
+            # Each object has a lock of its own, so that the threads contend only in the kernel.
             devices = [LiveUpdate.from_fd(os.dup(device.fileno())) for _ in range(threads)]
-        begun = threading.Barrier(threads + 1)
+        all_started = threading.Barrier(threads + 1)
         for number, device in enumerate(devices):
-            arguments = (number, device, each, begun)
-            threading.Thread(target=self._create, args=arguments, daemon=True).start()
-        begun.wait()
+            arguments = (number, device, each, all_started)
+            threading.Thread(target=self._create_sessions, args=arguments, daemon=True).start()
+        all_started.wait()
 
-    def _create(self, number: int, device: LiveUpdate, each: int, begun: threading.Barrier) -> None:
+    def _create_sessions(
+        self, number: int, device: LiveUpdate, each: int, all_started: threading.Barrier
+    ) -> None:
         kept: deque[OutgoingSession] = deque()
         oldest = newest = failed = 0
         try:
             while True:
-                kept.append(_preserved(device, _name(number, newest)))
+                kept.append(_preserve(device, _make_name(number, newest)))
                 newest += 1
-                self._write(number, oldest, newest, failed)
+                self._record(number, oldest, newest, failed)
                 if newest == 1:
-                    begun.wait()
+                    all_started.wait()
                 if len(kept) > each:
-                    # Before it is discarded: what the ledger promises has to be true at any time.
+                    # Before the discard, because the ledger must be true at any time.
                     oldest += 1
-                    self._write(number, oldest, newest, failed)
+                    self._record(number, oldest, newest, failed)
                     kept.popleft().discard()
         except BaseException:
-            self._write(number, oldest, newest, 1)
-            begun.abort()
+            self._record(number, oldest, newest, 1)
+            all_started.abort()
             raise
 
-    def _write(self, number: int, *entry: int) -> None:
+    def _record(self, number: int, *entry: int) -> None:
         self._ledger.write(_ENTRY.pack(*entry), number * _ENTRY.size)
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """What came over of the sessions of a `SessionStorm`.
+class StormResult:
+    """What the jump did to the sessions of a `SessionStorm`.
 
     Attributes:
         created: how many sessions were created and preserved before the jump.
-        promised: how many of them were there, and whole, when it came.
-        whole: how many of these came over whole.
-        lost: the names of the others.
-        half: sessions that were neither promised nor gone: on their way in or out.
-        failed: how many threads had stopped before.
+        promised: how many of them the ledger listed as complete when the jump came.
+        intact: how many of the promised ones were retrieved intact.
+        lost: the names of the other promised ones.
+        partial: sessions that exist without being promised: they were being created or discarded.
+        failed: how many threads had stopped before the jump.
     """
 
     created: int
     promised: int
-    whole: int
+    intact: int
     lost: tuple[str, ...]
-    half: int
+    partial: int
     failed: int
 
 
-def after_the_storm() -> Kept:
-    """Retrieves all that came over, and compares it with what was promised."""
+def check_session_storm() -> StormResult:
+    """Retrieve all sessions after the jump, and compare them with the ledger."""
     with LiveUpdate() as device:
-        entries = _ledger(device)
+        entries = _read_ledger(device)
         lost: list[str] = []
-        promised = whole = half = 0
+        promised = intact = partial = 0
         for number, (oldest, newest, _) in enumerate(entries):
-            for place in range(oldest, newest):
-                name = _name(number, place)
+            for index in range(oldest, newest):
+                name = _make_name(number, index)
                 promised += 1
-                if _is_whole(device, name):
-                    whole += 1
+                if _is_intact(device, name):
+                    intact += 1
                 else:
                     lost.append(name)
-            around = [place for place in (oldest - 1, newest) if place >= 0]
-            half += sum(_is_there(device, _name(number, place)) for place in around)
+            neighbours = [index for index in (oldest - 1, newest) if index >= 0]
+            partial += sum(_exists(device, _make_name(number, index)) for index in neighbours)
     created = sum(newest for _, newest, _ in entries)
     failed = sum(entry[2] for entry in entries)
-    return Kept(created, promised, whole, tuple(lost), half, failed)
+    return StormResult(created, promised, intact, tuple(lost), partial, failed)
 
 
-def _name(thread: int, place: int) -> str:
-    return f"{_LEDGER} {thread} {place}"
+def _make_name(thread: int, index: int) -> str:
+    return f"{_LEDGER} {thread} {index}"
 
 
-def _preserved(device: LiveUpdate, name: str) -> OutgoingSession:
+def _preserve(device: LiveUpdate, name: str) -> OutgoingSession:
     session = device.create_session(name)
     with Memfd.create("ram", 4096) as ram:
         ram.write(name.encode(), 0)
@@ -125,12 +127,12 @@ def _preserved(device: LiveUpdate, name: str) -> OutgoingSession:
     return session
 
 
-def _ledger(device: LiveUpdate) -> list[tuple[int, int, int]]:
+def _read_ledger(device: LiveUpdate) -> list[tuple[int, int, int]]:
     with device.retrieve_session(_LEDGER) as session, session.retrieve(_TOKEN, Memfd) as ledger:
         return list(_ENTRY.iter_unpack(ledger.read(ledger.size, 0)))
 
 
-def _is_whole(device: LiveUpdate, name: str) -> bool:
+def _is_intact(device: LiveUpdate, name: str) -> bool:
     try:
         with device.retrieve_session(name) as session, session.retrieve(_TOKEN, Memfd) as ram:
             return ram.read(len(name.encode()), 0) == name.encode()
@@ -138,7 +140,7 @@ def _is_whole(device: LiveUpdate, name: str) -> bool:
         return False
 
 
-def _is_there(device: LiveUpdate, name: str) -> bool:
+def _exists(device: LiveUpdate, name: str) -> bool:
     try:
         with device.retrieve_session(name):
             return True

@@ -1,4 +1,4 @@
-"""A process that is killed at a step of its own naming."""
+"""A process that is killed at a chosen step."""
 
 from __future__ import annotations
 
@@ -13,31 +13,32 @@ if TYPE_CHECKING:
 
 __all__ = ["Reach", "StepNotReachedError", "Victim"]
 
-_PATIENCE = 30.0  # seconds
+_TIMEOUT = 30.0  # seconds
 _REPORT_LIMIT = 4096
 _FDS_LIMIT = 64
 
 
 class StepNotReachedError(RuntimeError):
-    """A process did not come to the step that it was to be killed at; it is dead all the same."""
+    """A process did not reach the step at which it was to be killed; it is dead all the same."""
 
 
 class Reach(Protocol):
-    """What a victim calls after each step."""
+    """The function that a victim calls after each step."""
 
     def __call__(self, step: str, **fds: int) -> None:
-        """Goes on, or waits here to be killed.
+        """Continue, or wait here to be killed.
 
         Args:
-            step: its name.
-            fds: descriptors that exist by now, under the names by which they can be shared.
+            step: the name of the step.
+            fds: descriptors that exist by now, with the names under which they can be shared.
         """
 
 
 class Victim:
-    """A process of its own that goes through steps, and stops at one of them until it is killed.
+    """A process that goes through steps, and stops at one of them until it is killed.
 
-    It is a fork of the caller. What it has open dies with it, unless it is shared:
+    It is a fork of the caller. Its open descriptors are closed when it dies, unless they are
+    shared:
 
         def life(reach):
             session = device.create_session("vm0")
@@ -49,16 +50,16 @@ class Victim:
         victim.kill()
 
     Args:
-        life: what it does; it is given the function to call after each step.
-        stop_at: the step at which it waits.
-        share: names of descriptors of which the caller is given duplicates.
+        life: the function to run; its argument is the function to call after each step.
+        stop_at: the step at which the process waits.
+        share: names of descriptors of which the caller gets duplicates.
 
     Attributes:
-        pid: its process id.
-        shared: those duplicates, by name; the caller's to close.
+        pid: the process id.
+        shared: the duplicates, by name; the caller must close them.
 
     Raises:
-        StepNotReachedError: it ended before, or was not there after half a minute.
+        StepNotReachedError: the process ended before the step, or took more than half a minute.
     """
 
     def __init__(
@@ -69,13 +70,13 @@ class Victim:
         self.pid = os.fork()
         if not self.pid:
             ours.close()
-            _live(life, stop_at, share, theirs)
+            _run_life(life, stop_at, share, theirs)
         theirs.close()
         with ours:
             self.shared = self._wait(ours, stop_at, share)
 
     def kill(self) -> None:
-        """Ends it by SIGKILL, and waits until it is gone; a second time does nothing."""
+        """Kill the process by SIGKILL, and wait until it is gone; killing it twice does nothing."""
         if self._alive:
             self._alive = False
             os.kill(self.pid, signal.SIGKILL)
@@ -86,21 +87,21 @@ class Victim:
 
     def _wait(self, channel: socket.socket, stop_at: str, share: Sequence[str]) -> dict[str, int]:
         fds: list[int] = []
-        if select.select([channel], [], [], _PATIENCE)[0]:
+        if select.select([channel], [], [], _TIMEOUT)[0]:
             report, fds, _, _ = socket.recv_fds(channel, _REPORT_LIMIT, _FDS_LIMIT)
         else:
-            report = f"it was not there after {_PATIENCE:g} s".encode()
+            report = f"it took more than {_TIMEOUT:g} s".encode()
         if report == b"reached":
             return dict(zip(share, fds, strict=True))
         self.kill()
-        told = report.decode(errors="replace") or "it died without a word"
-        raise StepNotReachedError(f"step {stop_at!r} was not reached: {told}")
+        reason = report.decode(errors="replace") or "it died without a word"
+        raise StepNotReachedError(f"step {stop_at!r} was not reached: {reason}")
 
 
-def _live(
+def _run_life(
     life: Callable[[Reach], object], stop_at: str, share: Sequence[str], channel: socket.socket
 ) -> NoReturn:
-    """The life of the process; it never returns to the caller's code."""
+    """Run the function in the forked process, report to the caller's process, and exit."""
     steps: list[str] = []
 
     def reach(step: str, **fds: int) -> None:

@@ -150,7 +150,7 @@ class Shell:
             for what, content in message.items():
                 match what:
                     case "output" | "error":
-                        self._write(what, wire.decode(content, find=wire.loaded))
+                        self._write(what, wire.decode(content, find=wire.resolve_loaded))
                     case "taken":
                         self._unread = self._unread[content:]
                     case "folder":
@@ -158,7 +158,7 @@ class Shell:
                     case "end":
                         self._status = content if content >= 0 else _SIGNALLED - content
                     case "failed":
-                        raise wire.decode(content, find=wire.loaded)
+                        raise wire.decode(content, find=wire.resolve_loaded)
 
     def _read(self) -> None:
         """Reads what comes in, for the guest or for the host."""

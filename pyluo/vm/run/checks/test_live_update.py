@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pyluo.guest import checks, survival
+from pyluo.guest import checks, demo
 
 if TYPE_CHECKING:
     from pyluo.vm import VM
@@ -12,26 +12,26 @@ if TYPE_CHECKING:
 
 def test_memory_and_its_seals_survive_each_hop(vm: VM, hops: int) -> None:
     """Files with holes, of odd sizes and with seals, by a descriptor store."""
-    vm.hold(checks.build)
+    vm.hold(checks.preserve_files)
     for hop in range(1, hops + 1):
         vm.live_update()
-        assert vm.call(checks.complaints, vm.hold(checks.carry_on)) == [], f"hop {hop}"
+        assert vm.call(checks.problems, vm.hold(checks.check_files)) == [], f"hop {hop}"
 
 
 def test_sessions_by_the_dozen_survive_each_hop(vm: VM, hops: int) -> None:
     """Each by its name, with its own file."""
-    vm.hold(checks.build_sessions)
+    vm.hold(checks.preserve_sessions)
     for hop in range(1, hops + 1):
         vm.live_update()
-        assert vm.call(checks.complaints, vm.hold(checks.carry_sessions_on)) == [], f"hop {hop}"
+        assert vm.call(checks.problems, vm.hold(checks.check_sessions)) == [], f"hop {hop}"
 
 
 def test_what_was_not_preserved_is_gone(vm: VM) -> None:
     """Files and memory beside a session do not come along with it."""
-    held = vm.hold(survival.preserve, 1 << 20)
-    preserved = vm.call(survival.digest, held)
+    held = vm.hold(demo.preserve, 1 << 20)
+    preserved = vm.call(demo.digest, held)
     vm.live_update()
-    assert vm.call(survival.retrieve, False) == (preserved, [])
+    assert vm.call(demo.retrieve, False) == (preserved, [])
 
 
 def test_each_hop_is_counted_by_the_kernel(vm: VM, hops: int) -> None:

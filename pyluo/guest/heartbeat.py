@@ -1,7 +1,7 @@
-"""The first process's line to the host: beats, so that silence means something.
+"""The init process's connection to the host: heartbeats, so that a silent guest counts as hung.
 
-It goes its own way, beside the worker's port: a function that does not return, or a worker that
-the kernel does not let go of, is not a dead machine.
+It has a port of its own, apart from the worker's: if a function does not return, or the worker is
+stuck in the kernel, the machine is still alive.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from contextlib import suppress
 
 from pyluo.guest import port
 
-__all__ = ["Heart"]
+__all__ = ["Heartbeat"]
 
 _INTERVAL = 1000  # milliseconds
 _SHOW = b"show\n"
 _BEAT, _SHOWN = b"beat\n", b"shown\n"
-# Documentation/admin-guide/sysrq.rst: all levels to the console, tasks that are blocked, what all
-# CPUs run.
+# Documentation/admin-guide/sysrq.rst: log all levels to the console, show blocked tasks, show what
+# all CPUs run.
 _SYSRQ = "9", "w", "l"
 
 
-class Heart:
-    """Beats while this process is scheduled."""
+class Heartbeat:
+    """Sends a heartbeat every second while this process is scheduled."""
 
     def __init__(self) -> None:
-        # A host that does not read must not stop the first process.
-        self._fd = port.open_by_name(port.HEART, os.O_NONBLOCK)
+        # A host that does not read must not block the init process.
+        self._fd = port.open_by_name(port.HEARTBEAT, os.O_NONBLOCK)
 
     def beat_until(self, child: int) -> int:
-        """Beats, reaps orphans and shows the kernel's state on request, until the child ends.
+        """Send heartbeats, reap orphans and show the kernel's state on request, until a child ends.
 
         Returns:
             The child's wait status.
@@ -39,21 +39,21 @@ class Heart:
         poll.register(self._fd, select.POLLIN)
         poll.register(os.pidfd_open(child), select.POLLIN)
         while True:
-            self._say(_BEAT)
+            self._send(_BEAT)
             if any(fd == self._fd and event & select.POLLIN for fd, event in poll.poll(_INTERVAL)):
-                self._answer()
+                self._handle_request()
             while ended := _reap():
                 if ended[0] == child:
                     return ended[1]
 
-    def _answer(self) -> None:
+    def _handle_request(self) -> None:
         if _SHOW in os.read(self._fd, 1 << 12):
             for key in _SYSRQ:
                 with open("/proc/sysrq-trigger", "w") as trigger:
                     trigger.write(key)
-            self._say(_SHOWN)
+            self._send(_SHOWN)
 
-    def _say(self, word: bytes) -> None:
+    def _send(self, word: bytes) -> None:
         with suppress(OSError):
             os.write(self._fd, word)
 

@@ -1,4 +1,4 @@
-"""The guest's part of `pyluo demo`."""
+"""The guest's side of `pyluo demo`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CHUNK = 1 << 20
 
 
 def preserve(size: int) -> tuple[OutgoingSession, Memfd, Memfd]:
-    """Fills a memfd with random bytes and preserves it, and leaves neighbours beside it."""
+    """Preserve a memfd of random bytes, and create files beside it that are not preserved."""
     ram, neighbour = Memfd.create("ram", size), Memfd.create("neighbour", len(_TEXT))
     for offset in range(0, size, _CHUNK):
         ram.write(os.urandom(min(_CHUNK, size - offset)), offset)
@@ -33,15 +33,15 @@ def preserve(size: int) -> tuple[OutgoingSession, Memfd, Memfd]:
 
 
 def digest(held: tuple[OutgoingSession, Memfd, Memfd]) -> str:
-    """The SHA-256 of what was preserved."""
+    """Return the SHA-256 of the preserved memfd."""
     return _sha256(held[1])
 
 
 def retrieve(corrupt: bool) -> tuple[str, list[str]]:
-    """Gets the memfd back.
+    """Retrieve the memfd.
 
     Returns:
-        Its SHA-256, and the names of the neighbours that are still there.
+        Its SHA-256, and the names of the neighbours that still exist.
     """
     with LiveUpdate() as device:
         session = device.retrieve_session(_SESSION)
@@ -62,7 +62,8 @@ def retrieve(corrupt: bool) -> tuple[str, list[str]]:
 
 
 def _sha256(memfd: Memfd) -> str:
-    # As in the standard library's random: hashlib loads OpenSSL, a third of a second under TCG.
+    # As the standard library's random does, because hashlib loads OpenSSL, which takes a third of a
+    # second under TCG.
     try:
         if sys.version_info >= (3, 12):
             from _sha2 import sha256

@@ -1,8 +1,8 @@
-"""From a running process to its successor: descriptors, their names, and a state.
+"""Handing descriptors, their names and a state from a running process to its successor.
 
-Two ways: to another process over a Unix socket (`send` and `receive`), or to another program in
-the same process (`exec_with` and `inherited`). Either side of a successful handoff knows that the
-other one is done with it; see `send` for what to believe of a failed one.
+There are two ways: to another process through a Unix socket (`send` and `receive`), or to another
+program in the same process (`exec_with` and `inherited`). After a successful handoff, each side
+knows that the other one completed it; `send` describes what is known after a failure.
 """
 
 from __future__ import annotations

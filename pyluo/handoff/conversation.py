@@ -1,18 +1,18 @@
-"""The conversation of a handoff through a socket.
+"""The protocol of a handoff through a socket.
 
-Each packet is answered before the next one goes, so that few descriptors are on their way at once,
-and each side hears why the other one stopped::
+Each packet is answered before the next one is sent, so that few descriptors are in flight at once,
+and each side learns why the other one stopped::
 
-    receiver  READY      here is somebody to conversation to
-    sender    OFFER n    with the manifest; n descriptors will follow
-    receiver  WANT i     has i of them; asks for the next 253, or what is left
-    sender    FILES i    with these
-    receiver  COMPLETE n has everything, and does nothing with it yet
-    sender    COMMIT n   lets go
-    either    REFUSED    in place of any of these: an errno, and why; it ends the conversation
+    receiver  READY      a receiver is there
+    sender    OFFER n    brings the manifest; n descriptors will follow
+    receiver  WANT i     it has i of them; asks for the next 253, or the rest
+    sender    FILES i    brings these descriptors
+    receiver  COMPLETE n it has everything, but does not use it yet
+    sender    COMMIT n   it gives the files up
+    either    REFUSED    instead of any of these: an errno and a reason; ends the conversation
 
-A packet is a magic, the version, its kind and its number (n, i, or the errno), little-endian; after
-REFUSED comes text in UTF-8.
+A packet consists of a magic, the version, its kind and its number (n, i, or the errno), in little
+endian; REFUSED also has a text in UTF-8.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _MAX_REASON = 1000  # bytes
 
 
 class Kind(enum.IntEnum):
-    """What a packet says."""
+    """The kind of a packet."""
 
     READY = 1
     OFFER = 2
@@ -70,16 +70,16 @@ class Kind(enum.IntEnum):
 def open_conversation(
     connection: socket.socket, operation: str, allow: Allow, timeout: float | None
 ) -> Iterator[Conversation]:
-    """A conversation; an error in it is told to the other side, and ends the connection.
+    """Return a conversation; an error in its ``with`` block is sent to the other side.
 
-    So nobody waits for more, and what is still on its way is not taken for the beginning of
-    another conversation.
+    The error also ends the connection. So the other side does not wait for more packets, and
+    packets in flight are not taken for the beginning of another conversation.
     """
     conversation = Conversation(connection, operation, allow)
     with raising(operation, conversation.subject):
-        asked = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED)
+        passcred = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-    waited = connection.gettimeout()
+    old_timeout = connection.gettimeout()
     connection.settimeout(timeout)
     try:
         conversation.check_creator()
@@ -90,13 +90,13 @@ def open_conversation(
             connection.shutdown(socket.SHUT_RDWR)
         raise
     finally:
-        with suppress(OSError):  # of a socket closed meanwhile; what was committed stays so
-            connection.settimeout(waited)
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, asked)
+        with suppress(OSError):  # the socket may be closed by now; a commit is still valid
+            connection.settimeout(old_timeout)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, passcred)
 
 
 class Conversation:
-    """One side of a conversation: says and hears packets, and believes only what it expects."""
+    """One side of a conversation: sends packets, and accepts only those that it expects."""
 
     def __init__(self, connection: socket.socket, operation: str, allow: Allow) -> None:
         self._connection = connection
@@ -111,27 +111,28 @@ class Conversation:
 
     @property
     def peer(self) -> Peer:
-        """The process at the other end, once it has said something."""
+        """The process at the other end, after it has sent a packet."""
         assert self._peer is not None
         return self._peer
 
     def check_creator(self) -> None:
-        """Sees to it that whoever made the other end is allowed.
+        """Check that the process that created the other end is allowed.
 
         Raises:
-            HandoffError: EPERM, it is not; ENOTCONN, there is no other end.
+            HandoffError: the process is not allowed (EPERM), or the socket is not connected
+                (ENOTCONN).
         """
         with raising(self._operation, self.subject):
             peer = peer_credentials(self._connection)
-        # Of a socketpair() it is this process itself, which says nothing of who has the end now.
+        # After a socketpair() it is this process, which says nothing about who has the end now.
         if peer.pid != os.getpid():
             self._check_allowed(peer, "made the other end of the socket")
 
     def send(self, kind: Kind, number: int = 0, fds: Sequence[int] = ()) -> None:
-        """Sends a packet.
+        """Send a packet.
 
         Raises:
-            HandoffError: as `send` says; what the other side gave as its reason, if it did.
+            HandoffError: as `pyluo.handoff.send` does; with the other side's reason if it sent one.
         """
         with raising(self._operation, self.subject):
             try:
@@ -143,21 +144,22 @@ class Conversation:
     def expect(
         self, kind: Kind, number: int | None = None, *, fds: int = 0
     ) -> tuple[int, list[OwnedFd]]:
-        """The number of the next packet, and its descriptors.
+        """Receive the next packet, and return its number and its descriptors.
 
         Args:
-            kind: that it has to be of.
-            number: that it has to have; None for any.
-            fds: how many descriptors it has to bring.
+            kind: the kind that it must be of.
+            number: the number that it must have; None for any.
+            fds: the number of descriptors that it must bring.
 
         Raises:
-            HandoffError: as `receive` says; what it brought is closed.
+            HandoffError: as `pyluo.handoff.receive` does; the packet's descriptors are closed.
         """
-        told, told_number, packet = self._next_packet()
+        actual_kind, actual_number, packet = self._next_packet()
         try:
-            if told != kind or number not in (None, told_number):
+            if actual_kind != kind or number not in (None, actual_number):
+                actual = f"{actual_kind.name} {actual_number}"
                 expected = kind.name if number is None else f"{kind.name} {number}"
-                raise self.protocol_error(f"{told.name} {told_number} in place of {expected}")
+                raise self.protocol_error(f"{actual} instead of {expected}")
             if len(packet.fds) != fds:
                 raise self.protocol_error(
                     f"{len(packet.fds)} descriptors with {kind.name}, not {fds}"
@@ -165,14 +167,14 @@ class Conversation:
         except BaseException:
             packet.close()
             raise
-        return told_number, [OwnedFd(fd) for fd in packet.fds]
+        return actual_number, [OwnedFd(fd) for fd in packet.fds]
 
     def expect_commit(self, number: int) -> None:
-        """Waits for the sender's last word.
+        """Wait for the sender's commit.
 
-        After the shutdown it cannot come any more, so that the sender fails too; what came before
-        can still be heard. Without it, the sender could let go in the moment in which this side
-        gives up.
+        After a timeout, the socket is shut down for receiving, so that a later commit fails for the
+        sender; one that came before can still be received. Without the shutdown, the sender could
+        commit in the moment when this side gives up.
         """
         try:
             self.expect(Kind.COMMIT, number)
@@ -187,7 +189,7 @@ class Conversation:
                 raise error from None
 
     def send_refusal(self, error: BaseException) -> None:
-        """Tells the other side why, if it still listens."""
+        """Tell the other side why this one gives up, if it still listens."""
         if isinstance(error, LuoError):
             number, reason = error.errno or EIO, error.hint or error.strerror or ""
         else:
@@ -197,13 +199,18 @@ class Conversation:
             head = _HEAD.pack(_MAGIC, _VERSION, Kind.REFUSED, number)
             send_packet(self._connection, head + text, flags=socket.MSG_DONTWAIT)
 
-    def protocol_error(self, how: str) -> HandoffError:
-        """What to raise at something that nobody says in a handoff."""
-        hint = f"This is not how a handoff goes: {how}"
+    def protocol_error(self, problem: str) -> HandoffError:
+        """Return the exception for a packet that breaks the protocol."""
+        hint = f"The other side broke the protocol: {problem}"
         return HandoffError(EBADMSG, self._operation, self.subject, hint)
 
     def _next_packet(self) -> tuple[Kind, int, Packet]:
-        """The next packet of the same process, whole and not a refusal; its kind and number."""
+        """Receive the next packet; return its kind, its number, and the packet.
+
+        Raises:
+            HandoffError: the packet is a refusal, is truncated or not valid, or comes from another
+                process than the packets before it.
+        """
         packet = self._receive()
         try:
             if not packet.data:
@@ -214,12 +221,12 @@ class Conversation:
                 raise self._lost_descriptors_error()
             self._check_sender(packet.sender)
             if packet.data_truncated:
-                raise self.protocol_error("a packet longer than any")
+                raise self.protocol_error("a packet is longer than any of the protocol")
             kind, number = self._parse(packet.data)
             if kind == Kind.REFUSED:
                 raise self._refusal_error(number, packet.data[_HEAD.size :])
             if len(packet.data) != _HEAD.size:
-                raise self.protocol_error(f"{len(packet.data)} bytes of {kind.name}")
+                raise self.protocol_error(f"{kind.name} has {len(packet.data)} bytes")
         except BaseException:
             packet.close()
             raise
@@ -231,51 +238,52 @@ class Conversation:
             try:
                 return Packet.receive(self._connection, size)
             except ConnectionResetError:
-                # Told once, if the other side hung up on something unheard; its reason comes next.
+                # The other side closed the socket with packets unread. The kernel reports this
+                # once; the next receive returns the reason that the other side sent.
                 return Packet.receive(self._connection, size)
 
     def _parse(self, data: bytes) -> tuple[Kind, int]:
         if len(data) < _HEAD.size:
-            raise self.protocol_error(f"a packet of {len(data)} bytes")
+            raise self.protocol_error(f"a packet has {len(data)} bytes")
         magic, version, kind, number = _HEAD.unpack_from(data)
         if magic != _MAGIC:
-            raise self.protocol_error(f"a packet that begins with {magic!r}")
+            raise self.protocol_error(f"a packet begins with {magic!r}")
         if version != _VERSION:
-            hint = f"It speaks version {version}, and this pyluo version {_VERSION}"
+            hint = f"It uses version {version} of the protocol, and this pyluo version {_VERSION}"
             raise HandoffError(EPROTONOSUPPORT, self._operation, self.subject, hint)
         try:
             return Kind(kind), number
         except ValueError:
-            raise self.protocol_error(f"a packet of kind {kind}") from None
+            raise self.protocol_error(f"a packet is of the unknown kind {kind}") from None
 
     def _check_sender(self, sender: Peer | None) -> None:
         if sender is None:
-            raise self.protocol_error("a packet without credentials")
+            raise self.protocol_error("a packet has no credentials")
         if self._peer is None:
-            self._check_allowed(sender, "speaks")
+            self._check_allowed(sender, "sends packets there")
             self._peer = sender
         elif sender != self._peer:
-            raise self.protocol_error(f"{sender} speaks in its place")
+            raise self.protocol_error(f"{sender} sends packets in its place")
 
     def _check_allowed(self, peer: Peer, role: str) -> None:
         if not self._allow(peer):
-            hint = f"It is {peer} that {role}, and that is not allowed"
+            hint = f"{peer} {role}, and it is not allowed to take part"
             raise HandoffError(EPERM, self._operation, self.subject, hint)
 
     def _refusal_error(self, number: int, text: bytes) -> HandoffError:
-        shown = "".join(
+        reason = "".join(
             each if each.isprintable() else "?" for each in text.decode(errors="replace")
         )
         known = number if number in errorcode else EPROTO
-        hint = f"The other process gave up: {shown}"
+        hint = f"The other process gave up: {reason}"
         return HandoffError(known, self._operation, self.subject, hint)
 
     def _lost_descriptors_error(self) -> HandoffError:
-        """Why the kernel dropped descriptors: it does not tell, but answers a dup() alike."""
+        """Return why the kernel dropped descriptors: it does not say, but dup() fails alike."""
         try:
             os.close(os.dup(self._connection.fileno()))
         except OSError as error:
             hint = "The descriptors do not fit: see RLIMIT_NOFILE (ulimit -n), or fs.file-max"
             return HandoffError(error.errno or EIO, self._operation, self.subject, hint)
-        hint = "The kernel let a descriptor not pass: see the rules of its security modules"
+        hint = "A security module of the kernel blocked a descriptor: see its rules"
         return HandoffError(EACCES, self._operation, self.subject, hint)

@@ -1,16 +1,16 @@
-"""What is handed over, in a sealed memfd: how descriptors are called and known, and the state.
+"""The manifest of a handoff: a sealed memfd with the descriptors' names and files, and the state.
 
-It goes through a socket and through exec alike. Neither has room for a state of many mebibytes: a
-packet is bounded by the socket's buffer, an environment by the kernel. Its seals make it one that
-can be checked first and believed afterwards, whoever else has it open. Its layout::
+It is used through a socket and through exec alike, because neither has room for a state of many
+mebibytes: the socket's buffer limits a packet, and the kernel limits the environment. Because of
+its seals it cannot change after it was checked, whoever else has it open. Its layout::
 
     bytes 0-7    magic
     bytes 8-11   version of what follows
     bytes 12-15  number of entries
-    bytes 16-23  process that makes itself the successor by exec; 0 for a socket
+    bytes 16-23  PID of the process that calls exec; 0 for a socket
     bytes 24-31  length of the table, in bytes
     bytes 32-39  length of the state, in bytes
-    bytes 40-71  SHA-256 of all of it, with zeros in place of this field
+    bytes 40-71  SHA-256 of the whole manifest, with zeros in this field
     table        for each entry: descriptor (-1 for a socket), st_dev, st_ino, kind of file,
                  length of the name, name in UTF-8
     state
@@ -49,14 +49,14 @@ _OPERATION = "read handoff"
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A descriptor, and the file that it has to be of.
+    """The name of a descriptor, and the identity of its file.
 
     Attributes:
-        name: by which both sides know it.
-        number: of the descriptor, the same before an exec and after it; -1 for a socket.
+        name: the name that both sides use.
+        number: the number of the descriptor, which an exec does not change; -1 for a socket.
         device: st_dev of the file.
-        inode: st_ino; all files of no file system (eventfd, iommufd, …) have the same.
-        kind: the format bits of st_mode; 0 for those.
+        inode: st_ino; all anonymous inodes (eventfd, iommufd, …) have the same.
+        kind: the format bits of st_mode; 0 for anonymous inodes.
     """
 
     name: str
@@ -67,19 +67,19 @@ class Entry:
 
     @classmethod
     def of(cls, name: str, fd: int, number: int = -1) -> Self:
-        """Describes an open descriptor.
+        """Describe an open descriptor.
 
         Raises:
-            OSError: EBADF, it is not open.
+            OSError: the descriptor is not open (EBADF).
         """
         status = os.fstat(fd)
         return cls(name, number, status.st_dev, status.st_ino, stat.S_IFMT(status.st_mode))
 
     def matches(self, fd: int) -> bool:
-        """Whether this may be the file.
+        """Return whether a descriptor is of this file, as far as st_dev and st_ino tell.
 
         Raises:
-            OSError: EBADF, the descriptor is not open.
+            OSError: the descriptor is not open (EBADF).
         """
         return Entry.of(self.name, fd, self.number) == self
 
@@ -89,9 +89,9 @@ class Manifest:
     """All that is handed over, except for the descriptors themselves.
 
     Attributes:
-        entries: in the order in which the descriptors go.
-        state: what the caller hands over with them.
-        pid: of the process that hands over to itself, by exec; 0 for a socket.
+        entries: the entries, in the order of the descriptors.
+        state: the state that is handed over with them.
+        pid: the process that calls exec; 0 for a socket.
     """
 
     entries: tuple[Entry, ...]
@@ -99,7 +99,7 @@ class Manifest:
     pid: int = 0
 
     def to_memfd(self) -> Memfd:
-        """A memfd with all of it, which nobody can change any more.
+        """Write the manifest into a new memfd and seal it.
 
         Raises:
             ValueError: a name is empty, or longer than 255 bytes in UTF-8.
@@ -121,37 +121,37 @@ class Manifest:
 
     @classmethod
     def read(cls, fd: int, *, max_files: int | None = None, max_state: int | None = None) -> Self:
-        """Reads a descriptor that may be of anything; it stays the caller's.
+        """Read and check a manifest from an untrusted descriptor, which the caller still owns.
 
         Args:
             fd: the descriptor.
-            max_files: number of entries to read at most.
-            max_state: bytes of state to read at most.
+            max_files: the largest number of entries to accept; None for no limit.
+            max_state: the largest state to accept, in bytes; None for no limit.
 
         Raises:
-            HandoffError: EBADMSG, it is no manifest, or a damaged one; EPROTONOSUPPORT, it is of
-                another version; E2BIG, it says more than that; ENOMEM.
+            HandoffError: the file is not a manifest, or is damaged (EBADMSG); it has another
+                version (EPROTONOSUPPORT); it exceeds a limit (E2BIG); there is no memory (ENOMEM).
         """
-        # What is not sealed could block a read for ever, or change after its digest was checked.
+        # A file without these seals could block a read for ever, or change after the check.
         if read_seals(fd) & _SEALS != _SEALS:
-            raise _damage_error("it is no sealed memfd")
+            raise _damage_error("it is not a sealed memfd")
         with _borrow(fd) as memfd, raising(_OPERATION, f"descriptor {fd}"):
             header = memfd.read(_HEADER.size, 0)
             if len(header) < _HEADER.size:
-                raise _damage_error(f"{len(header)} bytes are shorter than a header")
+                raise _damage_error(f"{len(header)} bytes are too short for a header")
             magic, version, *lengths, digest = _HEADER.unpack(header)
             if magic != _MAGIC:
                 raise _damage_error("its first bytes are not a manifest's")
             if version != _VERSION:
-                hint = f"It is of version {version}, and this pyluo knows version {_VERSION}"
+                hint = f"It has version {version}, and this pyluo knows version {_VERSION}"
                 raise HandoffError(EPROTONOSUPPORT, _OPERATION, "", hint)
             count, pid, table_length, state_length = lengths
             _check_limit("descriptors", count, max_files, "max_files")
             _check_limit("bytes of state", state_length, max_state, "max_state")
             if table_length > count * (_ENTRY.size + _MAX_NAME):
-                raise _damage_error(f"a table of {table_length} bytes for {count} descriptors")
+                raise _damage_error(f"its table has {table_length} bytes for {count} descriptors")
             if memfd.size != _HEADER.size + table_length + state_length:
-                raise _damage_error(f"{memfd.size} bytes are not what its header says")
+                raise _damage_error(f"its size of {memfd.size} bytes is not that of its header")
             table = memfd.read(table_length, _HEADER.size)
             state = memfd.read(state_length, _HEADER.size + table_length)
             if _digest(lengths, table, state) != digest:
@@ -169,10 +169,10 @@ def _borrow(fd: int) -> Iterator[Memfd]:
 
 
 def _digest(lengths: Sequence[int], table: bytes, state: bytes) -> bytes:
-    whole = hashlib.sha256(_HEADER.pack(_MAGIC, _VERSION, *lengths, b""))
-    whole.update(table)
-    whole.update(state)
-    return whole.digest()
+    digest = hashlib.sha256(_HEADER.pack(_MAGIC, _VERSION, *lengths, b""))
+    digest.update(table)
+    digest.update(state)
+    return digest.digest()
 
 
 def _pack(entry: Entry) -> bytes:
@@ -186,7 +186,7 @@ def _pack(entry: Entry) -> bytes:
 
 
 def _unpack(table: bytes, count: int) -> tuple[Entry, ...]:
-    """Checks everything: who can write a digest can write nonsense, too."""
+    """Check everything: a manifest with a valid digest may still be malicious."""
     entries: dict[str, Entry] = {}
     offset = 0
     for _ in range(count):
@@ -199,9 +199,9 @@ def _unpack(table: bytes, count: int) -> tuple[Entry, ...]:
         try:
             name = raw.decode()
         except UnicodeDecodeError:
-            raise _damage_error(f"{raw!r} is no UTF-8") from None
+            raise _damage_error(f"{raw!r} is not UTF-8") from None
         if len(raw) < length or not 0 < length <= _MAX_NAME:
-            raise _damage_error(f"a name of {length} bytes")
+            raise _damage_error(f"it has a name of {length} bytes")
         if name in entries:
             raise _damage_error(f"two descriptors are called {name!r}")
         entries[name] = Entry(name, number, device, inode, kind)
@@ -212,9 +212,9 @@ def _unpack(table: bytes, count: int) -> tuple[Entry, ...]:
 
 def _check_limit(what: str, count: int, most: int | None, parameter: str) -> None:
     if most is not None and count > most:
-        hint = f"{count} {what}, and the receiver takes {most}: see {parameter}"
+        hint = f"It has {count} {what}, and the receiver accepts {most}: see {parameter}"
         raise HandoffError(E2BIG, _OPERATION, "", hint)
 
 
-def _damage_error(how: str) -> HandoffError:
-    return HandoffError(EBADMSG, _OPERATION, "", f"This is not a manifest as written: {how}")
+def _damage_error(problem: str) -> HandoffError:
+    return HandoffError(EBADMSG, _OPERATION, "", f"This is not a valid manifest: {problem}")

@@ -1,7 +1,7 @@
-"""Handing over to another process, through a Unix socket.
+"""Handing over to another process through a Unix socket.
 
-The socket is a SOCK_SEQPACKET one: the kernel keeps packets apart, says when one was cut, and which
-descriptors came with which.
+The socket must be of type SOCK_SEQPACKET: the kernel keeps the packets and their descriptors apart,
+and reports truncated packets.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["connect", "listen", "receive", "send"]
 
-_MAX_ADDRESS = 107  # bytes: sun_path, less the zero that ends it
+_MAX_ADDRESS = 107  # bytes: sun_path without its terminating zero
 _TIMEOUT = 10.0
 _MAX_FILES = 1 << 16
 _MAX_STATE = 1 << 28
@@ -41,40 +41,41 @@ def send(
     allow: Callable[[Peer], bool] = same_user,
     timeout: float | None = _TIMEOUT,
 ) -> Peer:
-    """Hands descriptors and a state over to the process that is in `receive` at the other end.
+    """Hand descriptors and a state over to the process that is in `receive` at the other end.
 
-    Descriptors are duplicated: the caller's stay open, and stay the caller's. What they stand for
-    has to be at rest before the call, since the state is of that moment.
+    Descriptors are duplicated: the caller still owns its own. Stop using the files before the call,
+    so that the state still describes them when the other process takes over.
 
-    When this returns, the other process had everything, and was told to go on: what was handed
-    over is its own, and this process must not drive it any more. It has its descriptors still, so
-    that nothing is lost if the other process dies before it does anything with its own; be sure
-    that it is dead before taking up again. When this raises a LuoError, `receive` raises too at the
-    other end, and this process may go on as if nothing had been. An exception that is not of this
-    call's making, such as that of a signal's handler, tells neither.
+    When this returns, the other process has everything and was told to continue: it owns what was
+    handed over, and this process must not drive it any more. This process still has its
+    descriptors, so nothing is lost if the other process dies before it uses its own; make sure that
+    it is dead before driving the files again. If this raises a LuoError, `receive` raises too at
+    the other end, and this process may continue as if nothing had happened. An exception from
+    elsewhere, such as a signal handler, does not tell whether the handoff succeeded.
 
     Args:
-        connection: a connected SOCK_SEQPACKET Unix socket. It can be used on afterwards, except
-            that an error ends the connection.
-        files: descriptors by name, in the order in which the receiver shall see them.
-        state: what the receiver shall know besides.
-        allow: whether to hand over to this process. It is asked about the one that made the other
-            end of the socket, unless that was this process, as with socketpair(); and about the
-            one that speaks there. Either might receive.
-        timeout: seconds for which the other process may be silent; None for no limit.
+        connection: a connected SOCK_SEQPACKET Unix socket. It can still be used afterwards, unless
+            the call raises, which ends the connection.
+        files: descriptors by name, in the order in which the receiver gets them.
+        state: any data for the receiver.
+        allow: a function that returns whether to hand over to a process. It is called for the
+            process that created the other end of the socket, unless that is this process, as with
+            socketpair(); and for the process that sends packets there. Either could receive.
+        timeout: seconds to wait for each packet of the other process; None for no limit.
 
     Returns:
-        The process that has them now.
+        The process that received the handoff.
 
     Raises:
-        ValueError: the socket is of another kind, a name is empty or longer than 255 bytes in
-            UTF-8, or the timeout is not above zero.
-        HandoffError: EPERM, `allow` said no; ETIMEDOUT; ECONNRESET, EPIPE or ENOTCONN, there is
-            nobody at the other end, or no longer; EBADMSG or EPROTO, it answered nonsense;
-            EPROTONOSUPPORT, it speaks another version; ETOOMANYREFS, too many descriptors of this
-            user are on their way. With any other errno it is what the receiver refused with.
-        LuoError: EBADF, a descriptor is not open; and as `Memfd.create` does. Nothing was sent
-            then, and the connection is as it was.
+        ValueError: the socket has another family or type, a name is empty or longer than 255 bytes
+            in UTF-8, or the timeout is not above zero.
+        HandoffError: `allow` returned False (EPERM); the other process sent nothing in time
+            (ETIMEDOUT); there is no process at the other end, or no longer (ECONNRESET, EPIPE or
+            ENOTCONN); it broke the protocol (EBADMSG or EPROTO) or uses another version of it
+            (EPROTONOSUPPORT); too many descriptors of this user are in flight (ETOOMANYREFS). Any
+            other errno is the reason why the receiver refused.
+        LuoError: a descriptor is not open (EBADF); and as `Memfd.create` does. Nothing was sent
+            then, and the connection is unchanged.
 
     Source: unix(7), SCM_RIGHTS
     """
@@ -106,29 +107,29 @@ def receive(
     max_files: int = _MAX_FILES,
     max_state: int = _MAX_STATE,
 ) -> Handoff:
-    """Takes over what the process that is in `send` at the other end hands over.
+    """Receive what the process that is in `send` at the other end hands over.
 
-    When this returns, the sender was told that everything is here, and has let go: what was handed
-    over is this process's. When it raises, every descriptor that came is closed, and this process
-    must not drive what it may have seen; the sender may go on with it. One case is left: if this
-    process dies, or a signal's handler raises, between the sender's last word and the return, the
-    sender has let go and nobody drives.
+    When this returns, the sender knows that everything arrived and has committed the handoff: this
+    process owns what was handed over. If this raises, every received descriptor is closed, and this
+    process must not drive the files, because the sender may continue with them. One gap remains: if
+    this process dies, or a signal handler raises, after the sender's commit and before the return,
+    the sender has given the files up and no process drives them.
 
     Args:
         connection: as for `send`.
-        allow: whether to take from this process; asked as for `send`.
-        timeout: seconds for which the other process may be silent; None for no limit.
-        max_files: descriptors that are taken at most.
-        max_state: bytes of state that are taken at most.
+        allow: a function that returns whether to receive from a process; called as for `send`.
+        timeout: seconds to wait for each packet of the other process; None for no limit.
+        max_files: the largest number of descriptors to accept.
+        max_state: the largest state to accept, in bytes.
 
     Raises:
-        ValueError: the socket is of another kind, or the timeout is not above zero.
-        HandoffError: EPERM, `allow` said no; ETIMEDOUT; ECONNRESET, EPIPE or ENOTCONN, there is
-            nobody at the other end, or no longer; EBADMSG, what came is not what `send` sends;
-            EPROTONOSUPPORT, it is of another version; E2BIG, it is more than the limits allow;
-            EMFILE or ENFILE, the descriptors do not fit into this process (RLIMIT_NOFILE) or this
-            system; EACCES, a security module let one of them not pass. With any other errno it is
-            what the sender gave up with.
+        ValueError: the socket has another family or type, or the timeout is not above zero.
+        HandoffError: `allow` returned False (EPERM); the other process sent nothing in time
+            (ETIMEDOUT); there is no process at the other end, or no longer (ECONNRESET, EPIPE or
+            ENOTCONN); it broke the protocol (EBADMSG) or uses another version of it
+            (EPROTONOSUPPORT); the handoff exceeds a limit (E2BIG); this process (EMFILE, see
+            RLIMIT_NOFILE) or the system (ENFILE) has no room for the descriptors; a security module
+            blocked one of them (EACCES). Any other errno is the reason why the sender gave up.
 
     Source: unix(7), SCM_RIGHTS; recvmsg(2), MSG_CMSG_CLOEXEC, MSG_CTRUNC
     """
@@ -168,17 +169,18 @@ def receive(
 def listen(
     path: str | os.PathLike[str], *, timeout: float | None = _TIMEOUT
 ) -> Iterator[socket.socket]:
-    """A listening socket with a name, for as long as the block lasts; accept() gives connections.
+    """Return a listening socket, whose path exists until the end of a ``with`` block.
 
-    Only the same user, and root, may connect.
+    Its accept() returns connections for `send` and `receive`. Only the same user and root may
+    connect.
 
     Args:
-        path: in the file system; there must be nothing.
+        path: the path of the socket, where no file may exist.
         timeout: seconds after which accept() raises TimeoutError; None for no limit.
 
     Raises:
-        HandoffError: EADDRINUSE, there is something; ENOENT or EACCES, the folder; ENAMETOOLONG,
-            over 107 bytes.
+        HandoffError: a file exists there (EADDRINUSE); the folder does not exist (ENOENT) or cannot
+            be written to (EACCES); the path is longer than 107 bytes (ENAMETOOLONG).
 
     Source: unix(7)
     """
@@ -196,20 +198,21 @@ def listen(
 
 
 def connect(path: str | os.PathLike[str]) -> socket.socket:
-    """A connection to the process that listens at `path`, the caller's to close.
+    """Connect to the process that listens at `path`; the caller must close the connection.
 
     Args:
         path: as for `listen`.
 
     Raises:
-        HandoffError: ENOENT or ECONNREFUSED, nobody listens there; EACCES, somebody else does;
-            EAGAIN, others wait to be accepted; ENAMETOOLONG.
+        HandoffError: no process listens there (ENOENT or ECONNREFUSED); a process of another user
+            does (EACCES); other connections wait to be accepted (EAGAIN); the path is longer than
+            107 bytes (ENAMETOOLONG).
 
     Source: unix(7)
     """
     connection = _socket()
     try:
-        connection.setblocking(False)  # only for room in the listener's queue would it wait
+        connection.setblocking(False)  # fail instead of waiting for room in the listener's queue
         with _socket_address("connect for handoff", path) as address:
             connection.connect(address)
         connection.setblocking(True)
@@ -228,7 +231,7 @@ def _socket_address(operation: str, path: str | os.PathLike[str]) -> Iterator[st
     address = os.fspath(path)
     if len(os.fsencode(address)) > _MAX_ADDRESS:
         raise HandoffError(
-            ENAMETOOLONG, operation, address, "A socket's path has 107 bytes at most"
+            ENAMETOOLONG, operation, address, "A socket's path has at most 107 bytes"
         )
     with raising(operation, address):
         yield address
@@ -236,6 +239,6 @@ def _socket_address(operation: str, path: str | os.PathLike[str]) -> Iterator[st
 
 def _check_arguments(connection: socket.socket, timeout: float | None) -> None:
     if (connection.family, connection.type) != (socket.AF_UNIX, socket.SOCK_SEQPACKET):
-        raise ValueError(f"{connection!r} is no Unix socket of type SOCK_SEQPACKET")
+        raise ValueError(f"{connection!r} is not a Unix socket of type SOCK_SEQPACKET")
     if timeout is not None and timeout <= 0:
-        raise ValueError(f"a timeout of {timeout} seconds: it has to be above zero")
+        raise ValueError(f"a timeout of {timeout} seconds: it must be above zero")

@@ -1,4 +1,4 @@
-"""What came from the process before."""
+"""The descriptors and the state received in a handoff."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ D = TypeVar("D", bound=Descriptor)
 
 
 class Handoff:
-    """Descriptors with names, and a state, that another process or program has handed over.
+    """Named descriptors and a state that another process or program has handed over.
 
-    As a context manager it closes, in the end, what was not taken. Everything in it is
-    close-on-exec. What a descriptor shares with the process before (the file position, O_NONBLOCK)
-    it goes on sharing while that has it open.
+    Leaving its ``with`` block closes the descriptors that were not taken. All descriptors have
+    close-on-exec set. As long as the previous process has the file open, both share its position
+    and its flags, such as O_NONBLOCK.
 
     Attributes:
-        state: as it was given; its digest was right.
-        peer: who sent it; None if it came through exec.
+        state: the state that the other side handed over.
+        peer: the process that sent it; None if it came through exec.
     """
 
     __slots__ = ("_files", "peer", "state")
@@ -41,7 +41,7 @@ class Handoff:
 
     @property
     def files(self) -> Mapping[str, OwnedFd]:
-        """What was not taken yet, in the order in which it was given; still this object's."""
+        """The descriptors that were not taken yet, in their order; this object owns them."""
         return MappingProxyType(self._files)
 
     @overload
@@ -55,15 +55,15 @@ class Handoff:
         name: str,
         type: type[Descriptor] = OwnedFd,  # noqa: A002
     ) -> Descriptor:
-        """Gives one descriptor to the caller, who has to close it.
+        """Return a descriptor, which the caller owns from now on.
 
         Args:
-            name: under which it was handed over.
-            type: what to make of it, such as `Memfd` or `OutgoingSession`.
+            name: the name under which it was handed over.
+            type: the class of the object to return, such as `Memfd` or `OutgoingSession`.
 
         Raises:
-            KeyError: there is none of this name, or it was taken.
-            LuoError: it is not of this type, as `type.from_fd` says; it was not taken then.
+            KeyError: there is no descriptor of this name, or it was taken already.
+            LuoError: the descriptor is not of this type, as `type.from_fd` says; it is not taken.
         """
         owned = self._files[name]
         taken = type.from_fd(owned.fileno())
@@ -72,7 +72,7 @@ class Handoff:
         return taken
 
     def close(self) -> None:
-        """Closes what was not taken; a second time does nothing."""
+        """Close the descriptors that were not taken; closing twice does nothing."""
         while self._files:
             self._files.popitem()[1].close()
 

@@ -1,8 +1,8 @@
-"""Handing over to the program that takes this one's place.
+"""Handing over to another program in the same process, through exec.
 
-Process and descriptors keep their numbers; the memory of the process is another, though, so that an
-iommufd has to be told as after any handoff. What the descriptors are called stands in a sealed
-memfd, whose own number is in the environment.
+The process keeps its PID, and the descriptors keep their numbers. The memory of the process is
+another, so an iommufd needs the same request as after any other handoff. The names of the
+descriptors are in a sealed memfd, whose number is in the environment.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["VARIABLE", "exec_with", "inherited"]
 
-VARIABLE = "PYLUO_HANDOFF"  # of the environment: the number of the manifest's descriptor
-_FIRST = 3  # 0 to 2 are the next program's standard streams, whatever else they are
+VARIABLE = "PYLUO_HANDOFF"  # environment variable with the number of the manifest's descriptor
+_FIRST = 3  # the next program uses 0 to 2 as its standard streams
 _INHERIT = "inherit handoff"
 
 
@@ -39,31 +39,32 @@ def exec_with(
     *,
     env: Mapping[str, str] | None = None,
 ) -> NoReturn:
-    """Makes this process run another program, which finds descriptors and a state by `inherited`.
+    """Execute another program, which gets the descriptors and the state from `inherited`.
 
-    Descriptors are passed on as they are, with their numbers; one that is a standard stream, or has
-    two names, as a duplicate. They lose close-on-exec in the last moment: a child that another
-    thread starts just then inherits them. When this raises, all is as it was.
+    Descriptors are passed on with their numbers. A descriptor that is a standard stream or has two
+    names is duplicated. Close-on-exec is cleared only at the last moment; a child that another
+    thread starts just then inherits the descriptors. If this raises, nothing has changed.
 
-    As with any exec, other threads end, nothing is cleaned up, and what Python has buffered is not
-    written: flush before.
+    As with any exec, other threads end, nothing is cleaned up, and Python's buffers are not
+    written: flush them before.
 
     Args:
-        argv: the program, looked for in PATH unless it has a slash, and its arguments.
-        files: descriptors by name, in the order in which the next program shall see them.
-        state: what the next program shall know besides, of any size.
-        env: its environment; this process's if it is not given. PYLUO_HANDOFF is set in it.
+        argv: the program, searched in PATH unless it contains a slash, and its arguments.
+        files: descriptors by name, in the order in which the next program gets them.
+        state: any data for the next program, of any size.
+        env: the environment of the program, by default that of this process; PYLUO_HANDOFF is
+            added to it.
 
     Raises:
         ValueError: `argv` is empty, or a name is empty or longer than 255 bytes in UTF-8.
-        HandoffError: EBADF, a descriptor is not open; EMFILE, no number is left for a duplicate;
-            ENOENT, EACCES, ENOEXEC, E2BIG and others, as execve(2) answered.
+        HandoffError: a descriptor is not open (EBADF); there is no free number for a duplicate
+            (EMFILE); execve(2) failed (ENOENT, EACCES, ENOEXEC, E2BIG and others).
         LuoError: as `Memfd.create` does.
 
     Source: execve(2)
     """
     if not argv:
-        raise ValueError("no program is given")
+        raise ValueError("argv is empty: no program is given")
     with raising("exec handoff", repr(argv[0])), ExitStack() as stack:
         entries = [Entry.of(name, number_of(file)) for name, file in files.items()]
         numbers: set[int] = set()
@@ -84,23 +85,23 @@ def exec_with(
 
 
 def inherited() -> Handoff:
-    """What the program that ran in this process before has passed on by `exec_with`.
+    """Return what the previous program of this process passed on with `exec_with`.
 
     Call it early, before anything closes descriptors by their numbers or starts a child. It works
-    once: the variable is removed, and the descriptors are close-on-exec again.
+    once: it removes the variable and sets close-on-exec again.
 
     Raises:
-        HandoffError: ENOENT, nothing was passed on; ESTALE, it was meant for another process, and
-            this one has inherited the variable; or a descriptor is of another file now; EBADF, a
-            descriptor is not open any more; EBADMSG, what the variable names is no manifest;
-            EPROTONOSUPPORT, it is one of another version. No descriptor is closed or changed then:
-            no other process has them any more.
+        HandoffError: nothing was passed on (ENOENT); the handoff is for another process, from which
+            this one inherited the variable, or a descriptor is of another file by now (ESTALE); a
+            descriptor is not open any more (EBADF); the variable does not name a valid manifest
+            (EBADMSG), or one of another version (EPROTONOSUPPORT). No descriptor is closed or
+            changed then, because no other process has them any more.
 
     Source: execve(2)
     """
     value = os.environ.pop(VARIABLE, None)
     if value is None:
-        hint = f"{VARIABLE} is not set: no program before this one has called exec_with()"
+        hint = f"{VARIABLE} is not set: no program before this one called exec_with()"
         raise HandoffError(ENOENT, _INHERIT, "", hint)
     number = _parse_variable(value)
     subject = f"{VARIABLE}={value}"
@@ -109,7 +110,7 @@ def inherited() -> Handoff:
     except LuoError as error:
         raise HandoffError(error.errno or EBADMSG, _INHERIT, subject, error.hint) from None
     if manifest.pid != os.getpid():
-        hint = f"It is meant for process {manifest.pid}, and this is {os.getpid()}"
+        hint = f"It is for process {manifest.pid}, and this is process {os.getpid()}"
         raise HandoffError(ESTALE, _INHERIT, subject, hint)
     _check_descriptors(manifest, number)
     for entry in manifest.entries:
@@ -121,7 +122,7 @@ def inherited() -> Handoff:
 
 
 def _duplicate(number: int, stack: ExitStack) -> int:
-    """Another descriptor of the file, which is no standard stream."""
+    """Return a duplicate of a descriptor with a number that is not a standard stream's."""
     duplicate = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, _FIRST)
     stack.callback(os.close, duplicate)
     return duplicate
@@ -131,7 +132,7 @@ def _parse_variable(value: str) -> int:
     number = int(value) if value.isdecimal() and len(value) < 10 else -1
     if number < _FIRST:
         raise HandoffError(
-            EBADMSG, _INHERIT, f"{VARIABLE}={value}", "This is no descriptor's number"
+            EBADMSG, _INHERIT, f"{VARIABLE}={value}", "This is not the number of a descriptor"
         )
     return number
 
@@ -139,10 +140,10 @@ def _parse_variable(value: str) -> int:
 def _check_descriptors(manifest: Manifest, own: int) -> None:
     numbers = {entry.number for entry in manifest.entries}
     if len(numbers) < len(manifest.entries) or own in numbers or min(numbers, default=3) < _FIRST:
-        raise HandoffError(EBADMSG, _INHERIT, "", "It names one descriptor twice, or a wrong one")
+        raise HandoffError(EBADMSG, _INHERIT, "", "It names a descriptor twice, or a wrong one")
     for entry in manifest.entries:
         subject = f"{entry.name!r}, descriptor {entry.number}"
         with raising(_INHERIT, subject):
             matches = entry.matches(entry.number)
         if not matches:
-            raise HandoffError(ESTALE, _INHERIT, subject, "It is of another file now")
+            raise HandoffError(ESTALE, _INHERIT, subject, "It is of another file by now")

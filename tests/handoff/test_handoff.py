@@ -955,23 +955,23 @@ def test_a_manifest_that_would_block_is_not_read(recorded: Recorded) -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "excess", "complaint"),
+    ("names", "excess", "problem"),
     [
         ([b"ram", b"ram", b"log"], 0, "two descriptors are called 'ram'"),
         ([b"", b"log", b"event"], 0, "a name of 0 bytes"),
-        ([b"\xff", b"log", b"event"], 0, "is no UTF-8"),
+        ([b"\xff", b"log", b"event"], 0, "is not UTF-8"),
         ([b"a" * 256, b"log", b"event"], 0, "a name of 256 bytes"),
         ([b"ram", b"log"], 0, "a manifest of 2"),
         ([b"ram", b"log", b"event", b"more"], 0, "a manifest of 4"),
         ([b"ram", b"log", b"event"], -1, "a name of 5 bytes"),
         ([b"ram", b"log", b"event"], -30, "table is too short"),
         ([b"ram", b"log", b"event"], 1, "table is too long"),
-        ([b"ram", b"log", b"event"], 900, "table of "),
-        ([b"ram", b"log", b"event"], 8, "are not what its header says"),
+        ([b"ram", b"log", b"event"], 900, "its table has"),
+        ([b"ram", b"log", b"event"], 8, "is not that of its header"),
     ],
 )
 def test_a_manifest_of_nonsense_with_the_right_digest_is_refused(
-    recorded: Recorded, names: list[bytes], excess: int, complaint: str
+    recorded: Recorded, names: list[bytes], excess: int, problem: str
 ) -> None:
     files = [os.fstat(fd) for fd in recorded.sender[1][1]]
     table = b"".join(
@@ -984,7 +984,7 @@ def test_a_manifest_of_nonsense_with_the_right_digest_is_refused(
     error = refusal_of(recorded, with_digest(header + rest))
     assert error is not None
     assert error.errno == errno.EBADMSG
-    assert complaint in str(error)
+    assert problem in str(error)
 
 
 @pytest.mark.parametrize(("count", "state"), [((1 << 32) - 1, 7), (3, 1 << 62)])

@@ -228,7 +228,7 @@ with handoff.inherited() as taken:
     done = run('handoff.exec_with(NEXT, {"ram": memfd("ram")})', after)
     first, *_, last = done.stdout.splitlines()
     assert first.startswith(f"{errno.ESTALE} ")
-    assert "It is meant for process" in first
+    assert "It is for process" in first
     assert last == "['ram']"
 
 
@@ -317,7 +317,7 @@ def test_a_variable_that_names_no_manifest_is_an_error(
 
 def inherit(monkeypatch: pytest.MonkeyPatch, manifest: Manifest) -> handoff.Handoff:
     """What `inherited` makes of a manifest, which it closes if it takes it."""
-    with manifest.sealed() as memfd:
+    with manifest.to_memfd() as memfd:
         monkeypatch.setenv(VARIABLE, str(memfd.fileno()))
         found = handoff.inherited()
         memfd.detach()

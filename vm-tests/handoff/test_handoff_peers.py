@@ -82,7 +82,7 @@ def test_another_user_or_process_cannot_take_the_senders_place(other: str) -> No
     with pair() as (ours, theirs), Memfd.create("ram", 4096) as ram:
         with (
             in_child(lambda: refused(handoff.send, Replaced(theirs, other), {"ram": ram})),
-            pytest.raises(HandoffError, match="speaks in its place") as caught,
+            pytest.raises(HandoffError, match="sends packets in its place") as caught,
         ):
             handoff.receive(ours)
         assert caught.value.errno == errno.EBADMSG
@@ -93,7 +93,7 @@ def test_another_user_or_process_cannot_take_the_receivers_place(other: str) -> 
     with pair() as (ours, theirs), Memfd.create("ram", 4096) as ram:
         with (
             in_child(lambda: refused(handoff.receive, Replaced(theirs, other))),
-            pytest.raises(HandoffError, match="speaks in its place") as caught,
+            pytest.raises(HandoffError, match="sends packets in its place") as caught,
         ):
             handoff.send(ours, {"ram": ram})
         assert caught.value.errno == errno.EBADMSG
@@ -170,7 +170,7 @@ def in_child(function: Callable[[], object]) -> Iterator[None]:
 
 def refused(call: Callable[..., object], *arguments: object) -> None:
     """Sees to it that the other side hears the same of it as it says itself."""
-    with pytest.raises(HandoffError, match="speaks in its place") as caught:
+    with pytest.raises(HandoffError, match="sends packets in its place") as caught:
         call(*arguments)
     assert caught.value.errno == errno.EBADMSG
 

@@ -1,7 +1,7 @@
-"""Compiles `pyluo._ffi` from the declarations in pyluo/_uapi (cffi, API mode, stable ABI).
+"""The build of `pyluo._ffi` from the headers in pyluo/_uapi (cffi, API mode, stable ABI).
 
-The headers are the one source: the C compiler includes them whole, and cffi is shown the same
-structs with every macro's value left to that compiler.
+The headers are the only source: the C compiler includes them, and cffi parses the same structs, but
+takes the value of every macro from the compiler.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ static int pyluo_pidfd_getfd(int pidfd, int fd)
     return syscall(SYS_pidfd_getfd, pidfd, fd, 0);
 }
 
-/* One access of the width asked for, as a device's register needs it: memcpy may split or widen. */
+/* Device registers need a single access of the given width; memcpy() may split or widen it. */
 static uint64_t pyluo_load(uint64_t address, int bits)
 {
     volatile void *place = (volatile void *)(uintptr_t)address;
@@ -123,7 +123,7 @@ static int pyluo_mount(const char *source, const char *target, const char *type,
 
 
 def declarations(header: str) -> str:
-    """What cffi is to know of a header: its structs, and each macro with the value left open."""
+    """Return a header's declarations for cffi: its structs, and its macros without their values."""
     body = re.sub(r"^#(include|ifndef|endif).*\n", "", header, flags=re.MULTILINE)
     body = re.sub(r"^#define PYLUO_UAPI_\w+\n", "", body, flags=re.MULTILINE)
     return re.sub(r"^#define (\w+) .+$", r"#define \1 ...", body, flags=re.MULTILINE)

@@ -104,8 +104,9 @@ if TYPE_CHECKING:
     from pyluo.fdstore import FdStore
     from pyluo.iommu_layout import IoasLayout
 
-# Loaded when they are asked for: what they need is a tenth of a second of a guest's every jump.
-_LATER = {
+# Imported on first use, because their imports would add a tenth of a second to every jump of a
+# guest.
+_LAZY = {
     "handoff": "pyluo.handoff",
     "kho": "pyluo.kho",
     "iommufd": "pyluo.iommufd",
@@ -116,9 +117,9 @@ _LATER = {
 
 
 def __getattr__(name: str) -> object:
-    if name not in _LATER:
+    if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    module = import_module(_LATER[name])
+    module = import_module(_LAZY[name])
     return getattr(module, name, module)

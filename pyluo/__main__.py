@@ -1,4 +1,4 @@
-"""`python -m pyluo`, the same as `pyluo`."""
+"""The program `python -m pyluo`, which is the same as `pyluo`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-# The part of the compiled module that `_sys` uses.
+# The part of the compiled module that pyluo uses.
 
 from typing import Any, Protocol
 
@@ -27,7 +27,7 @@ class _FFI:
     def list_types(self) -> tuple[list[str], list[str], list[str]]: ...
 
 class _Lib:
-    # One attribute for each macro of _uapi/*.h: all of them integers.
+    # Each macro of _uapi/*.h is an attribute, an integer.
     def __getattr__(self, name: str) -> int: ...
     def pyluo_ioctl(self, fd: int, request: int, argument: Any) -> int: ...
     def pyluo_pidfd_getfd(self, pidfd: int, fd: int) -> int: ...

@@ -1,4 +1,4 @@
-"""What is mapped where for devices, in terms that outlive the kernel: names, not descriptors."""
+"""The layout of an IOAS in terms that outlive the kernel: names of files, not descriptors."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _NO_FLAGS = HwptFlags(0)
 
 @dataclass(frozen=True, slots=True)
 class NamedMapping:
-    """What is mapped somewhere.
+    """A mapping of a named file.
 
     Attributes:
-        iova: the first address of it.
-        length: in bytes.
-        access: what a device may do with it.
-        name: of the file.
-        offset: in bytes from the start of the file.
+        iova: the first IOVA.
+        length: bytes.
+        access: the accesses that a device may make.
+        name: the name of the file.
+        offset: the offset in the file, in bytes.
     """
 
     iova: int
@@ -49,18 +49,18 @@ class NamedMapping:
 
     @property
     def range(self) -> IovaRange:
-        """Where it is."""
+        """The IOVAs of the mapping, inclusive."""
         return IovaRange(self.iova, self.iova + self.length - 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Rebuilt:
-    """What `IoasLayout.rebuild` made.
+    """The objects that `IoasLayout.rebuild` created and replaced.
 
     Attributes:
-        ioas: with everything mapped.
+        ioas: the new IOAS, with everything mapped.
         hwpts: the page tables that the devices are attached to now.
-        replaced: what the devices were attached to before, if anything, for the caller to destroy.
+        replaced: the objects that the devices were attached to before; the caller may destroy them.
     """
 
     ioas: Ioas
@@ -70,18 +70,19 @@ class Rebuilt:
 
 @dataclass(frozen=True, slots=True)
 class IoasLayout:
-    """The contents of an IOAS, by the names that its files have in a store.
+    """The mappings of an IOAS, by the names that their files have in a store.
 
-    Recorded before the jump and kept in the store's metadata; after the jump an IOAS like the old
-    one is built from it. Ids are not part of it: the next kernel gives out its own.
+    A layout is recorded before the jump and kept in the store's metadata. After the jump, an IOAS
+    like the old one is rebuilt from it. Ids are not part of it, because the next kernel assigns its
+    own.
 
     Attributes:
-        mappings: in the order of addresses, without overlap.
-        allowed: what has to stay possible to map, as set by `Ioas.allow_iovas`.
+        mappings: the mappings, in the order of their IOVAs, without overlap.
+        allowed: the ranges that must stay mappable, as set by `Ioas.allow_iovas`.
 
     Raises:
-        IoasLayoutError: EINVAL, mappings overlap or are unsorted; one of them, or an allowed range,
-            is empty or reaches beyond 64 bits.
+        IoasLayoutError: mappings overlap or are not sorted, or a mapping or an allowed range is
+            empty or reaches beyond 64 bits (EINVAL).
     """
 
     mappings: tuple[NamedMapping, ...]
@@ -90,33 +91,34 @@ class IoasLayout:
     def __post_init__(self) -> None:
         for mapping in self.mappings:
             if mapping.length <= 0 or mapping.offset < 0 or mapping.access not in _LETTERS:
-                raise _error(errno.EINVAL, "create", f"{mapping}", "It makes no sense")
+                hint = "Its length, its offset or its access is not valid"
+                raise _error(errno.EINVAL, "create", f"{mapping}", hint)
             if mapping.iova < 0 or mapping.range.last >> 64:
                 raise _error(errno.EINVAL, "create", f"{mapping}", "It exceeds 64 bits")
         for allowed in self.allowed:
             if not 0 <= allowed.start < allowed.last < 1 << 64:
-                raise _error(errno.EINVAL, "create", f"allowed {allowed}", "It is no range")
+                raise _error(errno.EINVAL, "create", f"allowed {allowed}", "It is not a range")
         for one, other in pairwise(self.mappings):
             if other.iova <= one.range.last:
                 subject = f"{one.range} and {other.range}"
-                raise _error(errno.EINVAL, "create", subject, "They overlap, or are unsorted")
+                raise _error(errno.EINVAL, "create", subject, "They overlap, or are not sorted")
 
     @classmethod
     def record(cls, ioas: Ioas, files: AnyMapping[str, HasFileno] | FdStore) -> Self:
-        """The layout of an IOAS as it is now.
+        """Record the layout of an IOAS as it is now.
 
         Args:
-            ioas: of which this process knows all mappings: made by it, or adopted.
-            files: the names; files that are not mapped may be among them.
+            ioas: the IOAS, whose mappings this process must know: it created or adopted it.
+            files: the files by name; files that are not mapped may be among them.
 
         Raises:
-            IoasLayoutError: EINVAL, something is mapped by its address in this process, which no
-                other process or kernel can repeat; ENOENT, something is mapped that has no name
-                among the files; EINPROGRESS, a signal cut a request short, so that it is not known
-                what is mapped: see `Ioas.known`.
+            IoasLayoutError: memory is mapped by its address in this process, which no other process
+                or kernel can repeat (EINVAL); a mapped file is not among `files` (ENOENT); a signal
+                interrupted a request, so the mappings are not known, see `Ioas.known`
+                (EINPROGRESS).
         """
         if not ioas.known:
-            hint = "A request was cut short by a signal: unmap everything, and map it again"
+            hint = "A signal interrupted a request: unmap everything, and map it again"
             raise _error(errno.EINPROGRESS, "record", str(ioas), hint)
         names: dict[tuple[int, int], str] = {}
         for name in files:
@@ -128,11 +130,11 @@ class IoasLayout:
         )
 
     def save(self, store: FdStore, key: str = _KEY) -> None:
-        """Puts the layout into the metadata of a store, beside what is there.
+        """Add the layout to the metadata of a store.
 
         Args:
-            store: outgoing.
-            key: of the metadata; of a VM with several IOAS each has its own.
+            store: an outgoing store.
+            key: the key in the metadata; each IOAS of a VM needs its own.
 
         Raises:
             FdStoreError: as `FdStore.set_meta` does.
@@ -141,10 +143,10 @@ class IoasLayout:
 
     @classmethod
     def load(cls, store: FdStore, key: str = _KEY) -> Self:
-        """The layout that `save` put into the metadata of a store.
+        """Load the layout that `save` added to the metadata of a store.
 
         Raises:
-            IoasLayoutError: ENOENT, there is none under this key; and as `from_json` does.
+            IoasLayoutError: the metadata has no such key (ENOENT); and as `from_json` does.
         """
         if key not in store.meta:
             subject = f"store {store.name!r}, key {key!r}"
@@ -152,7 +154,7 @@ class IoasLayout:
         return cls.from_json(store.meta[key])
 
     def as_json(self) -> dict[str, Any]:
-        """What JSON can carry; numbers as text, since not every reader has integers of 64 bits."""
+        """Return the layout for JSON; numbers are text because not every reader has 64-bit ones."""
         return {
             "version": _VERSION,
             "allowed": [[hex(one.start), hex(one.last)] for one in self.allowed],
@@ -170,14 +172,14 @@ class IoasLayout:
 
     @classmethod
     def from_json(cls, data: Any) -> Self:
-        """The layout of which `as_json` made this.
+        """Return the layout that `as_json` converted.
 
         Raises:
-            IoasLayoutError: EPROTONOSUPPORT, a newer pyluo made it; EBADMSG or EINVAL, it is
-                damaged.
+            IoasLayoutError: a newer pyluo wrote it (EPROTONOSUPPORT), or it is damaged (EBADMSG or
+                EINVAL).
         """
         if not isinstance(data, dict) or not isinstance(data.get("version"), int):
-            raise _error(errno.EBADMSG, "from_json", "layout", "It has no version: is it one?")
+            raise _error(errno.EBADMSG, "from_json", "layout", "It has no version")
         if data["version"] != _VERSION:
             subject = f"layout of version {data['version']}"
             hint = f"This pyluo reads version {_VERSION}: a newer one is needed"
@@ -208,26 +210,25 @@ class IoasLayout:
         *,
         flags: HwptFlags = _NO_FLAGS,
     ) -> Rebuilt:
-        """A new IOAS with this layout, and devices attached to it.
+        """Create an IOAS with this layout, and attach devices to it.
 
-        Everything is checked before the first map: that each file is there and long enough, and
-        that the IOMMU of each device, and its reserved addresses, leave room for each mapping.
-        Devices are attached when all is mapped. One that is attached to something else is moved in
-        one step: its DMA finds either the old page table or the whole new one. If anything fails,
-        it all is as it was before. PASIDs, and whether huge pages may be used, are no part of a
-        layout.
+        Before the first mapping, `rebuild` checks that each file exists and is long enough, and
+        that the IOMMU of each device and its reserved addresses leave room for each mapping. The
+        devices are attached when everything is mapped. A device that is attached to something else
+        is moved in one step, so its DMA uses either the old page table or the complete new one. If
+        anything fails, everything is put back as it was. PASIDs and the choice of huge pages are
+        not part of a layout.
 
         Args:
-            iommufd: which the devices are bound to.
-            files: where the names lead; of a store the files needed are retrieved.
-            devices: bound, attached or not.
-            flags: what the page tables are to be good for.
+            iommufd: the iommufd that the devices are bound to.
+            files: the files by name; from a store, the necessary files are retrieved.
+            devices: bound devices, attached or not.
+            flags: flags for the page tables.
 
         Raises:
             ValueError: a device is bound to another iommufd.
-            IoasLayoutError: ENOENT, there is no file of a name; EFBIG, a file is too short;
-                EADDRINUSE, the hardware has no room at an address. The error lists all that is
-                wrong, of all three kinds.
+            IoasLayoutError: a file is missing (ENOENT) or too short (EFBIG), or the hardware cannot
+                map an address (EADDRINUSE). The message lists all problems, of all three kinds.
             LuoError: as `IommuDevice.alloc_hwpt`, `Ioas.map_file` and `VfioDevice.attach` do.
         """
         for device in devices:
@@ -238,7 +239,8 @@ class IoasLayout:
         try:
             if self.allowed:
                 ioas.allow_iovas(self.allowed)
-            # Attached to nothing yet, but from here on the IOAS knows how far the IOMMUs reach.
+            # No device is attached yet, but allocating a page table limits the IOAS to the
+            # addresses that the IOMMU can reach.
             by_iommu: dict[str, PagingHwpt] = {}
             for device in devices:
                 if device.iommu not in by_iommu:
@@ -247,11 +249,11 @@ class IoasLayout:
                     hwpts.append(hwpt)
             self.check(ioas, files, devices)
             self._map(ioas, files)
-            # A group moves as a whole, but only with one that is attached.
+            # An IOMMU group moves as a whole, but only with a device that is attached.
             for device in sorted(devices, key=lambda device: device.attached is None):
                 if device.attached in hwpts:
-                    continue  # it came along
-                moved.append((device, device.attached))  # before, since a signal may come after
+                    continue  # it moved with its group
+                moved.append((device, device.attached))  # first, because a signal may come later
                 _attach(device, ioas, flags, by_iommu[device.iommu], hwpts)
         except BaseException as error:
             _undo(error, ioas, hwpts, moved)
@@ -265,12 +267,12 @@ class IoasLayout:
         files: AnyMapping[str, HasFileno] | FdStore,
         devices: Sequence[VfioDevice] = (),
     ) -> None:
-        """Sees whether an IOAS has room for all of it, and the files are what they were.
+        """Check whether an IOAS has room for all mappings, and the files are there and long enough.
 
         Args:
-            ioas: which some page table or device has narrowed to what the hardware can.
-            files: where the names lead.
-            devices: that are to be attached to it, whose reserved addresses count too.
+            ioas: an IOAS that a page table or a device has limited to what the hardware can reach.
+            files: the files by name.
+            devices: the devices that will be attached, whose reserved addresses count too.
 
         Raises:
             IoasLayoutError: as `rebuild` does.
@@ -288,25 +290,25 @@ class IoasLayout:
     def adopt(
         self, iommufd: IommuFd, object_id: int, files: AnyMapping[str, HasFileno] | FdStore
     ) -> Ioas:
-        """The IOAS of this layout that exists already, in an iommufd handed over by its maker.
+        """Return an existing IOAS with this layout, of an iommufd received from another process.
 
-        Nothing is mapped: this process only comes to know what is.
+        Nothing is mapped: the layout only tells this process about the mappings.
 
         Args:
-            iommufd: as received.
-            object_id: the IOAS's `id` in the process that made it.
-            files: where the names lead.
+            iommufd: the received iommufd.
+            object_id: the IOAS's `id` in the process that created it.
+            files: the files by name.
 
         Raises:
-            IoasLayoutError: ENOENT, there is no file of a name, or something that the layout names
-                is not mapped there.
-            LuoError: ENOENT, the iommufd has no IOAS of this id.
+            IoasLayoutError: a file is missing, or a mapping of the layout is not in the IOAS
+                (ENOENT).
+            LuoError: the iommufd has no IOAS of this id (ENOENT).
         """
         if misfits := _find_missing(self.mappings, files):
             raise _misfit_error(errno.ENOENT, misfits)
         ioas = Ioas(iommufd, object_id)
         try:
-            ioas.iova_ranges()  # fails if there is none
+            ioas.iova_ranges()  # fails if there is no such IOAS
             unmapped = [one for one in self.mappings if not ioas.maps(one.range)]
             if unmapped:
                 raise _misfit_error(
@@ -335,7 +337,7 @@ class IoasLayout:
 
 @contextmanager
 def _open_named(files: AnyMapping[str, HasFileno] | FdStore, name: str) -> Iterator[HasFileno]:
-    """A file by its name. What a store gives out is closed: what is mapped needs no descriptor."""
+    """Return a file by its name; close it if it is from a store: mappings need no descriptor."""
     if isinstance(files, FdStore):
         with files.borrow(name) as own:
             yield own
@@ -351,7 +353,7 @@ def _to_named(
         hint = "It is mapped by its address in this process: map a file with `Ioas.map_file`"
         raise _error(errno.EINVAL, "record", subject, hint)
     if mapping.file not in names:
-        hint = f"None of {sorted(names.values())} is the file that is mapped there"
+        hint = f"The file that is mapped there is none of {sorted(names.values())}"
         raise _error(errno.ENOENT, "record", subject, hint)
     return NamedMapping(
         mapping.iova, mapping.length, mapping.access, names[mapping.file], mapping.offset
@@ -368,7 +370,7 @@ def _find_missing(
     mappings: Sequence[NamedMapping], files: AnyMapping[str, HasFileno] | FdStore
 ) -> list[str]:
     return [
-        f"{mapping.range} is of {mapping.name!r}, which is not there"
+        f"{mapping.range} needs {mapping.name!r}, which is missing"
         for mapping in mappings
         if mapping.name not in files
     ]
@@ -401,7 +403,7 @@ def _find_out_of_reach(
         if (mapping.iova | mapping.length | mapping.offset) % found.alignment:
             misfits.append(f"{mapping.range} is not aligned to {found.alignment} bytes")
         misfits += [
-            f"{mapping.range} meets {one}, reserved for {device}"
+            f"{mapping.range} overlaps {one}, reserved for {device}"
             for device, ranges in reserved
             for one in ranges
             if mapping.range.overlaps(one)
@@ -412,7 +414,7 @@ def _find_out_of_reach(
 def _attach(
     device: VfioDevice, ioas: Ioas, flags: HwptFlags, shared: PagingHwpt, hwpts: list[PagingHwpt]
 ) -> None:
-    """Attaches a device to the page table of its IOMMU, or to an own one where that suits not."""
+    """Attach a device to its IOMMU's page table, or to one of its own if that does not suit."""
     try:
         device.attach(shared)
     except LuoError as error:
@@ -429,7 +431,10 @@ def _undo(
     hwpts: Sequence[PagingHwpt],
     moved: Sequence[tuple[VfioDevice, IommuObject | None]],
 ) -> None:
-    """Puts devices back where they were, and takes away what was made; notes what does not go."""
+    """Attach devices to what they were attached to before, and destroy the new objects.
+
+    A failure is added to the exception as a note.
+    """
     for device, before in reversed(moved):
         try:
             if before is None:
@@ -437,17 +442,17 @@ def _undo(
             else:
                 device.attach(before)
         except (LuoError, ValueError) as failed:
-            error.add_note(f"{device} could not be put back: {failed}")
+            error.add_note(f"{device} could not be attached to its old page table: {failed}")
     for made in (*hwpts, ioas):
         try:
             made.destroy()
         except LuoError as failed:
-            error.add_note(f"What was made is still there: {failed}")
+            error.add_note(f"{made} could not be destroyed: {failed}")
 
 
 def _check_text(value: object) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
+        raise TypeError(f"{value!r} is not text")
     return value
 
 

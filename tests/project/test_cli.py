@@ -111,7 +111,7 @@ def test_what_cannot_be_printed_is_no_pass(
     done = subprocess.run(command, stdout=unprintable, stderr=subprocess.PIPE, text=True)
     assert done.returncode == status
     full = "full" in request.node.callspec.id
-    said = "pyluo: not all could be printed: No space left on device\n"
+    said = "pyluo: the output could not be printed: No space left on device\n"
     assert done.stderr == (said if full else "")
     assert subprocess.run(command, stdout=subprocess.DEVNULL, stderr=unprintable).returncode == 0
 
@@ -128,7 +128,8 @@ def test_a_failure_that_cannot_be_printed_stays_one(
 
 
 SHOW_PROGRESS = (
-    "from pyluo.cli.saved import _bar\nwith _bar('saving', 64 << 20) as report: report(32 << 20)\n"
+    "from pyluo.cli.saved import _progress_bar as bar\n"
+    "with bar('saving', 64 << 20) as report: report(32 << 20)\n"
 )
 
 

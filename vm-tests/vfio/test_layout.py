@@ -49,7 +49,7 @@ def test_a_device_of_another_iommufd_is_refused_before_anything_is_done(machine:
 def test_all_that_is_wrong_with_a_layout_is_told_at_once(machine: VM) -> None:
     number, text = machine.call(guest_layout.everything_that_is_wrong)
     assert number == errno.ENOENT
-    for part in ("'nvram', which is not there", "which has 4096", "is outside 0x0.."):
+    for part in ("'nvram', which is missing", "which has 4096", "is outside 0x0.."):
         assert part in text
 
 
@@ -87,7 +87,7 @@ def test_a_layout_is_adopted_only_if_its_files_are_there_and_all_of_it_is_mapped
     machine: VM,
 ) -> None:
     missing, stale = machine.call(guest_layout.adopt_what_is_not_mapped)
-    assert "'ram', which is not there" in missing
+    assert "'ram', which is missing" in missing
     assert "is not mapped" in stale
 
 

@@ -1,29 +1,29 @@
-# make demo    see a live update; sets up what it needs
-# make test    lint, the tests without a guest, the tests with one
-# make soak    the state machine, the descriptor store and the deaths for hours, and the kernel
-#              `debug`, which it builds: see SOAK_* below
-# make bench   times, as parts of one another: see BENCH_ROUNDS below
-# make lint    ruff, mypy, import-linter
-# make clean   remove what the others made here; the kernels in the cache stay
+# make demo    show a live update, after installing what it needs
+# make test    run the linters, the tests without a guest, and the tests with guests
+# make soak    test the state machine, the descriptor store, the crashes of guests and the kernel
+#              `debug`, which it builds, for hours: see SOAK_* below
+# make bench   measure times, as ratios of one another: see BENCH_ROUNDS below
+# make lint    run ruff, mypy and import-linter
+# make clean   remove what the other targets made here; the kernels in the cache stay
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-# What a Debian 12 or 13 without anything but git, make and python3 lacks: to build the extension,
-# to fetch and build kernels and their selftests, and to run them.
+# What a Debian 12 or 13 with only git, make and python3 needs to build the extension, to fetch and
+# build kernels and their selftests, and to run them.
 PACKAGES := python3-venv python3-dev gcc libc6-dev make \
 	debian-archive-keyring bc bison flex libcap-dev libelf-dev lz4 perl rsync xz-utils \
 	qemu-system-x86 kexec-tools
 
-# How far a soak goes: live updates of one store, steps of the state machine, rounds of all deaths.
+# The length of a soak: live updates of one store, steps of the state machine, rounds of crashes.
 SOAK_HOPS ?= 500
 SOAK_STEPS ?= 20000
 SOAK_ROUNDS ?= 20
 
-# Not for `make test`: the kernel that these take is twice as long in building as any other.
+# Not for `make test`: the kernel for these takes twice as long to build as any other.
 DEBUG_TESTS := vm-tests/deaths/test_debug_kernel.py
 
-# How often each is measured.
+# How often each time is measured.
 BENCH_ROUNDS ?= 5
 
 .DELETE_ON_ERROR:
@@ -60,7 +60,7 @@ clean:
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find pyluo examples tests vm-tests -name __pycache__ -prune -exec rm -rf {} +
 
-# Asks for a password only if something is missing.
+# Asks for a password only if a package is missing.
 packages:
 	@missing=$$(for package in $(PACKAGES); do \
 		dpkg-query -W -f '$${db:Status-Status}' $$package 2>/dev/null | grep -qx installed \
@@ -73,7 +73,7 @@ packages:
 			-o Dpkg::Use-Pty=0 install $$missing; \
 	fi
 
-# The environment follows what it is made from.
+# The environment is rebuilt if one of its sources changes.
 $(BIN)/python: | packages
 	$(PYTHON) -m venv .venv
 

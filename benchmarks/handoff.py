@@ -1,11 +1,11 @@
-"""How long nobody drives a device while it goes to another process, beside a whole live update.
+"""Measure how long no process drives a device during a handoff, next to a whole live update.
 
-The pause is from the last access of the process that has the device to the moment when its
-successor may make the first, with the memory accounted to it; a transfer is on its way meanwhile.
-The successor waits at the socket by then, while exec starts a Python first. A live update is
-measured from the reboot to the first transfer after it, with the memory retrieved, the device bound
-and attached, and what came over checked by DMA. What is compared is measured in one guest, in
-turns, so that the load of the machine falls on all alike.
+The pause of a handoff lasts from the last access by the process that has the device until its
+successor can make the first one, with the memory accounted to the successor; a transfer is running
+meanwhile. By then a successor by socket is waiting at the socket, while exec starts a new Python
+first. A live update is measured from the reboot until the first transfer after it: the memory is
+retrieved, the device bound and attached, and the preserved data checked by DMA. All of these are
+measured in turns in one guest, so that the load of the machine affects them alike.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="how often each is measured")
     parser.add_argument("--kernel", default="stable")
     parser.add_argument("--json", action="store_true", help="as data, in seconds")
-    chosen = parser.parse_args()
-    measured = measure(chosen.kernel, chosen.rounds)
-    if chosen.json:
+    arguments = parser.parse_args()
+    measured = measure(arguments.kernel, arguments.rounds)
+    if arguments.json:
         print(json.dumps(measured))
     else:
         show(measured)
 
 
 def measure(kernel: str, rounds: int) -> dict[str, list[float]]:
-    """Seconds by what was measured."""
+    """Return the measured times in seconds, by what was measured."""
     measured: dict[str, list[float]] = {"socket": [], "exec": [], "live update": []}
     with (
         VM(kernel, **guest_edu.GUEST) as vm,  # type: ignore[arg-type]
-        progress.bar("handing over", rounds) as reached,
+        progress.bar("handing over", rounds) as advance,
     ):
         for number in range(rounds):
             for how in ("socket", "exec"):
@@ -60,13 +60,13 @@ def measure(kernel: str, rounds: int) -> dict[str, list[float]]:
             vm.hold(guest_dma.go_on, 1)
             pause = vm.timeline.between(REBOOT_CALLED, guest_dma.DRIVEN)
             measured["live update"].append(pause)
-            vm.live_update()  # so that the next round finds the device in nobody's hands
-            reached(number + 1)
+            vm.live_update()  # so that no process has the device in the next round
+            advance(number + 1)
     return measured
 
 
 def show(measured: dict[str, list[float]]) -> None:
-    """A table, with each median as a part of the live update's."""
+    """Print a table that shows each median also as a fraction of the live update's."""
     whole = statistics.median(measured["live update"])
     table = Table("", "median", "least", "most", "of a live update", box=None)
     for what, seconds in measured.items():

@@ -1,9 +1,10 @@
-"""What two guests side by side take, of the time that the same tests take one after the other.
+"""Compare the time of two guests side by side with that of the same tests one after the other.
 
-Each test boots a guest of its own, preserves a memfd, live-updates and compares. Both ways are
-whole runs of pytest with its workers, `-n 1` and `-n 2`, in turns, so that the load of the machine
-falls on both alike; each round gives a ratio. The run fails if the median of these is over the
-limit. Two guests need two cores: how many of them other programs used meanwhile is told as well.
+Each test boots a guest of its own, preserves a memfd, live-updates and compares. Each measurement
+is a whole run of pytest with its workers, `-n 1` and `-n 2` in turns, so that the load of the
+machine affects both alike; each round gives a ratio. The benchmark fails if the median ratio
+exceeds the limit. Two guests need two cores, so the number of cores that other programs used
+meanwhile is printed as well.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from rich.table import Table
 from pyluo.cli.exit import UNAVAILABLE
 from pyluo.vm import Kernel, progress
 from pyluo.vm.machine.accelerator import Accelerator
+from pyluo.vm.machine.capacity import at_once
 from pyluo.vm.machine.qemu import find_binary
-from pyluo.vm.machine.usage import at_once
-from pyluo.vm.pytest import recorder
-from pyluo.vm.pytest.recorder import Outcome
+from pyluo.vm.results import json_lines
+from pyluo.vm.results.verdict import Outcome
 
 LIMIT = 0.65
-NUMBER = 4  # of tests: pytest-xdist gives two to each worker at once
-MEMORY = 512 << 20  # bytes, of a guest
+NUMBER = 4  # tests; pytest-xdist gives two at once to each worker
+MEMORY = 512 << 20  # bytes per guest
 WAYS = {"one after the other": 1, "two side by side": 2}
 TESTS = f"""
 import pytest
@@ -63,22 +64,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="how often each is measured")
     parser.add_argument("--kernel", default="stable")
     parser.add_argument("--json", action="store_true", help="as data, in seconds")
-    chosen = parser.parse_args()
+    arguments = parser.parse_args()
     if at_once(MEMORY) < 2:
         print(
-            f"two guests side by side cannot be measured here: they need two cores, of which there "
-            f"are {len(os.sched_getaffinity(0))}, and 2 GiB of memory",
+            f"two guests side by side cannot be measured here: they need two cores (this machine "
+            f"has {len(os.sched_getaffinity(0))}) and 2 GiB of memory",
             file=sys.stderr,
         )
         sys.exit(UNAVAILABLE)
-    # What only the first run would do is none of the time.
-    Kernel.find(chosen.kernel)
+    # Do first what only the first run would do otherwise, so that it is not measured.
+    Kernel.find(arguments.kernel)
     Accelerator.choose(find_binary())
-    measured = measure(chosen.kernel, chosen.rounds)
+    measured = measure(arguments.kernel, arguments.rounds)
     one, two = ([each.seconds for each in runs] for runs in measured.values())
     ratios = [less / more for more, less in zip(one, two, strict=True)]
     ratio = statistics.median(ratios)
-    if chosen.json:
+    if arguments.json:
         runs = {way: [each._asdict() for each in runs] for way, runs in measured.items()}
         print(json.dumps(runs | {"ratios": ratios, "ratio": ratio, "limit": LIMIT}))
     else:
@@ -91,7 +92,7 @@ class Run(NamedTuple):
     """One run of all tests.
 
     Attributes:
-        seconds: that it took.
+        seconds: its duration.
         others: how many cores other programs used meanwhile.
     """
 
@@ -100,18 +101,18 @@ class Run(NamedTuple):
 
 
 def measure(kernel: str, rounds: int) -> dict[str, list[Run]]:
-    """The runs, by the way that the tests were run."""
+    """Return the runs, by the way in which the tests were run."""
     measured: dict[str, list[Run]] = {way: [] for way in WAYS}
-    with progress.bar("side by side", rounds) as reached:
+    with progress.bar("side by side", rounds) as advance:
         for number in range(rounds):
             for way, workers in WAYS.items():
                 measured[way].append(run(kernel, workers))
-            reached(number + 1)
+            advance(number + 1)
     return measured
 
 
 def run(kernel: str, workers: int) -> Run:
-    """Runs the tests."""
+    """Run the tests once."""
     with tempfile.TemporaryDirectory(prefix="pyluo-bench-") as name:
         folder = Path(name)
         (folder / "test_ram.py").write_text(TESTS)
@@ -119,17 +120,17 @@ def run(kernel: str, workers: int) -> Run:
         command = [sys.executable, "-m", "pytest", f"--basetemp={folder / 'tmp'}"]
         command += ["-n", str(workers), f"--pyluo-kernel={kernel}"]
         command += [f"--pyluo-memory={MEMORY}", f"--pyluo-record={record}"]
-        began, others = time.monotonic(), used_by_others()
+        began, others = time.monotonic(), read_other_cpu_seconds()
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-        took, others = time.monotonic() - began, used_by_others() - others
-        outcomes = [each.outcome for each in recorder.read(record)] if record.exists() else []
+        seconds, others = time.monotonic() - began, read_other_cpu_seconds() - others
+        outcomes = [each.outcome for each in json_lines.read(record)] if record.exists() else []
     if done.returncode or outcomes != [Outcome.PASSED] * NUMBER:
         sys.exit(f"with {workers} at once, the tests did not pass:\n{done.stdout}{done.stderr}")
-    return Run(took, others / took)
+    return Run(seconds, others / seconds)
 
 
-def used_by_others() -> float:
-    """Seconds of all cores so far, but for what this process has started and waited for."""
+def read_other_cpu_seconds() -> float:
+    """Return the CPU seconds used since boot, except by finished children of this process."""
     _, user, nice, system, _, _, irq, softirq, steal, *_ = (
         Path("/proc/stat").read_text().partition("\n")[0].split()
     )
@@ -139,18 +140,22 @@ def used_by_others() -> float:
 
 
 def show(measured: dict[str, list[Run]], ratios: list[float]) -> None:
-    """A table, with the ratios of the rounds below."""
+    """Print a table of the times, with the ratios of the rounds in its last row."""
     table = Table("", "median", "least", "most", "cores of others", box=None)
     for way, runs in measured.items():
         others = statistics.median(each.others for each in runs)
-        table.add_row(way, *spread([each.seconds for each in runs], "{:.1f} s"), f"{others:.2f}")
-    table.add_row("ratio", *spread(ratios, "{:.3f}"))
+        table.add_row(
+            way, *format_spread([each.seconds for each in runs], "{:.1f} s"), f"{others:.2f}"
+        )
+    table.add_row("ratio", *format_spread(ratios, "{:.3f}"))
     Console().print(table)
 
 
-def spread(values: list[float], form: str) -> list[str]:
-    """The median, the least and the most."""
-    return [form.format(value) for value in (statistics.median(values), min(values), max(values))]
+def format_spread(values: list[float], template: str) -> list[str]:
+    """Return the median, the minimum and the maximum as text."""
+    return [
+        template.format(value) for value in (statistics.median(values), min(values), max(values))
+    ]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a guest's memory holds is there after a live update."""
+"""Check that preserved memory of a guest survives a live update."""
 
 from pyluo import FdStore, Memfd
 from pyluo.vm import VM
@@ -12,7 +12,7 @@ def save(contents: bytes) -> FdStore:  # runs in the guest
     return store
 
 
-def load() -> bytes:  # likewise, on the next kernel
+def load() -> bytes:  # runs in the guest, on the next kernel
     with FdStore.retrieve("vm0") as store, store.get("ram", Memfd) as ram:
         return ram.read(ram.size, 0)
 

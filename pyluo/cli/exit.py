@@ -1,4 +1,4 @@
-"""What the exit statuses mean."""
+"""The exit statuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`pyluo kexec`: load the next kernel, look, drop it, or jump."""
+"""`pyluo kexec`: load the next kernel, check for it, unload it, or jump."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["add_parser"]
 
 
 def add_parser(commands: Commands) -> None:
-    """Adds the command to the parser."""
+    """Add the command to the parser."""
     parser = commands.add_parser("kexec", help="load the next kernel, or jump into it")
     actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
     load = actions.add_parser("load", help="load an image by kexec_file_load(2)")

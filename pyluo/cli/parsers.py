@@ -1,4 +1,4 @@
-"""What argparse calls the object that subcommands are added to."""
+"""The type of argparse's object that subcommands are added to."""
 
 from __future__ import annotations
 

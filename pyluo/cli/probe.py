@@ -20,7 +20,7 @@ __all__ = ["add_parser"]
 
 
 def add_parser(commands: Commands) -> None:
-    """Adds the command to the parser."""
+    """Add the command to the parser."""
     parser = commands.add_parser("probe", help="which kinds of file this kernel preserves")
     parser.add_argument("--json", action="store_true", help="as data")
     parser.set_defaults(run=_run)
@@ -38,11 +38,11 @@ def _run(arguments: argparse.Namespace) -> int:
     print(f"Linux {release} was offered a file of each kind:")
     width = max(len(finding.kind) for finding in findings)
     for finding in findings:
-        print(f"  {finding.kind:{width}}  {finding.verdict.value:9}  {_remark(finding)}".rstrip())
+        print(f"  {finding.kind:{width}}  {finding.verdict.value:9}  {_explain(finding)}".rstrip())
     return PASSED
 
 
-def _remark(finding: probe.Finding) -> str:
+def _explain(finding: probe.Finding) -> str:
     if finding.verdict is probe.Verdict.PRESERVED:
         return finding.reason
     name = errno.errorcode.get(finding.errno, str(finding.errno))

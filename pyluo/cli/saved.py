@@ -25,7 +25,7 @@ __all__ = ["add_parser"]
 
 
 def add_parser(commands: Commands) -> None:
-    """Adds the three commands to the parser."""
+    """Add the three commands to the parser."""
     save = commands.add_parser("save", help="preserve copies of files for the next kernel")
     save.add_argument("name", metavar="NAME", help="of the session; 1 to 63 bytes")
     save.add_argument("files", type=Path, nargs="+", metavar="FILE")
@@ -47,7 +47,7 @@ def add_parser(commands: Commands) -> None:
 
 def _save(arguments: argparse.Namespace) -> int:
     try:
-        with _bar("saving", sum(_size(path) for path in arguments.files)) as report:
+        with _progress_bar("saving", sum(_file_size(path) for path in arguments.files)) as report:
             files, holder = saved.save(arguments.name, arguments.files, report=report)
     except LuoError:
         raise
@@ -55,22 +55,24 @@ def _save(arguments: argparse.Namespace) -> int:
         print(f"pyluo: {error}", file=sys.stderr)
         return USAGE
     if arguments.json:
-        _print({"session": arguments.name, "pid": holder.pid, "files": [asdict(f) for f in files]})
+        _print_json(
+            {"session": arguments.name, "pid": holder.pid, "files": [asdict(f) for f in files]}
+        )
     else:
-        _tell(files)
+        _print_files(files)
         print(f"Session {arguments.name!r} is held by process {holder.pid} until the jump.")
     return PASSED
 
 
 def _restore(arguments: argparse.Namespace) -> int:
-    with _bar("restoring", None) as report:
+    with _progress_bar("restoring", None) as report:
         files = saved.restore(
             arguments.name, arguments.folder, force=arguments.force, report=report
         )
     if arguments.json:
-        _print({"session": arguments.name, "files": [asdict(file) for file in files]})
+        _print_json({"session": arguments.name, "files": [asdict(file) for file in files]})
     else:
-        _tell(files)
+        _print_files(files)
         print(f"Session {arguments.name!r} is finished.")
     return PASSED
 
@@ -78,41 +80,41 @@ def _restore(arguments: argparse.Namespace) -> int:
 def _discard(arguments: argparse.Namespace) -> int:
     direction = saved.discard(arguments.name, force=arguments.force)
     if arguments.json:
-        _print({"session": arguments.name, "direction": direction})
+        _print_json({"session": arguments.name, "direction": direction})
     else:
-        print(f"The {direction} session {arguments.name!r} is gone, and what it held.")
+        print(f"The {direction} session {arguments.name!r} is discarded, with all that was in it.")
     return PASSED
 
 
-def _tell(files: list[saved.SavedFile]) -> None:
+def _print_files(files: list[saved.SavedFile]) -> None:
     for file in files:
         name = file.name if file.name.isprintable() else repr(file.name)
         print(f"{file.sha256}  {file.mode:04o}  {file.size:>12}  {name}")
 
 
-def _print(data: dict[str, object]) -> None:
+def _print_json(data: dict[str, object]) -> None:
     print(json.dumps(data, indent=2))
 
 
-def _size(path: Path) -> int:
+def _file_size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def _bar(what: str, total: int | None) -> AbstractContextManager[Callable[[int], None]]:
-    """A progress bar where there is a terminal, and rich to draw it: the binding needs neither."""
+def _progress_bar(what: str, total: int | None) -> AbstractContextManager[Callable[[int], None]]:
+    """Return a progress bar, if there is a terminal and rich is installed, which is optional."""
     if os.isatty(2):
         try:
             from pyluo.vm import progress
         except ModuleNotFoundError:
             pass
         else:
-            return _mebibytes(progress.bar(f"{what}, MiB", total and total / (1 << 20)))
-    return nullcontext(lambda done: None)
+            return _in_mebibytes(progress.bar(f"{what}, MiB", total and total / (1 << 20)))
+    return nullcontext(lambda _: None)
 
 
 @contextmanager
-def _mebibytes(
+def _in_mebibytes(
     bar: AbstractContextManager[Callable[[float], None]],
 ) -> Iterator[Callable[[int], None]]:
-    with bar as reached:
-        yield lambda done: reached(done // (1 << 20))
+    with bar as advance:
+        yield lambda done: advance(done // (1 << 20))

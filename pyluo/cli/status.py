@@ -1,4 +1,4 @@
-"""`pyluo status`: whether this system can live-update, where it came from, and what it holds."""
+"""`pyluo status`: whether this system can live-update, its origin, and its open sessions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["add_parser"]
 
 
 def add_parser(commands: Commands) -> None:
-    """Adds the command to the parser."""
+    """Add the command to the parser."""
     parser = commands.add_parser("status", help="whether this system can live-update")
     parser.add_argument("--json", action="store_true", help="as data")
     parser.set_defaults(run=_run)
@@ -28,16 +28,16 @@ def add_parser(commands: Commands) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     status = kho.status()
     if arguments.json:
-        print(json.dumps(_data(status), indent=2))
+        print(json.dumps(_collect_data(status), indent=2))
     else:
-        _tell(status)
+        _print_status(status)
         if status.live_update:
-            _tell_held(open_sessions())
-            _tell_ready()
+            _print_open_sessions(open_sessions())
+            _print_readiness()
     return PASSED if status.live_update else FAILED
 
 
-def _data(status: kho.KhoStatus) -> dict[str, object]:
+def _collect_data(status: kho.KhoStatus) -> dict[str, object]:
     data = dataclasses.asdict(status)
     if status.live_update:
         data["held"] = [dataclasses.asdict(each) for each in open_sessions()]
@@ -46,7 +46,7 @@ def _data(status: kho.KhoStatus) -> dict[str, object]:
     return data
 
 
-def _tell(status: kho.KhoStatus) -> None:
+def _print_status(status: kho.KhoStatus) -> None:
     if not status.live_update:
         print("This system cannot live-update:")
         for obstacle in status.obstacles:
@@ -54,7 +54,7 @@ def _tell(status: kho.KhoStatus) -> None:
         return
     print(f"Linux {status.release} can live-update.")
     if status.handed_over is None:
-        print("Its log no longer tells, or may not be read for, what it was handed.")
+        print("What was handed to it is unknown: its log no longer says so, or may not be read.")
     elif not status.handed_over:
         print("It was booted cold: nothing was handed to it.")
     else:
@@ -63,7 +63,7 @@ def _tell(status: kho.KhoStatus) -> None:
         print(f"It was handed data by {origin}; live updates since the cold boot: {count}.")
 
 
-def _tell_held(found: list[OpenSession]) -> None:
+def _print_open_sessions(found: list[OpenSession]) -> None:
     sessions = [each for each in found if each.session is not None]
     print(f"Sessions held: {len(sessions) or 'none'}{':' if sessions else '.'}")
     for each in sessions:
@@ -76,7 +76,7 @@ def _tell_held(found: list[OpenSession]) -> None:
             print(f"The device is open in {each.command!r} (pid {each.pid}, fd {each.fd}).")
 
 
-def _tell_ready() -> None:
+def _print_readiness() -> None:
     room = max(guards.preservable_memory() - guards.RESERVE, 0) >> 20
     image = "is loaded" if kexec.loaded() else "is not loaded yet"
     print(f"About {room} MiB more can be preserved; the next kernel {image}.")

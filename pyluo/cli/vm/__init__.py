@@ -1,4 +1,4 @@
-"""`pyluo vm`: kernels, and guests to live-update. Each action is a module here."""
+"""`pyluo vm`: build kernels, and run and live-update guests. Each action is a module here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["add_parser"]
 
 
 def add_parser(commands: Commands) -> None:
-    """Adds the command to the parser."""
+    """Add the command to the parser."""
     parser = commands.add_parser("vm", help="kernels, and guests to live-update")
     actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
     for action in (kernel, run, shell, live_update, selftests, matrix, bisect):

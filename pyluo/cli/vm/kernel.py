@@ -17,13 +17,13 @@ __all__ = ["add_parser"]
 
 
 def add_parser(actions: Commands) -> None:
-    """Adds the action to the parser."""
+    """Add the action to the parser."""
     kernel = actions.add_parser("kernel", help="fetch, configure and build kernels")
     verbs = kernel.add_subparsers(title="verbs", required=True, metavar="VERB")
     build = verbs.add_parser("build", help="build kernels, unless the cache has them")
     build.add_argument(
         "names", nargs="*", default=["stable"], metavar="NAME",
-        help="of kernels.toml, or the path of a tree or a tarball",
+        help="a kernel of kernels.toml, or the path of a tree or a tarball",
     )  # fmt: skip
     options.add(build.add_argument, only=["config"])
     build.add_argument("--update", action="store_true", help="ask the archive for newer versions")

@@ -1,4 +1,4 @@
-"""Programs that a command line has run in a guest, and how long what it runs may take."""
+"""Programs that a command line runs in a guest, and the limits on their time."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 __all__ = ["add_limit", "add_timeout", "relay"]
 
-# As shells and timeout(1) have it.
+# As in shells and timeout(1).
 _TIMED_OUT, _NOT_RUNNABLE, _NOT_FOUND, _SIGNALLED = 124, 126, 127, 128
 
 
 def add_timeout(parser: argparse.ArgumentParser) -> None:
-    """Adds the option that says how long a program may take."""
+    """Add the option for how long a program may take."""
     parser.add_argument(
         "--timeout", type=count, default=600, metavar="S", help="seconds for each program"
     )
 
 
 def add_limit(parser: argparse.ArgumentParser) -> None:
-    """Adds the option that says how long a run of tests may take."""
+    """Add the option for how long a run of tests may take."""
     parser.add_argument(
         "--limit", type=seconds, default=3600.0, metavar="S",
         help="seconds for the tests, after which there is no verdict (default: 3600)",
@@ -36,11 +36,11 @@ def add_limit(parser: argparse.ArgumentParser) -> None:
 
 
 def relay(vm: VM, command: Sequence[str], timeout: int) -> int:
-    """Runs a program in the guest, relays what it said, and returns its status as a shell would."""
+    """Run a program in the guest, pass its output on, and return its status as a shell would."""
     try:
         done = vm.run(command, timeout)
     except FileNotFoundError as error:
-        missing = error.filename or "current folder of the host"
+        missing = error.filename or "folder like the host's current one"
         print(f"pyluo: the guest has no {missing}", file=sys.stderr)
         return _NOT_FOUND
     except OSError as error:

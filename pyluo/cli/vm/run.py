@@ -1,4 +1,4 @@
-"""`pyluo vm run`: a program in a fresh guest."""
+"""`pyluo vm run`: run a program in a fresh guest."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["add_parser"]
 
 
 def add_parser(actions: Commands) -> None:
-    """Adds the action to the parser."""
+    """Add the action to the parser."""
     run = actions.add_parser("run", help="run a program in a fresh guest")
     options.add(run.add_argument, without=["to"])
     program.add_timeout(run)

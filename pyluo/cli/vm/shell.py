@@ -1,4 +1,4 @@
-"""`pyluo vm shell`: a terminal in a fresh guest, that survives live updates."""
+"""`pyluo vm shell`: a terminal in a fresh guest that survives live updates."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["add_parser"]
 
 
 def add_parser(actions: Commands) -> None:
-    """Adds the action to the parser."""
+    """Add the action to the parser."""
     shell = actions.add_parser(
         "shell",
-        help="a terminal in a fresh guest, that survives live updates",
-        description="A terminal in a fresh guest, that survives live updates. Ctrl-] ? shows the "
-        "keys that are for the host. Where stdin is no terminal, it is a script.",
+        help="open a terminal in a fresh guest that survives live updates",
+        description="Open a terminal in a fresh guest that survives live updates. Ctrl-] ? shows "
+        "the keys for the host. If stdin is not a terminal, it is run as a script.",
     )
     options.add(shell.add_argument)
     shell.add_argument(

@@ -114,10 +114,10 @@ class IoasLayout:
         Raises:
             IoasLayoutError: memory is mapped by its address in this process, which no other process
                 or kernel can repeat (EINVAL); a mapped file is not among `files` (ENOENT); a signal
-                interrupted a request, so the mappings are not known, see `Ioas.known`
+                interrupted a request, so the mappings are not known, see `Ioas.mappings_known`
                 (EINPROGRESS).
         """
-        if not ioas.known:
+        if not ioas.mappings_known:
             hint = "A signal interrupted a request: unmap everything, and map it again"
             raise _error(errno.EINPROGRESS, "record", str(ioas), hint)
         names: dict[tuple[int, int], str] = {}

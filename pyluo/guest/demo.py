@@ -32,9 +32,9 @@ def preserve(size: int) -> tuple[OutgoingSession, Memfd, Memfd]:
     return session, ram, neighbour
 
 
-def digest(held: tuple[OutgoingSession, Memfd, Memfd]) -> str:
+def digest(preserved: tuple[OutgoingSession, Memfd, Memfd]) -> str:
     """Return the SHA-256 of the preserved memfd."""
-    return _sha256(held[1])
+    return _sha256(preserved[1])
 
 
 def retrieve(corrupt: bool) -> tuple[str, list[str]]:

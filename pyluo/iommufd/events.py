@@ -148,7 +148,7 @@ class _EventObject(IommuObject):
                 descriptor is open elsewhere too, and only closed here (EBUSY).
         """
         if self._users:
-            raise self._in_use()
+            raise self._in_use_error()
         self._file.close()  # the kernel counts the open descriptor as a user
         super().destroy()
 

@@ -64,7 +64,7 @@ class Ioas(IommuObject):
         return tuple(mapping for _, (mapping, _) in sorted(self._mapped.items()))
 
     @property
-    def known(self) -> bool:
+    def mappings_known(self) -> bool:
         """Whether `mappings` is reliable: no exception from a signal cut a request short.
 
         `unmap_all` makes it reliable again.
@@ -167,7 +167,7 @@ class Ioas(IommuObject):
         except LuoError:
             exported.release()  # the error's traceback would keep the buffer from being freed
             raise
-        return self._keep(
+        return self._add_mapping(
             Mapping(reply.integer("iova"), exported.length, access, None, 0), exported
         )
 
@@ -217,7 +217,9 @@ class Ioas(IommuObject):
                 iova=iova or 0,
             )
         identity = (stat.st_dev, stat.st_ino)
-        return self._keep(Mapping(reply.integer("iova"), length, access, identity, offset), file)
+        return self._add_mapping(
+            Mapping(reply.integer("iova"), length, access, identity, offset), file
+        )
 
     def copy(
         self,
@@ -262,7 +264,7 @@ class Ioas(IommuObject):
             first = max(mapping.iova, wanted.start)
             last = min(mapping.range.last, wanted.last)
             if first <= last:
-                self._keep(
+                self._add_mapping(
                     Mapping(
                         start + first - wanted.start,
                         last - first + 1,
@@ -391,7 +393,7 @@ class Ioas(IommuObject):
         overlapping = [one for one in self.mappings if one.range.overlaps(mapping.range)]
         if overlapping:
             raise ValueError(f"{mapping.range} overlaps {overlapping[0].range}")
-        self._keep(mapping, kept)
+        self._add_mapping(mapping, kept)
 
     @contextmanager
     def _keeping_if_interrupted(self, kept: object) -> Iterator[None]:
@@ -418,7 +420,7 @@ class Ioas(IommuObject):
             raise from_errno(reply.errno, _UNMAP.name, subject)
         return reply.integer("length")
 
-    def _keep(self, mapping: Mapping, kept: object) -> Mapping:
+    def _add_mapping(self, mapping: Mapping, kept: object) -> Mapping:
         self._mapped[mapping.iova] = mapping, kept
         return mapping
 

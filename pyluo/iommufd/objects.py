@@ -263,7 +263,7 @@ class IommuObject:
             return
         reply = _DESTROY.attempt(self._iommufd.fileno(), id=self._id)
         if reply.errno == errno.EBUSY:
-            raise self._in_use()
+            raise self._in_use_error()
         if reply.errno not in (0, errno.ENOENT):  # another process may have destroyed it
             raise from_errno(reply.errno, _DESTROY.name, str(self))
         self.forget()
@@ -284,7 +284,7 @@ class IommuObject:
         """Note that the iommufd lives on, but this process no longer uses it."""
         self.forget()
 
-    def _in_use(self) -> ObjectInUseError:
+    def _in_use_error(self) -> ObjectInUseError:
         by = ", ".join(map(str, self._users))
         hint = f"Still used by {by}: destroy or detach that first" if by else ""
         return ObjectInUseError(errno.EBUSY, _DESTROY.name, str(self), hint)

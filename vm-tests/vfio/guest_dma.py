@@ -350,13 +350,13 @@ def signal_while_mapping() -> tuple[bool, str, bool]:
             try:
                 ioas.map_file(large, iova=OUTSIDE)
             except RungError:
-                known = ioas.known
+                known = ioas.mappings_known
             try:
                 IoasLayout.record(ioas, {"large": large})
             except LuoError as error:
                 said = str(error)
             ioas.unmap_all()
-            return known, said, ioas.known
+            return known, said, ioas.mappings_known
     finally:
         signal.signal(signal.SIGALRM, old)
 

@@ -57,7 +57,7 @@ def test_what_was_saved_can_be_discarded_on_either_side(vm: VM) -> None:
     taken = pyluo(vm, "save", "vm0", "--", *PATHS)
     assert taken.returncode == 1
     assert b"EEXIST" in taken.stderr
-    assert b"outgoing session 'vm0' is gone" in pyluo(vm, "discard", "vm0").stdout
+    assert b"outgoing session 'vm0' is discarded" in pyluo(vm, "discard", "vm0").stdout
     assert [holder.session for holder in vm.call(open_sessions)] == ["vm1"]
     assert pyluo(vm, "save", "vm0", "--", *PATHS).returncode == 0
     vm.live_update()
@@ -144,7 +144,7 @@ def test_a_holder_answers_its_own_user_and_nobody_else(vm: VM) -> None:
 @pytest.mark.parametrize(
     ("words", "status", "complaint"),
     [
-        (["save", "s", "/run"], 2, "/run is no regular file"),
+        (["save", "s", "/run"], 2, "/run is not a regular file"),
         (["save", "s", "/etc/passwd", "/etc/../etc/passwd"], 2, "have the same name"),
         (["save", "s", "/no/such/file"], 1, "/no/such/file"),
         (["save", "x" * 64, "/etc/passwd"], 1, "1 to 63 bytes"),

@@ -94,7 +94,7 @@ class Victim:
         if report == b"reached":
             return dict(zip(share, fds, strict=True))
         self.kill()
-        reason = report.decode(errors="replace") or "it died without a word"
+        reason = report.decode(errors="replace") or "it died without a report"
         raise StepNotReachedError(f"step {stop_at!r} was not reached: {reason}")
 
 

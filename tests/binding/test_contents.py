@@ -1,4 +1,4 @@
-"""The table of contents of a descriptor store: what is written, and whatever else may be read."""
+"""Encoding the table of contents of a descriptor store, and decoding it from any bytes."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def decode(data: bytes) -> tuple[Contents, int, int]:
 
 
 def slot(text: bytes, *, version: int = VERSION, generation: int = 1) -> bytes:
-    """A slot that is whole, whatever is in it; written from the format's description."""
+    """Return a slot with a valid header and any text, made from the description of the format."""
     header = HEADER.pack(b"pyluoFDS", version, 0, generation, len(text))
     check = zlib.crc32(text, zlib.crc32(header))
     return HEADER.pack(b"pyluoFDS", version, check, generation, len(text)) + text
@@ -101,7 +101,7 @@ ENTRY = {
     "meta": {},
     "settled": 1,
 }
-ATTRIBUTES = {"settled": "preserved"}  # of an `Entry`, where the key is another
+ATTRIBUTES = {"settled": "preserved"}  # keys of the JSON with another name in `Entry`
 ANYTHING = JSON | st.sampled_from(["a", "b", ["a"], ["b"], {}, 0, 1, 2, True])
 ENTRIES = st.lists(
     st.dictionaries(st.sampled_from(sorted(ENTRY)), ANYTHING, max_size=3).map(

@@ -1,4 +1,4 @@
-"""Layouts as data: what is written down is read again, and damage is noticed."""
+"""Layouts as JSON: what is written is read back, and damage is noticed."""
 
 from __future__ import annotations
 

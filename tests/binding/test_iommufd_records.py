@@ -1,4 +1,4 @@
-"""What iommufd's records say, and that no bytes are read beyond their end."""
+"""Decoding the records of iommufd, without reading beyond their end."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_information_is_decoded_or_refused_whatever_it_is(data_type: int, data: 
         assert len(data) < FORMATS[HwInfoType(data_type)].size
     else:
         assert (info is None) is (data_type not in FORMATS)
-        every_property(info)
+        read_all_properties(info)
 
 
 @pytest.mark.parametrize("data_type", FORMATS)
@@ -73,7 +73,7 @@ def test_information_is_refused_exactly_if_it_is_too_short(
 ) -> None:
     size = FORMATS[data_type].size
     whole = data.draw(st.binary(min_size=size, max_size=size + 40))
-    every_property(decode(data_type, whole))
+    read_all_properties(decode(data_type, whole))
     cut = data.draw(st.integers(0, size - 1))
     with pytest.raises(ValueError, match=f"does not lie within {cut} bytes"):
         decode(data_type, whole[:cut])
@@ -152,7 +152,7 @@ def test_pasids_of_vtd_have_bits_only_if_there_are_any(ecap: int, bits: int) -> 
 
 
 def test_the_registers_of_an_smmuv3_are_read_by_their_fields() -> None:
-    # As QEMU makes them, with substream ids, addresses of 52 bits and descriptors of as many.
+    # As in QEMU, with substream ids, 52-bit addresses and 52-bit descriptors.
     idr0 = 1 << 27 | 1 << 26 | 1 << 24 | 2 << 21 | 1 << 12 | 1 << 4 | 2 << 2 | 1 << 1
     assert idr0 == 0xD40101A
     idr1 = 19 << 21 | 19 << 16 | 20 << 6 | 16
@@ -183,7 +183,7 @@ def test_an_smmuv3_that_can_do_nothing_says_so() -> None:
 
 
 def test_the_register_of_an_amd_iommu_is_read_by_its_fields() -> None:
-    # Of an EPYC: the kernel calls it "PPR NX GT [5] IA GA PC GA_vAPIC".
+    # From an EPYC, which the kernel describes as "PPR NX GT [5] IA GA PC GA_vAPIC".
     data = struct.pack("=2Q", 0x246577EFA2254AFA, 0x10)
     info = decode(HwInfoType.AMD, data)
     assert info == AmdInfo(0x246577EFA2254AFA, 0x10)
@@ -222,8 +222,8 @@ def test_numbers_of_tegra241_are_powers_of_two() -> None:
     assert decode(HwInfoType.TEGRA241_CMDQV, data) == Tegra241Info(1, 2, 16)
 
 
-def every_property(info: Any) -> None:
-    """Looks at all that a piece of information says."""
+def read_all_properties(info: Any) -> None:
+    """Read every property, to see that none raises."""
     for name in dir(type(info)):
         if isinstance(getattr(type(info), name), property):
             getattr(info, name)

@@ -1,4 +1,4 @@
-"""Memfds need no live update, so these run on the host's own kernel."""
+"""Memfds, on the host's own kernel, because they need no live update."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_sizes_that_make_no_sense_are_refused(size: int, huge: int) -> None:
 
 
 def test_a_descriptor_of_another_kind_is_not_adopted_and_stays_open() -> None:
-    # Not one of a tmpfs, which has seals too, and which /tmp may be.
+    # A file outside of tmpfs, whose files can have seals too; /tmp may be a tmpfs.
     with open("/proc/self/status") as file:
         with pytest.raises(LuoError):
             Memfd.from_fd(file.fileno())

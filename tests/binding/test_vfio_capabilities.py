@@ -1,4 +1,4 @@
-"""Capability chains of VFIO, and what is read out of them, whatever the bytes are."""
+"""Parsing the capability chains of VFIO, whatever their bytes are."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ALIGNED_SIZES = st.integers(0, 5).map(lambda words: 8 * words)
 
 @st.composite
 def contents(draw: st.DrawFn) -> tuple[int, int, bytes]:
-    """Id, version and contents of a capability that a kernel could give."""
+    """Draw the id, the version and the contents of a capability that a kernel could return."""
     size = draw(ALIGNED_SIZES)
     return (
         draw(st.integers(0, 0xFFFF)),
@@ -47,10 +47,10 @@ def contents(draw: st.DrawFn) -> tuple[int, int, bytes]:
     )
 
 
-def chained(
+def make_chain(
     capabilities: list[tuple[int, int, bytes]], start: int, order: list[int] | None = None
 ) -> tuple[bytes, int]:
-    """Capabilities laid out after a fixed struct, linked in `order`; and where the first is."""
+    """Return capabilities after a fixed struct, linked in `order`, and the offset of the first."""
     order = list(range(len(capabilities))) if order is None else order
     offsets, end = [], start
     for _, _, data in capabilities:
@@ -65,7 +65,7 @@ def chained(
 
 
 def region(capabilities: list[tuple[int, int, bytes]], *, size: int = 1 << 16) -> bytes:
-    data, first = chained(capabilities, REGION.size)
+    data, first = make_chain(capabilities, REGION.size)
     fixed = REGION.pack(len(data), EVERYTHING, 2, first, size, 2 << 40)
     return fixed + data[REGION.size :]
 
@@ -83,7 +83,7 @@ def test_a_chain_is_walked_in_its_own_order_wherever_its_parts_lie(
     order = list(range(len(given_ones)))
     random.shuffle(order)  # type: ignore[attr-defined]
     start = max(start, 8)  # at 0 there is no first one
-    data, first = chained(given_ones, start, order)
+    data, first = make_chain(given_ones, start, order)
     found = walk(data, first, start)
     assert [(one.id, one.version) for one in found] == [given_ones[place][:2] for place in order]
     assert [one.data[HEADER.size :] for one in found] == [given_ones[place][2] for place in order]
@@ -109,7 +109,7 @@ def test_whatever_bytes_a_chain_is_made_of_it_ends_within_them(
 @given(st.data())
 def test_a_chain_changed_anywhere_is_walked_or_refused(data: st.DataObject) -> None:
     given_ones = data.draw(st.lists(contents(), min_size=1, max_size=5))
-    whole, first = chained(given_ones, 8)
+    whole, first = make_chain(given_ones, 8)
     changed = bytearray(whole)
     for _ in range(data.draw(st.integers(1, 4))):
         place = data.draw(st.integers(8, len(changed) - 1))
@@ -125,7 +125,7 @@ def test_a_chain_changed_anywhere_is_walked_or_refused(data: st.DataObject) -> N
 @given(st.integers(1, 12))
 def test_a_chain_that_comes_back_is_refused(length: int) -> None:
     given_ones = [(number, 1, b"") for number in range(length)]
-    whole, first = chained(given_ones, 8)
+    whole, first = make_chain(given_ones, 8)
     for back in range(length):
         looped = bytearray(whole)
         struct.pack_into("=I", looped, 8 + (length - 1) * 8 + 4, 8 + back * 8)
@@ -263,7 +263,7 @@ def test_a_chain_without_the_room_for_it_is_none() -> None:
 def test_the_atomics_of_a_device_are_told() -> None:
     flags = int(DeviceFlags.PCI | DeviceFlags.CAPABILITIES)
     widths = int(AtomicWidths.BITS_32 | AtomicWidths.BITS_64)
-    chain, first = chained([(ATOMICS, 1, struct.pack("=II", widths, 0))], DEVICE.size)
+    chain, first = make_chain([(ATOMICS, 1, struct.pack("=II", widths, 0))], DEVICE.size)
     data = DEVICE.pack(len(chain), flags, 9, 5, first, 0) + chain[DEVICE.size :]
     info = DeviceInfo.parse(data)
     assert info.atomics == AtomicWidths.BITS_32 | AtomicWidths.BITS_64

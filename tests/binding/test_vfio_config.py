@@ -1,4 +1,4 @@
-"""Lists of capabilities in PCI configuration space, whatever the bytes are."""
+"""Parsing the capability lists of PCI configuration space, whatever its bytes are."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ PLACES = st.integers(0x40 // 4, (PLAIN - 4) // 4).map(lambda word: word * 4)
 FURTHER = st.integers(PLAIN // 4 + 1, (EXTENDED - 4) // 4).map(lambda word: word * 4)
 
 
-def plain(places: list[int], ids: list[int], *, low_bits: int = 0) -> bytearray:
-    """A configuration space with capabilities at places, in that order."""
+def config_space(places: list[int], ids: list[int], *, low_bits: int = 0) -> bytearray:
+    """Return a configuration space with capabilities at these offsets, linked in this order."""
     data = bytearray(PLAIN)
     data[STATUS] = 0x10
     pointers = [*places, 0]
@@ -28,8 +28,8 @@ def plain(places: list[int], ids: list[int], *, low_bits: int = 0) -> bytearray:
     return data
 
 
-def extended(places: list[int], headers: list[tuple[int, int]]) -> bytearray:
-    """A configuration space with extended capabilities at places, the first at 0x100."""
+def extended_config_space(places: list[int], headers: list[tuple[int, int]]) -> bytearray:
+    """Return a configuration space with extended capabilities at these offsets, from 0x100 on."""
     data = bytearray(EXTENDED)
     for place, after, (number, version) in zip(places, [*places[1:], 0], headers, strict=False):
         header = after << 20 | version << 16 | number
@@ -43,7 +43,7 @@ def test_capabilities_are_found_in_the_order_of_their_list(
 ) -> None:
     ids = [data.draw(st.integers(0, 255)) for _ in places]
     expected = [PciCapability(number, place) for number, place in zip(ids, places, strict=True)]
-    assert list(walk_capabilities(bytes(plain(places, ids, low_bits=low_bits)))) == expected
+    assert list(walk_capabilities(bytes(config_space(places, ids, low_bits=low_bits)))) == expected
 
 
 @given(st.binary(min_size=PLAIN, max_size=PLAIN + 8))
@@ -58,7 +58,7 @@ def test_whatever_configuration_space_has_in_it_the_walk_ends_within_it(data: by
 
 @given(st.lists(PLACES, unique=True, min_size=1, max_size=8), st.data())
 def test_a_list_that_comes_back_is_refused(places: list[int], data: st.DataObject) -> None:
-    looped = plain(places, [5] * len(places))
+    looped = config_space(places, [5] * len(places))
     looped[places[-1] + 1] = data.draw(st.sampled_from(places))
     with pytest.raises(CapabilityError, match="comes back"):
         walk_capabilities(bytes(looped))
@@ -66,14 +66,14 @@ def test_a_list_that_comes_back_is_refused(places: list[int], data: st.DataObjec
 
 @pytest.mark.parametrize("place", [0x04, 0x3C])
 def test_a_capability_within_the_header_is_refused(place: int) -> None:
-    broken = plain([], [])
+    broken = config_space([], [])
     broken[POINTER] = place
     with pytest.raises(CapabilityError, match="within the header"):
         walk_capabilities(bytes(broken))
 
 
 def test_without_the_bit_for_it_there_is_no_list() -> None:
-    data = plain([0x40], [5])
+    data = config_space([0x40], [5])
     data[STATUS] = 0
     assert walk_capabilities(bytes(data)) == ()
 
@@ -101,11 +101,13 @@ def test_extended_capabilities_are_found_in_the_order_of_their_list(
         PciCapability(number, place, version)
         for (number, version), place in zip(headers, places, strict=True)
     ]
-    assert list(walk_extended_capabilities(bytes(extended(places, headers)))) == expected
+    assert (
+        list(walk_extended_capabilities(bytes(extended_config_space(places, headers)))) == expected
+    )
 
 
 def test_an_extended_capability_that_the_kernel_hides_is_passed_over() -> None:
-    data = extended([PLAIN, 0x140], [(0, 0), (3, 1)])
+    data = extended_config_space([PLAIN, 0x140], [(0, 0), (3, 1)])
     assert walk_extended_capabilities(bytes(data)) == (PciCapability(3, 0x140, 1),)
 
 
@@ -130,7 +132,7 @@ def test_whatever_extended_space_has_in_it_the_walk_ends_within_it(data: bytes) 
 
 @pytest.mark.parametrize("after", [0x004, 0x0FC, 0xFFC])
 def test_an_extended_capability_outside_is_refused(after: int) -> None:
-    data = extended([PLAIN], [(1, 1)])[:0x800]
+    data = extended_config_space([PLAIN], [(1, 1)])[:0x800]
     data[PLAIN : PLAIN + 4] = (after << 20 | 0x10001).to_bytes(4, "little")
     with pytest.raises(CapabilityError, match="an extended capability at"):
         walk_extended_capabilities(bytes(data))
@@ -141,7 +143,7 @@ def test_an_extended_list_that_comes_back_is_refused(
     further: list[int], data: st.DataObject
 ) -> None:
     places = [PLAIN, *further]
-    looped = extended(places, [(1, 1)] * len(places))
+    looped = extended_config_space(places, [(1, 1)] * len(places))
     back = data.draw(st.sampled_from(places))
     looped[places[-1] : places[-1] + 4] = (back << 20 | 0x10001).to_bytes(4, "little")
     with pytest.raises(CapabilityError, match="comes back"):

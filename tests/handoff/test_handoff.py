@@ -1,9 +1,9 @@
-"""Handing over through a socket needs no live update, so these run on the host's own kernel.
+"""Handing over through a socket, on the host's own kernel, because it needs no live update.
 
-Those that act as another user are in vm-tests/handoff/test_handoff_peers.py, since that takes root.
+Tests that act as another user need root, and are in vm-tests/handoff/test_handoff_peers.py.
 
-What goes wrong is made in two ways: a relay between both sides changes what goes through it; or one
-side finds its whole conversation in the socket already, as it was recorded once and changed since.
+Failures are provoked in two ways: a relay between the two sides changes the packets; or one side
+finds all packets of a conversation in its socket, which were recorded before and then changed.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ HEADER = struct.Struct("<8sIIQQQ32s")
 
 
 def open_fds() -> dict[int, tuple[str, bool]]:
-    """What each descriptor is of, and whether a child would inherit it."""
+    """Return the link of each open descriptor, and whether a child would inherit it."""
     found = {}
     for name in os.listdir("/proc/self/fd"):
-        with suppress(OSError):  # of the listing itself
+        with suppress(OSError):  # the descriptor of the listing itself is closed
             found[int(name)] = os.readlink(f"/proc/self/fd/{name}"), os.get_inheritable(int(name))
     return found
 
@@ -73,7 +73,7 @@ def new_pair(stack: ExitStack) -> Pair:
 
 @contextmanager
 def memfds(*names: str) -> Iterator[dict[str, OwnedFd]]:
-    """A memfd for each name, which is also what is in it."""
+    """Return a memfd for each name, with the name as its contents."""
     with ExitStack() as stack:
         files: dict[str, OwnedFd] = {}
         for name in names:
@@ -82,14 +82,14 @@ def memfds(*names: str) -> Iterator[dict[str, OwnedFd]]:
         yield files
 
 
-def both(
+def send_and_receive(
     ours: socket.socket,
     theirs: socket.socket,
     files: Mapping[str, OwnedFd | int],
     state: bytes = b"",
     **receiving: Any,
 ) -> tuple[Peer | BaseException, handoff.Handoff | BaseException]:
-    """How a handoff ends for either side."""
+    """Hand over in two threads; return the result or the error of either side."""
     with ThreadPoolExecutor(1) as sender:
         sending = sender.submit(handoff.send, ours, files, state)
         try:
@@ -105,14 +105,14 @@ def outcome(future: Future[Any]) -> Any:
 
 
 def hand_over(pair: Pair, files: Mapping[str, OwnedFd | int], state: bytes = b"") -> Any:
-    sent, received = both(*pair, files, state)
+    sent, received = send_and_receive(*pair, files, state)
     assert isinstance(sent, Peer), sent
     assert isinstance(received, handoff.Handoff), received
     return received
 
 
-def in_child(function: Callable[[], None]) -> int:
-    """Runs a function in a process of its own; its pid."""
+def run_in_child(function: Callable[[], None]) -> int:
+    """Run a function in a child process, and return its PID."""
     pid = os.fork()
     if pid:
         return pid
@@ -126,7 +126,7 @@ def in_child(function: Callable[[], None]) -> int:
         os._exit(status)
 
 
-def succeeded(pid: int) -> bool:
+def exited_cleanly(pid: int) -> bool:
     return os.waitpid(pid, 0)[1] == 0
 
 
@@ -230,9 +230,9 @@ def test_both_sides_learn_who_the_other_one_is(pair: Pair) -> None:
         with handoff.receive(theirs) as received:
             assert received.peer == Peer(os.getppid(), os.geteuid(), os.getegid())
 
-    pid = in_child(successor)
+    pid = run_in_child(successor)
     assert handoff.send(ours, {}) == Peer(pid, os.geteuid(), os.getegid())
-    assert succeeded(pid)
+    assert exited_cleanly(pid)
 
 
 # What is done with it
@@ -353,13 +353,13 @@ def test_the_caller_may_choose_the_process_that_it_hands_over_to(pair: Pair) -> 
         with handoff.receive(theirs, allow=lambda peer: peer.pid == os.getppid()) as received:
             assert received.state == b"state"
 
-    pid = in_child(successor)
+    pid = run_in_child(successor)
     handoff.send(ours, {}, b"state", allow=lambda peer: peer.pid == pid)
-    assert succeeded(pid)
+    assert exited_cleanly(pid)
 
 
 def test_a_process_that_the_caller_does_not_choose_gets_nothing(pair: Pair) -> None:
-    sent, received = both(*pair, {}, b"state", allow=lambda peer: False)
+    sent, received = send_and_receive(*pair, {}, b"state", allow=lambda peer: False)
     assert isinstance(sent, HandoffError)
     assert isinstance(received, HandoffError)
     assert sent.errno == received.errno == errno.EPERM
@@ -371,7 +371,7 @@ def test_a_process_that_the_caller_does_not_choose_gets_nothing(pair: Pair) -> N
 def test_a_receiver_that_takes_less_refuses_with_the_same_reason_on_both_sides(
     pair: Pair,
 ) -> None:
-    sent, received = both(*pair, {}, b"state", max_state=4)
+    sent, received = send_and_receive(*pair, {}, b"state", max_state=4)
     for error in (sent, received):
         assert isinstance(error, HandoffError)
         assert error.errno == errno.E2BIG
@@ -381,7 +381,7 @@ def test_a_receiver_that_takes_less_refuses_with_the_same_reason_on_both_sides(
 
 def test_more_descriptors_than_the_receiver_takes_are_refused(pair: Pair) -> None:
     with memfds("a", "b") as files:
-        sent, received = both(*pair, files, max_files=1)
+        sent, received = send_and_receive(*pair, files, max_files=1)
         assert isinstance(sent, HandoffError)
         assert isinstance(received, HandoffError)
         assert sent.errno == received.errno == errno.E2BIG
@@ -440,7 +440,7 @@ def test_a_reason_is_heard_though_the_other_side_has_hung_up_on_something_unhear
 ) -> None:
     ours, theirs = pair
     theirs.send(b"unheard")
-    feed(ours, [(packed("REFUSED", errno.EPERM) + b"a reason", [])])
+    send_packets(ours, [(pack("REFUSED", errno.EPERM) + b"a reason", [])])
     ours.close()
     with pytest.raises(HandoffError, match="a reason") as caught:
         handoff.send(theirs, {})
@@ -456,11 +456,11 @@ def test_a_process_that_dies_in_the_middle_is_an_error_for_the_other(
 
     def mortal() -> None:
         theirs.close()
-        feed(ours, getattr(recorded, side)[:packets])
+        send_packets(ours, getattr(recorded, side)[:packets])
 
-    pid = in_child(mortal)
+    pid = run_in_child(mortal)
     ours.close()
-    assert succeeded(pid)
+    assert exited_cleanly(pid)
     with pytest.raises(HandoffError) as caught:
         (recorded.receive if side == "sender" else recorded.send)(theirs)
     assert caught.value.errno in (errno.ECONNRESET, errno.EPIPE)
@@ -468,13 +468,18 @@ def test_a_process_that_dies_in_the_middle_is_an_error_for_the_other(
 
 def test_a_receiver_that_gave_up_cannot_be_committed_to(pair: Pair, recorded: Recorded) -> None:
     ours, theirs = pair
-    feed(ours, recorded.sender[:-1])
+    send_packets(ours, recorded.sender[:-1])
     with pytest.raises(HandoffError) as caught:
         handoff.receive(theirs, timeout=0.01)
     assert caught.value.errno == errno.ETIMEDOUT
     with pytest.raises(BrokenPipeError):
-        feed(ours, recorded.sender[-1:])
-    assert [kind for kind, _, _ in heard(ours)] == ["READY", "WANT", "COMPLETE", "REFUSED"]
+        send_packets(ours, recorded.sender[-1:])
+    assert [kind for kind, _, _ in received_packets(ours)] == [
+        "READY",
+        "WANT",
+        "COMPLETE",
+        "REFUSED",
+    ]
 
 
 def test_a_receiver_that_was_interrupted_cannot_be_committed_to(recorded: Recorded) -> None:
@@ -490,25 +495,25 @@ def test_a_receiver_that_was_interrupted_cannot_be_committed_to(recorded: Record
     with ExitStack() as stack:
         ours, end = new_pair(stack)
         interrupted = stack.enter_context(Interrupted(fileno=end.detach()))
-        feed(ours, recorded.sender[:-1])
+        send_packets(ours, recorded.sender[:-1])
         with pytest.raises(KeyboardInterrupt):
             handoff.receive(interrupted)
         with pytest.raises(BrokenPipeError):
-            feed(ours, recorded.sender[-1:])
+            send_packets(ours, recorded.sender[-1:])
 
 
 def test_a_commit_that_comes_as_the_receiver_gives_up_counts(recorded: Recorded) -> None:
-    """Else the sender had let go, and nobody had it."""
+    """Otherwise the sender would have given the files up, and nobody would have them."""
 
     class Late(socket.socket):
         def shutdown(self, how: int) -> None:
-            feed(ours, recorded.sender[-1:])
+            send_packets(ours, recorded.sender[-1:])
             super().shutdown(how)
 
     with ExitStack() as stack:
         ours, end = new_pair(stack)
         late = stack.enter_context(Late(fileno=end.detach()))
-        feed(ours, recorded.sender[:-1])
+        send_packets(ours, recorded.sender[:-1])
         with handoff.receive(late, timeout=0.01) as received:
             recorded.check(received)
 
@@ -519,16 +524,16 @@ def test_descriptors_that_do_not_fit_into_the_process_are_an_error_that_says_why
 ) -> None:
     ours, theirs = pair
     with memfds(*map(str, range(150))) as files, recording(files, b"") as many:
-        feed(ours, many.sender)
+        send_packets(ours, many.sender)
         with lower_limit(room), pytest.raises(HandoffError, match="RLIMIT_NOFILE") as caught:
             handoff.receive(theirs)
     assert caught.value.errno == errno.EMFILE
-    assert heard(ours)[-1] == ("REFUSED", errno.EMFILE, 0)
+    assert received_packets(ours)[-1] == ("REFUSED", errno.EMFILE, 0)
 
 
 @contextmanager
 def lower_limit(room: int) -> Iterator[None]:
-    """Leaves room for so many more descriptors."""
+    """Lower RLIMIT_NOFILE so that only `room` more descriptors can be opened."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     highest = max(open_fds())
     with ExitStack() as gaps:
@@ -546,16 +551,14 @@ def lower_limit(room: int) -> Iterator[None]:
 # A relay, which changes what goes through it
 
 
-def relayed(
-    change: Change, files: Mapping[str, OwnedFd | int], state: bytes
-) -> tuple[Any, Any, int]:
-    """How a handoff through a relay ends for either side, and how many packets it took.
+def relay(change: Change, files: Mapping[str, OwnedFd | int], state: bytes) -> tuple[Any, Any, int]:
+    """Hand over through a relay; return either side's result or error, and the number of packets.
 
     Args:
-        change: what goes on in place of a packet, given its number, its bytes and its descriptors;
-            without bytes the relay hangs up.
-        files: to hand over.
-        state: likewise.
+        change: a function that gets the number, the bytes and the descriptors of a packet, and
+            returns what to send instead; if it returns no bytes, the relay hangs up.
+        files: the files to hand over.
+        state: the state to hand over.
     """
     with ExitStack() as stack:
         threads = stack.enter_context(ThreadPoolExecutor(2))
@@ -572,7 +575,7 @@ def relayed(
 
         ends = threads.submit(send), threads.submit(receive)
         count = 0
-        for packet, out in through(near, far):
+        for packet, out in relayed_packets(near, far):
             with suppress(OSError):
                 try:
                     data, fds = change(count, packet.data, packet.fds)
@@ -587,8 +590,10 @@ def relayed(
         return outcome(ends[0]), outcome(ends[1]), count
 
 
-def through(near: socket.socket, far: socket.socket) -> Iterator[tuple[Packet, socket.socket]]:
-    """Each packet that comes from one of two sockets, and the other one, until one hangs up."""
+def relayed_packets(
+    near: socket.socket, far: socket.socket
+) -> Iterator[tuple[Packet, socket.socket]]:
+    """Yield each packet from either socket, with the other socket, until one hangs up."""
     while True:
         for end in select.select([near, far], [], [])[0]:
             packet = Packet.receive(end, 4096)
@@ -602,13 +607,13 @@ def test_a_connection_cut_after_any_packet_but_the_last_is_an_error_for_both_sid
         return lambda number, data, fds: (data if number < last else b"", fds)
 
     with memfds(*map(str, range(300))) as files:
-        sent, received, packets = relayed(until(100), files, b"state")
+        sent, received, packets = relay(until(100), files, b"state")
         assert isinstance(sent, Peer)
         with received:
             assert list(received.files) == list(files)
         assert packets == 8
         for last in range(packets):
-            sent, received, _ = relayed(until(last), files, b"state")
+            sent, received, _ = relay(until(last), files, b"state")
             assert isinstance(received, HandoffError), last
             if last < packets - 1:
                 assert isinstance(sent, HandoffError), last
@@ -619,7 +624,7 @@ def test_a_connection_cut_after_any_packet_but_the_last_is_an_error_for_both_sid
 
 @dataclass(frozen=True)
 class Recorded:
-    """All packets of a handoff, and what it brought."""
+    """The packets of a handoff, and what it handed over."""
 
     sender: list[Sent]
     receiver: list[Sent]
@@ -630,7 +635,7 @@ class Recorded:
         handoff.send(end, self.files, self.state, timeout=5)
 
     def receive(self, end: socket.socket) -> None:
-        """Sees to it that nothing but what was sent arrives."""
+        """Receive the handoff, and check that exactly what was sent arrives."""
         with handoff.receive(end, timeout=5) as received:
             self.check(received)
 
@@ -641,20 +646,20 @@ class Recorded:
             assert os.path.samestat(os.fstat(file.fileno()), os.fstat(self.files[name].fileno()))
 
     def refusal_to_send(self, packets: Sequence[Sent]) -> HandoffError | None:
-        """Why the sender gives up when the receiver says this; None if it hands over."""
-        return refusal(self.send, packets, "COMMIT")
+        """Return why the sender gives up on these packets; None if it hands over."""
+        return find_refusal(self.send, packets, "COMMIT")
 
     def refusal_to_receive(self, packets: Sequence[Sent]) -> HandoffError | None:
-        """Why the receiver gives up when the sender says this; None if it takes what was sent."""
-        return refusal(self.receive, packets, "COMPLETE")
+        """Return why the receiver gives up on these packets; None if it accepts the handoff."""
+        return find_refusal(self.receive, packets, "COMPLETE")
 
 
-def refusal(
+def find_refusal(
     call: Callable[[socket.socket], None], packets: Sequence[Sent], last: str
 ) -> HandoffError | None:
     with ExitStack() as stack:
         ours, theirs = new_pair(stack)
-        feed(ours, packets)
+        send_packets(ours, packets)
         ours.shutdown(socket.SHUT_WR)
         before = open_fds()
         error = None
@@ -664,7 +669,7 @@ def refusal(
             error = caught
         assert open_fds() == before
         assert error is None or error.errno != errno.ETIMEDOUT
-        assert heard(ours)[-1][0] == (last if error is None else "REFUSED")
+        assert received_packets(ours)[-1][0] == (last if error is None else "REFUSED")
         return error
 
 
@@ -679,7 +684,7 @@ def recording(files: Mapping[str, OwnedFd], state: bytes) -> Iterator[Recorded]:
                 (record.sender if number % 2 else record.receiver).append((data, copies))
             return data, fds
 
-        sent, received, _ = relayed(note, files, state)
+        sent, received, _ = relay(note, files, state)
         assert isinstance(sent, Peer), sent
         received.close()
         yield record
@@ -694,20 +699,20 @@ def recorded() -> Iterator[Recorded]:
 KINDS = ["", "READY", "OFFER", "WANT", "FILES", "COMPLETE", "COMMIT", "REFUSED"]
 
 
-def packed(kind: str, number: int) -> bytes:
+def pack(kind: str, number: int) -> bytes:
     return struct.pack("<8sHHI", b"pyluoHOP", 1, KINDS.index(kind), number)
 
 
-READY = packed("READY", 0)
+READY = pack("READY", 0)
 
 
-def feed(end: socket.socket, packets: Sequence[Sent]) -> None:
+def send_packets(end: socket.socket, packets: Sequence[Sent]) -> None:
     for data, fds in packets:
         send_packet(end, data, fds)
 
 
-def heard(end: socket.socket) -> list[tuple[str, int, int]]:
-    """What has come: the kind of each packet, its number, and how many descriptors it brought."""
+def received_packets(end: socket.socket) -> list[tuple[str, int, int]]:
+    """Return the kind, the number and the count of descriptors of each packet in a socket."""
     end.settimeout(0.01)
     found = []
     with suppress(TimeoutError):
@@ -727,8 +732,8 @@ def test_the_packets_are_those_that_talk_describes(recorded: Recorded) -> None:
         conversation = []
         for packets in (recorded.receiver, recorded.sender):
             ours, theirs = new_pair(stack)
-            feed(ours, packets)
-            conversation.append(heard(theirs))
+            send_packets(ours, packets)
+            conversation.append(received_packets(theirs))
     assert conversation == [
         [("READY", 0, 0), ("WANT", 0, 0), ("COMPLETE", 3, 0)],
         [("OFFER", 3, 1), ("FILES", 0, 3), ("COMMIT", 3, 0)],
@@ -773,7 +778,7 @@ def test_a_packet_that_says_something_else_is_refused(
 
 
 def test_a_reason_longer_than_any_is_none(pair: Pair) -> None:
-    feed(pair[0], [(packed("REFUSED", errno.EPERM) + b"a" * 5000, [])])
+    send_packets(pair[0], [(pack("REFUSED", errno.EPERM) + b"a" * 5000, [])])
     with pytest.raises(HandoffError, match="longer than any") as caught:
         handoff.receive(pair[1])
     assert caught.value.errno == errno.EBADMSG
@@ -808,7 +813,7 @@ def test_descriptors_of_other_files_than_announced_are_refused(recorded: Recorde
 
 def test_another_version_is_told_from_nonsense(pair: Pair, recorded: Recorded) -> None:
     data, fds = recorded.sender[0]
-    feed(pair[0], [(data[:8] + b"\x02" + data[9:], fds)])
+    send_packets(pair[0], [(data[:8] + b"\x02" + data[9:], fds)])
     with pytest.raises(HandoffError, match="version 2") as caught:
         handoff.receive(pair[1])
     assert caught.value.errno == errno.EPROTONOSUPPORT
@@ -825,7 +830,7 @@ def test_another_version_is_told_from_nonsense(pair: Pair, recorded: Recorded) -
 def test_the_reason_of_the_other_side_is_shown_whatever_it_is(
     pair: Pair, number: int, reason: bytes, expected: int, shown: str
 ) -> None:
-    send_packet(pair[1], packed("REFUSED", number) + reason)
+    send_packet(pair[1], pack("REFUSED", number) + reason)
     with pytest.raises(HandoffError) as caught:
         handoff.send(pair[0], {})
     assert caught.value.errno == expected
@@ -848,7 +853,7 @@ CHANGES = st.lists(
 )
 
 
-def changed(packets: Sequence[Sent], changes: Sequence[tuple[str, int, Any]]) -> list[Sent]:
+def apply_changes(packets: Sequence[Sent], changes: Sequence[tuple[str, int, Any]]) -> list[Sent]:
     result = list(packets)
     for what, at, how in changes:
         index = at % max(1, len(result))
@@ -881,8 +886,8 @@ def changed(packets: Sequence[Sent], changes: Sequence[tuple[str, int, Any]]) ->
 def test_a_changed_conversation_is_taken_as_it_was_or_refused(
     recorded: Recorded, changes: list[tuple[str, int, Any]]
 ) -> None:
-    recorded.refusal_to_receive(changed(recorded.sender, changes))
-    recorded.refusal_to_send(changed(recorded.receiver, changes))
+    recorded.refusal_to_receive(apply_changes(recorded.sender, changes))
+    recorded.refusal_to_send(apply_changes(recorded.receiver, changes))
 
 
 @settings(deadline=None, max_examples=200)
@@ -898,19 +903,21 @@ def test_any_bytes_with_any_descriptors_are_refused(
 # Manifests
 
 
-def manifest_of(recorded: Recorded) -> bytes:
+def read_manifest(recorded: Recorded) -> bytes:
     (fd,) = recorded.sender[0][1]
     return os.pread(fd, 1 << 20, 0)
 
 
 def with_digest(manifest: bytes) -> bytes:
-    """The same with the digest that it has to have: its damage is meant."""
+    """Return the manifest with a valid digest, so that only its other damage counts."""
     digest = hashlib.sha256(manifest[:40] + bytes(32) + manifest[72:]).digest()
     return manifest[:40] + digest + manifest[72:]
 
 
-def refusal_of(recorded: Recorded, manifest: bytes, seals: Seal = SEALS) -> HandoffError | None:
-    """Why a receiver does not take the recorded packets with another manifest."""
+def refusal_of_manifest(
+    recorded: Recorded, manifest: bytes, seals: Seal = SEALS
+) -> HandoffError | None:
+    """Return why a receiver refuses the recorded packets with another manifest."""
     with Memfd.create("manifest", 0) as memfd:
         memfd.write(manifest, 0)
         memfd.seal(seals)
@@ -919,30 +926,30 @@ def refusal_of(recorded: Recorded, manifest: bytes, seals: Seal = SEALS) -> Hand
 
 
 def test_a_manifest_cut_at_any_byte_is_refused(recorded: Recorded) -> None:
-    whole = manifest_of(recorded)
-    assert refusal_of(recorded, whole) is None
+    whole = read_manifest(recorded)
+    assert refusal_of_manifest(recorded, whole) is None
     for length in range(len(whole)):
-        assert refusal_of(recorded, whole[:length])
-        assert refusal_of(recorded, with_digest(whole[:length].ljust(72, b"\0")))
+        assert refusal_of_manifest(recorded, whole[:length])
+        assert refusal_of_manifest(recorded, with_digest(whole[:length].ljust(72, b"\0")))
 
 
 def test_a_manifest_with_something_after_it_is_refused(recorded: Recorded) -> None:
-    whole = manifest_of(recorded)
+    whole = read_manifest(recorded)
     for more in (b"\0", bytes(5000)):
-        assert refusal_of(recorded, whole + more)
+        assert refusal_of_manifest(recorded, whole + more)
 
 
 def test_a_manifest_with_any_byte_changed_is_refused(recorded: Recorded) -> None:
-    whole = manifest_of(recorded)
+    whole = read_manifest(recorded)
     for index, byte in enumerate(whole):
-        assert refusal_of(recorded, whole[:index] + bytes([byte ^ 1]) + whole[index + 1 :])
+        assert refusal_of_manifest(recorded, whole[:index] + bytes([byte ^ 1]) + whole[index + 1 :])
 
 
 @pytest.mark.parametrize("missing", list(Seal))
 def test_a_manifest_that_somebody_could_change_is_refused(
     recorded: Recorded, missing: Seal
 ) -> None:
-    error = refusal_of(recorded, manifest_of(recorded), SEALS & ~missing)
+    error = refusal_of_manifest(recorded, read_manifest(recorded), SEALS & ~missing)
     assert (error is None) == (missing not in SEALS)
 
 
@@ -981,7 +988,7 @@ def test_a_manifest_of_nonsense_with_the_right_digest_is_refused(
     rest = (table + recorded.state).ljust(max(0, excess))
     sizes = len(table) + excess, len(recorded.state) - min(excess, len(recorded.state))
     header = HEADER.pack(b"pyluoHOM", 1, len(names), 0, *sizes, bytes(32))
-    error = refusal_of(recorded, with_digest(header + rest))
+    error = refusal_of_manifest(recorded, with_digest(header + rest))
     assert error is not None
     assert error.errno == errno.EBADMSG
     assert problem in str(error)
@@ -991,7 +998,9 @@ def test_a_manifest_of_nonsense_with_the_right_digest_is_refused(
 def test_a_manifest_that_claims_more_than_the_limits_is_not_read(
     recorded: Recorded, count: int, state: int
 ) -> None:
-    error = refusal_of(recorded, HEADER.pack(b"pyluoHOM", 1, count, 0, 0, state, bytes(32)))
+    error = refusal_of_manifest(
+        recorded, HEADER.pack(b"pyluoHOM", 1, count, 0, 0, state, bytes(32))
+    )
     assert error is not None
     assert error.errno == errno.E2BIG
 
@@ -1005,8 +1014,8 @@ def test_a_manifest_that_claims_more_than_the_limits_is_not_read(
 def test_a_changed_manifest_with_the_right_digest_is_an_error_or_nothing_but_a_manifest(
     recorded: Recorded, edits: list[tuple[int, bytes]]
 ) -> None:
-    """Whoever can write a digest can choose names and state, but nothing beyond."""
-    whole = bytearray(manifest_of(recorded))
+    """Somebody who writes a valid digest can choose the names and the state, but nothing else."""
+    whole = bytearray(read_manifest(recorded))
     for offset, data in edits:
         whole[offset : offset + len(data)] = data
     with ExitStack() as stack:
@@ -1014,7 +1023,7 @@ def test_a_changed_manifest_with_the_right_digest_is_an_error_or_nothing_but_a_m
         memfd.write(with_digest(bytes(whole)), 0)
         memfd.seal(SEALS)
         ours, theirs = new_pair(stack)
-        feed(ours, [(recorded.sender[0][0], [memfd.fileno()]), *recorded.sender[1:]])
+        send_packets(ours, [(recorded.sender[0][0], [memfd.fileno()]), *recorded.sender[1:]])
         ours.shutdown(socket.SHUT_WR)
         before = open_fds()
         with suppress(HandoffError), handoff.receive(theirs) as received:

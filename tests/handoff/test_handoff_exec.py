@@ -1,4 +1,4 @@
-"""Handing over through exec: real programs, and variables that no `exec_with` has written."""
+"""Handing over through exec: with real programs, and with variables not set by `exec_with`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def memfd(text):
     file.write(text.encode(), 0)
     return file
 """
-# Says what it was given, as JSON; a descriptor that is still open after the block is a leak.
+# Prints what it received, as JSON, and the descriptors that it leaked.
 AFTER = """
 import fcntl, hashlib, json, os
 from pyluo import handoff
@@ -55,10 +55,10 @@ print(sorted(map(int, os.listdir("/proc/self/fd")))[3:-1])
 
 
 def open_fds() -> dict[str, tuple[str, bool]]:
-    """What each descriptor is of, and whether a child would inherit it."""
+    """Return the link of each open descriptor, and whether a child would inherit it."""
     found = {}
     for number in os.listdir("/proc/self/fd"):
-        with suppress(OSError):  # of the listing itself
+        with suppress(OSError):  # the descriptor of the listing itself is closed
             found[number] = (
                 os.readlink(f"/proc/self/fd/{number}"),
                 os.get_inheritable(int(number)),
@@ -74,7 +74,7 @@ def _nothing_stays_open() -> Iterator[None]:
 
 
 def run(before: str, after: str = AFTER, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Runs one program, in whose text NEXT stands for the argv of the other."""
+    """Run a program; NEXT in its text is the argv of the program that it executes."""
     script = BEFORE + f"NEXT = {[sys.executable, '-c', after]!r}\n" + before
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False, **options
@@ -83,14 +83,14 @@ def run(before: str, after: str = AFTER, **options: Any) -> subprocess.Completed
     return done
 
 
-def told(done: subprocess.CompletedProcess[str]) -> tuple[dict[str, Any], list[int]]:
-    """What the second program says it was given, and what it has open in the end."""
+def read_report(done: subprocess.CompletedProcess[str]) -> tuple[dict[str, Any], list[int]]:
+    """Return what the second program received, and the descriptors that it leaked."""
     given, still_open = done.stdout.splitlines()[-2:]
     return json.loads(given), json.loads(still_open)
 
 
 def test_the_next_program_finds_descriptors_and_state_where_they_were() -> None:
-    found, still_open = told(
+    found, still_open = read_report(
         run(
             """
 files = {name: memfd(name) for name in ("ram", "log \\n", "é")}
@@ -118,13 +118,13 @@ handoff.exec_with(NEXT, {"ram": ram})
 """
     )
     pid, number = map(int, done.stdout.splitlines()[0].split())
-    found, _ = told(done)
+    found, _ = read_report(done)
     assert found["pid"] == pid
     assert found["files"]["ram"][0] == number
 
 
 def test_many_descriptors_go_through_exec() -> None:
-    found, still_open = told(
+    found, still_open = read_report(
         run("handoff.exec_with(NEXT, {str(n): memfd(str(n)) for n in range(500)})")
     )
     assert [file[1] for file in found["files"].values()] == [str(n) for n in range(500)]
@@ -132,15 +132,17 @@ def test_many_descriptors_go_through_exec() -> None:
 
 
 def test_nothing_but_a_state_can_be_handed_over() -> None:
-    found, still_open = told(run("handoff.exec_with(NEXT, {})"))
+    found, still_open = read_report(run("handoff.exec_with(NEXT, {})"))
     assert found["files"] == {}
     assert found["state"] == hashlib.sha256(b"").hexdigest()
     assert still_open == []
 
 
 def test_a_standard_stream_is_handed_over_as_a_duplicate() -> None:
-    """Or the next program would lose its output when it closes what it was given."""
-    found, still_open = told(run('handoff.exec_with(NEXT, {"-in": 0, "-out": 1, "-err": 2})'))
+    """Otherwise the next program would lose its output when it closes what it received."""
+    found, still_open = read_report(
+        run('handoff.exec_with(NEXT, {"-in": 0, "-out": 1, "-err": 2})')
+    )
     assert all(number > 2 for number, _, _ in found["files"].values())
     assert still_open == []
 
@@ -169,7 +171,7 @@ with handoff.inherited() as taken:
 
 
 def test_a_descriptor_with_two_names_is_two_descriptors() -> None:
-    found, still_open = told(
+    found, still_open = read_report(
         run('ram = memfd("x"); handoff.exec_with(NEXT, {"a": ram, "b": ram.fileno(), "c": ram})')
     )
     assert len({number for number, _, _ in found["files"].values()}) == 3
@@ -200,7 +202,7 @@ from pyluo import handoff
 taken = handoff.inherited()
 handoff.exec_with([sys.executable, "-c", os.environ["LAST"]], taken.files, taken.state + b"!")
 """
-    found, still_open = told(
+    found, still_open = read_report(
         run(
             'handoff.exec_with(NEXT, {"a": memfd("a"), "b": memfd("b")}, b"state")',
             middle,
@@ -280,7 +282,9 @@ def test_what_cannot_be_handed_over_is_refused_and_leaves_everything_as_it_was()
         with pytest.raises(HandoffError) as caught:
             handoff.exec_with(["true"], {"a": memfd, "b": 999_999})
         assert caught.value.errno == errno.EBADF
-        free = fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, 3)  # the duplicate of 0 would get it, too
+        free = fcntl.fcntl(
+            0, fcntl.F_DUPFD_CLOEXEC, 3
+        )  # the duplicate of 0 will get this number too
         os.close(free)
         with pytest.raises(HandoffError) as caught:
             handoff.exec_with(["true"], {"a": 0, "b": free, "c": memfd})
@@ -316,7 +320,7 @@ def test_a_variable_that_names_no_manifest_is_an_error(
 
 
 def inherit(monkeypatch: pytest.MonkeyPatch, manifest: Manifest) -> handoff.Handoff:
-    """What `inherited` makes of a manifest, which it closes if it takes it."""
+    """Call `inherited` with a manifest, which it closes if it accepts it."""
     with manifest.to_memfd() as memfd:
         monkeypatch.setenv(VARIABLE, str(memfd.fileno()))
         found = handoff.inherited()
@@ -370,11 +374,11 @@ def test_a_manifest_that_gives_one_descriptor_twice_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with Memfd.create("ram", 0) as ram:
-        of_the_manifest = os.dup(0)  # the next descriptor will be this one
-        os.close(of_the_manifest)
+        manifest_fd = os.dup(0)  # the next descriptor gets this number
+        os.close(manifest_fd)
         for entries in (
             (entry("a", ram), entry("b", ram)),
-            (entry("a", ram, of_the_manifest),),
+            (entry("a", ram, manifest_fd),),
             (entry("a", ram, 1),),
             (entry("a", ram, -1),),
         ):

@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def no_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a host that can live-update, the tests below still run."""
+    """Hide the device, so that the tests below also pass on a host with live update."""
     monkeypatch.setattr("pyluo.kho.DEVICE", os.fspath(tmp_path / "liveupdate"))
 
 
 @pytest.mark.usefixtures("no_device")
 def test_status_says_what_is_missing_and_how_to_get_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status"]) == 1
-    told = capsys.readouterr().out
-    assert "cannot live-update" in told
+    output = capsys.readouterr().out
+    assert "cannot live-update" in output
     obstacles = kho.status().obstacles
     assert obstacles
     for obstacle in obstacles:
-        assert f"{obstacle.missing}: {obstacle.remedy}." in told
+        assert f"{obstacle.missing}: {obstacle.remedy}." in output
 
 
 @pytest.mark.usefixtures("no_device")
@@ -67,9 +67,9 @@ def test_a_harness_that_cannot_work_says_so_in_a_sentence(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(["vm", "kernel", "build", "no-such-kernel"]) == 69
-    complaint = capsys.readouterr().err
-    assert complaint.startswith("pyluo: there is no kernel 'no-such-kernel'")
-    assert complaint.count("\n") == 1
+    message = capsys.readouterr().err
+    assert message.startswith("pyluo: there is no kernel 'no-such-kernel'")
+    assert message.count("\n") == 1
 
 
 def test_without_a_network_and_a_cache_it_says_what_else_would_do(
@@ -111,8 +111,8 @@ def test_what_cannot_be_printed_is_no_pass(
     done = subprocess.run(command, stdout=unprintable, stderr=subprocess.PIPE, text=True)
     assert done.returncode == status
     full = "full" in request.node.callspec.id
-    said = "pyluo: the output could not be printed: No space left on device\n"
-    assert done.stderr == (said if full else "")
+    message = "pyluo: the output could not be printed: No space left on device\n"
+    assert done.stderr == (message if full else "")
     assert subprocess.run(command, stdout=subprocess.DEVNULL, stderr=unprintable).returncode == 0
 
 
@@ -134,10 +134,12 @@ SHOW_PROGRESS = (
 
 
 def test_progress_is_shown_on_a_terminal_and_nowhere_else() -> None:
-    terminal, side = pty.openpty()
-    able = os.environ | {"TERM": "xterm"}
-    subprocess.run([sys.executable, "-c", SHOW_PROGRESS], stderr=side, env=able, check=True)
-    os.close(side)
+    terminal, child_end = pty.openpty()
+    environment = os.environ | {"TERM": "xterm"}
+    subprocess.run(
+        [sys.executable, "-c", SHOW_PROGRESS], stderr=child_end, env=environment, check=True
+    )
+    os.close(child_end)
     shown = os.read(terminal, 1 << 16)
     os.close(terminal)
     piped = subprocess.run(

@@ -1,4 +1,4 @@
-"""What every public name owes its readers."""
+"""The docstrings, types and exports of the public names."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ def test_a_public_name_has_a_docstring_and_whole_types(thing: Any) -> None:
 
 
 def _function(member: object) -> Any:
-    """The function behind a method, a class method or a property; None behind anything else."""
-    behind = getattr(member, "__func__", None) or getattr(member, "fget", None) or member
-    return behind if inspect.isfunction(behind) else None
+    """Return the function of a method, a class method or a property; None for anything else."""
+    function = getattr(member, "__func__", None) or getattr(member, "fget", None) or member
+    return function if inspect.isfunction(function) else None
 
 
 def test_only_the_funnel_knows_the_compiled_module() -> None:

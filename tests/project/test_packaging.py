@@ -1,4 +1,4 @@
-"""What is built from the checkout is whole."""
+"""The sdist and the wheel that are built from the checkout are complete."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ SCRIPT = (
 
 
 def test_a_wheel_made_from_the_sdist_works_on_its_own(tmp_path: Path) -> None:
-    # Without what an earlier build left here: setuptools packs whatever that had.
-    made = shutil.ignore_patterns(".git", ".venv", "build", "dist", "*.egg-info", "*.so")
-    checkout = shutil.copytree(ROOT, tmp_path / "checkout", ignore=made)
+    # Leave out what an earlier build left here, because setuptools would pack it.
+    build_output = shutil.ignore_patterns(".git", ".venv", "build", "dist", "*.egg-info", "*.so")
+    checkout = shutil.copytree(ROOT, tmp_path / "checkout", ignore=build_output)
     build = [
         sys.executable,
         "-m",
@@ -55,7 +55,7 @@ def test_a_wheel_made_from_the_sdist_works_on_its_own(tmp_path: Path) -> None:
 
 
 def _sources() -> set[Path]:
-    """What the Makefile and the README rely on, besides the package."""
+    """Return the files that the Makefile and the README need besides the package."""
     return {
         path
         for folder in ("benchmarks", "docs", "examples", "kernel-config", "tests", "vm-tests")

@@ -63,7 +63,7 @@ def test_what_is_allowed_is_rebuilt_too(machine: VM) -> None:
     ("record", "number", "why"),
     [
         (guest_layout.record_what_is_mapped_by_address, errno.EINVAL, "mapped by its address"),
-        (guest_layout.record_what_has_no_name, errno.ENOENT, "None of ['ram'] is the file"),
+        (guest_layout.record_what_has_no_name, errno.ENOENT, "is none of ['ram']"),
     ],
 )
 def test_what_cannot_be_repeated_is_not_recorded(

@@ -1,7 +1,7 @@
-"""A device that does DMA while it goes from one process to the next, run in the guest.
+"""The guest's part of the tests that hand a device over while it does DMA.
 
-The two processes are programs of their own: `old` has the device, and either hands it to `new`
-over a socket or becomes `new` through exec.
+The two processes are programs of their own: `old` has the device, and hands it to its successor
+over a socket (`after_socket`) or becomes its successor through exec (`after_exec`).
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ if TYPE_CHECKING:
     from pyluo.iommufd import Ioas
 
 TRANSFERS = 3
-"""How many each of the processes makes; one more is on its way while the device changes hands."""
+"""The transfers that each process makes; one more is in flight during the handoff."""
 
 PINNED = SIZE // 1024
-"""What a process has pinned, in KiB, while RAM is mapped for it."""
+"""The memory that a process has pinned while RAM is mapped for it, in KiB."""
 
-# CAP_IPC_LOCK takes a process out of the accounting of locked memory, also out of that by process.
+# CAP_IPC_LOCK exempts a process from the accounting of locked memory, also from that by process.
 ACCOUNTINGS = {
     "none": Accounting.PROCESS,
     "user": Accounting.USER,
     "process": Accounting.PROCESS,
 }
-_COUNTED = ["setpriv", "--bounding-set=-ipc_lock", "--inh-caps=-ipc_lock"]
-_PATIENCE = 50  # seconds; what drives the guest waits a little longer
+_WITHOUT_IPC_LOCK = ["setpriv", "--bounding-set=-ipc_lock", "--inh-caps=-ipc_lock"]
+_TIMEOUT = 50  # seconds; the harness waits a little longer
 _NOBODY = 65534
 
 
 @dataclass
 class Machine:
-    """What one process has of it.
+    """A process's device, IOAS and RAM.
 
     Attributes:
-        next: the number of the first transfer that is not done.
+        next: the number of the first transfer that is not complete.
     """
 
     edu: Edu
@@ -82,7 +82,7 @@ class Machine:
         return json.dumps(state).encode()
 
     @classmethod
-    def take(cls, given: handoff.Handoff) -> Machine:
+    def from_handoff(cls, given: handoff.Handoff) -> Machine:
         with given:
             iommufd = given.take("iommufd", IommuFd)
             device = given.take("device", VfioDevice)
@@ -94,13 +94,13 @@ class Machine:
         return cls(Edu(device, iommufd), ioas, ram, state["next"])
 
     def begin(self) -> None:
-        """Starts the next transfer, and leaves it on its way."""
+        """Start the next transfer, without waiting for it."""
         self.ram.write(pattern(self.next), 0)
         self.edu.load(IOVA)
         self.edu.start(IOVA + slot(self.next), BUFFER, to_ram=True)
 
     def complete(self) -> None:
-        """Waits for the transfer on its way."""
+        """Wait for the transfer in flight."""
         self.edu.wait()
         self.next += 1
 
@@ -110,12 +110,12 @@ class Machine:
             self.complete()
 
     def repeat(self) -> None:
-        """Starts the transfer once more that was on its way and has ended; RAM forgets it first."""
+        """Clear the result of the last transfer in RAM, and start it again."""
         self.ram.write(bytes(BUFFER), slot(self.next))
         self.edu.start(IOVA + slot(self.next), BUFFER, to_ram=True)
 
     def has_room(self) -> bool:
-        """Whether one more page can be mapped, and so locked."""
+        """Return whether one more page can be mapped, and so locked."""
         with Memfd.create("page", 4096) as page:
             try:
                 mapping = self.ioas.map_file(page, iova=IOVA + SIZE)
@@ -126,8 +126,8 @@ class Machine:
             self.ioas.unmap(mapping)
             return True
 
-    def wrong(self) -> list[int]:
-        """The transfers of which RAM does not hold what they brought."""
+    def failed_transfers(self) -> list[int]:
+        """Return the numbers of the transfers whose data is not in RAM."""
         return [
             number
             for number in range(self.next)
@@ -140,26 +140,26 @@ class Machine:
         self.ram.close()
 
 
-def counted() -> dict[str, int]:
-    """What this process has pinned and locked, in KiB."""
+def read_locked_memory() -> dict[str, int]:
+    """Return the memory that this process has pinned and locked, in KiB."""
     with open("/proc/self/status") as file:
         fields = dict(line.split(":", 1) for line in file)
     return {name: int(fields[name].split()[0]) for name in ("VmPin", "VmLck")}
 
 
 def hand_over(how: str, accounting: str, obstacle: str = "") -> dict[str, Any]:
-    """Has the two programs hand the device on, and gives what they saw.
+    """Run the two programs, and return what they report.
 
     Args:
         how: "socket" or "exec".
-        accounting: one of `ACCOUNTINGS`.
-        obstacle: "user mapping" or "limit", to the change of the process; or "other user", which
-            is what the successor becomes first.
+        accounting: a key of `ACCOUNTINGS`.
+        obstacle: "user mapping" or "limit", which prevent the change of the process; or "other
+            user", as which the successor runs.
     """
     before = len(guest_dma.faults())
-    prefix = [] if accounting == "none" else _COUNTED
+    prefix = [] if accounting == "none" else _WITHOUT_IPC_LOCK
     program = [*prefix, *_program("old", how, accounting, obstacle)]
-    ended = subprocess.run(program, env=_environment(), capture_output=True, timeout=_PATIENCE)
+    ended = subprocess.run(program, env=_environment(), capture_output=True, timeout=_TIMEOUT)
     if ended.returncode != 0:
         raise RuntimeError(ended.stderr.decode())
     seen: dict[str, Any] = {}
@@ -178,24 +178,24 @@ def _environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
 
 
-def _say(**seen: object) -> None:
+def _report(**seen: object) -> None:
     print(json.dumps(seen), flush=True)
 
 
 def old(how: str, accounting: str, obstacle: str) -> None:
-    """The process that has the device."""
+    """Run the process that has the device."""
     machine = Machine.make(accounting)
     if accounting != "none":
-        resource.setrlimit(resource.RLIMIT_MEMLOCK, (room(accounting, obstacle),) * 2)
-        _say(old_room_before=machine.has_room())
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (memlock_limit(accounting, obstacle),) * 2)
+        _report(old_room_before=machine.has_room())
     machine.transfer(TRANSFERS)
     state = machine.state
     if obstacle == "user mapping":
         machine.ioas.map(Memfd.create("buffer", 4096).map(), iova=2 * SIZE + IOVA)
-    _say(old_before=counted())
+    _report(old_before=read_locked_memory())
     if how == "exec":
         machine.begin()
-        _say(left=time.monotonic())
+        _report(left=time.monotonic())
         handoff.exec_with(
             _program("after_exec", obstacle), machine.files, state, env=_environment()
         )
@@ -209,47 +209,47 @@ def old(how: str, accounting: str, obstacle: str) -> None:
             )
         assert ours.recv(100) == b"ready"
         machine.begin()
-        _say(left=time.monotonic())
+        _report(left=time.monotonic())
         handoff.send(ours, machine.files, state)
         assert ours.recv(100) == b"changed"
-        _say(old_after=counted())
+        _report(old_after=read_locked_memory())
         if accounting != "none":
-            _say(old_room_after=machine.has_room())
+            _report(old_room_after=machine.has_room())
         machine.close()
         ours.send(b"gone")
     sys.exit(successor.wait())
 
 
-def room(accounting: str, obstacle: str) -> int:
-    """How much both processes may lock: enough for RAM, and not a page more than is needed.
+def memlock_limit(accounting: str, obstacle: str) -> int:
+    """Return the memory that both processes may lock: just enough for RAM, in bytes.
 
-    By user the kernel charges the new process before it gives the old one its count back.
+    With accounting by user, the kernel charges the new process before it uncharges the old one.
     """
     twice = accounting == "user" and obstacle != "other user"
     return SIZE * (2 if twice else 1) + (4096 if obstacle == "user mapping" else 0)
 
 
 def after_socket(number: str, obstacle: str) -> None:
-    """The successor, at the other end of a socket."""
+    """Run the successor at the other end of a socket."""
     with socket.socket(fileno=int(number)) as theirs:
         theirs.send(b"ready")
-        machine = Machine.take(handoff.receive(theirs))
-        change(machine, obstacle)
+        machine = Machine.from_handoff(handoff.receive(theirs))
+        change_process(machine, obstacle)
         theirs.send(b"changed")
         assert theirs.recv(100) == b"gone"
-    go_on(machine)
+    continue_transfers(machine)
 
 
 def after_exec(obstacle: str) -> None:
-    """The successor, in the same process."""
-    machine = Machine.take(handoff.inherited())
-    change(machine, obstacle)
-    go_on(machine)
+    """Run the successor in the same process."""
+    machine = Machine.from_handoff(handoff.inherited())
+    change_process(machine, obstacle)
+    continue_transfers(machine)
 
 
-def change(machine: Machine, obstacle: str) -> None:
-    """Makes this process the one whose memory it is, while the device does DMA."""
-    before = counted()
+def change_process(machine: Machine, obstacle: str) -> None:
+    """Move the iommufd's mappings to this process, while the device does DMA."""
+    before = read_locked_memory()
     if not machine.edu.busy:
         machine.repeat()
     if obstacle == "limit":
@@ -260,18 +260,18 @@ def change(machine: Machine, obstacle: str) -> None:
     try:
         machine.ioas.iommufd.change_process()
     except LuoError as error:
-        _say(refused=[type(error).__name__, str(error)])
-    _say(took=time.monotonic(), across=running and machine.edu.busy)
-    _say(new_before=before, new_after=counted())
+        _report(refused=[type(error).__name__, str(error)])
+    _report(took=time.monotonic(), across=running and machine.edu.busy)
+    _report(new_before=before, new_after=read_locked_memory())
     if obstacle == "other user":
-        _say(new_room=machine.has_room())
+        _report(new_room=machine.has_room())
 
 
-def go_on(machine: Machine) -> None:
-    """What shows that the device is the successor's: it goes on with the next transfer."""
+def continue_transfers(machine: Machine) -> None:
+    """Complete the transfer and make more, which shows that the successor drives the device."""
     machine.complete()
     machine.transfer(TRANSFERS)
-    _say(transfers=machine.next, wrong=machine.wrong())
+    _report(transfers=machine.next, wrong=machine.failed_transfers())
     machine.ioas.unmap_all()
-    _say(new_unmapped=counted())
+    _report(new_unmapped=read_locked_memory())
     machine.close()

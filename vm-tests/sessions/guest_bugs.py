@@ -1,7 +1,6 @@
-"""What the tests of the kernel's bugs run in the guest. Imported there: nothing but pyluo and the
-stdlib.
+"""The guest's part of the tests of kernel bugs. Imports only pyluo and the standard library.
 
-The requests go to the kernel as they are, past whatever pyluo guards against.
+The requests go directly to the kernel, without pyluo's guards.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ OK = "ok"
 PAGE = 4096
 MIB = 1 << 20
 TOKEN = 1
-USER = 1000  # any that is not root
+USER = 1000  # any user but root
 UNRETRIEVED = 40 * MIB
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -49,13 +48,13 @@ libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 libc.ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p]
 
 
-class Unmet(Exception):
-    """What a test takes for granted does not hold: it has shown nothing."""
+class UnmetPrecondition(Exception):
+    """A precondition of a test is not met, so the test has shown nothing."""
 
 
 def require(condition: object, what: str) -> None:
     if not condition:
-        raise Unmet(what)
+        raise UnmetPrecondition(what)
 
 
 def name_argument(name: str) -> bytes:
@@ -71,12 +70,12 @@ def finish_argument() -> bytes:
 
 
 def request(fd: int, number: int, argument: bytes) -> str:
-    """The name of the errno, or OK; a descriptor that comes back stays open."""
+    """Make a request; return OK or the errno's name. A descriptor that it returns stays open."""
     return _answer(fd, number, ctypes.create_string_buffer(argument, len(argument)))
 
 
 def request_from_read_only_memory(fd: int, number: int, argument: bytes) -> str:
-    """Like `request`, but the kernel can read the argument and cannot write its answer."""
+    """Make a request from memory that the kernel can read but not write its answer to."""
     access, kind = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
     page = libc.mmap(None, PAGE, access, kind, -1, 0)
     ctypes.memmove(page, argument, len(argument))
@@ -97,8 +96,8 @@ def outcome(attempt: Callable[[], object]) -> str:
     return OK
 
 
-def in_child(action: Callable[[], Sequence[str]]) -> list[str]:
-    """What `action` returned in a process of its own, or by which signal that was ended."""
+def run_in_child(action: Callable[[], Sequence[str]]) -> list[str]:
+    """Return the result of `action` in a child process, or the signal that ended the child."""
     read, write = os.pipe()
     if not (pid := os.fork()):
         try:
@@ -112,18 +111,18 @@ def in_child(action: Callable[[], Sequence[str]]) -> list[str]:
     return answers or [f"ended by signal {-status}"]
 
 
-def put(path: str, value: object) -> None:
+def write_file(path: str, value: object) -> None:
     with open(path, "w") as file:
         file.write(str(value))
 
 
-def memory(field: str) -> int:
+def read_meminfo(field: str) -> int:
     with open("/proc/meminfo") as file:
         lines = dict(line.split(":") for line in file)
     return int(lines[field].split()[0]) << 10
 
 
-def filled(size: int) -> Memfd:
+def make_filled_memfd(size: int) -> Memfd:
     ram = Memfd.create("ram", size)
     for offset in range(0, size, MIB):
         ram.write(b"\x5a" * min(MIB, size - offset), offset)
@@ -133,8 +132,8 @@ def filled(size: int) -> Memfd:
 # Before the jump.
 
 
-def preserve_for_all() -> list[OutgoingSession]:
-    """A session for each test that looks at what came over the jump."""
+def preserve_for_all_tests() -> list[OutgoingSession]:
+    """Create a session for each test that runs after the jump."""
     sessions = {}
     with LiveUpdate() as device:
         for name, size in (
@@ -146,14 +145,14 @@ def preserve_for_all() -> list[OutgoingSession]:
             ("plain", PAGE),
         ):
             sessions[name] = device.create_session(name)
-            with filled(size) as ram:
+            with make_filled_memfd(size) as ram:
                 sessions[name].preserve(ram, TOKEN)
         sessions["sealed"] = device.create_session("sealed")
         sessions["read-only"] = device.create_session("read-only")
-    with filled(PAGE) as ram:
+    with make_filled_memfd(PAGE) as ram:
         sessions["sealed"].preserve(ram, TOKEN)
         ram.seal(Seal.SHRINK | Seal.GROW)
-    with filled(PAGE) as ram:
+    with make_filled_memfd(PAGE) as ram:
         read_only = os.open(f"/proc/self/fd/{ram.fileno()}", os.O_RDONLY)
     sessions["read-only"].preserve(read_only, TOKEN)
     os.close(read_only)
@@ -169,8 +168,12 @@ def create_sessions_and_one_twice(count: int) -> list[OutgoingSession]:
 
 
 def preserve_from_read_only_memory() -> tuple[str, str]:
-    """The answers to it, and to the same request from memory that can be written."""
-    with LiveUpdate() as device, device.create_session("s") as session, filled(PAGE) as ram:
+    """Return the answer, and the answer to the same request from writable memory."""
+    with (
+        LiveUpdate() as device,
+        device.create_session("s") as session,
+        make_filled_memfd(PAGE) as ram,
+    ):
         argument = file_argument(TOKEN, ram.fileno())
         first = request_from_read_only_memory(session.fileno(), PRESERVE, argument)
         second = request(session.fileno(), PRESERVE, argument)
@@ -179,7 +182,7 @@ def preserve_from_read_only_memory() -> tuple[str, str]:
 
 
 def preserve_a_sparse_file(size: int) -> tuple[str, list[str]]:
-    """The answer, and the kernel's warnings."""
+    """Return the answer and the kernel's warnings."""
     with LiveUpdate() as device, device.create_session("s") as session:
         with Memfd.create("ram", size) as ram:
             answer = request(session.fileno(), PRESERVE, file_argument(TOKEN, ram.fileno()))
@@ -188,7 +191,7 @@ def preserve_a_sparse_file(size: int) -> tuple[str, list[str]]:
 
 
 def preserve_what_does_not_fit_its_tmpfs() -> tuple[str, int, int]:
-    """The answer, and the bytes that the file takes before and after."""
+    """Return the answer, and the bytes that the file takes before and after."""
     os.mkdir("/run/small")
     mount("small", "/run/small", "tmpfs", "size=64k")
     fd = os.open("/run/small", os.O_TMPFILE | os.O_RDWR)
@@ -203,30 +206,30 @@ def preserve_what_does_not_fit_its_tmpfs() -> tuple[str, int, int]:
 
 
 def preserve_a_file_in_memory(size: int) -> tuple[str, int]:
-    """The answer, or how the process that asked ended; and the bytes available beside the file."""
+    """Return the answer or how the process ended, and the memory available beside the file."""
 
     def look() -> list[str]:
-        with filled(size):
-            return [str(memory("MemAvailable"))]
+        with make_filled_memfd(size):
+            return [str(read_meminfo("MemAvailable"))]
 
     def preserve() -> list[str]:
-        put("/proc/self/oom_score_adj", 1000)  # it, and not what the guest cannot do without
-        with LiveUpdate() as device, filled(size) as ram:
+        write_file("/proc/self/oom_score_adj", 1000)  # killed first, before what the guest needs
+        with LiveUpdate() as device, make_filled_memfd(size) as ram:
             session = device.create_session("s")
             argument = file_argument(TOKEN, ram.fileno())
             answer = request(session.fileno(), PRESERVE, argument)
             session.discard()
         return [answer]
 
-    available = int(in_child(look)[0])
-    return in_child(preserve)[0], available
+    available = int(run_in_child(look)[0])
+    return run_in_child(preserve)[0], available
 
 
 # After the jump.
 
 
 def retrieve_a_session_into_read_only_memory() -> tuple[str, str]:
-    """The answers to it, and to the same request from memory that can be written."""
+    """Return the answer, and the answer to the same request from writable memory."""
     argument = name_argument("unanswered")
     with LiveUpdate() as device:
         first = request_from_read_only_memory(device.fileno(), RETRIEVE_SESSION, argument)
@@ -234,7 +237,7 @@ def retrieve_a_session_into_read_only_memory() -> tuple[str, str]:
 
 
 def finish_from_read_only_memory() -> tuple[str, str]:
-    """The answers to it, and to a retrieve after it."""
+    """Return the answer, and the answer to a retrieve after it."""
     with LiveUpdate() as device, device.retrieve_session("unfinished") as session:
         fd = session.fileno()
         first = request_from_read_only_memory(fd, FINISH, finish_argument())
@@ -242,12 +245,12 @@ def finish_from_read_only_memory() -> tuple[str, str]:
 
 
 def retrieve_while_memory_is_overcommitted() -> tuple[str, str]:
-    """The answers to it, and to a retrieve once it is not any more."""
+    """Return the answer, and the answer to a retrieve after the overcommit policy is reset."""
     with LiveUpdate() as device:
         session = device.retrieve_session("overcommit")
     argument = ctypes.create_string_buffer(file_argument(TOKEN), 16)
-    put("/proc/sys/vm/overcommit_kbytes", 1)
-    # Under the strict policy this process could not allocate either: no Python in between.
+    write_file("/proc/sys/vm/overcommit_kbytes", 1)
+    # Under the strict policy this process cannot allocate memory either: run as little as possible.
     with open("/proc/sys/vm/overcommit_memory", "w") as policy:
         policy.write("2")
         policy.flush()
@@ -261,30 +264,30 @@ def retrieve_while_memory_is_overcommitted() -> tuple[str, str]:
 
 
 def retrieve_in_a_small_cgroup() -> tuple[str, str]:
-    """The answers to it, and to a retrieve once the group may have more."""
+    """Return the answer, and the answer to a retrieve after the limit of the cgroup is raised."""
     os.makedirs("/run/cgroup")
     mount("cgroup", "/run/cgroup", "cgroup2")
-    put("/run/cgroup/cgroup.subtree_control", "+memory")
+    write_file("/run/cgroup/cgroup.subtree_control", "+memory")
     os.mkdir("/run/cgroup/small")
-    put("/run/cgroup/small/memory.max", 20 * MIB)
+    write_file("/run/cgroup/small/memory.max", 20 * MIB)
     with LiveUpdate() as device:
         session = device.retrieve_session("cgroup")
 
     def retrieve() -> list[str]:
-        put("/proc/self/oom_score_adj", -1000)
-        put("/run/cgroup/small/cgroup.procs", os.getpid())
+        write_file("/proc/self/oom_score_adj", -1000)
+        write_file("/run/cgroup/small/cgroup.procs", os.getpid())
         first = request(session.fileno(), RETRIEVE, file_argument(TOKEN))
-        put("/run/cgroup/small/memory.max", "max")
+        write_file("/run/cgroup/small/memory.max", "max")
         return [first, request(session.fileno(), RETRIEVE, file_argument(TOKEN))]
 
-    answers = in_child(retrieve)
+    answers = run_in_child(retrieve)
     session.finish()
     require(len(answers) == 2, answers[0])
     return answers[0], answers[1]
 
 
-def lose_a_file_for_want_of_open_files() -> tuple[str, int]:
-    """The answer to a retrieve, and the bytes that the finish after it gave back."""
+def lose_a_file_without_open_files_left() -> tuple[str, int]:
+    """Return the answer to a retrieve, and the bytes that the finish after it freed."""
     limit = "/proc/sys/fs/file-max"
     with open(limit) as file:
         usual = file.read().strip()
@@ -295,15 +298,15 @@ def lose_a_file_for_want_of_open_files() -> tuple[str, int]:
         os.setuid(USER)
         return [request(session.fileno(), RETRIEVE, file_argument(TOKEN))]
 
-    put(limit, 0)
-    answer = in_child(retrieve)[0]
-    put(limit, usual)
-    before = memory("MemTotal")
+    write_file(limit, 0)
+    answer = run_in_child(retrieve)[0]
+    write_file(limit, usual)
+    before = read_meminfo("MemTotal")
     session.finish()
-    return answer, memory("MemTotal") - before
+    return answer, read_meminfo("MemTotal") - before
 
 
-def seals_after() -> Seal:
+def read_seals_after_jump() -> Seal:
     with (
         LiveUpdate() as device,
         device.retrieve_session("sealed") as session,
@@ -312,7 +315,7 @@ def seals_after() -> Seal:
         return ram.seals
 
 
-def access_mode_after() -> int:
+def read_access_mode_after_jump() -> int:
     with (
         LiveUpdate() as device,
         device.retrieve_session("read-only") as session,
@@ -321,7 +324,7 @@ def access_mode_after() -> int:
         return fcntl.fcntl(ram.fileno(), fcntl.F_GETFL) & os.O_ACCMODE
 
 
-def link_after() -> str:
+def read_link_after_jump() -> str:
     with (
         LiveUpdate() as device,
         device.retrieve_session("plain") as session,
@@ -331,7 +334,7 @@ def link_after() -> str:
 
 
 def open_the_device_while_allocations_fail() -> str:
-    """The answer to an open after one that failed with EIO, for one allocation that failed."""
+    """Return the answer to an open after one that failed with EIO because an allocation failed."""
     for fault in each_fails():
         with fault:
             fd = cast("int", libc.open(b"/dev/liveupdate", os.O_RDWR | os.O_CLOEXEC))
@@ -341,4 +344,4 @@ def open_the_device_while_allocations_fail() -> str:
         if answer == "EIO":
             return outcome(lambda: LiveUpdate().close())
         require(answer == "ENOMEM", f"failure {fault.number} led to {answer}")
-    raise Unmet("no failure led to EIO")
+    raise UnmetPrecondition("no failure led to EIO")

@@ -1,4 +1,7 @@
-"""What the equivalents of the kernel's kexec tests run in the guest; only pyluo and the stdlib."""
+"""The guest's part of the tests modelled on the kernel's kexec tests.
+
+Imports only pyluo and the standard library.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +24,18 @@ SEVERAL: dict[str, dict[int, bytes]] = {
 
 
 def allow_files(number: int) -> None:
-    """Lets this process have so many descriptors, and those that it needs itself."""
+    """Allow this process so many descriptors besides those that it needs anyway."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (number + 64, max(hard, number + 64)))
 
 
 def preserve(contents: Mapping[str, Mapping[int, bytes]]) -> list[OutgoingSession]:
-    """A session for each name, with a file for each token."""
+    """Create a session for each name, with a file for each token."""
     sessions = []
     with LiveUpdate() as device:
         for name, files in contents.items():
             session = device.create_session(name)
-            memfds = {token: _file(data) for token, data in files.items()}
+            memfds = {token: _make_memfd(data) for token, data in files.items()}
             session.preserve_many(memfds)
             for memfd in memfds.values():
                 memfd.close()
@@ -41,12 +44,14 @@ def preserve(contents: Mapping[str, Mapping[int, bytes]]) -> list[OutgoingSessio
 
 
 def retrieve(contents: Mapping[str, Mapping[int, bytes]]) -> dict[str, dict[int, bytes]]:
-    """What is in the sessions of these names, under these tokens; then they are finished."""
+    """Return the contents of these sessions, by name and token, and finish the sessions."""
     found = {}
     with LiveUpdate() as device:
         for name, files in contents.items():
             with device.retrieve_session(name) as session:
-                found[name] = {token: _contents(session.retrieve(token, Memfd)) for token in files}
+                found[name] = {
+                    token: _read_and_close(session.retrieve(token, Memfd)) for token in files
+                }
     return found
 
 
@@ -64,22 +69,22 @@ def preserve_all() -> list[OutgoingSession]:
     return preserve({**simple, **SEVERAL, **many_sessions(), **many_files()})
 
 
-def sessions_that_came() -> int:
+def count_retrieved_sessions() -> int:
     return len(retrieve(many_sessions()))
 
 
-def files_that_came_whole() -> int:
+def count_intact_files() -> int:
     allow_files(FILES)
     expected, found = many_files()["files"], retrieve(many_files())["files"]
     return sum(found[token] == data for token, data in expected.items())
 
 
-def _file(data: bytes) -> Memfd:
+def _make_memfd(data: bytes) -> Memfd:
     memfd = Memfd.create("data", len(data))
     memfd.write(data, 0)
     return memfd
 
 
-def _contents(memfd: Memfd) -> bytes:
+def _read_and_close(memfd: Memfd) -> bytes:
     with memfd:
         return memfd.read(memfd.size, 0)

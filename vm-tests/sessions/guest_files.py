@@ -1,4 +1,4 @@
-"""What the tests of memfds run in the guest. Imported there: nothing but pyluo and the stdlib."""
+"""The guest's part of the tests of memfds. Imports only pyluo and the standard library."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def preserve(
 
 
 def pattern(size: int, seed: int = 0) -> bytes:
-    """Contents of which no page is like another, nor like one of another seed."""
+    """Return contents in which no page is like another, or like one of another seed."""
     pages = range(seed << 32, (seed << 32) + -(-size // PAGE))
     return b"".join(page.to_bytes(8, "little") * (PAGE // 8) for page in pages)[:size]
 
 
-def look(name: str, *, token: int = 1) -> tuple[bool, int, Seal, int]:
-    """Whether the contents are the pattern; the size, the seals and the position."""
+def inspect(name: str, *, token: int = 1) -> tuple[bool, int, Seal, int]:
+    """Return whether the contents are the pattern, the size, the seals and the position."""
     with (
         LiveUpdate() as device,
         device.retrieve_session(name) as session,
@@ -40,8 +40,8 @@ def look(name: str, *, token: int = 1) -> tuple[bool, int, Seal, int]:
         return ram.read(ram.size, 0) == pattern(ram.size), ram.size, ram.seals, position
 
 
-def hand_on(name: str, *, token: int = 1) -> tuple[OutgoingSession, Memfd]:
-    """Retrieves, finishes, and preserves again for the next update."""
+def preserve_again(name: str, *, token: int = 1) -> tuple[OutgoingSession, Memfd]:
+    """Retrieve a file, finish its session, and preserve it again for the next update."""
     with LiveUpdate() as device:
         with device.retrieve_session(name) as incoming:
             ram = incoming.retrieve(token, Memfd)
@@ -50,7 +50,7 @@ def hand_on(name: str, *, token: int = 1) -> tuple[OutgoingSession, Memfd]:
     return outgoing, ram
 
 
-def leave_files() -> list[str]:
+def create_files() -> list[str]:
     paths = ["/run/left", "/dev/shm/left", "/tmp/left"]
     for path in paths:
         with open(path, "w") as file:
@@ -58,7 +58,7 @@ def leave_files() -> list[str]:
     return paths
 
 
-def existing(paths: list[str]) -> list[str]:
+def filter_existing(paths: list[str]) -> list[str]:
     return [path for path in paths if os.path.exists(path)]
 
 
@@ -72,26 +72,26 @@ def token_is_known(name: str, token: int) -> bool:
 
 
 def preserve_swapped(name: str, size: int) -> tuple[OutgoingSession, Memfd, int]:
-    """Pages a file out before it is preserved; how much of it was on the disk then."""
+    """Page a file out and preserve it; return also how many bytes were in swap then."""
     page_out = 21  # MADV_PAGEOUT, which Python's mmap does not name
     ram = Memfd.create("ram", size)
     ram.write(pattern(size), 0)
-    before = swap_in_use()
+    before = read_swap_in_use()
     with ram.map() as mapping:
-        sum(mapping[::PAGE])  # only what is mapped is paged out
+        sum(mapping[::PAGE])  # map all pages, because only mapped pages are paged out
         mapping.madvise(page_out)
-    out = swap_in_use() - before
+    out = read_swap_in_use() - before
     with LiveUpdate() as device:
         session = device.create_session(name)
     session.preserve(ram, 1)
     return session, ram, out
 
 
-def swapped_out(held: tuple[OutgoingSession, Memfd, int]) -> int:
+def get_swapped_size(held: tuple[OutgoingSession, Memfd, int]) -> int:
     return held[2]
 
 
-def swap_in_use() -> int:
+def read_swap_in_use() -> int:
     with open("/proc/meminfo") as file:
         fields = dict(line.split(":") for line in file)
     return (int(fields["SwapTotal"].split()[0]) - int(fields["SwapFree"].split()[0])) << 10

@@ -1,4 +1,4 @@
-"""What the tests of incoming sessions run in the guest, before the jump and after it."""
+"""The guest's part of the tests of incoming sessions, before and after the jump."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def retrieve_a_session_twice(name: str) -> bool:
 
 
 def retrieve_a_token_twice(name: str) -> tuple[int, bool]:
-    """The position that the second descriptor sees, and whether both are close-on-exec."""
+    """Return the position of the second descriptor, and whether both have close-on-exec set."""
     with retrieve(name) as session:
         one, other = session.retrieve(1, Memfd), session.retrieve(1)
     with one, other:
@@ -58,7 +58,7 @@ def retrieve_a_token_twice(name: str) -> tuple[int, bool]:
 
 
 def leave_by_an_exception(name: str) -> bool:
-    """Whether the file can still be had after an exception left the `with` block."""
+    """Return whether the file can be retrieved after an exception has left the `with` block."""
     session = retrieve(name)
     try:
         with session:
@@ -70,7 +70,7 @@ def leave_by_an_exception(name: str) -> bool:
 
 
 def finish_without_retrieving(name: str) -> tuple[bool, bool]:
-    """Whether a second finish is quiet, and whether the session is gone then."""
+    """Finish a session twice; return whether the object is closed, and the session is gone."""
     session = retrieve(name)
     session.finish()
     session.finish()
@@ -82,7 +82,7 @@ def finish_without_retrieving(name: str) -> tuple[bool, bool]:
 
 
 def close_the_last_descriptor(name: str) -> bool:
-    """Whether closing a detached descriptor took the session away."""
+    """Return whether closing a detached descriptor ended the session."""
     os.close(retrieve(name).detach())
     try:
         retrieve(name)
@@ -92,7 +92,7 @@ def close_the_last_descriptor(name: str) -> bool:
 
 
 def preserve_again(name: str) -> tuple[bool, bool]:
-    """Whether that was refused before the finish, and whether it worked after it."""
+    """Return whether it was refused before the finish, and whether it worked afterwards."""
     incoming = retrieve(name)
     refused = False
     with incoming.retrieve(1, Memfd) as ram, LiveUpdate() as device:
@@ -100,7 +100,7 @@ def preserve_again(name: str) -> tuple[bool, bool]:
         try:
             outgoing.preserve(ram, 1)
         except AlreadyPreservedError as error:
-            refused = "a memfd" in str(error)  # though its link no longer says so
+            refused = "a memfd" in str(error)  # although its link no longer says so
         incoming.finish()
         outgoing.preserve(ram, 1)
         outgoing.discard()
@@ -108,7 +108,7 @@ def preserve_again(name: str) -> tuple[bool, bool]:
 
 
 def adopt(name: str) -> tuple[str, bool, bool]:
-    """The adopted session's name; whether it was refused as outgoing; whether it still works."""
+    """Return the adopted session's name, whether it was refused as outgoing, and if it works."""
     fd = retrieve(name).detach()
     try:
         OutgoingSession.from_fd(fd)
@@ -120,20 +120,20 @@ def adopt(name: str) -> tuple[str, bool, bool]:
         return session.name, refused, ram.size == 4096
 
 
-def retrieve_what_is_not_there(name: str) -> tuple[bool, bool]:
-    """Whether an unknown token was told as such, and whether the session survived that."""
+def retrieve_an_unknown_token(name: str) -> tuple[bool, bool]:
+    """Return whether the token was reported as unknown, and whether the session still works."""
     with retrieve(name) as session:
         try:
             session.retrieve(2)
-            told = False
+            reported = False
         except TokenNotFoundError:
-            told = True
+            reported = True
         with session.retrieve(1, Memfd) as ram:
-            return told, ram.size == 4096
+            return reported, ram.size == 4096
 
 
 class PickyFd(OwnedFd):
-    """A kind of file that no descriptor is."""
+    """A class that accepts no descriptor."""
 
     @classmethod
     def from_fd(cls, fd: int) -> PickyFd:
@@ -141,18 +141,18 @@ class PickyFd(OwnedFd):
 
 
 def retrieve_as_the_wrong_kind(name: str) -> tuple[int, bool]:
-    """How many descriptors that cost, and whether the file can be had as the right kind."""
+    """Return the number of leaked descriptors, and whether the right class can be retrieved."""
     with retrieve(name) as session:
         before = len(os.listdir("/proc/self/fd"))
         with suppress(ValueError):
             session.retrieve(1, PickyFd)
-        cost = len(os.listdir("/proc/self/fd")) - before
+        leaked = len(os.listdir("/proc/self/fd")) - before
         with session.retrieve(1, Memfd) as ram:
-            return cost, ram.size == 4096
+            return leaked, ram.size == 4096
 
 
-def drop_without_a_word(name: str) -> tuple[bool, bool]:
-    """Whether dropping the object warned, and whether the descriptor stayed open."""
+def drop_unfinished(name: str) -> tuple[bool, bool]:
+    """Return whether dropping the object gave a warning, and whether the descriptor stayed open."""
     session = retrieve(name)
     fd = session.fileno()
     with warnings.catch_warnings(record=True) as caught:
@@ -165,7 +165,7 @@ def drop_without_a_word(name: str) -> tuple[bool, bool]:
 
 
 def adopt_either(name: str) -> list[str]:
-    """The types that a session of each direction is adopted as."""
+    """Return the classes as which a session of each direction is adopted, and a trusted name."""
     incoming = retrieve(name)
     with LiveUpdate() as device:
         outgoing = device.create_session(name)
@@ -179,7 +179,7 @@ def adopt_either(name: str) -> list[str]:
 
 
 def retrieve_from_many_threads(name: str) -> tuple[int, int, bool]:
-    """How many of 64 retrievals came before the finish, how many after it; all told apart."""
+    """Return how many of 64 retrievals came before and after the finish, and whether it closed."""
     from concurrent.futures import ThreadPoolExecutor
 
     session = retrieve(name)

@@ -1,4 +1,7 @@
-"""Processes that are killed between two steps of a live update; imports only pyluo and stdlib."""
+"""Processes that are killed between two steps of a live update.
+
+Imports only pyluo and the standard library.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,13 @@ DATA = b"what must not be lost"
 
 @dataclass
 class Case:
-    """One kill: after which step, what somebody else had open, and what that is."""
+    """A kill after a step, while another process shares the session or the file.
+
+    Attributes:
+        step: the last step before the kill.
+        shared: what the other process has open, one of `SHARED`.
+        kept: the object that the other process has open.
+    """
 
     step: str
     shared: str
@@ -43,7 +52,7 @@ class Case:
 
 
 def cases(steps: tuple[str, ...]) -> list[Case]:
-    # Before it is retrieved, nobody can have it open.
+    # Nobody can have a session or a file open before it is retrieved.
     impossible = {
         ("jump", "the session"),
         ("jump", "the file"),
@@ -58,19 +67,19 @@ def cases(steps: tuple[str, ...]) -> list[Case]:
 
 
 def kill_all_before(image: str, cmdline: str) -> tuple[dict[str, str], list[object]]:
-    """Kills after each step; what is known before the jump, and what has to stay open for it."""
+    """Kill a process after each step; return the outcomes so far, and what must stay open."""
     known: dict[str, str] = {}
     kept: list[object] = []
     for case in cases(BEFORE):
         _kill_a_victim(case, image, cmdline)
-        known[case.name] = _outcome_here(case)
+        known[case.name] = _outcome_before_jump(case)
         kept.append(case.kept)
-    assert kexec.loaded()  # a victim did it, and is dead
+    assert kexec.loaded()  # by a victim that is dead now
     return known, kept
 
 
 def preserve_for_after() -> list[OutgoingSession]:
-    return [session for session, _ in map(_preserved, cases(AFTER))]
+    return [session for session, _ in map(_preserve, cases(AFTER))]
 
 
 def kill_all_after() -> dict[str, str]:
@@ -78,35 +87,35 @@ def kill_all_after() -> dict[str, str]:
     for case in cases(AFTER):
         if case.step != "jump":
             _kill_a_victim(case, "", "")
-        outcomes[case.name] = _outcome_landed(case)
+        outcomes[case.name] = _outcome_after_jump(case)
     return outcomes
 
 
 def outcomes_after_the_jump(known: dict[str, str]) -> dict[str, str]:
-    """What was not known before: whether a session came over, and the file in it."""
+    """Return the final outcomes: whether the remaining sessions came over with their files."""
     outcomes = {}
     for case in cases(BEFORE):
         outcome = known[case.name]
         if outcome == "session":
-            outcome = "carried" if _retrieved(case) else "lost"
+            outcome = "carried" if _is_retrievable(case) else "lost"
         outcomes[case.name] = outcome
     return outcomes
 
 
 def _kill_a_victim(case: Case, image: str, cmdline: str) -> None:
     share = {"nothing": [], "the session": ["session"], "the file": ["file"]}[case.shared]
-    life = partial(_go, case, image, cmdline)
-    victim = Victim(life, stop_at=case.step, share=share)
+    steps = partial(_run_victim, case, image, cmdline)
+    victim = Victim(steps, stop_at=case.step, share=share)
     victim.kill()
     adopt = Memfd.from_fd if case.shared == "the file" else session_from_fd
     for fd in victim.shared.values():
         case.kept = adopt(fd)
 
 
-def _go(case: Case, image: str, cmdline: str, reach: Reach) -> None:
-    """The victim's life, before the jump or after it."""
+def _run_victim(case: Case, image: str, cmdline: str, reach: Reach) -> None:
+    """Run the steps of a victim, before the jump or after it."""
     if case.step in BEFORE:
-        outgoing, memfd = _created(case)
+        outgoing, memfd = _create(case)
         reach("create", session=outgoing.fileno(), file=memfd.fileno())
         outgoing.preserve(memfd, 1)
         reach("preserve", session=outgoing.fileno(), file=memfd.fileno())
@@ -123,54 +132,54 @@ def _go(case: Case, image: str, cmdline: str, reach: Reach) -> None:
         reach("finish", session=session, file=file)
 
 
-def _created(case: Case) -> tuple[OutgoingSession, Memfd]:
+def _create(case: Case) -> tuple[OutgoingSession, Memfd]:
     memfd = Memfd.create("ram", 4096)
     memfd.write(DATA, 0)
     with LiveUpdate() as device:
         return device.create_session(case.name), memfd
 
 
-def _preserved(case: Case) -> tuple[OutgoingSession, Memfd]:
-    session, memfd = _created(case)
+def _preserve(case: Case) -> tuple[OutgoingSession, Memfd]:
+    session, memfd = _create(case)
     session.preserve(memfd, 1)
     return session, memfd
 
 
-def _outcome_here(case: Case) -> str:
-    """Before the jump: "here" if somebody has the file, "session" if the session is there."""
+def _outcome_before_jump(case: Case) -> str:
+    """Return "here" if another process has the file, "session" if the session exists, or "lost"."""
     with LiveUpdate() as device:
         try:
             device.create_session(case.name).discard()
-            there = False
+            exists = False
         except SessionExistsError:
-            there = True
-    assert there == (case.shared == "the session")
+            exists = True
+    assert exists == (case.shared == "the session")
     if isinstance(case.kept, Memfd):
         assert case.kept.read(len(DATA), 0) == DATA
-        case.kept.resize(8192)  # it is in no session any more
+        case.kept.resize(8192)  # possible because it is in no session any more
         return "here"
-    return "session" if there else "lost"
+    return "session" if exists else "lost"
 
 
-def _outcome_landed(case: Case) -> str:
+def _outcome_after_jump(case: Case) -> str:
     if isinstance(case.kept, Memfd):
         with case.kept:
             return "here" if case.kept.read(len(DATA), 0) == DATA else "lost"
     if isinstance(case.kept, IncomingSession):
         with case.kept as session:
-            return "retrievable" if _whole(session) else "lost"
-    return "retrievable" if _retrieved(case) else "lost"
+            return "retrievable" if _is_intact(session) else "lost"
+    return "retrievable" if _is_retrievable(case) else "lost"
 
 
-def _retrieved(case: Case) -> bool:
+def _is_retrievable(case: Case) -> bool:
     try:
         with LiveUpdate() as device, device.retrieve_session(case.name) as session:
-            return _whole(session)
+            return _is_intact(session)
     except LuoError:
         return False
 
 
-def _whole(session: IncomingSession) -> bool:
+def _is_intact(session: IncomingSession) -> bool:
     try:
         with session.retrieve(1, Memfd) as memfd:
             return memfd.read(len(DATA), 0) == DATA

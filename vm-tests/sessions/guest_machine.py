@@ -1,7 +1,7 @@
-"""The guest's side of the state machine: does one thing, and says what came of it.
+"""The guest's side of the state machine: executes operations and reports their outcomes.
 
-What is open is kept by number, in this module, as long as the kernel lives. Imports nothing but
-pyluo and the stdlib.
+Open sessions and files are kept in this module, by number, until the next kernel. Imports only
+pyluo and the standard library.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ files: dict[int, OwnedFd] = {}
 
 
 def do(operation: str, *arguments: Any) -> Outcome:
-    """("done", what came of it), or (the class of the exception, its errno)."""
+    """Execute an operation; return ("done", its result) or (the exception's class, its errno)."""
     try:
         return "done", globals()[f"do_{operation}"](*arguments)
     except LuoError as error:
@@ -62,7 +62,7 @@ def do_seek(file: int, position: int) -> None:
 
 
 def do_look(file: int) -> tuple[bytes, int, int]:
-    """The contents, the seals and the position."""
+    """Return the contents, the seals and the position of a file."""
     memfd = _memfd(file)
     position = os.lseek(memfd.fileno(), 0, os.SEEK_CUR)
     return memfd.read(memfd.size, 0), int(memfd.seals), position
@@ -83,15 +83,15 @@ def do_retrieve_session(number: int, name: str) -> None:
 
 
 def do_preserve(session: int, file: int, token: int) -> None:
-    to = sessions[session]
-    if isinstance(to, OutgoingSession):
-        to.preserve(files[file], token)
-    else:  # which pyluo's types rule out; the kernel is asked all the same
-        PRESERVE_FD(to.fileno(), "", fd=files[file].fileno(), token=token)
+    target = sessions[session]
+    if isinstance(target, OutgoingSession):
+        target.preserve(files[file], token)
+    else:  # pyluo's types rule this out, so make the request directly
+        PRESERVE_FD(target.fileno(), "", fd=files[file].fileno(), token=token)
 
 
 def do_preserve_many(session: int, tokens: dict[int, int]) -> tuple[tuple[int, ...], str, int]:
-    """The tokens that were in before one failed, and how that did; nothing if none did."""
+    """Return the preserved tokens, and the exception's class and errno if one failed."""
     outgoing = sessions[session]
     assert isinstance(outgoing, OutgoingSession)
     try:
@@ -102,46 +102,46 @@ def do_preserve_many(session: int, tokens: dict[int, int]) -> tuple[tuple[int, .
 
 
 def do_retrieve(session: int, token: int, number: int) -> None:
-    of = sessions[session]
-    if isinstance(of, IncomingSession):
-        files[number] = of.retrieve(token, Memfd)
+    source = sessions[session]
+    if isinstance(source, IncomingSession):
+        files[number] = source.retrieve(token, Memfd)
     else:
-        RETRIEVE_FD(of.fileno(), "", fd=-1, token=token)
+        RETRIEVE_FD(source.fileno(), "", fd=-1, token=token)
 
 
 def do_finish(session: int) -> None:
-    """Ends an incoming session, and closes this descriptor of it."""
-    of = sessions[session]
-    if isinstance(of, IncomingSession):
-        of.finish()
+    """Finish a session, and close this descriptor of it."""
+    source = sessions[session]
+    if isinstance(source, IncomingSession):
+        source.finish()
         del sessions[session]
     else:
-        FINISH(of.fileno())
+        FINISH(source.fileno())
 
 
 def do_finish_and_stay(session: int) -> None:
-    """The request alone: the descriptor stays open."""
+    """Make the finish request only; the descriptor stays open."""
     FINISH(sessions[session].fileno())
 
 
 def do_end(session: int) -> None:
-    """Closes one descriptor."""
-    of = sessions.pop(session)
-    if isinstance(of, OutgoingSession):
-        of.discard()
+    """Close a descriptor of a session."""
+    source = sessions.pop(session)
+    if isinstance(source, OutgoingSession):
+        source.discard()
     else:
-        os.close(of.detach())
+        os.close(source.detach())
 
 
 def do_duplicate(session: int, number: int) -> str:
-    """A second descriptor, adopted as what it is."""
+    """Duplicate a session, adopt the duplicate, and return its name."""
     adopted = session_from_fd(os.dup(sessions[session].fileno()))
     sessions[number] = adopted
     return adopted.name
 
 
 def do_adopt_as(session: int, kind: str) -> None:
-    """Adopts it in its own place; as the other direction it is refused, and stays what it is."""
+    """Adopt a session as a direction; with the wrong one it is refused and unchanged."""
     old = sessions[session]
     if kind == "outgoing":
         sessions[session] = OutgoingSession.from_fd(old.fileno())
@@ -151,7 +151,7 @@ def do_adopt_as(session: int, kind: str) -> None:
 
 
 def do_clear(names: list[str]) -> None:
-    """Ends all there is, for the next run to begin with nothing."""
+    """End all sessions and files, so that the next run starts from nothing."""
     for session in list(sessions):
         do_end(session)
     for file in list(files):

@@ -1,4 +1,4 @@
-"""Raw requests, past what pyluo checks first. Imports nothing but pyluo and the stdlib."""
+"""Raw requests, without pyluo's checks. Imports only pyluo and the standard library."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ GET_NAME = Ioctl("LIVEUPDATE_SESSION_GET_NAME", "liveupdate_session_get_name")
 Answer = tuple[str, int | None]
 
 
-def answer(request: Ioctl, on: int, /, **fields: int | bytes) -> Answer:
-    """The class and the errno of what came of a request; ("", 0) when it was carried out."""
+def answer(request: Ioctl, fd_number: int, /, **fields: int | bytes) -> Answer:
+    """Make a request; return the class and the errno of its exception, or ("", 0)."""
     try:
-        request(on, "", **fields)
+        request(fd_number, "", **fields)
     except LuoError as error:
         return type(error).__name__, error.errno
     return "", 0
@@ -33,7 +33,7 @@ def retrieve(name: str) -> IncomingSession:
 
 
 def ask_incoming(name: str) -> dict[str, Answer]:
-    """What an incoming session answers to each request, in an order that spares the next."""
+    """Return an incoming session's answers to requests, ordered so that none affects the next."""
     session = retrieve(name)
     fd = session.fileno()
     with Memfd.create("x", 4096) as memfd:
@@ -51,7 +51,7 @@ def ask_incoming(name: str) -> dict[str, Answer]:
     return answers
 
 
-def ask_for_it_twice(name: str) -> list[Answer]:
+def retrieve_twice(name: str) -> list[Answer]:
     encoded = name.encode()
     with LiveUpdate() as device:
         fd = device.retrieve_session(name)
@@ -62,7 +62,7 @@ def ask_for_it_twice(name: str) -> list[Answer]:
 
 
 def refusals_in_words(name: str) -> tuple[str, str]:
-    """Of an unknown token, and of a session that was taken for an outgoing one."""
+    """Return the messages for an unknown token, and for a session mistaken for an outgoing one."""
     session = retrieve(name)
     try:
         session.retrieve(99)
@@ -79,8 +79,8 @@ def refusals_in_words(name: str) -> tuple[str, str]:
     return unknown, wrong
 
 
-def tails(name: str) -> tuple[int, int, bool]:
-    """The errnos for an unknown field, on an incoming and an outgoing session; all kept then."""
+def send_unknown_tails(name: str) -> tuple[int, int, bool]:
+    """Return the errnos for an unknown tail in both directions, and whether all files are kept."""
     incoming = retrieve(name)
     with LiveUpdate() as device, Memfd.create("x", 4096) as memfd:
         outgoing = device.create_session("tails")
@@ -90,14 +90,14 @@ def tails(name: str) -> tuple[int, int, bool]:
             RETRIEVE_FD.errno_for_unknown_tail(outgoing.fileno()),
         )
         with incoming.retrieve(1, Memfd) as kept:
-            whole = kept.size == 4096
+            intact = kept.size == 4096
         try:
             memfd.resize(8192)
-            whole = False
+            intact = False
         except LuoError:
             outgoing.discard()
     incoming.finish()
-    return *errnos, whole
+    return *errnos, intact
 
 
 def preserve_named(names: list[str]) -> list[OutgoingSession]:
@@ -112,11 +112,11 @@ def preserve_named(names: list[str]) -> list[OutgoingSession]:
 
 
 def open_with_a_fault() -> list[Answer]:
-    """What two opens of the device answer, the first of which runs out of memory on the way."""
+    """Return the answers to two opens of the device, the first of which runs out of memory."""
     for fault in each_fails():
         with fault:
             first = _open_device()
-        if first[0] != "LuoError":  # ENOMEM, before anything was read
+        if first[0] != "LuoError":  # that is ENOMEM, before anything was read
             break
     return [first, _open_device()]
 
@@ -130,7 +130,7 @@ def _open_device() -> Answer:
 
 
 def retrieve_with_a_fault(name: str) -> list[Answer]:
-    """What retrieving one file answers: under a fault, and twice without one."""
+    """Return the answers to retrieving a file: with a fault, and twice without one."""
     session = retrieve(name)
     answers: list[Answer] = []
     for fault in each_fails():

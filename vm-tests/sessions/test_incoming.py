@@ -54,7 +54,7 @@ def test_an_incoming_session_is_adopted_as_what_it_is(landed: VM) -> None:
 
 
 def test_an_unknown_token_costs_nothing(landed: VM) -> None:
-    assert landed.call(guest_incoming.retrieve_what_is_not_there, "s7") == (True, True)
+    assert landed.call(guest_incoming.retrieve_an_unknown_token, "s7") == (True, True)
 
 
 def test_a_file_of_another_kind_than_expected_stays_in_the_session(landed: VM) -> None:
@@ -62,7 +62,7 @@ def test_a_file_of_another_kind_than_expected_stays_in_the_session(landed: VM) -
 
 
 def test_a_session_dropped_without_a_word_stays_open_and_warns(landed: VM) -> None:
-    assert landed.call(guest_incoming.drop_without_a_word, "s9") == (True, True)
+    assert landed.call(guest_incoming.drop_unfinished, "s9") == (True, True)
 
 
 def test_a_descriptor_is_adopted_as_the_session_that_it_is(landed: VM) -> None:

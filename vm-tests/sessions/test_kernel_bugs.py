@@ -38,7 +38,7 @@ def kernel(request: pytest.FixtureRequest) -> Kernel:
 def landed(kernel: Kernel) -> Iterator[VM]:
     """A guest after a jump, with a session for each test that asks for it."""
     with VM(kernel) as vm:
-        vm.hold(guest_bugs.preserve_for_all)
+        vm.hold(guest_bugs.preserve_for_all_tests)
         vm.live_update()
         yield vm
 
@@ -92,7 +92,7 @@ def test_a_file_that_found_no_memory_can_be_retrieved_later(
 
 @bug("a retrieve that fails before it has a file forgets the pages")
 def test_finishing_gives_back_the_memory_of_a_file_that_was_not_retrieved(landed: VM) -> None:
-    answer, given_back = landed.call(guest_bugs.lose_a_file_for_want_of_open_files)
+    answer, given_back = landed.call(guest_bugs.lose_a_file_without_open_files_left)
     require(answer == "ENFILE", answer)
     assert given_back >= guest_bugs.UNRETRIEVED
 
@@ -100,21 +100,21 @@ def test_finishing_gives_back_the_memory_of_a_file_that_was_not_retrieved(landed
 @bug("one allocation that fails in the first open loses every session")
 def test_the_device_can_be_opened_after_an_open_that_found_no_memory() -> None:
     with VM("selftest") as vm:
-        vm.hold(guest_bugs.preserve_for_all)
+        vm.hold(guest_bugs.preserve_for_all_tests)
         vm.live_update()
         assert vm.call(guest_bugs.open_the_device_while_allocations_fail) == OK
 
 
 @bug("seals are read when a file is preserved, and not again")
 def test_a_seal_added_to_a_preserved_file_holds_after_the_jump(landed: VM) -> None:
-    seals = landed.call(guest_bugs.seals_after)
+    seals = landed.call(guest_bugs.read_seals_after_jump)
     require(seals in {Seal(0), Seal.SHRINK | Seal.GROW}, repr(seals))
     assert seals == Seal.SHRINK | Seal.GROW
 
 
 @bug("every file comes back open for reading and writing")
 def test_a_file_preserved_read_only_comes_back_read_only(landed: VM) -> None:
-    mode = landed.call(guest_bugs.access_mode_after)
+    mode = landed.call(guest_bugs.read_access_mode_after_jump)
     require(mode in {os.O_RDONLY, os.O_RDWR}, str(mode))
     assert mode == os.O_RDONLY
 
@@ -178,6 +178,6 @@ def test_a_file_whose_preserve_failed_takes_no_more_memory_than_before(vm: VM) -
 
 @bug("the restored file has no name, not even a memfd's prefix")
 def test_a_retrieved_memfd_can_be_told_to_be_one(landed: VM) -> None:
-    link = landed.call(guest_bugs.link_after)
+    link = landed.call(guest_bugs.read_link_after_jump)
     require(link.startswith(("/memfd:", "/ (deleted)")), link)
     assert link.startswith("/memfd:")

@@ -211,8 +211,8 @@ def test_luo_multi_session(landed: VM) -> None:
 
 
 def test_luo_stress_sessions(landed: VM) -> None:
-    assert landed.call(guest_cases.sessions_that_came) == 2000
+    assert landed.call(guest_cases.count_retrieved_sessions) == 2000
 
 
 def test_luo_stress_files(landed: VM) -> None:
-    assert landed.call(guest_cases.files_that_came_whole) == 500
+    assert landed.call(guest_cases.count_intact_files) == 500

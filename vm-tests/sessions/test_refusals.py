@@ -129,14 +129,14 @@ def test_an_incoming_session_answers_each_request_in_its_way(landed: VM) -> None
 
 
 def test_a_session_retrieved_and_one_finished_are_told_apart(landed: VM) -> None:
-    assert landed.call(guest_requests.ask_for_it_twice, "s1") == [
+    assert landed.call(guest_requests.retrieve_twice, "s1") == [
         ("SessionRetrievedError", errno.EINVAL),
         ("SessionNotFoundError", errno.ENOENT),
     ]
 
 
 def test_the_direction_of_a_session_shows_in_its_refusal_of_a_tail(landed: VM) -> None:
-    told = landed.call(guest_requests.tails, "s2")
+    told = landed.call(guest_requests.send_unknown_tails, "s2")
     assert told == (errno.E2BIG, errno.EINVAL, True)
 
 

@@ -1,4 +1,4 @@
-"""What the tests of saved files run in the guest. Imports nothing but pyluo and the stdlib."""
+"""The guest's part of the tests of saved files. Imports only pyluo and the standard library."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FILES = {"empty": (0, 0o600), "two pages": (8192, 0o644), "run me": (3 << 20, 0o
 
 
 def make_files() -> dict[str, tuple[int, int, str]]:
-    """Makes the files, and says what they are: size, mode, digest."""
+    """Create the files; return their sizes, modes and digests by name."""
     FOLDER.mkdir()
     for name, (size, mode) in FILES.items():
         path = FOLDER / name
@@ -44,12 +44,12 @@ def make_sparse(size: int) -> str:
     return path
 
 
-def sockets() -> list[str]:
+def list_sockets() -> list[str]:
     return sorted(path.name for path in Path("/run/pyluo").glob("*-*"))
 
 
 def kill(name: str, direction: str) -> None:
-    """Kills a holder, and waits until it is gone."""
+    """Kill a holder, and wait until it is gone."""
     found = holder.find(name, direction)
     assert found is not None
     pidfd = os.pidfd_open(found.pid)
@@ -61,7 +61,7 @@ def kill(name: str, direction: str) -> None:
 
 
 def ask_as_another_user() -> tuple[str, bytes]:
-    """What a user that may not finds: at the folder, and at a socket that was left open to all."""
+    """Return another user's results: with the folder's usual mode, and with all modes open."""
     code = (
         "import os, socket, sys\n"
         "os.setuid(1000)\n"
@@ -101,8 +101,8 @@ def use_a_folder_that_others_may_enter() -> str:
     return ""
 
 
-def stay_silent() -> bool:
-    """Whether a holder answers others while a client stays that says nothing."""
+def connect_and_stay_silent() -> bool:
+    """Return whether a holder answers others while a silent client is connected."""
     (address,) = Path("/run/pyluo").glob("*-outgoing")
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as silent:
         silent.connect(os.fspath(address))
@@ -131,8 +131,8 @@ def make_stores_that_save_did_not_make() -> list[FdStore]:
     return stores
 
 
-def size_of_the_entry(name: str, entry: str) -> int:
-    """Taken from the session that a failed restore left with its holder."""
+def read_entry_size(name: str, entry: str) -> int:
+    """Return the size of an entry in the session that a failed restore left with its holder."""
     found = holder.find(name, "incoming")
     assert found is not None
     session = found.session()
@@ -143,17 +143,17 @@ def size_of_the_entry(name: str, entry: str) -> int:
     return size
 
 
-def names(folder: str) -> list[str]:
+def list_names(folder: str) -> list[str]:
     return sorted(os.listdir(folder)) if os.path.exists(folder) else []
 
 
-def occupy(folder: str, name: str) -> None:
+def create_conflicting_file(folder: str, name: str) -> None:
     os.makedirs(folder, exist_ok=True)
     Path(folder, name).write_text("mine")
 
 
 def interrupt_after_the_first_name(name: str, folder: str) -> list[str]:
-    """Restores in a child that is killed when one file has its name; what is there then."""
+    """Restore in a child, killed after it has named the first file; return the files then."""
     from pyluo import saved
 
     pid = os.fork()
@@ -170,11 +170,11 @@ def interrupt_after_the_first_name(name: str, folder: str) -> list[str]:
         finally:
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
-    return [entry for entry in names(folder) if not entry.startswith(".pyluo-")]
+    return [entry for entry in list_names(folder) if not entry.startswith(".pyluo-")]
 
 
 def restore_as_another_user() -> int:
-    """The mode of a set-uid file that a user restores who is not root."""
+    """Return the mode of a set-uid file that a user other than root restores."""
     from pyluo.saved import SavedFile, _set_owner_and_mode
 
     path = "/run/own"

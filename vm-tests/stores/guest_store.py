@@ -1,4 +1,7 @@
-"""What the tests of descriptor stores run in the guest; imports nothing but pyluo and stdlib."""
+"""The guest's part of the tests of descriptor stores.
+
+Imports only pyluo and the standard library.
+"""
 
 from __future__ import annotations
 
@@ -57,18 +60,18 @@ def make_forty() -> FdStore:
 
 def renew_forty() -> tuple[FdStore, list[str], bool]:
     store = FdStore.retrieve("forty")
-    whole = intact(store)
+    is_intact = intact(store)
     names = list(store)
     store.renew()
-    return store, names, whole
+    return store, names, is_intact
 
 
-def report(held: tuple[FdStore, list[str], bool]) -> tuple[list[str], bool]:
+def get_renewal_result(held: tuple[FdStore, list[str], bool]) -> tuple[list[str], bool]:
     return held[1], held[2]
 
 
 def make_linked() -> FdStore:
-    """RAM, a device that needs it, and a log; with tokens in another order than the entries."""
+    """Create a store with RAM, a device that requires it, and a log, after removing an entry."""
     store = make("linked", {"gone": 4096, "ram": 8192})
     store.set_meta({"vm": "vm0", "layout": [1, 2]})
     with Memfd.create("device", 4096) as device:
@@ -79,7 +82,7 @@ def make_linked() -> FdStore:
     return store
 
 
-def look_at_linked() -> dict[str, Any]:
+def inspect_linked() -> dict[str, Any]:
     store = FdStore.retrieve("linked")
     seen: dict[str, Any] = {"names": list(store), "meta": store.meta, "lost": store.lost}
     store["device"].close()
@@ -99,7 +102,7 @@ def make_many(names: list[str]) -> list[FdStore]:
 
 
 def spoil(store: FdStore, damage: str) -> None:
-    """Writes over the table of a store that is about to jump."""
+    """Overwrite the table of a store before the jump."""
     table = store._table
     assert table is not None
     if damage == "nonsense":
@@ -118,7 +121,7 @@ def make_spoiled(damages: dict[str, str]) -> list[FdStore]:
 
 
 def retrieve_spoiled(name: str) -> tuple[int | None, str, bool]:
-    """The errno and the text of the refusal; whether the files can still be had by their tokens."""
+    """Return the errno and the message, and whether a file can still be retrieved by its token."""
     try:
         FdStore.retrieve(name)
     except FdStoreError as error:
@@ -130,7 +133,7 @@ def retrieve_spoiled(name: str) -> tuple[int | None, str, bool]:
 
 
 def finish_without_one(name: str) -> tuple[bool, bool]:
-    """Whether a finish that names what is destroyed passes, and one that names too little not."""
+    """Return whether a finish that names too few entries is refused, and a complete one passes."""
     store = FdStore.retrieve(name)
     store["a"].close()
     try:
@@ -151,7 +154,7 @@ def renew_without_one(name: str) -> list[str]:
 
 
 def leave_renewed_by_an_exception(name: str) -> bool:
-    """Whether a store that was retrieved keeps its files when an exception leaves its block."""
+    """Return whether a retrieved store keeps its files if an exception leaves its `with` block."""
     store = FdStore.retrieve(name)
     try:
         with store:
@@ -164,7 +167,7 @@ def leave_renewed_by_an_exception(name: str) -> bool:
 
 
 def leave_without_retrieving(name: str) -> tuple[bool, bool]:
-    """Whether leaving the block refuses to destroy, and whether all of it can be had then."""
+    """Return whether leaving the `with` block is refused, and all files can be retrieved then."""
     store = FdStore.retrieve(name)
     try:
         with store:
@@ -173,9 +176,9 @@ def leave_without_retrieving(name: str) -> tuple[bool, bool]:
         refused = True
     else:
         refused = False
-    whole = intact(store)
+    is_intact = intact(store)
     store.finish()
-    return refused, whole
+    return refused, is_intact
 
 
 def renew_while_the_device_is_busy(name: str) -> tuple[str, bool]:
@@ -184,15 +187,15 @@ def renew_while_the_device_is_busy(name: str) -> tuple[str, bool]:
         try:
             store.renew()
         except LuoError as error:
-            told = type(error).__name__
+            error_name = type(error).__name__
         store.renew(device=device)
-    whole = intact(store)
+    is_intact = intact(store)
     store.discard()
-    return told, whole
+    return error_name, is_intact
 
 
 def preserve_half(name: str) -> FdStore:
-    """A store whose table announces two files, of which one is in when the jump comes."""
+    """Create a store whose table has entries that are not preserved when the jump comes."""
     store = make(name, {"a": 4096})
     table, entry = store._table, store._entries["a"]
     assert table is not None
@@ -206,15 +209,15 @@ def preserve_half(name: str) -> FdStore:
     return store
 
 
-def look_at_half(name: str) -> tuple[list[str], tuple[str, ...], bool]:
+def inspect_half(name: str) -> tuple[list[str], tuple[str, ...], bool]:
     store = FdStore.retrieve(name)
-    names, whole = list(store), intact(store)
+    names, is_intact = list(store), intact(store)
     store.finish()
-    return names, store.lost, whole
+    return names, store.lost, is_intact
 
 
 class Watched(OutgoingSession):
-    """A session that sees what the table says whenever a file is about to go in."""
+    """A session that records the entries of the table before each file is preserved."""
 
     __slots__ = ("seen", "store")
     seen: list[dict[str, bool]]
@@ -222,7 +225,7 @@ class Watched(OutgoingSession):
 
     def preserve(self, fd: OwnedFd | int, token: int, *, allow_noexec: bool = False) -> None:
         if token:
-            self.seen.append(written(self.store))
+            self.seen.append(read_entries(self.store))
         super().preserve(fd, token, allow_noexec=allow_noexec)
 
 
@@ -232,24 +235,24 @@ def watch(session: Watched) -> FdStore:
     return session.store
 
 
-def written(store: FdStore) -> dict[str, bool]:
-    """The entries in the table itself, and whether it says that they are in."""
-    read, _, _ = _table_of(store)
+def read_entries(store: FdStore) -> dict[str, bool]:
+    """Return the entries in the table itself, and whether it says that they are preserved."""
+    read, _, _ = _decode_table(store)
     return {entry.name: entry.preserved for entry in read.entries}
 
 
 def slot_in_use(store: FdStore) -> int:
-    return _table_of(store)[2]
+    return _decode_table(store)[2]
 
 
-def _table_of(store: FdStore) -> tuple[contents.Contents, int, int]:
+def _decode_table(store: FdStore) -> tuple[contents.Contents, int, int]:
     table = store._table
     assert table is not None
     return contents.decode(table.memfd.read, table.memfd.size)
 
 
-def after_the_discard(store: FdStore, action: Callable[[], None]) -> None:
-    """Does something in the moment when the files of a store are in no session."""
+def run_after_discard(store: FdStore, action: Callable[[], None]) -> None:
+    """Call `action` in the moment when the files of a store are in no session."""
 
     class Interrupted(OutgoingSession):
         __slots__ = ()
@@ -263,7 +266,7 @@ def after_the_discard(store: FdStore, action: Callable[[], None]) -> None:
 
 
 def make_version_1(name: str) -> list[object]:
-    """A store as the first version of the table had it, written from its description."""
+    """Create a store with a table of version 1, made from the description of the format."""
     with LiveUpdate() as device:
         session = device.create_session(name)
     files = {"ram": (9, Memfd.create("ram", 8192)), "device": (3, Memfd.create("device", 4096))}
@@ -286,13 +289,13 @@ def read_version_1(name: str) -> tuple[list[str], dict[str, Any], list[int], boo
     store = FdStore.retrieve(name)
     store.renew()
     tokens = [entry.token for entry in store.entries]
-    result = list(store), store.meta, tokens, intact(store) and len(written(store)) == 2
+    result = list(store), store.meta, tokens, intact(store) and len(read_entries(store)) == 2
     store.discard()
     return result
 
 
 class Recording(IncomingSession):
-    """A session that remembers in which order its files were retrieved."""
+    """A session that records the order in which its files are retrieved."""
 
     __slots__ = ("tokens",)
     tokens: list[int]
@@ -312,7 +315,7 @@ def make_needing(name: str) -> FdStore:
 
 
 def retrieve_with_prerequisites(name: str) -> list[int]:
-    """The tokens in the order in which they were retrieved for the entry that needs the others."""
+    """Return the tokens in the order in which they are retrieved for an entry that needs others."""
     with LiveUpdate() as device:
         session = device.retrieve_session(name)
     recording = Recording.from_fd(session.detach(), trusted=True)
@@ -324,7 +327,7 @@ def retrieve_with_prerequisites(name: str) -> list[int]:
 
 
 def renew_what_has_grown(name: str) -> tuple[bool, bool, bool]:
-    """Whether a file too large by now is refused before the finish; all had then; and renewed."""
+    """Return whether a grown file is refused, all files are intact, and all are renewed."""
     store = FdStore.retrieve(name)
     with store.get("a", Memfd) as a:
         a.resize(1 << 39)
@@ -334,15 +337,15 @@ def renew_what_has_grown(name: str) -> tuple[bool, bool, bool]:
         except PreservedMemoryError:
             refused = store.incoming
         a.resize(4096)
-    whole = intact(store)
+    is_intact = intact(store)
     store.renew()
-    renewed = written(store) == {"a": True, "b": True}
+    renewed = read_entries(store) == {"a": True, "b": True}
     store.discard()
-    return refused, whole, renewed
+    return refused, is_intact, renewed
 
 
 def renew_and_drop_half_way(name: str) -> tuple[bool, bool]:
-    """Whether dropping a store whose files are in no session warns, and keeps them."""
+    """Return whether dropping a store whose files are in no session warns, and keeps the files."""
     store = FdStore.retrieve(name)
     with LiveUpdate() as device:
         thief = device.create_session("thief")

@@ -39,7 +39,7 @@ def test_a_store_is_renewed_hop_after_hop_and_nothing_is_lost(kernel: Kernel) ->
         for hop in range(1, HOPS + 1):
             vm.live_update()
             held = vm.hold(guest_store.renew_forty)
-            names, whole = vm.call(guest_store.report, held)
+            names, whole = vm.call(guest_store.get_renewal_result, held)
             assert whole, f"hop {hop}"
             assert names == [f"part {number}" for number in range(guest_store.FILES)]
             assert vm.updates == hop
@@ -48,7 +48,7 @@ def test_a_store_is_renewed_hop_after_hop_and_nothing_is_lost(kernel: Kernel) ->
 def test_order_prerequisites_and_metadata_come_along(vm: VM) -> None:
     vm.hold(guest_store.make_linked)
     vm.live_update()
-    seen = vm.call(guest_store.look_at_linked)
+    seen = vm.call(guest_store.inspect_linked)
     assert seen["names"] == ["ram", "device", "log"]
     assert seen["meta"] == {"vm": "vm0", "layout": [1, 2]}
     assert seen["lost"] == ()
@@ -120,7 +120,7 @@ def test_a_table_that_cannot_be_read_finishes_nothing(
 
 
 def test_a_jump_in_the_middle_of_preserving_is_told_entry_by_entry(landed: VM) -> None:
-    assert landed.call(guest_store.look_at_half, "half") == (["a"], ("b", "c"), True)
+    assert landed.call(guest_store.inspect_half, "half") == (["a"], ("b", "c"), True)
 
 
 @pytest.mark.in_guest
@@ -257,12 +257,12 @@ def test_an_entry_is_written_down_before_its_file_is_in_and_again_after_it() -> 
         store.add("a", a)
         store.add("b", b)
         assert watched.seen == [{"a": False}, {"a": True, "b": False}]
-        assert guest_store.written(store) == {"a": True, "b": True}
+        assert guest_store.read_entries(store) == {"a": True, "b": True}
         before = guest_store.slot_in_use(store)
         store.set_meta({"x": 1})
         assert guest_store.slot_in_use(store) == 1 - before  # the table before it stays readable
         store.remove("a")
-        assert guest_store.written(store) == {"b": True}
+        assert guest_store.read_entries(store) == {"b": True}
         store.add("c", c)
         assert list(store) == ["b", "c"]
     store.discard()
@@ -278,7 +278,7 @@ def test_a_failure_half_way_through_a_removal_is_taken_up_by_a_renewal() -> None
         store.add(name, file)
     with LiveUpdate() as device:
         other = device.create_session("other")
-        guest_store.after_the_discard(store, lambda: other.preserve(files["c"], 1))
+        guest_store.run_after_discard(store, lambda: other.preserve(files["c"], 1))
         with pytest.raises(AlreadyPreservedError):
             store.remove("a", device=device)
         assert [entry.preserved for entry in store.entries] == [True, False, False]
@@ -287,7 +287,7 @@ def test_a_failure_half_way_through_a_removal_is_taken_up_by_a_renewal() -> None
         other.discard()
     store.renew()
     assert [entry.preserved for entry in store.entries] == [True, True, True]
-    assert guest_store.written(store) == {"b": True, "c": True, "d": True}
+    assert guest_store.read_entries(store) == {"b": True, "c": True, "d": True}
     store.discard()
     for file in files.values():
         file.close()

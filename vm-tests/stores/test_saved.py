@@ -44,7 +44,7 @@ def test_files_come_back_as_they_were(vm: VM) -> None:
     assert b"Session 'vm0' is finished." in restored.stdout
     assert vm.call(guest_saved.describe, Path("/run/target")) == files
     assert vm.call(open_sessions) == []
-    assert vm.call(guest_saved.sockets) == []
+    assert vm.call(guest_saved.list_sockets) == []
     again = pyluo(vm, "restore", "vm0", "/run/target")
     assert again.returncode == 1
     assert b"ENOENT" in again.stderr
@@ -73,11 +73,11 @@ def test_a_restore_that_fails_loses_nothing_and_can_be_run_again(vm: VM) -> None
     files = vm.call(guest_saved.make_files)
     assert pyluo(vm, "save", "vm0", "--", *PATHS).returncode == 0
     vm.live_update()
-    vm.call(guest_saved.occupy, "/run/target", "run me")
+    vm.call(guest_saved.create_conflicting_file, "/run/target", "run me")
     refused = pyluo(vm, "restore", "vm0", "/run/target")
     assert refused.returncode == 1
     assert b"run me in /run/target" in refused.stderr
-    assert vm.call(guest_saved.names, "/run/target") == ["run me"]
+    assert vm.call(guest_saved.list_names, "/run/target") == ["run me"]
     (holder,) = vm.call(open_sessions)
     assert (holder.session, holder.direction) == ("vm0", "incoming")
     assert pyluo(vm, "restore", "--force", "vm0", "/run/target").returncode == 0
@@ -111,12 +111,12 @@ def test_a_file_that_is_not_what_was_saved_is_not_restored(vm: VM) -> None:
     assert b"not what `pyluo save` leaves when it is done" in partly.stderr
     refused = pyluo(vm, "discard", "partly")
     assert refused.returncode == 1
-    assert vm.call(guest_saved.size_of_the_entry, "partly", "file") == 4096
+    assert vm.call(guest_saved.read_entry_size, "partly", "file") == 4096
     assert pyluo(vm, "discard", "--force", "partly").returncode == 0
-    assert vm.call(guest_saved.names, "/run/target") == []
-    assert vm.call(guest_saved.names, "/run/evil") == []
-    assert vm.call(guest_saved.size_of_the_entry, "wrong digest", "file") == 4096
-    assert vm.call(guest_saved.size_of_the_entry, "elsewhere", "../evil") == 4096
+    assert vm.call(guest_saved.list_names, "/run/target") == []
+    assert vm.call(guest_saved.list_names, "/run/evil") == []
+    assert vm.call(guest_saved.read_entry_size, "wrong digest", "file") == 4096
+    assert vm.call(guest_saved.read_entry_size, "elsewhere", "../evil") == 4096
 
 
 def test_a_holder_that_is_killed_takes_what_was_saved_with_it_and_leaves_no_trace(vm: VM) -> None:
@@ -127,7 +127,7 @@ def test_a_holder_that_is_killed_takes_what_was_saved_with_it_and_leaves_no_trac
     assert pyluo(vm, "discard", "vm0").returncode == 1
     assert pyluo(vm, "save", "vm0", "--", *PATHS).returncode == 0
     assert pyluo(vm, "discard", "vm0").returncode == 0
-    assert vm.call(guest_saved.sockets) == []
+    assert vm.call(guest_saved.list_sockets) == []
 
 
 def test_a_holder_answers_its_own_user_and_nobody_else(vm: VM) -> None:
@@ -137,7 +137,7 @@ def test_a_holder_answers_its_own_user_and_nobody_else(vm: VM) -> None:
     assert at_the_folder == "PermissionError"
     assert at_the_socket in (b"answered (b'', [])", b"ConnectionResetError", b"BrokenPipeError")
     assert "0700" in vm.call(guest_saved.use_a_folder_that_others_may_enter)
-    assert vm.call(guest_saved.stay_silent)
+    assert vm.call(guest_saved.connect_and_stay_silent)
     assert pyluo(vm, "discard", "vm0").returncode == 0
 
 

@@ -327,7 +327,7 @@ def kexec_load_exists() -> bool:
 
 
 def reboot(command: int) -> None:
-    """Call reboot(2) with its magic numbers. It returns only if it fails."""
+    """Make the reboot system call with its magic numbers; return only if it fails."""
     _call("reboot", "", lambda: lib.pyluo_reboot(command))
 
 

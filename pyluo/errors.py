@@ -106,7 +106,7 @@ class DeviceBusyError(LuoError):
 
 
 class IncomingStateError(LuoError):
-    """The kernel could not read what the previous one handed over, and never will."""
+    """The kernel could not read what the previous one handed over, now and at every later open."""
 
     default_hint = (
         "The preserved memory is lost, and the kernel does not reuse it; see the lines of `luo:` "
@@ -141,7 +141,9 @@ class SessionExistsError(LuoError, FileExistsError):
 class SessionNotFoundError(LuoError, FileNotFoundError):
     """The previous kernel handed over no session of this name, or the session is finished."""
 
-    default_hint = "No such session came in with the last live update, or it is finished already"
+    default_hint = (
+        "No such session was carried over by the last live update, or it is finished already"
+    )
 
 
 class SessionRetrievedError(LuoError):

@@ -54,7 +54,7 @@ def describe_file(fd: int) -> str:
 def missing_support(fd: int) -> str:
     """Return why the running kernel cannot preserve a file; empty if pyluo does not know."""
     link = read_link(fd)
-    for beginning, what in _MISSING.items():
+    for beginning, reason in _MISSING.items():
         if link.startswith(beginning):
-            return f"Linux {os.uname().release} cannot preserve it: {what}"
+            return f"Linux {os.uname().release} cannot preserve it: {reason}"
     return ""

@@ -276,7 +276,7 @@ def _obtain_session(fd: int, name: str) -> OutgoingSession | IncomingSession:
 
 
 def _adopt(fd: int, direction: str) -> OutgoingSession | IncomingSession:
-    """Return the session of a descriptor, without asking the kernel: older ones cannot tell."""
+    """Return a session of a known direction, because older kernels cannot tell the direction."""
     kind = IncomingSession if direction == "incoming" else OutgoingSession
     try:
         return kind.from_fd(fd, trusted=True)

@@ -282,9 +282,9 @@ class IoasLayout:
             errno.EFBIG: _find_too_short(self.mappings, files),
             errno.EADDRINUSE: _find_out_of_reach(self.mappings, ioas, devices),
         }
-        found = [misfit for of_one_kind in misfits.values() for misfit in of_one_kind]
+        found = [misfit for group in misfits.values() for misfit in group]
         if found:
-            number = next(number for number, of_one_kind in misfits.items() if of_one_kind)
+            number = next(number for number, group in misfits.items() if group)
             raise _misfit_error(number, found)
 
     def adopt(

@@ -93,7 +93,7 @@ def save(
         LuoError: as `FdStore.create` and `FdStore.add` do, or a file cannot be read. The session
             is discarded then.
     """
-    files = _find_files(paths)
+    files = _stat_files(paths)
     wanted = sum(-(-size // _PAGE) * _PAGE for _, size in files)
     room = guards.preservable_memory() - guards.RESERVE
     if wanted > room:
@@ -224,7 +224,7 @@ def _close_duplicate(store: FdStore) -> None:
         os.close(store.detach())
 
 
-def _find_files(paths: Sequence[str | os.PathLike[str]]) -> list[tuple[str, int]]:
+def _stat_files(paths: Sequence[str | os.PathLike[str]]) -> list[tuple[str, int]]:
     """Return the paths and sizes of the files, after checking that they can be saved together."""
     if not paths:
         raise ValueError("no files to save")
@@ -293,7 +293,7 @@ def _to_meta(file: SavedFile) -> dict[str, Any]:
 def _from_entry(store: FdStore, entry: Entry) -> SavedFile:
     """Return the saved file of an entry; refuse entries that `save` did not make.
 
-    Among them are names that lead out of the folder.
+    Their names could lead out of the folder.
     """
     plain = os.path.basename(entry.name) == entry.name and entry.name not in (".", "..")
     numbers = [entry.meta.get(name) for name in ("size", "mode", "uid", "gid")]

@@ -76,7 +76,7 @@ class Entry:
         return cls(name, number, status.st_dev, status.st_ino, stat.S_IFMT(status.st_mode))
 
     def matches(self, fd: int) -> bool:
-        """Return whether a descriptor is of this file, as far as st_dev and st_ino tell.
+        """Return whether a descriptor is of this file, as far as fstat(2) tells.
 
         Raises:
             OSError: the descriptor is not open (EBADF).

@@ -1,7 +1,7 @@
-"""The `pyluo` command. Each subcommand is a module here; parsing is argparse's work.
+"""The `pyluo` command. Each subcommand is a module here; argparse parses the command line.
 
-Exit status: 0 passed; 1 a test failed, the guest crashed or the kernel refused; 2 usage; 69 the
-harness could not do its work. That of `pyluo vm bisect` is for `git bisect run`: 0, 1 or 125.
+Exit status: 0 passed; 1 a test failed, the guest died or the kernel refused; 2 wrong usage; 69 the
+harness could not do its work. `pyluo vm bisect` exits as `git bisect run` expects: 0, 1 or 125.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_OF_THE_HARNESS = frozenset({"jinja2", "pyroute2", "pytest", "qemu", "rich"})  # pyluo[vm] has them
+_HARNESS_MODULES = frozenset({"jinja2", "pyroute2", "pytest", "qemu", "rich"})  # in pyluo[vm]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns the exit status."""
+    """Run the command line and return the exit status."""
     words = sys.argv[1:] if argv is None else list(argv)
-    # To `git bisect run` the usual statuses would say that the kernel is bad.
-    bisects = words[:2] == ["vm", "bisect"]
-    lost = UNTESTABLE if bisects else UNAVAILABLE
+    # `git bisect run` would take the usual statuses for a bad kernel.
+    is_bisection = words[:2] == ["vm", "bisect"]
+    status_if_lost = UNTESTABLE if is_bisection else UNAVAILABLE
     try:
-        return _printed(_run(words), lost)
+        return _flush_output(_run(words), status_if_lost)
     except SystemExit as end:
-        code = UNTESTABLE if bisects and end.code == USAGE else int(end.code or PASSED)
-        raise SystemExit(_printed(code, lost)) from None
+        code = UNTESTABLE if is_bisection and end.code == USAGE else int(end.code or PASSED)
+        raise SystemExit(_flush_output(code, status_if_lost)) from None
 
 
-def _parser() -> argparse.ArgumentParser:
+def _make_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="pyluo", description="Live update of the Linux kernel.")
     parser.add_argument("--version", action=_Version, help="show pyluo's version and exit")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -49,45 +49,48 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(words: Sequence[str]) -> int:
     try:
-        arguments = _parser().parse_args(words)
+        arguments = _make_parser().parse_args(words)
         code: int = arguments.run(arguments)
     except LuoError as error:
-        return _complain(str(error), FAILED)
+        return _print_error(str(error), FAILED)
     except KeyboardInterrupt:
-        return _complain("interrupted", INTERRUPTED)
-    except BrokenPipeError:  # who read what it prints has gone
+        return _print_error("interrupted", INTERRUPTED)
+    except BrokenPipeError:  # the reader of the output is gone
         return UNAVAILABLE
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in _OF_THE_HARNESS:
+        if (error.name or "").partition(".")[0] not in _HARNESS_MODULES:
             raise
-        return _complain(f"this needs {error.name}: pip install 'pyluo[vm]'", UNAVAILABLE)
+        return _print_error(f"this needs {error.name}: pip install 'pyluo[vm]'", UNAVAILABLE)
     except Exception as error:
-        return _complain(str(error), _harness_status(error))
+        return _print_error(str(error), _harness_status(error))
     return code
 
 
-def _printed(code: int, lost: int) -> int:
-    """The status of a command, of which nothing waits to be printed any more.
+def _flush_output(code: int, status_if_lost: int) -> int:
+    """Flush the output of a command, and return its exit status.
 
     Args:
-        code: of the command.
-        lost: what it is instead if that is a pass and could not be printed.
+        code: the status of the command.
+        status_if_lost: the status if the command passed but its output could not be printed.
     """
     for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
             stream.flush()
         except OSError as error:
-            # Python would try once more as it exits, and make the status 120.
+            # Otherwise Python would try again at exit, and change the status to 120.
             with open(os.devnull, "wb") as null:
                 os.dup2(null.fileno(), stream.fileno())
-            code = code or lost
+            code = code or status_if_lost
             if not isinstance(error, BrokenPipeError):
-                _complain(f"not all could be printed: {error.strerror}", code)
+                _print_error(f"the output could not be printed: {error.strerror}", code)
     return code
 
 
 class _Parser(argparse.ArgumentParser):
-    """Older Pythons' parser fails by another error where it cannot print what is wrong."""
+    """A parser that exits with the status for wrong usage even if it cannot print its message.
+
+    The parser of older Pythons raises an OSError then.
+    """
 
     def error(self, message: str) -> NoReturn:
         try:
@@ -97,7 +100,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Version(argparse.Action):
-    """Looks the version up when it is asked for: that costs as much as the rest of a command."""
+    """Prints the version, looked up only on demand: the lookup takes as long as most commands."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:  # noqa: A002
         super().__init__(option_strings, dest=argparse.SUPPRESS, nargs=0, help=help)
@@ -110,17 +113,17 @@ class _Version(argparse.Action):
 
 
 def _harness_status(error: Exception) -> int:
-    """The status of a run that the harness or its host ended; any other exception is a bug."""
-    from pyluo.vm.errors import GuestCrash, HarnessError
+    """Return the exit status for a failed guest, harness or host; raise any other error again."""
+    from pyluo.vm.errors import GuestFailure, HarnessError
 
-    if isinstance(error, GuestCrash):
+    if isinstance(error, GuestFailure):
         return FAILED
     if isinstance(error, HarnessError | OSError):
         return UNAVAILABLE
     raise error
 
 
-def _complain(text: str, code: int) -> int:
+def _print_error(text: str, code: int) -> int:
     with suppress(OSError):
         print(f"pyluo: {text}", file=sys.stderr)
     return code

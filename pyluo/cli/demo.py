@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     import argparse
 
     from pyluo.cli.parsers import Commands
-    from pyluo.vm.run.round_trip import Report
+    from pyluo.vm.run.round_trip import RoundTrip
 
 __all__ = ["add_parser"]
 
 
 def add_parser(commands: Commands) -> None:
-    """Adds the command to the parser."""
+    """Add the command to the parser."""
     parser = commands.add_parser("demo", help="carry a memfd through a real live update, in QEMU")
     parser.add_argument("--kernel", default="stable", metavar="KERNEL", help="to boot")
     parser.add_argument("--to", metavar="KERNEL", help="to jump into; the same one without it")
@@ -30,26 +30,26 @@ def add_parser(commands: Commands) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from pyluo.vm.run import round_trip
+    from pyluo.vm.run.round_trip import run_round_trip
 
-    report = round_trip.run(
+    result = run_round_trip(
         arguments.kernel, arguments.to, size=arguments.size, corrupt=arguments.corrupt
     )
     if arguments.json:
-        data = dataclasses.asdict(report)
-        print(json.dumps(data | {"passed": report.passed, "blackout": report.timeline.blackout}))
+        data = dataclasses.asdict(result)
+        print(json.dumps(data | {"passed": result.passed, "blackout": result.timeline.blackout}))
     else:
-        _tell(report)
-    return PASSED if report.passed else FAILED
+        _print(result)
+    return PASSED if result.passed else FAILED
 
 
-def _tell(report: Report) -> None:
-    print(f"Linux {report.before} live-updated to Linux {report.after}, in QEMU.\n")
-    for event in report.timeline.events:
-        print(f"  {event.at - report.timeline.started:7.3f} s  {event.name}")
-    print(f"\n  blackout {report.timeline.blackout:.3f} s, from reboot() to the descriptor\n")
-    print(f"  preserved  {report.preserved}  {report.size} bytes of random data")
-    print(f"  retrieved  {report.retrieved}")
-    gone = "gone, as they should be" if not report.survivors else ", ".join(report.survivors)
+def _print(result: RoundTrip) -> None:
+    print(f"Linux {result.before} live-updated to Linux {result.after}, in QEMU.\n")
+    for event in result.timeline.events:
+        print(f"  {event.at - result.timeline.started:7.3f} s  {event.name}")
+    print(f"\n  blackout {result.timeline.blackout:.3f} s, from reboot() to the descriptor\n")
+    print(f"  preserved  {result.preserved}  {result.size} bytes of random data")
+    print(f"  retrieved  {result.retrieved}")
+    gone = "gone, as they should be" if not result.survivors else ", ".join(result.survivors)
     print(f"  neighbours that were not preserved: {gone}\n")
-    print("PASSED" if report.passed else "FAILED: the memory did not come through as it went in")
+    print("PASSED" if result.passed else "FAILED: the memory did not come through as it went in")

@@ -1,6 +1,9 @@
 """The harness: builds kernels, boots them in QEMU, and live-updates them for real.
 
-The names below are loaded when they are first used, since pytest loads this package in every run,
+Its rooms stand on each other, from the ground up: `kernels`, `machine`, `results`, `run`,
+`terminal` and `pytest`.
+
+The names below are loaded when they are first used, because pytest loads this package in every run,
 whether or not a test needs a guest.
 """
 
@@ -10,23 +13,33 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pyluo.guest.wire import Held
-    from pyluo.vm.errors import Death, GuestCrash, HarnessError
+    from pyluo.guest.wire import GuestObject
+    from pyluo.vm.errors import (
+        Complaint,
+        Death,
+        GuestCrash,
+        GuestFailure,
+        HarnessError,
+        KernelComplaint,
+    )
     from pyluo.vm.kernels.kernel import Kernel
     from pyluo.vm.machine.accelerator import Accelerator
-    from pyluo.vm.machine.guest import Life
+    from pyluo.vm.machine.lives import Life
     from pyluo.vm.machine.timeline import Event, Timeline
     from pyluo.vm.machine.vm import VM
 
 __all__ = [
     "VM",
     "Accelerator",
+    "Complaint",
     "Death",
     "Event",
     "GuestCrash",
+    "GuestFailure",
+    "GuestObject",
     "HarnessError",
-    "Held",
     "Kernel",
+    "KernelComplaint",
     "Life",
     "Timeline",
 ]
@@ -34,13 +47,16 @@ __all__ = [
 _HOMES = {
     "VM": "pyluo.vm.machine.vm",
     "Accelerator": "pyluo.vm.machine.accelerator",
+    "Complaint": "pyluo.vm.errors",
     "Death": "pyluo.vm.errors",
     "Event": "pyluo.vm.machine.timeline",
     "GuestCrash": "pyluo.vm.errors",
+    "GuestFailure": "pyluo.vm.errors",
+    "GuestObject": "pyluo.guest.wire",
     "HarnessError": "pyluo.vm.errors",
-    "Held": "pyluo.guest.wire",
     "Kernel": "pyluo.vm.kernels.kernel",
-    "Life": "pyluo.vm.machine.guest",
+    "KernelComplaint": "pyluo.vm.errors",
+    "Life": "pyluo.vm.machine.lives",
     "Timeline": "pyluo.vm.machine.timeline",
 }
 

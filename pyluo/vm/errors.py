@@ -1,4 +1,4 @@
-"""The two ways for a run to end that are not the test's own verdict."""
+"""The ways for a run to end that are not the test's own verdict."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Death", "GuestCrash", "HarnessError"]
+__all__ = [
+    "Cause", "Complaint", "Death", "GuestCrash", "GuestFailure", "HarnessError",
+    "KernelComplaint", "cause_of",
+]  # fmt: skip
 
 
-class Death(enum.Enum):
-    """What a guest died of, or what its kernel complained of."""
+class Complaint(enum.Enum):
+    """What a kernel complains of on its console. It may live on, or die of it."""
 
     PANIC = "kernel panic"
     OOPS = "kernel oops"
@@ -24,6 +27,11 @@ class Death(enum.Enum):
     SOFT_LOCKUP = "soft lockup"
     HARD_LOCKUP = "hard lockup"
     HUNG_TASK = "hung task"
+
+
+class Death(enum.Enum):
+    """How a guest ended that no complaint of its kernel explains."""
+
     SILENT = "never spoke"
     SILENT_HANG = "no sign of life"
     HANG = "stopped answering"
@@ -32,25 +40,39 @@ class Death(enum.Enum):
     QEMU = "QEMU ended"
 
 
-class GuestCrash(Exception):
-    """The guest died, or is as good as dead, or its kernel complained of something unexpected; this
-    is no verdict on what was tested.
+Cause = Complaint | Death
+
+
+def cause_of(text: str) -> Cause:
+    """Return the complaint or the death with this value.
+
+    Raises:
+        ValueError: there is none.
+    """
+    try:
+        return Complaint(text)
+    except ValueError:
+        return Death(text)
+
+
+class GuestFailure(Exception):
+    """A guest or its kernel failed; this is no verdict on what was tested.
 
     Attributes:
-        death: what it died of.
-        reason: the same in a line, in the kernel's own words where it had any.
+        cause: what the kernel complained of, or how the guest ended without a word of its kernel.
+        reason: the same in a line, in the kernel's own words if there are any.
         kernel: the name of the kernel that ran.
-        life: which life of the guest it was; 1 is the cold boot, each jump begins another.
+        life: the number of the guest's life; 1 is the cold boot, each jump begins another.
         console: the last lines of the console.
-        trace: who called whom, in the kernel's own trace, with source lines where the kernel's
-            debug information has them; empty if there is none.
-        vmcore: the file that the guest's memory was written to, if that was asked for.
-        booted: whether the guest had ever spoken; if not, nothing can have been tested in it.
+        trace: the calls in the kernel's own trace, with source lines if the kernel has debug
+            information; empty if the kernel printed none.
+        vmcore: the file that holds the guest's memory, if a dump was asked for.
+        booted: whether the guest had ever spoken; if not, nothing was tested in it.
     """
 
     def __init__(
         self,
-        death: Death,
+        cause: Cause,
         reason: str,
         *,
         kernel: str,
@@ -60,8 +82,8 @@ class GuestCrash(Exception):
         vmcore: Path | None = None,
         booted: bool = True,
     ) -> None:
-        super().__init__(death, reason)
-        self.death = death
+        super().__init__(cause, reason)
+        self.cause = cause
         self.reason = reason
         self.kernel = kernel
         self.life = life
@@ -71,7 +93,7 @@ class GuestCrash(Exception):
         self.booted = booted
 
     def __str__(self) -> str:
-        lines = [f"{self.death.value}: {self.reason} (kernel {self.kernel}, life {self.life})"]
+        lines = [f"{self.cause.value}: {self.reason} (kernel {self.kernel}, life {self.life})"]
         if self.vmcore:
             lines.append(f"The guest's memory is in {self.vmcore}.")
         if self.trace:
@@ -83,13 +105,23 @@ class GuestCrash(Exception):
         return "\n".join(lines)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _crash, (self.death, self.reason, vars(self))
+        return _restore, (type(self), self.cause, self.reason, vars(self))
 
 
-def _crash(death: Death, reason: str, state: dict[str, Any]) -> GuestCrash:
-    crash = GuestCrash(death, reason, kernel="", life=0, console=())
-    vars(crash).update(state)
-    return crash
+class GuestCrash(GuestFailure):
+    """The guest is dead, or hangs for good: it cannot be used any more."""
+
+
+class KernelComplaint(GuestFailure):
+    """The guest's kernel complained of something that the test does not expect, and may live on."""
+
+
+def _restore(
+    kind: type[GuestFailure], cause: Cause, reason: str, state: dict[str, Any]
+) -> GuestFailure:
+    failure = kind(cause, reason, kernel="", life=0, console=())
+    vars(failure).update(state)
+    return failure
 
 
 class HarnessError(Exception):

@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pyluo.vm import Death
+from pyluo.vm import Complaint
 from pyluo.vm.machine.console import Console
 
 if TYPE_CHECKING:
-    from pyluo.vm.machine.complaint import Report
+    from pyluo.vm.machine.report import Report
 
 
 @dataclass
 class Heard:
     beginnings: int = 0
-    reports: list[tuple[Death, str]] = field(default_factory=list)
-    deaths: list[tuple[Death, str]] = field(default_factory=list)
+    reports: list[tuple[Complaint, str]] = field(default_factory=list)
+    deaths: list[tuple[Complaint, str]] = field(default_factory=list)
     trace: list[str] = field(default_factory=list)
 
 
@@ -31,10 +31,10 @@ def listen(*chunks: bytes) -> tuple[Heard, Console]:
             heard.beginnings += 1
 
         def complained(report: Report) -> None:
-            heard.reports.append((report.death, report.reason))
+            heard.reports.append((report.complaint, report.reason))
 
         def died(report: Report) -> None:
-            heard.deaths.append((report.death, report.reason))
+            heard.deaths.append((report.complaint, report.reason))
             heard.trace = report.lines
 
         console = Console(began, complained, died)
@@ -49,20 +49,28 @@ def listen(*chunks: bytes) -> tuple[Heard, Console]:
 
 
 @pytest.mark.parametrize(
-    ("line", "death", "reason"),
+    ("line", "complaint", "reason"),
     [
-        ("Kernel panic - not syncing: Fatal exception", Death.PANIC, "Fatal exception"),
-        ("Oops: general protection fault: 0000 [#1]", Death.OOPS, "Oops: general protection fault"),
-        ("kernel BUG at mm/slub.c:1!", Death.BUG, "kernel BUG at mm"),
-        ("BUG: unable to handle page fault for address: f", Death.OOPS, "BUG: unable to handle"),
-        ("BUG: TASK stack guard page was hit at f", Death.OOPS, "BUG: TASK stack guard page"),
-        ("BUG: kernel NULL pointer dereference, address: 0", Death.OOPS, "BUG: kernel NULL"),
+        ("Kernel panic - not syncing: Fatal exception", Complaint.PANIC, "Fatal exception"),
+        (
+            "Oops: general protection fault: 0000 [#1]",
+            Complaint.OOPS,
+            "Oops: general protection fault",
+        ),
+        ("kernel BUG at mm/slub.c:1!", Complaint.BUG, "kernel BUG at mm"),
+        (
+            "BUG: unable to handle page fault for address: f",
+            Complaint.OOPS,
+            "BUG: unable to handle",
+        ),
+        ("BUG: TASK stack guard page was hit at f", Complaint.OOPS, "BUG: TASK stack guard page"),
+        ("BUG: kernel NULL pointer dereference, address: 0", Complaint.OOPS, "BUG: kernel NULL"),
     ],
 )
-def test_a_deadly_line_is_told_as_what_it_is(line: str, death: Death, reason: str) -> None:
+def test_a_deadly_line_is_told_as_what_it_is(line: str, complaint: Complaint, reason: str) -> None:
     heard, _ = listen(f"[    1.0] {line}\r\n".encode())
     ((told, words),) = heard.deaths
-    assert told is death
+    assert told is complaint
     assert words.startswith(reason)
 
 
@@ -71,7 +79,7 @@ def test_a_deadly_line_is_told_as_what_it_is(line: str, death: Death, reason: st
 )
 def test_a_kernel_that_dies_before_it_can_stamp_its_words_has_begun(line: str) -> None:
     heard, _ = listen(b"[    1.0] a line of the kernel before\r\n", line.encode() + b"\r\n")
-    assert heard.deaths == [(Death.PANIC, line.strip())]
+    assert heard.deaths == [(Complaint.PANIC, line.strip())]
     assert heard.beginnings == 1
 
 
@@ -94,57 +102,63 @@ def test_a_harmless_line_is_no_report(line: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "death"),
+    ("line", "complaint"),
     [
-        ("WARNING: kernel/a.c:12 at b+0x1/0x2, CPU#0: c/1", Death.WARNING),
-        ("WARNING: CPU: 0 PID: 1 at kernel/a.c:12 b+0x1/0x2", Death.WARNING),
-        ("UBSAN: array-index-out-of-bounds in a.c:1:2", Death.WARNING),
-        ("BUG: KASAN: slab-use-after-free in b+0x1/0x2", Death.KASAN),
-        ("BUG: sleeping function called from invalid context at a.c:1", Death.BUG),
-        ("WARNING: possible circular locking dependency detected", Death.LOCKDEP),
-        ("WARNING: possible recursive locking detected", Death.LOCKDEP),
-        ("WARNING: HARDIRQ-safe -> HARDIRQ-unsafe lock order detected", Death.LOCKDEP),
-        ("WARNING: lock held when returning to user space!", Death.LOCKDEP),
-        ("WARNING: python3/12 still has locks held!", Death.LOCKDEP),
-        ("WARNING: suspicious RCU usage", Death.LOCKDEP),
-        ("INFO: trying to register non-static key.", Death.LOCKDEP),
-        ("[ BUG: Invalid wait context ]", Death.LOCKDEP),
-        ("rcu: INFO: rcu_preempt self-detected stall on CPU", Death.RCU_STALL),
-        ("rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:", Death.RCU_STALL),
+        ("WARNING: kernel/a.c:12 at b+0x1/0x2, CPU#0: c/1", Complaint.WARNING),
+        ("WARNING: CPU: 0 PID: 1 at kernel/a.c:12 b+0x1/0x2", Complaint.WARNING),
+        ("UBSAN: array-index-out-of-bounds in a.c:1:2", Complaint.WARNING),
+        ("BUG: KASAN: slab-use-after-free in b+0x1/0x2", Complaint.KASAN),
+        ("BUG: sleeping function called from invalid context at a.c:1", Complaint.BUG),
+        ("WARNING: possible circular locking dependency detected", Complaint.LOCKDEP),
+        ("WARNING: possible recursive locking detected", Complaint.LOCKDEP),
+        ("WARNING: HARDIRQ-safe -> HARDIRQ-unsafe lock order detected", Complaint.LOCKDEP),
+        ("WARNING: lock held when returning to user space!", Complaint.LOCKDEP),
+        ("WARNING: python3/12 still has locks held!", Complaint.LOCKDEP),
+        ("WARNING: suspicious RCU usage", Complaint.LOCKDEP),
+        ("INFO: trying to register non-static key.", Complaint.LOCKDEP),
+        ("[ BUG: Invalid wait context ]", Complaint.LOCKDEP),
+        ("rcu: INFO: rcu_preempt self-detected stall on CPU", Complaint.RCU_STALL),
+        ("rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:", Complaint.RCU_STALL),
         (
             "rcu: INFO: rcu_preempt detected expedited stalls on CPUs/tasks: { 1-... }",
-            Death.RCU_STALL,
+            Complaint.RCU_STALL,
         ),
-        ("watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [a:1]", Death.SOFT_LOCKUP),
-        ("watchdog: CPU1: Watchdog detected hard LOCKUP on cpu 0", Death.HARD_LOCKUP),
-        ("INFO: task a:1 blocked for more than 120 seconds.", Death.HUNG_TASK),
-        ("INFO: task a:1 blocked in I/O wait for more than 120 seconds.", Death.HUNG_TASK),
+        ("watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [a:1]", Complaint.SOFT_LOCKUP),
+        ("watchdog: CPU1: Watchdog detected hard LOCKUP on cpu 0", Complaint.HARD_LOCKUP),
+        ("INFO: task a:1 blocked for more than 120 seconds.", Complaint.HUNG_TASK),
+        ("INFO: task a:1 blocked in I/O wait for more than 120 seconds.", Complaint.HUNG_TASK),
     ],
 )
-def test_what_a_kernel_may_survive_is_reported_and_no_death(line: str, death: Death) -> None:
+def test_what_a_kernel_may_survive_is_reported_and_no_death(
+    line: str, complaint: Complaint
+) -> None:
     heard, _ = listen(f"[    1.0] {line}\n".encode())
-    assert [told for told, _ in heard.reports] == [death]
+    assert [told for told, _ in heard.reports] == [complaint]
     assert heard.deaths == []
 
 
 @pytest.mark.parametrize(
-    ("complaint", "panic", "death"),
+    ("report", "panic", "complaint"),
     [
-        ("WARNING: a.c:1 at b", "kernel: panic_on_warn set ...", Death.WARNING),
-        ("BUG: KASAN: slab-use-after-free in b", "KASAN: panic_on_warn set ...", Death.KASAN),
-        ("watchdog: BUG: soft lockup - CPU#0", "softlockup: hung tasks", Death.SOFT_LOCKUP),
-        ("watchdog: CPU1: Watchdog detected hard LOCKUP", "Hard LOCKUP", Death.HARD_LOCKUP),
-        ("rcu: INFO: rcu_preempt self-detected stall", "RCU Stall", Death.RCU_STALL),
-        ("INFO: task a:1 blocked for more than 1 s", "hung_task: blocked tasks", Death.HUNG_TASK),
-        ("WARNING: a.c:1 at b", "Attempted to kill init!", Death.PANIC),
-        ("watchdog: BUG: soft lockup - CPU#0", "RCU Stall", Death.RCU_STALL),
+        ("WARNING: a.c:1 at b", "kernel: panic_on_warn set ...", Complaint.WARNING),
+        ("BUG: KASAN: slab-use-after-free in b", "KASAN: panic_on_warn set ...", Complaint.KASAN),
+        ("watchdog: BUG: soft lockup - CPU#0", "softlockup: hung tasks", Complaint.SOFT_LOCKUP),
+        ("watchdog: CPU1: Watchdog detected hard LOCKUP", "Hard LOCKUP", Complaint.HARD_LOCKUP),
+        ("rcu: INFO: rcu_preempt self-detected stall", "RCU Stall", Complaint.RCU_STALL),
+        (
+            "INFO: task a:1 blocked for more than 1 s",
+            "hung_task: blocked tasks",
+            Complaint.HUNG_TASK,
+        ),
+        ("WARNING: a.c:1 at b", "Attempted to kill init!", Complaint.PANIC),
+        ("watchdog: BUG: soft lockup - CPU#0", "RCU Stall", Complaint.RCU_STALL),
     ],
 )
 def test_a_panic_is_told_as_what_it_is_the_consequence_of(
-    complaint: str, panic: str, death: Death
+    report: str, panic: str, complaint: Complaint
 ) -> None:
-    heard, _ = listen(f"[1.0] {complaint}\n[1.1] Kernel panic - not syncing: {panic}\n".encode())
-    assert [told for told, _ in heard.deaths] == [death]
+    heard, _ = listen(f"[1.0] {report}\n[1.1] Kernel panic - not syncing: {panic}\n".encode())
+    assert [told for told, _ in heard.deaths] == [complaint]
 
 
 def test_what_follows_the_first_word_of_a_death_belongs_to_its_trace() -> None:
@@ -153,7 +167,7 @@ def test_what_follows_the_first_word_of_a_death_belongs_to_its_trace() -> None:
         b"[1.3] Kernel panic - not syncing: Fatal exception\n"
         b"[1.4] ---[ end Kernel panic - not syncing: Fatal exception ]---\n[1.5] after\n"
     )
-    assert heard.deaths == [(Death.BUG, "kernel BUG at a.c:1!")]
+    assert heard.deaths == [(Complaint.BUG, "kernel BUG at a.c:1!")]
     assert [line[:5] for line in heard.trace] == ["[1.0]", "[1.1]", "[1.2]", "[1.3]", "[1.4]"]
 
 
@@ -162,7 +176,7 @@ def test_a_report_of_one_life_explains_no_panic_of_the_next() -> None:
         b"[9.0] WARNING: a.c:1 at b\n[0.0] Linux version 7\n"
         b"[0.1] Kernel panic - not syncing: kernel: panic_on_warn set ...\n"
     )
-    assert [told for told, _ in heard.deaths] == [Death.PANIC]
+    assert [told for told, _ in heard.deaths] == [Complaint.PANIC]
 
 
 def test_a_report_ends_where_the_next_begins() -> None:

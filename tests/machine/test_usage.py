@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from pyluo.vm.machine.usage import at_once
+from pyluo.vm.machine.capacity import at_once
 
 GIB = 1 << 30
 
@@ -33,7 +33,7 @@ def test_as_many_guests_as_cores_and_memory_allow(
 
 def test_a_cgroup_has_no_room_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    monkeypatch.setattr("pyluo.vm.machine.usage.room_in_cgroups", lambda: (4 * GIB, "/container"))
+    monkeypatch.setattr("pyluo.vm.machine.capacity.room_in_cgroups", lambda: (4 * GIB, "/container"))
     assert at_once(GIB) == 2
 
 

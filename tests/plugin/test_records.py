@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pyluo.vm import Death
-from pyluo.vm.pytest.recorder import Outcome, Record, read
+from pyluo.vm import Complaint
 from pyluo.vm.results import ktap_reader
+from pyluo.vm.results.json_lines import read
+from pyluo.vm.results.verdict import Outcome, Verdict
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,10 +17,10 @@ if TYPE_CHECKING:
 TESTS = """
 import os
 import pytest
-from pyluo.vm import Death, GuestCrash, HarnessError
+from pyluo.vm import Death, GuestCrash, HarnessError, Complaint
 
 def crash():
-    return GuestCrash(Death.PANIC, "Fatal exception", kernel="k", life=2, console=("a", "b"))
+    return GuestCrash(Complaint.PANIC, "Fatal exception", kernel="k", life=2, console=("a", "b"))
 
 @pytest.fixture
 def broken():
@@ -89,46 +90,46 @@ OUTCOMES = {
     "fails": Outcome.FAILED,
     "crashes": Outcome.CRASHED,
     "crashes_in_a_group": Outcome.CRASHED,
-    "harness": Outcome.ERROR,
-    "broken_fixture": Outcome.ERROR,
+    "harness": Outcome.NO_VERDICT,
+    "broken_fixture": Outcome.NO_VERDICT,
     "crash_in_setup": Outcome.CRASHED,
     "skips": Outcome.SKIPPED,
     "expected": Outcome.EXPECTED_FAILURE,
     "unexpected": Outcome.FAILED,
     "fails_and_more": Outcome.FAILED,
-    "late": Outcome.ERROR,
+    "late": Outcome.NO_VERDICT,
     "subtests": Outcome.FAILED,
     "subtest_skips": Outcome.PASSED,
     "subtest_is_expected": Outcome.PASSED,
     "subtest_fails_and_the_test_skips": Outcome.FAILED,
     "subtest_fails_before_a_crash": Outcome.CRASHED,
-    "subtest_fails_before_qemu_is_killed": Outcome.ERROR,
-    "subtest_harness": Outcome.ERROR,
+    "subtest_fails_before_qemu_is_killed": Outcome.NO_VERDICT,
+    "subtest_harness": Outcome.NO_VERDICT,
     "subtest_crashes": Outcome.CRASHED,
     "subtest_fails_before_the_teardown": Outcome.FAILED,
 }
 
 
 TOLD = {
-    Outcome.PASSED: ktap_reader.Outcome.PASSED,
-    Outcome.SKIPPED: ktap_reader.Outcome.SKIPPED,
-    Outcome.EXPECTED_FAILURE: ktap_reader.Outcome.EXPECTED_FAILURE,
+    Outcome.PASSED: Outcome.PASSED,
+    Outcome.SKIPPED: Outcome.SKIPPED,
+    Outcome.EXPECTED_FAILURE: Outcome.EXPECTED_FAILURE,
 }
 
 
-def records(pytester: pytest.Pytester, *options: str) -> dict[str, Record]:
+def records(pytester: pytest.Pytester, *options: str) -> dict[str, Verdict]:
     pytester.makepyfile(test_it=TESTS)
     path: Path = pytester.path / "record"
     pytester.runpytest_subprocess(f"--pyluo-record={path}", *options)
-    return {record.test.removeprefix("test_it.py::test_"): record for record in read(path)}
+    return {record.name.removeprefix("test_it.py::test_"): record for record in read(path)}
 
 
 @pytest.mark.parametrize("workers", [[], ["-n", "2"]])
 def test_each_test_has_its_outcome(pytester: pytest.Pytester, workers: list[str]) -> None:
     kept = records(pytester, *workers)
     assert {name: record.outcome for name, record in kept.items()} == OUTCOMES
-    assert {record.death for record in kept.values() if record.outcome is Outcome.CRASHED} == {
-        Death.PANIC
+    assert {record.cause for record in kept.values() if record.outcome is Outcome.CRASHED} == {
+        Complaint.PANIC
     }
     assert kept["skips"].reason == "Skipped: no reason"
     assert kept["expected"].reason == "known"
@@ -152,7 +153,7 @@ def test_each_subtest_is_kept_by_its_name(pytester: pytest.Pytester, workers: li
     assert (expected.outcome, expected.reason) == (Outcome.EXPECTED_FAILURE, "known")
     crashed = kept["subtest_crashes"]
     assert crashed.reason.startswith("mmap, size=4096: GuestCrash: kernel panic: Fatal exception")
-    assert (crashed.death, crashed.subtests[2].death) == (Death.PANIC, Death.PANIC)
+    assert (crashed.cause, crashed.subtests[2].cause) == (Complaint.PANIC, Complaint.PANIC)
     assert kept["subtest_harness"].reason == "subtest: HarnessError: no disk"
 
 
@@ -164,14 +165,14 @@ def test_the_verdicts_on_all_tests_are_written_in_ktap(
     document = pytester.path / "ktap"
     pytester.runpytest_subprocess(f"--pyluo-ktap={document}", *workers)
     another, it = ktap_reader.parse(document.read_text()).results
-    assert (another.name, another.outcome) == ("test_another.py", ktap_reader.Outcome.PASSED)
+    assert (another.name, another.outcome) == ("test_another.py", Outcome.PASSED)
     assert another.subtests is not None
     assert [test.name for test in another.subtests.results] == ["TestIt::test_it"]
-    assert (it.name, it.outcome) == ("test_it.py", ktap_reader.Outcome.FAILED)
+    assert (it.name, it.outcome) == ("test_it.py", Outcome.FAILED)
     assert it.subtests is not None
     told = {test.name.removeprefix("test_"): test for test in it.subtests.results}
     assert {name: test.outcome for name, test in told.items()} == {
-        name: TOLD.get(outcome, ktap_reader.Outcome.FAILED) for name, outcome in OUTCOMES.items()
+        name: TOLD.get(outcome, Outcome.FAILED) for name, outcome in OUTCOMES.items()
     }
     assert told["harness"].reason == "no verdict: HarnessError: no disk: free some"
     subtests = told["subtests"].subtests
@@ -210,14 +211,14 @@ def test_a_run_that_dies_leaves_what_it_had(pytester: pytest.Pytester) -> None:
     )
     path = pytester.path / "record"
     pytester.runpytest_subprocess(f"--pyluo-record={path}")
-    assert [record.test.partition("::")[2] for record in read(path)] == ["test_passes"]
+    assert [record.name.partition("::")[2] for record in read(path)] == ["test_passes"]
 
 
 @pytest.mark.parametrize(
     ("body", "outcome"),
     [
-        ("pytest.exit('enough')", Outcome.ERROR),
-        ("raise KeyboardInterrupt", Outcome.ERROR),
+        ("pytest.exit('enough')", Outcome.NO_VERDICT),
+        ("raise KeyboardInterrupt", Outcome.NO_VERDICT),
         ("request.addfinalizer(lambda: pytest.exit('enough')); assert 0", Outcome.FAILED),
     ],
 )
@@ -229,7 +230,7 @@ def test_what_was_not_run_to_its_end_has_not_passed(
     pytester.runpytest_subprocess(f"--pyluo-record={path}")
     (record,) = read(path)
     assert record.outcome is outcome
-    assert (record.reason == "it was not run to its end") == (outcome is Outcome.ERROR)
+    assert (record.reason == "it was not run to its end") == (outcome is Outcome.NO_VERDICT)
 
 
 def test_what_a_test_says_can_be_printed(
@@ -247,4 +248,4 @@ def test_a_worker_that_dies_takes_its_test_for_an_error(pytester: pytest.Pyteste
     pytester.makepyfile("import os\ndef test_kills(): os.kill(os.getpid(), 9)")
     path = pytester.path / "record"
     pytester.runpytest_subprocess(f"--pyluo-record={path}", "-n", "1", "--max-worker-restart=0")
-    assert [record.outcome for record in read(path)] == [Outcome.ERROR]
+    assert [record.outcome for record in read(path)] == [Outcome.NO_VERDICT]

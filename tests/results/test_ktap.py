@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyluo.vm.results.ktap_reader import Outcome, Report, Result, parse
+from pyluo.vm.results.ktap_reader import KtapReport, KtapResult, parse
+from pyluo.vm.results.verdict import Outcome
 
 NESTED = """\
 KTAP version 1
@@ -26,19 +27,21 @@ not ok 2 main_2
 
 
 def test_subtests_belong_to_the_result_that_closes_them() -> None:
-    innermost = Report(1, (Result(1, "test_1", Outcome.PASSED, "", ("test_1: about to begin",)),))
-    inner = Report(
+    innermost = KtapReport(
+        1, (KtapResult(1, "test_1", Outcome.PASSED, "", ("test_1: about to begin",)),)
+    )
+    inner = KtapReport(
         2,
         (
-            Result(1, "example_1", Outcome.PASSED, subtests=innermost),
-            Result(2, "example_2", Outcome.PASSED, "", ("example_2 has no subtests",)),
+            KtapResult(1, "example_1", Outcome.PASSED, subtests=innermost),
+            KtapResult(2, "example_2", Outcome.PASSED, "", ("example_2 has no subtests",)),
         ),
     )
-    assert parse(NESTED) == Report(
+    assert parse(NESTED) == KtapReport(
         2,
         (
-            Result(1, "main_1", Outcome.PASSED, "", ("done with the first",), inner),
-            Result(2, "main_2", Outcome.FAILED),
+            KtapResult(1, "main_1", Outcome.PASSED, "", ("done with the first",), inner),
+            KtapResult(2, "main_2", Outcome.FAILED),
         ),
         ("Totals: pass:1 fail:1",),
     )
@@ -81,9 +84,9 @@ def test_what_the_kernels_harness_writes_is_read() -> None:
     ],
 )
 def test_a_result_line_says_name_outcome_and_reason(
-    line: str, name: str, outcome: Outcome, reason: str
+    line: str, name: str, outcome: Outcome | None, reason: str
 ) -> None:
-    assert parse(f"1..1\n{line}\r\n").results == (Result(1, name, outcome, reason),)
+    assert parse(f"1..1\n{line}\r\n").results == (KtapResult(1, name, outcome, reason),)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +94,7 @@ def test_a_result_line_says_name_outcome_and_reason(
 )
 def test_what_only_looks_like_a_result_is_a_diagnostic(line: str) -> None:
     report = parse(f"1..1\n{line}\nok 1 real")
-    assert report == Report(1, (Result(1, "real", Outcome.PASSED, "", (line,)),))
+    assert report == KtapReport(1, (KtapResult(1, "real", Outcome.PASSED, "", (line,)),))
 
 
 def test_console_noise_changes_no_verdict() -> None:
@@ -155,8 +158,8 @@ def test_a_failure_that_was_expected_fails_nothing() -> None:
 def test_subtests_whose_own_test_never_reported_are_kept_and_fail() -> None:
     report = parse("1..2\nok 1 a\n  1..2\n  ok 1 inner\n")
     missing = report.results[1]
-    assert (missing.number, missing.outcome, missing.failed) == (2, Outcome.MISSING, True)
-    assert missing.subtests == Report(2, (Result(1, "inner", Outcome.PASSED),))
+    assert (missing.number, missing.outcome, missing.failed) == (2, None, True)
+    assert missing.subtests == KtapReport(2, (KtapResult(1, "inner", Outcome.PASSED),))
     assert report.faults == ("1 of 2 planned results came",)
 
 
@@ -211,7 +214,7 @@ def test_a_run_passes_only_if_all_that_was_planned_came_and_passed(
     assert report.failed == (len(kept) < len(oks) or not all(oks))
 
 
-def outline(report: Report | None) -> object:
+def outline(report: KtapReport | None) -> object:
     """A report without its diagnostics."""
     if report is None:
         return None

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 PYLUO = [sys.executable, "-m", "pyluo", "vm", "bisect"]
 TESTS = """
 import pytest
-from pyluo.vm import Death, GuestCrash, HarnessError
+from pyluo.vm import Death, GuestCrash, HarnessError, Complaint
 
 def test_passes(): pass
 def test_fails(): assert "seals" == "gone"
@@ -35,7 +35,7 @@ def test_subtests(subtests):
         pytest.fail("not ok\\nsoft lockup", pytrace=False)
     with subtests.test("three"):
         raise HarnessError("no QEMU")
-def test_crash(): raise GuestCrash(Death.OOPS, "NULL", kernel="k", life=1, console=())
+def test_crash(): raise GuestCrash(Complaint.OOPS, "NULL", kernel="k", life=1, console=())
 def test_unbootable():
     raise GuestCrash(Death.SILENT, "no word", kernel="k", life=1, console=(), booted=False)
 def test_edits(request):
@@ -68,7 +68,7 @@ def bisect(*words: str) -> subprocess.CompletedProcess[str]:
         (["../test_it.py::test_fails"], 1, "is bad: "),
         (["../test_it.py::test_crash"], 1, "kernel oops: NULL"),
         (["../test_it.py::test_passes", "../test_it.py::test_fails"], 1, "is bad: "),
-        (["../test_it.py::test_harness"], 125, "not to be tested: "),
+        (["../test_it.py::test_harness"], 125, "skipped: "),
         (["../test_it.py::test_qemu"], 125, "killed by SIGKILL"),
         (["../test_it.py::test_expected"], 125, "no QEMU"),
         (["--", "--continue-on-collection-errors", "..", "-k", "passes"], 125, "no test tells why"),
@@ -173,7 +173,7 @@ def test_a_test_that_still_ran_at_the_limit_has_not_passed(background: list[str]
     step = json.loads(done.stdout)
     assert (step["mark"], step["reason"]) == ("skip", "the tests still ran after 8 s")
     assert [(test["outcome"], test["reason"]) for test in step["tests"]] == [
-        ("passed", ""), ("error", "it was not run to its end"),
+        ("passed", ""), ("no verdict", "it was not run to its end"),
     ]  # fmt: skip
 
 

@@ -12,14 +12,14 @@ from xml.etree import ElementTree
 import pytest
 
 from pyluo.cli import main
-from pyluo.vm import Death, Event, Kernel, Timeline
+from pyluo.vm import Complaint, Death, Event, Kernel, Timeline
 from pyluo.vm.machine.timeline import LOADED, NEW_KERNEL, REBOOT_CALLED, WORKER_UP, GuestLog, Jump
-from pyluo.vm.pytest.recorder import Outcome, Record, Subtest
 from pyluo.vm.results import junit, ktap_reader, ktap_writer
-from pyluo.vm.results.ktap_reader import Outcome as Told
+from pyluo.vm.results.cell import Cell, Direction, Route
 from pyluo.vm.results.page import render
-from pyluo.vm.run.matrix import Cell, Direction, Route, routes
-from pyluo.vm.run.pytest_process import NOT_RUN, Result, Run
+from pyluo.vm.results.pytest_run import NOT_RUN, PytestRun
+from pyluo.vm.results.verdict import Outcome, Verdict
+from pyluo.vm.run.matrix import routes
 
 OLD, NEW = Kernel("old", "7.2.13", Path("old")), Kernel("new", "7.3.4", Path("new"))
 WHOLE = Timeline(
@@ -31,14 +31,19 @@ CUT = Timeline(200.0, (Event(LOADED, 200.25), Event(REBOOT_CALLED, 200.5)))
 GUEST = GuestLog(
     "old", (Jump("old", "new", True, WHOLE), Jump("new", "old", False, CUT)), "<b>console</b> & all"
 )
-PASSED = Record("test_a.py::test_<one>", Outcome.PASSED, 4.0, guests=(GUEST,))
-CRASHED = Record(
-    "test_a.py::test_two", Outcome.CRASHED, 2.0, "panic: <why>", "all\nof it", (GUEST,), Death.PANIC
+PASSED = Verdict("test_a.py::test_<one>", Outcome.PASSED, seconds=4.0, guests=(GUEST,))
+CRASHED = Verdict(
+    "test_a.py::test_two",
+    Outcome.CRASHED,
+    "panic: <why>",
+    "all\nof it",
+    Complaint.PANIC,
+    guests=(GUEST,),
 )
 
 
-def run(*records: Record, status: int = 0, said: str = "") -> Run:
-    return Run(records, status, said)
+def run(*records: Verdict, status: int = 0, said: str = "") -> PytestRun:
+    return PytestRun(records, status, said)
 
 
 @pytest.mark.parametrize(
@@ -66,66 +71,68 @@ def test_every_pair_is_tried_with_each_number_of_hops() -> None:
     ]  # fmt: skip
 
 
-SKIPPED = Record("t", Outcome.SKIPPED, reason="no device")
-EXPECTED = Record("t", Outcome.EXPECTED_FAILURE, reason="known")
-ERROR = Record("t", Outcome.ERROR, reason="HarnessError: no QEMU")
-FAILED = Record("t", Outcome.FAILED, reason="assert 0")
+SKIPPED = Verdict("t", Outcome.SKIPPED, reason="no device")
+EXPECTED = Verdict("t", Outcome.EXPECTED_FAILURE, reason="known")
+ERROR = Verdict("t", Outcome.NO_VERDICT, reason="HarnessError: no QEMU")
+FAILED = Verdict("t", Outcome.FAILED, reason="assert 0")
 
 
 @pytest.mark.parametrize(
-    ("ended", "result", "reason"),
+    ("ended", "outcome", "reason"),
     [
-        (run(PASSED), Result.PASSED, ""),
-        (run(PASSED, EXPECTED, SKIPPED), Result.PASSED, ""),
-        (run(EXPECTED, SKIPPED), Result.NO_VERDICT, "no test passed"),
-        (run(PASSED, status=1), Result.NO_VERDICT, "pytest failed, and no test tells why"),
-        (run(PASSED, FAILED, status=1), Result.FAILED, "t: assert 0"),
-        (run(PASSED, CRASHED, status=1), Result.FAILED, "test_a.py::test_two: panic: <why>"),
-        (run(FAILED, status=-9), Result.FAILED, "t: assert 0"),
-        (run(PASSED, ERROR, status=1), Result.NO_VERDICT, "t: HarnessError: no QEMU"),
-        (run(PASSED, status=3), Result.NO_VERDICT, "pytest ended with status 3"),
-        (run(PASSED, status=-9), Result.NO_VERDICT, "pytest ended with status -9"),
-        (run(SKIPPED), Result.NO_VERDICT, "no test passed"),
-        (run(status=5), Result.NO_VERDICT, "no test ran"),
-        (run(), Result.NO_VERDICT, "no test ran"),
+        (run(PASSED), Outcome.PASSED, ""),
+        (run(PASSED, EXPECTED, SKIPPED), Outcome.PASSED, ""),
+        (run(EXPECTED, SKIPPED), Outcome.NO_VERDICT, "no test passed"),
+        (run(PASSED, status=1), Outcome.NO_VERDICT, "pytest failed, and no test tells why"),
+        (run(PASSED, FAILED, status=1), Outcome.FAILED, "t: assert 0"),
+        (run(PASSED, CRASHED, status=1), Outcome.FAILED, "test_a.py::test_two: panic: <why>"),
+        (run(FAILED, status=-9), Outcome.FAILED, "t: assert 0"),
+        (run(PASSED, ERROR, status=1), Outcome.NO_VERDICT, "t: HarnessError: no QEMU"),
+        (run(PASSED, status=3), Outcome.NO_VERDICT, "pytest ended with status 3"),
+        (run(PASSED, status=-9), Outcome.NO_VERDICT, "pytest ended with status -9"),
+        (run(SKIPPED), Outcome.NO_VERDICT, "no test passed"),
+        (run(status=5), Outcome.NO_VERDICT, "no test ran"),
+        (run(), Outcome.NO_VERDICT, "no test ran"),
     ],
 )
-def test_what_a_run_says_of_its_kernels(ended: Run, result: Result, reason: str) -> None:
-    assert (ended.result, ended.reason) == (result, reason)
+def test_what_a_run_says_of_its_kernels(ended: PytestRun, outcome: Outcome, reason: str) -> None:
+    assert (ended.outcome, ended.reason) == (outcome, reason)
 
 
 def test_a_cell_that_did_not_pass_has_a_verdict_that_says_so() -> None:
     route = Route(OLD, NEW, 3)
     for ended in (run(status=5), run(SKIPPED), run(PASSED, status=3), run(ERROR, status=1)):
-        verdicts = Cell(route, ended).verdicts()
-        assert [verdict.failed for verdict in verdicts].count(True) == 1
-    (crash,) = Cell(route, run(CRASHED, status=1)).verdicts()
-    assert (crash.program, crash.case) == ("old to new, 3 hops", "test_a.py::test_two")
-    assert crash.crash is not None
-    assert crash.crash.death is Death.PANIC
-    assert [v.outcome for v in Cell(route, run(PASSED, SKIPPED, EXPECTED)).verdicts()] == [
-        Told.PASSED, Told.SKIPPED, Told.EXPECTED_FAILURE,
+        verdict = Cell(route, ended).verdict()
+        assert (verdict.name, verdict.bad) == ("old to new, 3 hops", True)
+        assert [leaf.bad for leaf in verdict.leaves()].count(True) == 1
+    crash = Cell(route, run(CRASHED, status=1)).verdict()
+    assert (crash.outcome, crash.cause) == (Outcome.CRASHED, Complaint.PANIC)
+    assert [leaf.name for leaf in crash.leaves()] == ["test_a.py::test_two"]
+    whole = Cell(route, run(PASSED, SKIPPED, EXPECTED)).verdict()
+    assert whole.outcome is Outcome.PASSED
+    assert [leaf.outcome for leaf in whole.leaves()] == [
+        Outcome.PASSED, Outcome.SKIPPED, Outcome.EXPECTED_FAILURE,
     ]  # fmt: skip
 
 
 CASES = (
-    Subtest("mmap", Outcome.PASSED),
-    Subtest("seals", Outcome.FAILED, "not ok", "file.c:9"),
-    Subtest("vfio", Outcome.SKIPPED, "no device"),
+    Verdict("mmap", Outcome.PASSED),
+    Verdict("seals", Outcome.FAILED, "not ok", "file.c:9"),
+    Verdict("vfio", Outcome.SKIPPED, "no device"),
 )
 
 
 @pytest.mark.parametrize(
     ("ended", "cases"),
     [
-        (run(PASSED), {PASSED.test: ("", "")}),
+        (run(PASSED), {PASSED.name: ("", "")}),
         (run(FAILED), {"t": ("failure", "")}),
-        (run(CRASHED), {CRASHED.test: ("error", "kernel panic")}),
+        (run(CRASHED), {CRASHED.name: ("error", "kernel panic")}),
         (run(ERROR), {"t": ("error", "no verdict")}),
         (run(SKIPPED), {"t": ("skipped", "skip"), "": ("error", "no verdict")}),
         (NOT_RUN, {"": ("error", "no verdict")}),
         (
-            run(Record("t", Outcome.FAILED, reason="seals: not ok", subtests=CASES)),
+            run(Verdict("t", Outcome.FAILED, reason="seals: not ok", subtests=CASES)),
             {
                 "t / mmap": ("", ""),
                 "t / seals": ("failure", ""),
@@ -133,31 +140,31 @@ CASES = (
             },
         ),
         (
-            run(Record("t", Outcome.CRASHED, death=Death.OOPS, subtests=CASES[:2])),
+            run(Verdict("t", Outcome.CRASHED, cause=Complaint.OOPS, subtests=CASES[:2])),
             {"t / mmap": ("", ""), "t / seals": ("failure", ""), "t": ("error", "kernel oops")},
         ),
         (
             run(
-                Record(
+                Verdict(
                     "t",
                     Outcome.CRASHED,
-                    death=Death.OOPS,
-                    subtests=(Subtest("mmap", Outcome.CRASHED, death=Death.OOPS),),
+                    cause=Complaint.OOPS,
+                    subtests=(Verdict("mmap", Outcome.CRASHED, cause=Complaint.OOPS),),
                 )
             ),
             {"t / mmap": ("error", "kernel oops")},
         ),
         (
-            run(Record("t", Outcome.ERROR, death=Death.QEMU, subtests=CASES[1:2])),
+            run(Verdict("t", Outcome.NO_VERDICT, cause=Death.QEMU, subtests=CASES[1:2])),
             {"t / seals": ("failure", ""), "t": ("error", "no verdict")},
         ),
     ],
 )
 def test_junit_tells_a_failure_from_a_death_and_from_no_verdict(
-    ended: Run, cases: dict[str, tuple[str, str]]
+    ended: PytestRun, cases: dict[str, tuple[str, str]]
 ) -> None:
     route = Route(OLD, NEW, 3)
-    document = junit.write("matrix", Cell(route, ended).verdicts())
+    document = junit.write("matrix", [Cell(route, ended).verdict()])
     told = {}
     for case in ElementTree.fromstring(document).iter("testcase"):
         name = case.attrib["name"].removeprefix(str(route))
@@ -169,10 +176,12 @@ def test_junit_tells_a_failure_from_a_death_and_from_no_verdict(
 def test_in_ktap_the_subtests_are_below_their_test_and_a_death_is_one_result_that_is_missing(
     dies: bool,
 ) -> None:
-    cases = (*CASES[:1], Subtest("dma", Outcome.CRASHED, "panic", death=Death.PANIC))
-    record = Record("t", Outcome.CRASHED, death=Death.PANIC, subtests=cases if dies else CASES[:2])
+    cases = (*CASES[:1], Verdict("dma", Outcome.CRASHED, "panic", cause=Complaint.PANIC))
+    record = Verdict(
+        "t", Outcome.CRASHED, cause=Complaint.PANIC, subtests=cases if dies else CASES[:2]
+    )
     (cell,) = ktap_reader.parse(
-        ktap_writer.write(Cell(Route(OLD, NEW, 3), run(record)).verdicts())
+        ktap_writer.write([Cell(Route(OLD, NEW, 3), run(record)).verdict()])
     ).results
     assert cell.subtests is not None
     (test,) = cell.subtests.results
@@ -253,7 +262,7 @@ def test_the_page_has_every_cell_jump_and_log_and_needs_no_other_file() -> None:
 
 
 def test_the_page_lists_the_subtests_below_their_test() -> None:
-    record = Record("t", Outcome.FAILED, reason="seals: not ok", subtests=CASES)
+    record = Verdict("t", Outcome.FAILED, reason="seals: not ok", subtests=CASES)
     text = render([Cell(Route(OLD, NEW, 1), run(record))])
     page = _Page(text)
     assert (page.open, page.tags["li"]) == ([], 3)
@@ -285,6 +294,6 @@ def test_a_matrix_of_kernels_that_are_not_there_is_no_verdict(
 
 
 def test_the_data_of_a_cell_is_json() -> None:
-    data = json.loads(json.dumps(Cell(Route(OLD, NEW, 2), run(CRASHED, status=1)).data()))
+    data = json.loads(json.dumps(Cell(Route(OLD, NEW, 2), run(CRASHED, status=1)).to_data()))
     assert (data["from"], data["to"], data["direction"]) == ("old", "new", "upgrade")
-    assert (data["result"], data["tests"][0]["death"]) == ("failed", "kernel panic")
+    assert (data["outcome"], data["tests"][0]["cause"]) == ("failed", "kernel panic")

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pyluo.cli import main
-from pyluo.vm.pytest.recorder import Outcome, Record
+from pyluo.vm.results.pytest_run import PytestRun
+from pyluo.vm.results.verdict import Outcome, Verdict
 from pyluo.vm.run import pytest_process
-from pyluo.vm.run.pytest_process import Run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,30 +62,30 @@ def test_what_a_route_came_to_before_an_interruption_is_told(interrupted: Interr
     status, out = interrupted([*MATRIX, "--hops=1,2,3", "--json", "../test_it.py"])
     assert status == 130
     cells = json.loads(out)
-    assert [cell["result"] for cell in cells] == ["passed", "failed", "no verdict"]
+    assert [cell["outcome"] for cell in cells] == ["passed", "failed", "no verdict"]
     assert [[test["outcome"] for test in cell["tests"]] for cell in cells] == [
-        ["passed", "passed"], ["failed", "error"], [],
+        ["passed", "passed"], ["failed", "no verdict"], [],
     ]  # fmt: skip
 
 
-async def _fake(*_: object, hops: int, **__: Any) -> Run:
+async def _fake(*_: object, hops: int, **__: Any) -> PytestRun:
     if hops == 2:
         raise ValueError("a mistake")
-    return Run((Record("t", Outcome.PASSED, text="\udc80"),), 0, "\udc80")
+    return PytestRun((Verdict("t", Outcome.PASSED, text="\udc80"),), 0, "\udc80")
 
 
 def test_a_mistake_in_the_program_costs_no_result(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(pytest_process, "run", _fake)
+    monkeypatch.setattr(pytest_process, "run_tests", _fake)
     with pytest.raises(ValueError, match="a mistake"):
         main([*WORDS, "--hops=1,2", "--json"])
     cells = json.loads(capsys.readouterr().out)
-    assert [cell["result"] for cell in cells] == ["passed", "no verdict"]
+    assert [cell["outcome"] for cell in cells] == ["passed", "no verdict"]
 
 
 def test_the_page_takes_what_is_no_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(pytest_process, "run", _fake)
+    monkeypatch.setattr(pytest_process, "run_tests", _fake)
     assert main([*WORDS, "--hops=1", f"--html={tmp_path}/page.html"]) == 0
     assert "<pre>?</pre>" in (tmp_path / "page.html").read_text()
 

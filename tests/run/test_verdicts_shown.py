@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyluo.cli.vm.verdicts import show, show_json
 from pyluo.vm import Kernel
-from pyluo.vm.results.ktap_reader import Outcome
-from pyluo.vm.run.programs import Verdict
+from pyluo.vm.results.verdict import Outcome, Verdict, summarize
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,17 +17,24 @@ if TYPE_CHECKING:
     import pytest
 
 KERNEL = Kernel("stable", "7.3.4", Path("bzImage"))
+CASES = [
+    Verdict("one", Outcome.PASSED),
+    Verdict("two", Outcome.FAILED, "a subtest failed", "1 is not 2\n3 is not 4"),
+    Verdict("three", Outcome.SKIPPED, "no device"),
+]
 VERDICTS = (
-    Verdict("iommufd", "one", Outcome.PASSED),
-    Verdict("iommufd", "two", Outcome.FAILED, "a subtest failed", ("1 is not 2", "3 is not 4")),
-    Verdict("iommufd", "three", Outcome.SKIPPED, "no device"),
-    Verdict("luo_kexec_simple", "", Outcome.PASSED),
+    summarize("iommufd", CASES),
+    Verdict("luo_kexec_simple", Outcome.PASSED),
+    replace(summarize("killed", CASES[:2]), reason="killed by SIGSEGV", text="", incomplete=True),
 )
 LINES = (
-    "ok      iommufd: one\n",
-    "not ok  iommufd: two  # a subtest failed\n        1 is not 2\n        3 is not 4\n",
+    "ok      iommufd: one\n"
+    "not ok  iommufd: two  # a subtest failed\n        1 is not 2\n        3 is not 4\n"
     "skip    iommufd: three  # no device\n",
     "ok      luo_kexec_simple\n",
+    "ok      killed: one\n"
+    "not ok  killed: two  # a subtest failed\n        1 is not 2\n        3 is not 4\n"
+    "not ok  killed  # killed by SIGSEGV\n",
 )
 
 
@@ -43,7 +50,7 @@ def test_each_verdict_is_shown_before_the_next_one_is_asked_for(
 
     assert not show("iommu", KERNEL, verdicts())
     assert tuple(shown) == LINES
-    assert capsys.readouterr().out == ("\nFAILED: iommu on Linux 7.3.4: 2 ok, 1 not ok, 1 skip\n")
+    assert capsys.readouterr().out == ("\nFAILED: iommu on Linux 7.3.4: 3 ok, 3 not ok, 1 skip\n")
 
 
 def test_a_run_without_a_verdict_is_told_as_one_that_failed(
@@ -63,7 +70,11 @@ def test_a_document_has_every_verdict_and_is_printed_after_the_last(
 
     assert not show_json("iommu", KERNEL, verdicts())
     told = json.loads(capsys.readouterr().out)
-    assert [(each["program"], each["case"]) for each in told["verdicts"]] == [
-        (verdict.program, verdict.case) for verdict in VERDICTS
+    assert [
+        (each["name"], [case["name"] for case in each["subtests"]]) for each in told["verdicts"]
+    ] == [
+        ("iommufd", ["one", "two", "three"]),
+        ("luo_kexec_simple", []),
+        ("killed", ["one", "two"]),
     ]
     assert told["passed"] is False

@@ -103,14 +103,14 @@ def test_live_updates_are_counted() -> None:
     done = pyluo("vm", "live-update", "--hops", "2", "--cpus", "2", "--json")
     assert done.returncode == 0, done.stderr
     tally = json.loads(done.stdout)
-    assert (tally["hops"], tally["landed"], tally["crashes"]) == (2, 2, [])
+    assert (tally["hops"], tally["landed"], tally["failures"]) == (2, 2, [])
 
 
 def test_live_updates_that_were_never_tried_are_no_success() -> None:
     done = pyluo("vm", "live-update", "--hops", "2", "--append", "rootfstype=nothing", "--json")
     assert done.returncode == 1
     tally = json.loads(done.stdout)
-    assert (tally["hops"], tally["landed"], len(tally["crashes"])) == (0, 0, 1)
+    assert (tally["hops"], tally["landed"], len(tally["failures"])) == (0, 0, 1)
 
 
 def test_a_crash_while_counting_is_counted_and_fails_the_run() -> None:

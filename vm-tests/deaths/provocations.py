@@ -1,7 +1,7 @@
-"""A way for a guest to die, and how it is to be told: for the catalogues of deaths.
+"""Ways for a guest to die, and the failure that each must lead to: for the catalogues of deaths.
 
-PYLUO_ROUNDS, 1 if it is not set, says how often each is tried; if it is set, how long it takes
-until a death is told has limits too.
+PYLUO_ROUNDS says how often each is tried, once if it is not set. If it is set, there is also a
+limit on how long it takes until a death is reported.
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from deaths import guest_deaths
-from pyluo.vm import VM, Death, GuestCrash
+from pyluo.vm import VM, GuestFailure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from pyluo.vm.errors import Cause
+
 ROUNDS = int(os.environ.get("PYLUO_ROUNDS", "1"))
-TIMED = "PYLUO_ROUNDS" in os.environ  # else other guests may run beside, and time says nothing
-PROMPT = 5.0  # seconds from the kernel's first word of it
-SPARE = 10.0  # seconds to find out where a silent guest is, over the limit
+TIMED = "PYLUO_ROUNDS" in os.environ  # otherwise other guests may run at the same time
+PROMPT = 5.0  # seconds from the first line that the kernel prints about it
+SPARE = 10.0  # seconds beyond the limit, to find out what a silent guest does
 
 
 @dataclass(frozen=True)
@@ -31,18 +33,18 @@ class Provocation:
     """A way to die.
 
     Attributes:
-        death: what it is to be told as.
-        provoke: does it.
-        reason: part of the reason.
-        trace: a function that the trace is to name, if there is a trace.
-        source: the file that the trace is to have for it, if the kernel has debug information.
-        cpus: how many of them the trace has to show in that function.
-        prints: whether the kernel says something of its own accord.
-        options: of the guest.
-        life: it happens in.
+        cause: the cause that the failure must have.
+        provoke: the function that provokes it.
+        reason: a part of the reason that must be given.
+        trace: a function that must be in the trace; empty if there is no trace.
+        source: the file that the trace must name for it, if the kernel has debug information.
+        cpus: how many CPUs the trace must show in that function.
+        prints: whether the kernel prints something about it.
+        options: the options of the guest.
+        life: the number of the life in which it happens.
     """
 
-    death: Death
+    cause: Cause
     provoke: Callable[[VM], object]
     reason: str
     trace: str = ""
@@ -52,20 +54,20 @@ class Provocation:
     options: Any = None
     life: int = 1
 
-    def told(self, kernel: str) -> None:
-        """Has a guest die of it, and looks at what is told.
+    def check(self, kernel: str) -> None:
+        """Provoke it in a guest, and check the failure that the harness raises.
 
         Args:
-            kernel: that it runs.
+            kernel: the name of the guest's kernel.
         """
         with VM(kernel, **self.options or {}) as vm:
             begun = time.monotonic()
-            with pytest.raises(GuestCrash) as caught:
-                _provoke_and_look(vm, self)
+            with pytest.raises(GuestFailure) as caught:
+                _provoke_and_check(vm, self)
             ended = time.monotonic()
             reports, limit = vm.reports, max(vm.silence, 30.0)
         crash = caught.value
-        assert crash.death is self.death, str(crash)
+        assert crash.cause is self.cause, str(crash)
         assert self.reason in crash.reason
         assert (crash.kernel, crash.life) == (kernel, self.life)
         assert crash.console
@@ -73,14 +75,14 @@ class Provocation:
         assert len({cpu for cpu, _ in calls}) >= (self.cpus if self.trace else 0), str(crash)
         assert not self.source or any(f"{self.source}:" in line for _, line in calls), str(crash)
         if self.prints:
-            first = next(each for each in reports if each.death is self.death)
+            first = next(each for each in reports if each.complaint is self.cause)
             assert ended - first.at < PROMPT or not TIMED
         elif TIMED:
             assert ended - begun < limit + SPARE
 
 
 def _by_cpu(trace: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Each line, with the processor that it is about as far as that was said; empty before."""
+    """Yield each line with the number of the CPU that it is about; empty if that is not known."""
     cpu = ""
     for line in trace:
         if said := re.match(r"CPU: (\d+) ", line):
@@ -88,23 +90,23 @@ def _by_cpu(trace: Sequence[str]) -> Iterator[tuple[str, str]]:
         yield cpu, line
 
 
-def _provoke_and_look(vm: VM, case: Provocation) -> None:
+def _provoke_and_check(vm: VM, case: Provocation) -> None:
     case.provoke(vm)
     vm.check()
 
 
 def lkdtm(point: str) -> Callable[[VM], object]:
-    """Has the kernel's own test module do it."""
+    """Return a function that makes the kernel's own test module, lkdtm, do it."""
     return lambda vm: vm.call(guest_deaths.provoke, point)
 
 
 def on(**options: object) -> dict[str, object]:
-    """A guest's options."""
+    """Return the options of a guest."""
     return options
 
 
-def going_round(image: bytes) -> bytes:
-    """A bzImage that does nothing but go round in its first instruction."""
+def make_endless_loop(image: bytes) -> bytes:
+    """Return a bzImage that loops in its first instruction forever."""
     setup = (image[0x1F1] + 1) * 512  # Documentation/arch/x86/boot.rst, setup_sects
     jump_to_itself = bytes([0xEB, 0xFE])
     return image[:setup] + jump_to_itself * ((len(image) - setup) // 2)

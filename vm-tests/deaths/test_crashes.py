@@ -12,7 +12,7 @@ import pytest
 from harness import guest_actions
 
 from pyluo import ImageRejectedError, kexec
-from pyluo.vm import VM, Death, GuestCrash, HarnessError, Kernel
+from pyluo.vm import VM, Complaint, Death, GuestCrash, HarnessError, Kernel
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +22,7 @@ def test_a_panic_is_told_with_the_kernels_words_and_its_trace(vm: VM) -> None:
     with pytest.raises(GuestCrash) as caught:
         vm.call(guest_actions.panic_now)
     crash = caught.value
-    assert crash.death is Death.PANIC
+    assert crash.cause is Complaint.PANIC
     assert crash.reason == "sysrq triggered crash"
     assert any("sysrq_handle_crash" in line for line in crash.console)
     assert (crash.kernel, crash.life) == (vm.kernel.name, 1)
@@ -32,7 +32,7 @@ def test_a_panic_between_two_calls_is_told_by_the_next(vm: VM) -> None:
     vm.call(guest_actions.panic_soon)
     with pytest.raises(GuestCrash) as caught:
         vm.call(time.sleep, 60)
-    assert caught.value.death is Death.PANIC
+    assert caught.value.cause is Complaint.PANIC
     assert vm.dead
 
 
@@ -55,7 +55,7 @@ def test_a_panic_after_a_jump_names_the_life_it_happened_in(vm: VM) -> None:
 def test_the_death_of_the_worker_is_a_death_of_the_guest(vm: VM) -> None:
     with pytest.raises(GuestCrash, match="worker ended, wait status 0x300") as caught:
         vm.call(guest_actions.end_worker)
-    assert caught.value.death is Death.PANIC
+    assert caught.value.cause is Complaint.PANIC
 
 
 def test_a_qemu_killed_from_outside_is_told_with_the_signal(vm: VM) -> None:
@@ -63,7 +63,7 @@ def test_a_qemu_killed_from_outside_is_told_with_the_signal(vm: VM) -> None:
     killer.start()
     with pytest.raises(GuestCrash) as caught:
         vm.call(time.sleep, 60)
-    assert caught.value.death is Death.QEMU
+    assert caught.value.cause is Death.QEMU
     assert "SIGKILL" in caught.value.reason
 
 
@@ -78,7 +78,7 @@ def test_the_monitor_of_a_dead_guest_does_not_make_anyone_wait(vm: VM) -> None:
 def test_a_panic_that_ends_qemu_at_once_is_still_a_panic(kernel: Kernel) -> None:
     with VM(kernel, append="panic=-1") as vm, pytest.raises(GuestCrash) as caught:
         vm.call(guest_actions.panic_now)
-    assert caught.value.death is Death.PANIC
+    assert caught.value.cause is Complaint.PANIC
     assert caught.value.reason == "sysrq triggered crash"
 
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from deaths import guest_deaths
-from deaths.provocations import ROUNDS, Provocation, going_round, lkdtm, on
-from pyluo.vm import VM, Death, GuestCrash, HarnessError, Kernel
+from deaths.provocations import ROUNDS, Provocation, lkdtm, make_endless_loop, on
+from pyluo.vm import VM, Complaint, Death, GuestCrash, HarnessError, Kernel, KernelComplaint
 from pyluo.vm.machine import faults
 
 if TYPE_CHECKING:
@@ -39,31 +39,33 @@ def never_leave(vm: VM) -> None:
 
 
 DEATHS = {
-    "panic": Provocation(Death.PANIC, lkdtm("PANIC"), "dumptest", "lkdtm_PANIC+"),
+    "panic": Provocation(Complaint.PANIC, lkdtm("PANIC"), "dumptest", "lkdtm_PANIC+"),
     "oops": Provocation(
-        Death.OOPS, lkdtm("EXCEPTION"), "NULL pointer dereference", "lkdtm_EXCEPTION+"
+        Complaint.OOPS, lkdtm("EXCEPTION"), "NULL pointer dereference", "lkdtm_EXCEPTION+"
     ),
     "overflow": Provocation(
-        Death.OOPS, lkdtm("EXHAUST_STACK"), "stack guard page", "recursive_loop+"
+        Complaint.OOPS, lkdtm("EXHAUST_STACK"), "stack guard page", "recursive_loop+"
     ),
-    "bug": Provocation(Death.BUG, lkdtm("BUG"), "kernel BUG at drivers/misc/lkdtm", "lkdtm_BUG+"),
-    "warning": Provocation(Death.WARNING, lkdtm("WARNING"), "bugs.c", "lkdtm_do_action+"),
+    "bug": Provocation(
+        Complaint.BUG, lkdtm("BUG"), "kernel BUG at drivers/misc/lkdtm", "lkdtm_BUG+"
+    ),
+    "warning": Provocation(Complaint.WARNING, lkdtm("WARNING"), "bugs.c", "lkdtm_do_action+"),
     "fatal warning": Provocation(
-        Death.WARNING,
+        Complaint.WARNING,
         lkdtm("WARNING_MESSAGE"),
         "bugs.c",
         "lkdtm_WARNING_MESSAGE+",
         options=on(append="panic_on_warn=1"),
     ),
     "soft lockup": Provocation(
-        Death.SOFT_LOCKUP,
+        Complaint.SOFT_LOCKUP,
         lkdtm("SOFTLOCKUP"),
         "soft lockup - CPU#",
         "lkdtm_SOFTLOCKUP+",
         options=on(cpus=2, append="watchdog_thresh=1"),
     ),
     "fatal soft lockup": Provocation(
-        Death.SOFT_LOCKUP,
+        Complaint.SOFT_LOCKUP,
         lkdtm("SOFTLOCKUP"),
         "soft lockup - CPU#",
         "lkdtm_SOFTLOCKUP+",
@@ -71,7 +73,7 @@ DEATHS = {
     ),
     # Its own thread writes the console: where that cannot run, only an NMI brings out what it says.
     "soft lockup of the only CPU": Provocation(
-        Death.SOFT_LOCKUP,
+        Complaint.SOFT_LOCKUP,
         lkdtm("SOFTLOCKUP"),
         "soft lockup - CPU#0",
         "lkdtm_SOFTLOCKUP+",
@@ -79,21 +81,21 @@ DEATHS = {
         options=on(append="watchdog_thresh=1"),
     ),
     "hard lockup": Provocation(
-        Death.HARD_LOCKUP,
+        Complaint.HARD_LOCKUP,
         lkdtm("HARDLOCKUP"),
         "hard LOCKUP on cpu",
         "lkdtm_HARDLOCKUP+",
         options=on(cpus=2, append="watchdog_thresh=1 nosoftlockup"),
     ),
     "stall": Provocation(
-        Death.RCU_STALL,
+        Complaint.RCU_STALL,
         lambda vm: vm.call(guest_deaths.lock_up_while_rcu_waits),
         "rcu_preempt",
         "lkdtm_SOFTLOCKUP+",
         options=on(cpus=2, append="nosoftlockup rcupdate.rcu_cpu_stall_timeout=3"),
     ),
     "hung task": Provocation(
-        Death.HUNG_TASK,
+        Complaint.HUNG_TASK,
         lkdtm("HUNG_TASK"),
         "blocked for more than",
         "lkdtm_HUNG_TASK+",
@@ -124,7 +126,7 @@ DEATHS = {
         options=on(call_timeout=2),
     ),
     "panic in the next life": Provocation(
-        Death.PANIC,
+        Complaint.PANIC,
         lambda vm: vm.live_update(append="rootfstype=ext4"),
         "VFS: Unable to mount root",
         life=2,
@@ -147,7 +149,7 @@ DEATHS = {
         options=on(boot_timeout=15),
     ),
     "panic that only QEMU hears of": Provocation(
-        Death.PANIC,
+        Complaint.PANIC,
         lambda vm: vm.call(guest_deaths.panic_unheard),
         "QEMU reports",
         prints=False,
@@ -167,23 +169,25 @@ DEATHS = {
 @pytest.mark.parametrize("turn", range(ROUNDS))
 def test_a_death_is_told_as_what_it_is_with_where_it_happened(name: str, turn: int) -> None:
     del turn
-    DEATHS[name].told("selftest")
+    DEATHS[name].check("selftest")
 
 
 def test_a_guest_that_never_spoke_is_told_as_such() -> None:
     silent = VM("selftest", append="rootdelay=3600", boot_timeout=8)
     with pytest.raises(GuestCrash) as caught, silent:
         pytest.fail("a kernel that waits for its root an hour has spoken")
-    assert (caught.value.death, caught.value.booted) == (Death.SILENT, False)
+    assert (caught.value.cause, caught.value.booted) == (Death.SILENT, False)
     assert any("Linux version" in line for line in caught.value.console)
 
 
 def test_where_the_cpus_are_is_told_even_if_no_nmi_reaches_the_kernel(tmp_path: Path) -> None:
-    (tmp_path / "bzImage").write_bytes(going_round(Kernel.find("selftest").image.read_bytes()))
+    (tmp_path / "bzImage").write_bytes(
+        make_endless_loop(Kernel.find("selftest").image.read_bytes())
+    )
     silent = VM(tmp_path / "bzImage", boot_timeout=3)
     with pytest.raises(GuestCrash) as caught, silent:
         pytest.fail("a kernel that goes round in its first instruction has spoken")
-    assert caught.value.death is Death.SILENT
+    assert caught.value.cause is Death.SILENT
     (place,) = caught.value.trace
     assert re.fullmatch(r"CPU: 0 at [0-9a-f]+", place)
 
@@ -207,7 +211,7 @@ def test_a_guest_whose_memory_is_written_is_not_hung(tmp_path: Path) -> None:
 def test_an_answer_that_comes_too_late_does_not_change_the_verdict() -> None:
     with VM("selftest", call_timeout=2) as vm, pytest.raises(GuestCrash) as caught:
         vm.call(time.sleep, 2.3)  # and it takes longer to see where the CPUs are
-    assert caught.value.death is Death.HANG
+    assert caught.value.cause is Death.HANG
 
 
 def test_the_last_words_of_qemu_are_told() -> None:
@@ -224,7 +228,7 @@ def test_a_guest_that_is_stopped_on_purpose_gives_no_answer() -> None:
         vm.qmp("stop")
         with pytest.raises(GuestCrash) as caught:
             vm.call(os.getpid)
-    assert caught.value.death is Death.HANG
+    assert caught.value.cause is Death.HANG
 
 
 def test_a_long_call_is_no_silence() -> None:
@@ -234,41 +238,41 @@ def test_a_long_call_is_no_silence() -> None:
 
 def test_a_warning_that_is_expected_is_none_and_the_next_is_one_again() -> None:
     with VM("selftest") as vm:
-        with vm.expecting(Death.WARNING):
+        with vm.expecting(Complaint.WARNING):
             vm.call(guest_deaths.provoke, "WARNING")
-        assert [report.death for report in vm.reports] == [Death.WARNING]
+        assert [report.complaint for report in vm.reports] == [Complaint.WARNING]
         vm.call(guest_deaths.provoke, "WARNING")
-        with pytest.raises(GuestCrash) as caught:
+        with pytest.raises(KernelComplaint) as caught:
             vm.check()
-        assert caught.value.death is Death.WARNING
+        assert caught.value.cause is Complaint.WARNING
         vm.check()  # told once
 
 
 def test_what_is_expected_does_not_excuse_what_is_not() -> None:
-    with VM("selftest", expects=[Death.LOCKDEP]) as vm:
+    with VM("selftest", expects=[Complaint.LOCKDEP]) as vm:
         vm.call(guest_deaths.provoke, "WARNING")
-        with pytest.raises(GuestCrash):
+        with pytest.raises(KernelComplaint):
             vm.check()
 
 
 def test_a_death_that_nobody_noticed_fails_the_block_unless_it_is_expected() -> None:
     with pytest.raises(GuestCrash) as caught, VM("selftest") as vm:
         die_unseen(vm)
-    assert caught.value.death is Death.PANIC
-    with VM("selftest", expects=[Death.PANIC]) as vm:
+    assert caught.value.cause is Complaint.PANIC
+    with VM("selftest", expects=[Complaint.PANIC]) as vm:
         die_unseen(vm)
 
 
 def test_a_watch_that_failed_fails_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyluo.vm.machine.guest.trace", None)
+    monkeypatch.setattr("pyluo.vm.machine.postmortem.trace", None)
     with pytest.raises(HarnessError, match="failed to watch the guest"), VM("selftest") as vm:
         die_unseen(vm)
 
 
 def test_a_death_that_was_told_does_not_excuse_what_came_before() -> None:
-    with pytest.raises(GuestCrash) as caught, VM("selftest") as vm:
+    with pytest.raises(KernelComplaint) as caught, VM("selftest") as vm:
         warn_and_die(vm)
-    assert caught.value.death is Death.WARNING
+    assert caught.value.cause is Complaint.WARNING
 
 
 def warn_and_die(vm: VM) -> None:
@@ -280,9 +284,9 @@ def warn_and_die(vm: VM) -> None:
 
 
 def test_a_kernel_that_booted_quietly_is_heard_when_it_warns() -> None:
-    with pytest.raises(GuestCrash) as caught, VM("selftest", append="quiet") as vm:
+    with pytest.raises(KernelComplaint) as caught, VM("selftest", append="quiet") as vm:
         vm.call(guest_deaths.provoke, "WARNING")
-    assert caught.value.death is Death.WARNING
+    assert caught.value.cause is Complaint.WARNING
 
 
 def test_warnings_that_would_not_be_heard_are_told() -> None:
@@ -305,7 +309,7 @@ def test_a_test_that_passed_fails_if_a_kernel_warned_unless_it_expects_that(
 
         import pytest
 
-        from pyluo.vm import Death
+        from pyluo.vm import Complaint
 
         def warn():
             Path("/sys/kernel/debug/provoke-crash/DIRECT").write_text("WARNING")
@@ -316,11 +320,11 @@ def test_a_test_that_passed_fails_if_a_kernel_warned_unless_it_expects_that(
         def test_warns_in_a_shared_guest(shared_vm):
             shared_vm.call(warn)
 
-        @pytest.mark.expects_death(Death.WARNING)
+        @pytest.mark.expects(Complaint.WARNING)
         def test_expects_it(vm):
             vm.call(warn)
 
-        @pytest.mark.expects_death(Death.WARNING)
+        @pytest.mark.expects(Complaint.WARNING)
         def test_expects_it_of_a_shared_guest(shared_vm):
             shared_vm.call(warn)
 
@@ -346,7 +350,7 @@ def test_a_test_that_passed_fails_if_a_kernel_warned_unless_it_expects_that(
         def test_has_a_shared_guest_of_its_own(shared_vm):
             shared_vm.call(id, 1)
 
-        @pytest.mark.expects_death(Death.WARNING)
+        @pytest.mark.expects(Complaint.WARNING)
         def test_expects_it_when_it_is_over(warns_late):
             pass
 
@@ -361,4 +365,4 @@ def test_a_test_that_passed_fails_if_a_kernel_warned_unless_it_expects_that(
     )
     outcome = pytester.runpytest_subprocess("--pyluo-kernel=selftest")
     outcome.assert_outcomes(passed=8, failed=3, errors=2)
-    outcome.stdout.fnmatch_lines(["*GuestCrash: kernel warning: drivers/misc/lkdtm/bugs.c*"])
+    outcome.stdout.fnmatch_lines(["*KernelComplaint: kernel warning: drivers/misc/lkdtm/bugs.c*"])

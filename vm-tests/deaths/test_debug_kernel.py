@@ -18,7 +18,7 @@ from sessions import guest_files
 
 from deaths import guest_deaths
 from deaths.provocations import ROUNDS, Provocation, lkdtm, on
-from pyluo.vm import VM, Death, GuestCrash, Kernel
+from pyluo.vm import VM, Complaint, Death, GuestCrash, Kernel
 from pyluo.vm.machine.vmcore import open_vmcore
 
 if TYPE_CHECKING:
@@ -35,44 +35,44 @@ def panic_in_the_next_life(vm: VM) -> None:
 
 
 DEATHS = {
-    "panic": Provocation(Death.PANIC, lkdtm("PANIC"), "dumptest", "lkdtm_PANIC+", BUGS),
+    "panic": Provocation(Complaint.PANIC, lkdtm("PANIC"), "dumptest", "lkdtm_PANIC+", BUGS),
     # With KASAN inline it is the shadow of the address that is accessed first, and is not there.
     "oops": Provocation(
-        Death.OOPS, lkdtm("EXCEPTION"), "general protection fault", "lkdtm_EXCEPTION+", BUGS
+        Complaint.OOPS, lkdtm("EXCEPTION"), "general protection fault", "lkdtm_EXCEPTION+", BUGS
     ),
     "panic in the next life": Provocation(
-        Death.PANIC, panic_in_the_next_life, "dumptest", "lkdtm_PANIC+", BUGS, life=2
+        Complaint.PANIC, panic_in_the_next_life, "dumptest", "lkdtm_PANIC+", BUGS, life=2
     ),
     "read after free": Provocation(
-        Death.KASAN,
+        Complaint.KASAN,
         lkdtm("READ_AFTER_FREE"),
         "slab-use-after-free in lkdtm_READ_AFTER_FREE+",
         "lkdtm_READ_AFTER_FREE+",
         HEAP,
     ),
     "write after free": Provocation(
-        Death.KASAN,
+        Complaint.KASAN,
         lkdtm("WRITE_AFTER_FREE"),
         "slab-use-after-free in lkdtm_WRITE_AFTER_FREE+",
         "lkdtm_WRITE_AFTER_FREE+",
         HEAP,
     ),
     "overflow of a slab": Provocation(
-        Death.KASAN,
+        Complaint.KASAN,
         lkdtm("SLAB_LINEAR_OVERFLOW"),
         "slab-out-of-bounds in lkdtm_SLAB_LINEAR_OVERFLOW+",
         "lkdtm_SLAB_LINEAR_OVERFLOW+",
         HEAP,
     ),
     "double free": Provocation(
-        Death.KASAN,
+        Complaint.KASAN,
         lkdtm("SLAB_FREE_DOUBLE"),
         "double-free in lkdtm_",
         "lkdtm_SLAB_FREE_DOUBLE+",
         HEAP,
     ),
     "fatal read after free": Provocation(
-        Death.KASAN,
+        Complaint.KASAN,
         lkdtm("READ_AFTER_FREE"),
         "slab-use-after-free in lkdtm_READ_AFTER_FREE+",
         "lkdtm_READ_AFTER_FREE+",
@@ -80,7 +80,7 @@ DEATHS = {
         options=on(append="kasan.fault=panic"),
     ),
     "lock kept": Provocation(
-        Death.LOCKDEP,
+        Complaint.LOCKDEP,
         lambda vm: vm.call(guest_deaths.keep_a_lock),
         "lock held when returning to user space",
         "lkdtm_do_action+",
@@ -89,12 +89,12 @@ DEATHS = {
     # A lock that is kept is the way to come to sleep in atomic context; that is reported first. It
     # sleeps when it closes the file, or, if it meets a page fault before, when that has killed it.
     "sleep with a lock": Provocation(
-        Death.BUG,
+        Complaint.BUG,
         lambda vm: vm.call(guest_deaths.keep_a_lock),
         "sleeping function called from invalid context",
         "__might_resched+",
         "kernel/sched/core.c",
-        options=on(expects=[Death.LOCKDEP]),
+        options=on(expects=[Complaint.LOCKDEP]),
     ),
 }
 
@@ -103,7 +103,7 @@ DEATHS = {
 @pytest.mark.parametrize("turn", range(ROUNDS))
 def test_a_death_is_told_as_what_it_is_with_the_line_of_the_source(name: str, turn: int) -> None:
     del turn
-    DEATHS[name].told("debug")
+    DEATHS[name].check("debug")
 
 
 @pytest.mark.parametrize(
@@ -116,10 +116,10 @@ def test_memory_goes_over_twice_and_the_kernel_complains_of_nothing(
     with VM(kernel, to=to, cpus=cpus) as vm:
         vm.hold(guest_files.preserve, "vm0", 1 << 20)
         vm.live_update()
-        vm.hold(guest_files.hand_on, "vm0")
+        vm.hold(guest_files.preserve_again, "vm0")
         vm.live_update()
         assert vm.updates == 2
-        assert vm.call(guest_files.look, "vm0")[0]
+        assert vm.call(guest_files.inspect, "vm0")[0]
 
 
 def calls(trace: drgn.StackTrace) -> dict[str, str]:
@@ -175,7 +175,7 @@ def test_a_guest_that_fell_silent_is_looked_into_where_it_is(tmp_path: Path) -> 
     kernel = Kernel.find("debug")
     with VM(kernel, vmcores=tmp_path, silence=20) as vm, pytest.raises(GuestCrash) as caught:
         vm.call(guest_deaths.provoke, "HARDLOCKUP")
-    assert caught.value.death is Death.SILENT_HANG
+    assert caught.value.cause is Death.SILENT_HANG
     assert any("lkdtm_HARDLOCKUP+" in line and f"{BUGS}:" in line for line in caught.value.trace)
     assert caught.value.vmcore is not None
     program = open_vmcore(caught.value.vmcore, kernel)

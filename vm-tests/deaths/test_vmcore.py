@@ -8,7 +8,7 @@ import pytest
 from harness import guest_actions
 
 from deaths import guest_deaths
-from pyluo.vm import VM, Death, GuestCrash, HarnessError
+from pyluo.vm import VM, Complaint, Death, GuestCrash, HarnessError
 from pyluo.vm.machine.vmcore import open_vmcore
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def test_the_variable_asks_for_it_as_well(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("PYLUO_VMCORES", str(tmp_path))
     with VM("selftest", memory=MEMORY, silence=4) as vm, pytest.raises(GuestCrash) as caught:
         vm.call(guest_deaths.provoke, "HARDLOCKUP")
-    assert caught.value.death is Death.SILENT_HANG
+    assert caught.value.cause is Death.SILENT_HANG
     assert caught.value.vmcore is not None
     assert any("lkdtm_HARDLOCKUP+" in line for line in caught.value.trace)
 
@@ -57,7 +57,7 @@ def test_a_folder_that_is_not_there_does_not_hide_the_death(kernel: Kernel, tmp_
     nowhere = tmp_path / "missing"
     with VM(kernel, memory=MEMORY, vmcores=nowhere) as vm, pytest.raises(GuestCrash) as caught:
         vm.call(guest_actions.panic_now)
-    assert caught.value.death is Death.PANIC
+    assert caught.value.cause is Complaint.PANIC
     assert caught.value.vmcore is None
     assert any("was not written" in note for note in caught.value.__notes__)
 

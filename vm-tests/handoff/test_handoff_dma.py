@@ -11,7 +11,7 @@ from vfio import guest_edu
 
 from handoff import guest_handoff
 from handoff.guest_handoff import PINNED, TRANSFERS
-from pyluo.vm import VM, Death
+from pyluo.vm import VM, Complaint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -44,7 +44,7 @@ def handed_over(kernel: Kernel) -> Iterator[HandOver]:
     brings about, nothing is known of DMA across it: then once more.
     """
     # What is refused, and done, makes the kernel warn.
-    with VM(kernel, expects=[Death.WARNING], **guest_edu.GUEST) as vm:  # type: ignore[arg-type]
+    with VM(kernel, expects=[Complaint.WARNING], **guest_edu.GUEST) as vm:  # type: ignore[arg-type]
 
         @functools.cache
         def seen(how: str, accounting: str, obstacle: str = "") -> dict[str, Any]:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pyluo.vm.pytest import recorder
+from pyluo.vm.results import json_lines
+from pyluo.vm.results.verdict import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -123,8 +124,8 @@ def test_a_worker_that_is_killed_takes_its_guest_along_and_no_other(run: Run) ->
     assert whole.wait(60) == pytest.ExitCode.TESTS_FAILED
     wait_until(lambda: not run.processes() and not run.folders())
     assert run.sockets() == []
-    came = {each.test.partition("::")[2]: each.outcome for each in recorder.read(run.record)}
-    assert came == {"test_one": recorder.Outcome.ERROR, "test_two": recorder.Outcome.PASSED}
+    came = {each.name.partition("::")[2]: each.outcome for each in json_lines.read(run.record)}
+    assert came == {"test_one": Outcome.NO_VERDICT, "test_two": Outcome.PASSED}
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

@@ -11,10 +11,10 @@ from pyluo.guest.faults import (
     FaultMissingError,
     SessionStorm,
     StepNotReachedError,
-    after_the_storm,
+    check_session_storm,
     lock_up_cpu,
 )
-from pyluo.vm import VM, Death, GuestCrash, Kernel
+from pyluo.vm import VM, Complaint, Death, GuestCrash, Kernel
 from pyluo.vm.machine import faults
 from pyluo.vm.machine.faults import Next
 
@@ -23,7 +23,7 @@ PRESSURE = 48 << 20  # what is left: the next kernel's image, and little more
 
 
 def intact(vm: VM, name: str = "vm0", token: int = 1) -> bool:
-    return vm.call(guest_files.look, name, token=token)[0]
+    return vm.call(guest_files.inspect, name, token=token)[0]
 
 
 def test_a_holder_killed_at_a_step_takes_with_it_what_it_did_not_share(vm: VM) -> None:
@@ -39,7 +39,7 @@ def test_a_step_that_is_not_reached_is_told_with_how_far_it_came(shared_vm: VM) 
         shared_vm.call(guest_thrown.stop_where_nobody_comes, "finish")
     with pytest.raises(StepNotReachedError, match=r"after stand: ValueError.*the ground gave way"):
         shared_vm.call(guest_thrown.stop_after_a_fall)
-    with pytest.raises(StepNotReachedError, match="without a word"):
+    with pytest.raises(StepNotReachedError, match="without a report"):
         shared_vm.call(guest_thrown.stop_after_an_end)
 
 
@@ -54,7 +54,7 @@ def test_an_image_that_ends_after_its_header_is_refused_and_costs_nothing(vm: VM
 def test_an_image_that_ends_half_way_is_taken_and_resets_the_machine(vm: VM) -> None:
     with pytest.raises(GuestCrash) as caught:
         faults.live_update(vm, Next.TRUNCATED)
-    assert (caught.value.death, caught.value.life) == (Death.LANDING, 2)
+    assert (caught.value.cause, caught.value.life) == (Death.LANDING, 2)
     assert "reset its machine" in caught.value.reason
     assert any("Starting new kernel" in line for line in caught.value.console)
 
@@ -63,7 +63,7 @@ def test_a_corrupt_image_is_taken_and_halts_before_it_is_a_kernel(kernel: Kernel
     with VM(kernel, boot_timeout=30) as vm:
         with pytest.raises(GuestCrash) as caught:
             faults.live_update(vm, Next.CORRUPT)
-        assert (caught.value.death, caught.value.life) == (Death.LANDING, 2)
+        assert (caught.value.cause, caught.value.life) == (Death.LANDING, 2)
         assert caught.value.kernel.endswith("corrupt-bzImage")
         assert any("System halted" in line for line in caught.value.console)
 
@@ -71,7 +71,7 @@ def test_a_corrupt_image_is_taken_and_halts_before_it_is_a_kernel(kernel: Kernel
 def test_a_panic_in_early_boot_is_told_as_the_next_kernels(vm: VM) -> None:
     with pytest.raises(GuestCrash) as caught:
         faults.live_update(vm, Next.EARLY_PANIC)
-    assert caught.value.death in {Death.PANIC, Death.OOPS}
+    assert caught.value.cause in {Complaint.PANIC, Complaint.OOPS}
     assert caught.value.life == 2
     assert caught.value.console[-1].startswith("[    0.0")
     assert not any("Run " in line and "as init process" in line for line in caught.value.console)
@@ -139,7 +139,7 @@ def test_with_one_processor_locked_up_the_others_go_on_but_no_jump_comes_about()
         assert vm.call(len, "still there") == 11
         with pytest.raises(GuestCrash) as caught:
             vm.live_update()
-        assert caught.value.death is Death.RCU_STALL
+        assert caught.value.cause is Complaint.RCU_STALL
         assert "detected stalls" in caught.value.reason
         assert "lkdtm_HARDLOCKUP" in vm.console
 
@@ -150,7 +150,7 @@ def test_the_only_processor_locked_up_is_told_as_a_silent_hang() -> None:
         assert vm.silence > 5
         with pytest.raises(GuestCrash) as caught:
             vm.call(lock_up_cpu)
-        assert caught.value.death is Death.SILENT_HANG
+        assert caught.value.cause is Death.SILENT_HANG
 
 
 def test_a_processor_that_is_not_set_apart_is_not_locked_up() -> None:
@@ -170,6 +170,6 @@ def test_a_jump_while_ten_threads_create_sessions_loses_none_that_was_whole(
         vm.hold(SessionStorm, threads=10)
         vm.live_update()
         assert intact(vm)
-        kept = vm.call(after_the_storm)
+        kept = vm.call(check_session_storm)
         assert (kept.failed, kept.lost) == (0, ())
-        assert kept.whole == kept.promised >= 10
+        assert kept.intact == kept.promised >= 10

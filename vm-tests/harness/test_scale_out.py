@@ -8,8 +8,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pyluo.vm.pytest import recorder
-from pyluo.vm.pytest.recorder import Outcome
+from pyluo.vm.results import json_lines
+from pyluo.vm.results.verdict import Outcome
 
 if TYPE_CHECKING:
     import pytest
@@ -76,7 +76,7 @@ def test_a_worker_of_another_environment_runs_the_tests_there_and_reports_home(
     assert Path(there).is_relative_to(installed)
     assert in_guest == there
     assert memory < MEMORY
-    passed, failed = recorder.read(near / "record")
+    passed, failed = json_lines.read(near / "record")
     assert (passed.outcome, failed.outcome) == (Outcome.PASSED, Outcome.FAILED)
     assert [jump.landed for guest in passed.guests for jump in guest.jumps] == [True]
     assert [bool(guest.console) for guest in failed.guests] == [True]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from deaths.provocations import going_round
+from deaths.provocations import make_endless_loop
 
 from pyluo.vm import Kernel
 from pyluo.vm.kernels import cache
@@ -158,7 +158,7 @@ def test_a_kernel_that_does_not_boot_is_told_though_guests_boot_another_one(
     tmp_path: Path, words: list[str], status: int
 ) -> None:
     stable = Kernel.find("stable").image
-    (tmp_path / "image").write_bytes(going_round(stable.read_bytes()))
+    (tmp_path / "image").write_bytes(make_endless_loop(stable.read_bytes()))
     tree = tmp_path / "tree"
     tree.mkdir()
     (tree / "Makefile").write_text(MAKEFILE)

@@ -3,7 +3,6 @@ kernel's own parser, out of the source that the kernel under test was built from
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -13,19 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyluo.vm import Death, GuestCrash
+from pyluo.vm import Complaint
 from pyluo.vm.results import junit, ktap_reader, ktap_writer
-from pyluo.vm.results.ktap_reader import Outcome
-from pyluo.vm.run import programs
-from pyluo.vm.run.programs import Verdict
+from pyluo.vm.results.verdict import Outcome, Verdict, summarize
+from pyluo.vm.run.programs import run_program
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from pyluo.vm import VM
 
-COMMAND = [sys.executable, "-m", "pyluo", "vm", "selftests"]
-CRASH = GuestCrash(Death.PANIC, "Oops", kernel="stable", life=1, console=())
 
 NESTED = """\
 KTAP version 1
@@ -64,8 +60,9 @@ def counts(kunit_parser: Parser, document: str) -> dict[str, int]:
     }
 
 
-def reported(vm: VM, folder: Path, text: str, end: str = "") -> list[Verdict]:
-    return programs.of(vm, [program(folder, text, end)], 30)
+def judged(vm: VM, folder: Path, text: str, end: str = "") -> Verdict:
+    verdict, _ = run_program(vm, [program(folder, text, end)], 30)
+    return verdict
 
 
 def program(folder: Path, text: str, end: str = "") -> Path:
@@ -99,7 +96,7 @@ def test_the_kernels_parser_takes_what_is_written_for_what_the_program_said(
     end: str,
     expected: dict[str, int],
 ) -> None:
-    document = ktap_writer.write(reported(shared_vm, tmp_path, text, end))
+    document = ktap_writer.write([judged(shared_vm, tmp_path, text, end)])
     assert counts(kunit_parser, document) == expected, document
 
 
@@ -107,9 +104,9 @@ def test_to_the_kernels_parser_a_test_that_took_the_guest_with_it_crashed(
     vm: VM, tmp_path: Path, kunit_parser: Parser
 ) -> None:
     text = "1..3\n  1..2\n  ok 1 within\nok 1 a\n  1..2\n  ok 1 first\n"
-    *_, whole = told = reported(vm, tmp_path, text, "echo c > /proc/sysrq-trigger")
-    assert whole.crash is not None
-    document = ktap_writer.write(told)
+    verdict = judged(vm, tmp_path, text, "echo c > /proc/sysrq-trigger")
+    assert (verdict.outcome, verdict.cause) == (Outcome.CRASHED, Complaint.PANIC)
+    document = ktap_writer.write([verdict])
     main = parsed(kunit_parser, document)
     assert (main.status, main.counts.crashed, main.counts.errors) == (
         kunit_parser.TestStatus.TEST_CRASHED,
@@ -117,14 +114,14 @@ def test_to_the_kernels_parser_a_test_that_took_the_guest_with_it_crashed(
         1,
     )
     assert "sysrq triggered crash" in document
-    errors = ElementTree.fromstring(junit.write("suite", told)).findall(".//error")
+    errors = ElementTree.fromstring(junit.write("suite", [verdict])).findall(".//error")
     assert ["sysrq triggered crash" in each.get("message", "") for each in errors] == [True]
 
 
 def test_diagnostics_come_before_the_line_that_they_belong_to(
     shared_vm: VM, tmp_path: Path, kunit_parser: Parser
 ) -> None:
-    document = ktap_writer.write(reported(shared_vm, tmp_path, NESTED, "exit 1"))
+    document = ktap_writer.write([judged(shared_vm, tmp_path, NESTED, "exit 1")])
     (of_program,) = parsed(kunit_parser, document).subtests
     bad = of_program.subtests[0].subtests[1]
     assert bad.name == "bad"
@@ -138,24 +135,25 @@ def test_what_would_mislead_the_kernels_parser_in_a_name_or_a_message_does_not(
         "Subtest: another", "Kernel panic - not syncing: VFS: no root", "reboot: System halted",
         "1..5", "ok 1 not a result", "two\nlines", "KTAP version 1",
     )  # fmt: skip
-    told = [
-        *(Verdict("p", text, Outcome.FAILED, text, misleading) for text in misleading),
-        Verdict("p", "issue #12", Outcome.PASSED, "SKIP nothing", misleading),
-        Verdict("q", "q", Outcome.PASSED, "", misleading),
-        Verdict("r", "", Outcome.FAILED, "Kernel panic - not syncing: VFS: no root", misleading),
+    lines = "\n".join(misleading)
+    cases = [Verdict(text, Outcome.FAILED, text, lines) for text in misleading]
+    cases += [Verdict("issue #12", Outcome.PASSED, "SKIP nothing", lines)]
+    verdicts = [
+        summarize("p", cases),
+        summarize("q", [Verdict("q", Outcome.PASSED, "", lines)]),
+        Verdict("r", Outcome.FAILED, "Kernel panic - not syncing: VFS: no root", lines),
     ]
-    document = ktap_writer.write(told)
+    document = ktap_writer.write(verdicts)
     assert counts(kunit_parser, document) == {"failed": len(misleading) + 1, "passed": 2}, document
 
 
 words = st.text(max_size=12) | st.sampled_from(["a", "a # SKIP", "- a", "1..2", "ok 1 a", ": b"])
 leaves = st.builds(
     Verdict,
-    st.just("program"),
     words.filter(bool),
-    st.sampled_from([each for each in Outcome if each is not Outcome.MISSING]),
+    st.sampled_from([Outcome.PASSED, Outcome.FAILED, Outcome.SKIPPED, Outcome.EXPECTED_FAILURE]),
     words,
-    st.lists(words, max_size=2).map(tuple),
+    st.lists(words, max_size=2).map("\n".join),
 )
 
 
@@ -163,11 +161,10 @@ def nested(inner: st.SearchStrategy[Verdict]) -> st.SearchStrategy[Verdict]:
     """Tests that are made of others, and failed if one of them did."""
     return st.builds(
         lambda name, subtests, said: Verdict(
-            "program",
             name,
-            Outcome.FAILED if any(each.failed for each in subtests) else Outcome.PASSED,
+            Outcome.FAILED if any(each.bad for each in subtests) else Outcome.PASSED,
             "",
-            tuple(said),
+            "\n".join(said),
             subtests=tuple(subtests),
         ),
         words.filter(bool),
@@ -176,26 +173,28 @@ def nested(inner: st.SearchStrategy[Verdict]) -> st.SearchStrategy[Verdict]:
     )
 
 
-trees = st.lists(st.recursive(leaves, nested, max_leaves=8), min_size=1, max_size=4)
+trees = st.lists(st.recursive(leaves, nested, max_leaves=8), min_size=1, max_size=4).map(
+    lambda cases: summarize("program", cases)
+)
 
 
 @given(trees)
 def test_the_kernels_parser_and_junits_document_and_our_own_parser_count_alike(
-    kunit_parser: Parser, told: list[Verdict]
+    kunit_parser: Parser, program: Verdict
 ) -> None:
-    tests = [test for verdict in told for test in verdict.innermost()]
+    tests = list(program.leaves())
     outcomes = [test.outcome for test in tests]
     skipped, failed = outcomes.count(Outcome.SKIPPED), outcomes.count(Outcome.FAILED)
     expected_failures = outcomes.count(Outcome.EXPECTED_FAILURE)
     passed = len(tests) - skipped - failed
-    document = ktap_writer.write(told)
+    document = ktap_writer.write([program])
     kernels = counts(kunit_parser, document)
     numbers = {"passed": passed, "failed": failed, "skipped": skipped}
     assert kernels == {name: number for name, number in numbers.items() if number}
     report = ktap_reader.parse(document)
     assert report.faults == ()
     assert report.failed == bool(failed)
-    root = ElementTree.fromstring(junit.write("suite", told))
+    root = ElementTree.fromstring(junit.write("suite", [program]))
     assert {name: root.get(name) for name in ("tests", "failures", "errors", "skipped")} == {
         "tests": str(len(tests)),
         "failures": str(failed),
@@ -278,27 +277,3 @@ def test_a_program_that_did_not_do_what_it_announced_is_no_passed_test(
     assert child.tag == tag
     assert message in child.get("message", "")
     assert (f"{name}[a]" in cases) == (name != "skips_all")
-
-
-def test_the_command_writes_one_run_as_data_as_junit_and_as_ktap(
-    tmp_path: Path, kunit_parser: Parser
-) -> None:
-    files = {name: tmp_path / name for name in ("junit", "ktap")}
-    options = [word for name, path in files.items() for word in (f"--{name}", str(path))]
-    done = subprocess.run([*COMMAND, "--json", *options], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    rows = json.loads(done.stdout)["verdicts"]
-    assert len(rows) > 4
-    assert counts(kunit_parser, files["ktap"].read_text()) == {"passed": len(rows)}
-    root = ElementTree.parse(files["junit"]).getroot()
-    told = [(case.get("classname"), case.get("name")) for case in root.iter("testcase")]
-    assert told == [(f"liveupdate.{row['program']}", row["case"] or row["program"]) for row in rows]
-    assert (root.get("tests"), root.get("failures")) == (str(len(rows)), "0")
-
-
-def test_a_file_that_cannot_be_written_is_told_before_a_guest_boots(tmp_path: Path) -> None:
-    missing = tmp_path / "no" / "such" / "folder"
-    done = subprocess.run([*COMMAND, "--junit", missing], capture_output=True, text=True)
-    assert done.returncode == 69
-    assert str(missing) in done.stderr
-    assert done.stdout == ""

@@ -51,7 +51,7 @@ def test_all_pairs_with_three_hops_each(tmp_path: Path, kunit_parser: Any) -> No
     assert done.returncode == 1, done.stderr
     cells = json.loads(done.stdout)
     releases = {name: Kernel.find(name).release for name in ("previous", "stable")}
-    seen = [(cell["from"], cell["to"], cell["direction"], cell["result"]) for cell in cells]
+    seen = [(cell["from"], cell["to"], cell["direction"], cell["outcome"]) for cell in cells]
     assert seen == [
         ("previous", "previous", "same", "passed"),
         ("previous", "stable", "upgrade", "failed"),
@@ -128,6 +128,6 @@ def test_what_was_tried_before_an_interruption_is_told(tmp_path: Path) -> None:
             if matrix.poll() is None:
                 os.killpg(matrix.pid, signal.SIGKILL)
     assert matrix.returncode == 130
-    assert [cell["result"] for cell in json.loads(out)] == ["passed", "no verdict"]
+    assert [cell["outcome"] for cell in json.loads(out)] == ["passed", "no verdict"]
     assert "it was not run to its end" in page.read_text()
     assert [path.name for path in tmp_path.glob("*.part")] == []

@@ -22,7 +22,7 @@ from pyluo import (
     kexec,
     kho,
 )
-from pyluo.vm import VM, Death, GuestCrash, HarnessError
+from pyluo.vm import VM, Complaint, Death, GuestCrash, HarnessError
 from sessions import guest_files
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def test_the_line_that_the_guard_keeps_away_from_lies_lower(
 def test_with_nothing_left_the_kernel_that_preserves_dies(vm: VM) -> None:
     with pytest.raises(GuestCrash) as caught:
         vm.hold(fill_up_to, 0)
-    assert caught.value.death in {Death.PANIC, Death.HANG, Death.SILENT_HANG}
+    assert caught.value.cause in {Complaint.PANIC, Death.HANG, Death.SILENT_HANG}
     assert "invoked oom-killer" in vm.console or "deadlocked on memory" in vm.console
 
 
@@ -139,7 +139,7 @@ def test_an_image_of_unknown_origin_is_not_jumped_into() -> None:
         vm.call(kexec.load, os.fspath(vm.kernel.image), cmdline=cmdline)
         with pytest.raises(HarnessError, match="booted again"):
             vm.call(kexec.reboot)
-        assert vm.call(guest_files.look, "vm0")[0]
+        assert vm.call(guest_files.inspect, "vm0")[0]
 
 
 def test_an_image_loaded_by_the_older_call_takes_nothing_over_and_says_nothing() -> None:
@@ -149,7 +149,7 @@ def test_an_image_loaded_by_the_older_call_takes_nothing_over_and_says_nothing()
         with pytest.raises(HarnessError, match="booted again"):
             vm.call(kexec.reboot, trust_image=True)
         with pytest.raises(SessionNotFoundError):
-            vm.call(guest_files.look, "vm0")
+            vm.call(guest_files.inspect, "vm0")
         assert vm.call(kho.status).handed_over is False
 
 

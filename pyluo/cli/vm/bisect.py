@@ -28,14 +28,14 @@ in a kernel tree:
   git bisect start BAD GOOD
   git bisect run pyluo vm bisect path/to/test_guests.py::test_seals
 
-Exit status: 0 the tests passed; 1 one failed, or a guest died in it; 125 the kernel does not
-compile or boot, or the harness or the command line was at fault: git passes over the commit. Ctrl-C
-ends it all.
+Exit status: 0 the tests passed; 1 a test failed, or its guest died; 125 the kernel does not compile
+or boot, or the harness or the command line was at fault: git skips the commit. Ctrl-C ends the
+bisection.
 """
 
 
 def add_parser(actions: Commands) -> None:
-    """Adds the action to the parser."""
+    """Add the action to the parser."""
     bisect = actions.add_parser(
         "bisect",
         help="build the kernel tree here, test it, and exit as `git bisect run` wants it",
@@ -54,15 +54,15 @@ def add_parser(actions: Commands) -> None:
         help="how many live updates, for tests that can make several (default: 1)",
     )  # fmt: skip
     bisect.add_argument(
-        "--match", type=_pattern, metavar="REGEX",
-        help="what a failure has to say to count: a commit that fails otherwise is passed over",
+        "--match", type=_compile_pattern, metavar="REGEX",
+        help="a failure counts only if its text matches; a commit that fails otherwise is skipped",
     )  # fmt: skip
     bisect.add_argument(
         "--unbootable", choices=["skip", "bad"], default="skip",
-        help="what a kernel is that does not boot, and so was not tested (default: skip)",
+        help="the verdict on a kernel that does not boot (default: skip)",
     )  # fmt: skip
     program.add_limit(bisect)
-    bisect.add_argument("--tree", type=Path, default=Path(), help="the kernel's, if not this one")
+    bisect.add_argument("--tree", type=Path, default=Path(), help="the kernel tree, if elsewhere")
     bisect.add_argument("--json", action="store_true", help="the result as data")
     bisect.add_argument(
         "tests", nargs="*", metavar="TEST",
@@ -72,14 +72,14 @@ def add_parser(actions: Commands) -> None:
 
 
 def _bisect(arguments: argparse.Namespace) -> int:
-    """Nothing that goes wrong in here may look like a verdict."""
+    """Test a commit; nothing that goes wrong in here may look like a verdict on it."""
     try:
         from pyluo.vm.run import bisection
 
-        # With --json, what pytest prints must not stand between the data.
+        # With --json, pytest's output must not be mixed with the data.
         output = sys.stderr if arguments.json else sys.stdout
         output.flush()
-        step = bisection.step(
+        step = bisection.try_commit(
             arguments.tree.resolve(),
             arguments.tests,
             options.GuestOptions.of(arguments),
@@ -89,7 +89,7 @@ def _bisect(arguments: argparse.Namespace) -> int:
             unbootable=bisection.Mark[arguments.unbootable.upper()],
             output=output.buffer,
         )
-        _tell(step, as_data=arguments.json)
+        _print_result(step, as_data=arguments.json)
         return step.mark
     except Exception:
         with suppress(OSError):
@@ -97,10 +97,12 @@ def _bisect(arguments: argparse.Namespace) -> int:
         return UNTESTABLE
 
 
-def _tell(step: Step, *, as_data: bool) -> None:
+def _print_result(step: Step, *, as_data: bool) -> None:
     if as_data:
-        records = step.run.records if step.run else ()
-        tests = [record.data() for record in records]
+        from pyluo.vm.results import json_lines
+
+        verdicts = step.run.verdicts if step.run else ()
+        tests = [json_lines.to_data(verdict) for verdict in verdicts]
         data = {"mark": step.mark.name.lower(), "reason": step.reason, "release": step.release}
         print(json.dumps(data | {"tests": tests}), flush=True)
     else:
@@ -109,11 +111,11 @@ def _tell(step: Step, *, as_data: bool) -> None:
         print(f"pyluo: {kernel} is {_WORDS[step.mark.name]}{reason}", flush=True)
 
 
-_WORDS = {"GOOD": "good", "BAD": "bad", "SKIP": "not to be tested"}
+_WORDS = {"GOOD": "good", "BAD": "bad", "SKIP": "skipped"}
 
 
-def _pattern(text: str) -> re.Pattern[str]:
+def _compile_pattern(text: str) -> re.Pattern[str]:
     try:
         return re.compile(text)
     except re.error as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no pattern: {error}") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a pattern: {error}") from None

@@ -1,4 +1,4 @@
-"""`pyluo vm live-update`: a guest is live-updated, once or many times."""
+"""`pyluo vm live-update`: live-update a guest, once or many times."""
 
 from __future__ import annotations
 
@@ -19,12 +19,16 @@ __all__ = ["add_parser"]
 
 
 def add_parser(actions: Commands) -> None:
-    """Adds the action to the parser."""
+    """Add the action to the parser."""
     update = actions.add_parser("live-update", help="live-update a guest, once or many times")
     options.add(update.add_argument)
     program.add_timeout(update)
-    update.add_argument("--before", type=_words, metavar="CMD", help="to run before the first jump")
-    update.add_argument("--after", type=_words, metavar="CMD", help="to run after the last jump")
+    update.add_argument(
+        "--before", type=_split_command, metavar="CMD", help="to run before the first jump"
+    )
+    update.add_argument(
+        "--after", type=_split_command, metavar="CMD", help="to run after the last jump"
+    )
     update.add_argument(
         "--hops", type=options.count, default=1, metavar="N", help="how many jumps (default: 1)"
     )
@@ -35,26 +39,26 @@ def add_parser(actions: Commands) -> None:
 def _live_update(arguments: argparse.Namespace) -> int:
     if arguments.before or arguments.after:
         if arguments.json:
-            print("pyluo: --json counts live updates, and goes with no program", file=sys.stderr)
+            print("pyluo: --json excludes --before and --after", file=sys.stderr)
             return USAGE
-        return _between(arguments)
+        return _run_before_and_after(arguments)
     from pyluo.vm.run import hops
 
     guest = options.GuestOptions.of(arguments)
     kernel, to = guest.find_kernel(), guest.find_next()
-    tally = hops.run(lambda: guest.guest(kernel, to), arguments.hops)
+    tally = hops.run_hops(lambda: guest.guest(kernel, to), arguments.hops)
     if arguments.json:
-        crashes = [{"death": each.death.value, "text": str(each)} for each in tally.crashes]
+        failures = [{"cause": each.cause.value, "text": str(each)} for each in tally.failures]
         data = {"hops": tally.hops, "landed": tally.landed, "median_blackout": tally.median}
-        print(json.dumps(data | {"blackouts": tally.blackouts, "crashes": crashes}))
+        print(json.dumps(data | {"blackouts": tally.blackouts, "failures": failures}))
     else:
         median = f", blackout {tally.median:.2f} s (median)" if tally.median else ""
         print(f"{tally.landed} of {tally.hops} live updates came back{median}")
     return PASSED if tally.passed else FAILED
 
 
-def _between(arguments: argparse.Namespace) -> int:
-    """Runs a program on one kernel and another on the last."""
+def _run_before_and_after(arguments: argparse.Namespace) -> int:
+    """Run a program on the first kernel, and another one on the last."""
     before, after = (command or ["true"] for command in (arguments.before, arguments.after))
     with options.GuestOptions.of(arguments).guest() as vm:
         if status := program.relay(vm, before, arguments.timeout):
@@ -64,8 +68,8 @@ def _between(arguments: argparse.Namespace) -> int:
         return program.relay(vm, after, arguments.timeout)
 
 
-def _words(command: str) -> list[str]:
+def _split_command(command: str) -> list[str]:
     try:
         return shlex.split(command)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{command!r} is no command: {error}") from None
+        raise argparse.ArgumentTypeError(f"{command!r} is not a command: {error}") from None

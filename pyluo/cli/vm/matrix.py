@@ -1,4 +1,4 @@
-"""`pyluo vm matrix`: tests between every two of several kernels."""
+"""`pyluo vm matrix`: run tests between every two of several kernels."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from typing import IO
 
     from pyluo.cli.parsers import Commands
-    from pyluo.vm.run.matrix import Cell, Route
-    from pyluo.vm.run.programs import Verdict
+    from pyluo.vm.results.cell import Cell, Route
+    from pyluo.vm.results.verdict import Verdict
 
 __all__ = ["add_parser"]
 
@@ -30,19 +30,19 @@ _WIDE = 200  # columns
 
 
 def add_parser(actions: Commands) -> None:
-    """Adds the action to the parser."""
+    """Add the action to the parser."""
     matrix = actions.add_parser("matrix", help="run tests between every two of several kernels")
     options.add(matrix.add_argument, without=["kernel", "to"])
     matrix.add_argument(
-        "--from", dest="origins", type=_names, default=_KERNELS, metavar="KERNEL,...",
+        "--from", dest="origins", type=_parse_names, default=_KERNELS, metavar="KERNEL,...",
         help="to live-update from (default: previous,stable)",
     )  # fmt: skip
     matrix.add_argument(
-        "--to", dest="targets", type=_names, metavar="KERNEL,...",
-        help="to live-update to, and back again if there are several hops (default: as --from's)",
+        "--to", dest="targets", type=_parse_names, metavar="KERNEL,...",
+        help="to live-update to, and back again if there are several hops (default: as --from)",
     )  # fmt: skip
     matrix.add_argument(
-        "--hops", type=_numbers, default=[1, 3], metavar="N,...",
+        "--hops", type=_parse_numbers, default=[1, 3], metavar="N,...",
         help="live updates in a row (default: 1,3)",
     )  # fmt: skip
     matrix.add_argument(
@@ -50,7 +50,7 @@ def add_parser(actions: Commands) -> None:
         help="how many routes at once (default: as many as cores and memory allow)",
     )  # fmt: skip
     program.add_limit(matrix)
-    matrix.add_argument("--html", metavar="FILE", help="write a page with all of it there")
+    matrix.add_argument("--html", metavar="FILE", help="write a page with all results there")
     verdicts.add_files(matrix)
     matrix.add_argument("--json", action="store_true", help="as data")
     matrix.add_argument(
@@ -61,8 +61,9 @@ def add_parser(actions: Commands) -> None:
 
 
 def _matrix(arguments: argparse.Namespace) -> int:
+    from pyluo.vm.results.cell import Cell
+    from pyluo.vm.results.pytest_run import NOT_RUN
     from pyluo.vm.run import matrix
-    from pyluo.vm.run.pytest_process import NOT_RUN
 
     guest = options.GuestOptions.of(arguments)
     names = arguments.origins, arguments.targets or arguments.origins
@@ -74,26 +75,26 @@ def _matrix(arguments: argparse.Namespace) -> int:
 
     failure: BaseException | None = None
 
-    def told() -> Iterator[Verdict]:
+    def run() -> Iterator[Verdict]:
         nonlocal failure
         try:
             _run(routes, arguments, guest, cells)
         except (KeyboardInterrupt, Exception) as error:
-            failure = error  # what has been tried until then is told all the same
+            failure = error  # raised below; what was tried by then is printed first
         tried = {cell.route: cell for cell in cells}
-        cells[:] = [tried.get(route) or matrix.Cell(route, NOT_RUN) for route in routes]
+        cells[:] = [tried.get(route) or Cell(route, NOT_RUN) for route in routes]
         for cell in cells:
-            yield from cell.verdicts()
+            yield cell.verdict()
 
     with (
-        _replaced(arguments.html) as page,
-        verdicts.written("matrix", told(), arguments.junit, arguments.ktap) as seen,
+        _replace_file(arguments.html) as page,
+        verdicts.write_files("matrix", run(), arguments.junit, arguments.ktap) as seen,
     ):
         for _ in seen:
             pass
-        # First, in case that a file cannot be written.
+        # Before the files are written, which may fail.
         if arguments.json:
-            print(json.dumps([cell.data() for cell in cells], indent=2), flush=True)
+            print(json.dumps([cell.to_data() for cell in cells], indent=2), flush=True)
         else:
             _show(cells)
         if page:
@@ -106,8 +107,8 @@ def _matrix(arguments: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _replaced(path: str | None) -> Iterator[IO[str] | None]:
-    """A file that takes the place of another once all of it is written."""
+def _replace_file(path: str | None) -> Iterator[IO[str] | None]:
+    """Open a file that replaces another one when it is completely written."""
     if path is None:
         yield None
         return
@@ -127,25 +128,27 @@ def _run(
     guest: options.GuestOptions,
     ended: list[Cell],
 ) -> None:
-    """Adds each cell to `ended` as it comes."""
+    """Run the tests, and add each cell to `ended` as it ends."""
     from pyluo.vm import progress
+    from pyluo.vm.machine.capacity import at_once
     from pyluo.vm.machine.needs import needs
-    from pyluo.vm.machine.usage import at_once
     from pyluo.vm.run import matrix
 
-    with progress.bar("routes", len(routes)) as reached:
+    with progress.bar("routes", len(routes)) as advance:
 
-        def tell(cell: Cell) -> None:
+        def take(cell: Cell) -> None:
             ended.append(cell)
-            reached(len(ended))
+            advance(len(ended))
             reason = f": {cell.run.reason}" if cell.run.reason else ""
-            progress.say(f"{cell.route}: {cell.result.value}{reason}")
+            progress.say(f"{cell.route}: {cell.outcome.value}{reason}")
 
         ends = {end for route in routes for end in (route.origin, route.target)}
         memory = guest.memory or max(needs(end).memory for end in ends)
         jobs = arguments.jobs or at_once(memory, guest.cpus)
         asyncio.run(
-            matrix.run(routes, arguments.tests, guest, jobs=jobs, limit=arguments.limit, ended=tell)
+            matrix.run_matrix(
+                routes, arguments.tests, guest, jobs=jobs, limit=arguments.limit, on_cell=take
+            )
         )
 
 
@@ -154,45 +157,47 @@ def _show(cells: Sequence[Cell]) -> None:
 
     from pyluo.vm.progress import Console
 
-    table = Table("from", "hops", *dict.fromkeys(f"to {_named(c.route, 1)}" for c in cells))
+    table = Table("from", "hops", *dict.fromkeys(f"to {_kernel_label(c.route, 1)}" for c in cells))
     rows: dict[tuple[str, str], list[str]] = {}
     for cell in cells:
-        rows.setdefault((_named(cell.route, 0), str(cell.route.hops)), []).append(_summary(cell))
+        rows.setdefault((_kernel_label(cell.route, 0), str(cell.route.hops)), []).append(
+            _summary(cell)
+        )
     for head, row in rows.items():
         table.add_row(*head, *row)
-    # A program that reads it is no narrow terminal.
+    # Output to a program must not be folded to the width of a terminal.
     width = None if sys.stdout.isatty() else _WIDE
     Console(highlight=False, markup=False, width=width).print(table)
 
 
-def _named(route: Route, end: int) -> str:
+def _kernel_label(route: Route, end: int) -> str:
     kernel = (route.origin, route.target)[end]
     return f"{kernel.name} {kernel.release}"
 
 
 def _summary(cell: Cell) -> str:
-    counts = Counter(record.outcome.value for record in cell.run.records)
-    told = [f"{number} {outcome}" for outcome, number in counts.items()]
-    told += [f"blackout {cell.blackout:.2f} s"] if cell.blackout else []
-    head = f"{cell.result.value}, {cell.route.direction.value}"
-    return ": ".join(filter(None, [head, ", ".join(told), cell.run.reason]))
+    counts = Counter(verdict.outcome.value for verdict in cell.run.verdicts)
+    parts = [f"{number} {outcome}" for outcome, number in counts.items()]
+    parts += [f"blackout {cell.blackout:.2f} s"] if cell.blackout else []
+    head = f"{cell.outcome.value}, {cell.route.direction.value}"
+    return ": ".join(filter(None, [head, ", ".join(parts), cell.run.reason]))
 
 
 def _status(cells: Sequence[Cell]) -> int:
-    from pyluo.vm.run.pytest_process import Result
+    from pyluo.vm.results.verdict import Outcome
 
-    results = {cell.result for cell in cells}
-    if Result.FAILED in results:
+    outcomes = {cell.outcome for cell in cells}
+    if Outcome.FAILED in outcomes:
         return FAILED
-    return UNAVAILABLE if Result.NO_VERDICT in results else PASSED
+    return UNAVAILABLE if Outcome.NO_VERDICT in outcomes else PASSED
 
 
-def _names(text: str) -> list[str]:
+def _parse_names(text: str) -> list[str]:
     names = [name for name in text.split(",") if name]
     if not names:
         raise argparse.ArgumentTypeError(f"{text!r} names no kernel: write previous,stable")
     return list(dict.fromkeys(names))
 
 
-def _numbers(text: str) -> list[int]:
+def _parse_numbers(text: str) -> list[int]:
     return [options.count(number) for number in text.split(",")]

@@ -1,4 +1,4 @@
-"""`pyluo vm selftests`: the kernel's own selftests, in guests."""
+"""`pyluo vm selftests`: run the kernel's own selftests in guests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["add_parser"]
 
 
 def add_parser(actions: Commands) -> None:
-    """Adds the action to the parser."""
+    """Add the action to the parser."""
     tests = actions.add_parser("selftests", help="run the kernel's own selftests")
     options.add(tests.add_argument)
     tests.set_defaults(kernel=None)  # each suite has its own
@@ -33,8 +33,8 @@ def add_parser(actions: Commands) -> None:
 
 
 def _selftests(arguments: argparse.Namespace) -> int:
-    from pyluo.vm.run.programs import run
-    from pyluo.vm.run.selftests import SUITES, programs
+    from pyluo.vm.run.programs import run_selftests
+    from pyluo.vm.run.selftests import SUITES, find_selftests
 
     suite = SUITES.get(arguments.suite)
     if suite is None:
@@ -48,8 +48,8 @@ def _selftests(arguments: argparse.Namespace) -> int:
         append=f"{suite.append} {given.append}".strip(),
     )
     kernel, to = guest.find_kernel(), guest.find_next()
-    tests = programs(suite, kernel)
-    came = run(tests, lambda: guest.guest(kernel, to), timeout=arguments.timeout)
+    selftests = find_selftests(suite, kernel)
+    results = run_selftests(selftests, lambda: guest.guest(kernel, to), timeout=arguments.timeout)
     show = verdicts.show_json if arguments.json else verdicts.show
-    with verdicts.written(suite.name, came, arguments.junit, arguments.ktap) as told:
-        return PASSED if show(suite.name, kernel, told) else FAILED
+    with verdicts.write_files(suite.name, results, arguments.junit, arguments.ktap) as passed_on:
+        return PASSED if show(suite.name, kernel, passed_on) else FAILED

@@ -1,4 +1,4 @@
-"""Verdicts, shown and written: a line each, or one document, or several."""
+"""Print verdicts, and write them into the files that a command line names."""
 
 from __future__ import annotations
 
@@ -12,60 +12,76 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from pyluo.vm import Kernel
-    from pyluo.vm.run.programs import Verdict
+    from pyluo.vm.results.verdict import Verdict
 
-__all__ = ["add_files", "show", "show_json", "written"]
+__all__ = ["add_files", "show", "show_json", "write_files"]
+
+# The words of KTAP, which readers of selftests know, by the values of outcomes.
+_WORDS = {
+    "passed": "ok",
+    "failed": "not ok",
+    "crashed": "crash",
+    "no verdict": "no verdict",
+    "skipped": "skip",
+    "xfailed": "xfail",
+}
 
 
 def add_files(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that name the files of `written`."""
+    """Add the options that name the files of `write_files`."""
     parser.add_argument("--junit", metavar="FILE", help="write the verdicts there as JUnit's XML")
     parser.add_argument("--ktap", metavar="FILE", help="write them there in KTAP")
 
 
 def show(suite: str, kernel: Kernel, verdicts: Iterable[Verdict]) -> bool:
-    """Prints each verdict as it comes, then their number; whether the run passed."""
-    from pyluo.vm.run.programs import passed
+    """Print each verdict as it comes, then their numbers; return whether the run passed."""
+    from pyluo.vm.results.verdict import passed
 
-    seen, told_each = [], Counter[str]()
+    seen, numbers = [], Counter[str]()
     for verdict in verdicts:
         seen.append(verdict)
-        for each in verdict.innermost():
-            told_each[_outcome(each)] += 1
-            _print(each)
-    told = ", ".join(f"{number} {outcome}" for outcome, number in told_each.items())
+        for leaf in verdict.leaves():
+            numbers[_word(leaf)] += 1
+            _print(verdict.name, leaf)
+    summary = ", ".join(f"{number} {word}" for word, number in numbers.items())
     end = "PASSED" if passed(seen) else "FAILED"
-    print(f"\n{end}: {suite} on Linux {kernel.release}: {told or 'no test ran'}")
+    print(f"\n{end}: {suite} on Linux {kernel.release}: {summary or 'no test ran'}")
     return passed(seen)
 
 
 def show_json(suite: str, kernel: Kernel, verdicts: Iterable[Verdict]) -> bool:
-    """Prints all verdicts when the last has come; whether the run passed."""
-    from pyluo.vm.run.programs import passed
+    """Print all verdicts as JSON once the last has come; return whether the run passed."""
+    from pyluo.vm.results import json_lines
+    from pyluo.vm.results.verdict import passed
 
     seen = list(verdicts)
-    rows = [_row(verdict) for verdict in seen]
-    data = {"suite": suite, "kernel": kernel.name, "release": kernel.release, "verdicts": rows}
-    print(json.dumps(data | {"passed": passed(seen)}, indent=2))
+    data = {
+        "suite": suite,
+        "kernel": kernel.name,
+        "release": kernel.release,
+        "verdicts": [json_lines.to_data(verdict) for verdict in seen],
+        "passed": passed(seen),
+    }
+    print(json.dumps(data, indent=2))
     return passed(seen)
 
 
 @contextmanager
-def written(
+def write_files(
     suite: str, verdicts: Iterable[Verdict], junit_file: str | None, ktap_file: str | None
 ) -> Iterator[Iterator[Verdict]]:
-    """Passes verdicts on, and writes them into files once the last has come.
+    """Pass verdicts on, and write them into files once the last has come.
 
-    A run that is not whole leaves the files empty, whatever was in them before.
+    A run that is cut short leaves the files empty, whatever was in them before.
 
     Raises:
-        OSError: a file cannot be written; told before the first test runs.
+        OSError: a file cannot be written; this comes before the first test runs.
     """
     from pyluo.vm.results import junit, ktap_writer
 
     seen: list[Verdict] = []
 
-    def passed_on() -> Iterator[Verdict]:
+    def pass_on() -> Iterator[Verdict]:
         for verdict in verdicts:
             seen.append(verdict)
             yield verdict
@@ -75,31 +91,20 @@ def written(
             files.enter_context(open(path, "w", encoding="utf-8")) if path else None
             for path in (junit_file, ktap_file)
         )
-        yield passed_on()
+        yield pass_on()
         if junit_out:
             junit_out.write(junit.write(suite, seen))
         if ktap_out:
             ktap_out.write(ktap_writer.write(seen))
 
 
-def _print(verdict: Verdict) -> None:
-    name = f"{verdict.program}: {verdict.case}" if verdict.case else verdict.program
-    reason = f"  # {verdict.reason}" if verdict.reason else ""
-    print(f"{_outcome(verdict):6}  {name}{reason}", flush=True)
-    for line in verdict.diagnostics if verdict.failed else ():
+def _print(program: str, leaf: Verdict) -> None:
+    name = f"{program}: {leaf.name}" if leaf.name else program
+    reason = f"  # {leaf.reason}" if leaf.reason else ""
+    print(f"{_word(leaf):6}  {name}{reason}", flush=True)
+    for line in leaf.lines if leaf.bad else ():
         print(f"        {line}")
 
 
-def _row(verdict: Verdict) -> dict[str, object]:
-    return {
-        "program": verdict.program,
-        "case": verdict.case,
-        "outcome": _outcome(verdict),
-        "reason": verdict.reason,
-        "diagnostics": verdict.diagnostics,
-        "subtests": [_row(subtest) for subtest in verdict.subtests],
-    }
-
-
-def _outcome(verdict: Verdict) -> str:
-    return "crash" if verdict.crash else verdict.outcome.value
+def _word(verdict: Verdict) -> str:
+    return _WORDS[verdict.outcome.value]

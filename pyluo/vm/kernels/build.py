@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from pyluo.vm.kernels.source import Source
 
-__all__ = ["CONFIG", "HEADERS", "IMAGE", "SYSTEM_MAP", "VMLINUX", "build", "compiler", "run"]
+__all__ = ["CONFIG", "HEADERS", "IMAGE", "SYSTEM_MAP", "VMLINUX", "build", "compiler", "run_step"]
 
 IMAGE, CONFIG, SYSTEM_MAP, VMLINUX, HEADERS = (
     "bzImage", "config", "System.map", "vmlinux", "headers"
@@ -92,7 +92,7 @@ def build(source: Source, fragments: Sequence[Fragment]) -> Path:
     return target
 
 
-def run(what: str, command: list[str]) -> list[str]:
+def run_step(what: str, command: list[str]) -> list[str]:
     """Runs a program in the environment that kernels are built in, and returns the lines it said.
 
     Args:
@@ -185,7 +185,7 @@ class _Build:
             cache.write(self._result / _TREE, os.fspath(self._source.home))
 
     def _make(self, *words: str) -> None:
-        run(f"make {words[0]}", self._command(*words))
+        run_step(f"make {words[0]}", self._command(*words))
 
     def _command(self, *words: str) -> list[str]:
         tree, objects = os.fspath(self._tree), os.fspath(self._objects)

@@ -1,4 +1,4 @@
-"""What the guest's kernel says on its serial line."""
+"""The guest's serial console: reads what its kernel prints."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from pyluo.vm.machine.complaint import EARLY_DEATH, STAMP, Report, Severity, find
+from pyluo.vm.machine.report import EARLY_DEATH, STAMP, Report, Severity, find_report
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["Console"]
 
-_TAIL = 60
+_TAIL = 60  # lines
 _PAUSE = 1.0  # seconds without a line after which a trace is taken for complete
 _TRACE_LIMIT = 3.0  # seconds for a dying kernel to finish its trace
 _LEAVING = "kexec_core: Starting new kernel"  # kernel/kexec_core.c, kernel_kexec()
@@ -25,17 +25,17 @@ _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class Console:
-    """Reads the serial line as it comes.
+    """Reads the console as it comes.
 
     Args:
-        on_beginning: called with the time when a kernel says its first line.
-        on_report: called with the first line of each report.
+        on_beginning: called with the time when a kernel prints its first line.
+        on_report: called with each report when its first line comes.
         on_death: called with the report of what the kernel died of, once its trace is complete.
 
     Attributes:
-        reports: what the kernels of all lives complained of.
-        heard: seconds on the monotonic clock, when something last came.
-        left: likewise, when a kernel last said that it gives way to the next.
+        reports: the complaints of the kernels of all lives.
+        last_output: when something was last printed, in seconds on the monotonic clock.
+        left: when a kernel last said that it starts the next one, likewise; None since then.
     """
 
     def __init__(
@@ -50,60 +50,64 @@ class Console:
         self._lines: list[str] = []
         self._partial = ""
         self._open: Report | None = None
-        self._earlier: Report | None = None  # the last of this life
+        self._earlier: Report | None = None  # the last report of this life
         self._dying: Report | None = None
         self._deadline = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
         self._more = asyncio.Event()
         self.reports: list[Report] = []
-        self.heard = time.monotonic()
+        self.last_output = time.monotonic()
         self.left: float | None = None
 
     async def read(self, stream: asyncio.StreamReader) -> None:
-        """Takes lines until QEMU closes the line."""
-        with suppress(ConnectionResetError):  # QEMU's death, which is an end as well
+        """Read until QEMU closes the console."""
+        with suppress(ConnectionResetError):  # QEMU was killed
             while data := await stream.read(1 << 16):
-                self.heard = time.monotonic()
+                self.last_output = time.monotonic()
                 *lines, self._partial = (self._partial + self._decode(data)).split("\n")
                 for line in lines:
-                    self._take(_plain(line), self.heard)
+                    self._take(_strip_controls(line), self.last_output)
                 self._more.set()
         if self._partial:
-            self._take(_plain(self._partial), time.monotonic())
+            self._take(_strip_controls(self._partial), time.monotonic())
             self._partial = ""
         self._complete()
 
     def tail(self) -> tuple[str, ...]:
-        """The last lines, the unfinished one too."""
-        rest = [_plain(self._partial)] if self._partial else []
+        """Return the last lines, including an unfinished one."""
+        rest = [_strip_controls(self._partial)] if self._partial else []
         return tuple((self._lines + rest)[-_TAIL:])
 
     @property
     def text(self) -> str:
-        """Everything so far."""
-        return "\n".join([*self._lines, _plain(self._partial)])
+        """Everything that was printed so far."""
+        return "\n".join([*self._lines, _strip_controls(self._partial)])
 
     @property
     def length(self) -> int:
-        """The number of whole lines so far."""
+        """The number of finished lines so far."""
         return len(self._lines)
 
     def since(self, length: int) -> list[str]:
-        """The lines after the first `length`."""
+        """Return the lines after the first `length`."""
         return self._lines[length:]
 
-    async def settled(self, pause: float, limit: float) -> None:
-        """Waits until nothing comes for `pause` seconds, and no longer than `limit`."""
-        begun = time.monotonic()
+    async def wait_for_pause(self, pause: float, limit: float) -> None:
+        """Wait until nothing has come for `pause` seconds, but no longer than `limit` seconds."""
+        start = time.monotonic()
         while True:
-            due = min(max(self.heard, begun) + pause, begun + limit)
+            due = min(max(self.last_output, start) + pause, start + limit)
             if due <= time.monotonic():
                 return
             await asyncio.sleep(due - time.monotonic())
 
-    async def said(self, words: str, since: int, limit: float) -> bool:
-        """Waits until a line after the first `since` has these words; whether one had."""
+    async def wait_for_words(self, words: str, since: int, limit: float) -> bool:
+        """Wait until a line after the first `since` contains these words.
+
+        Returns:
+            Whether such a line came within `limit` seconds.
+        """
         deadline = time.monotonic() + limit
         while not any(words in line for line in self._lines[since:]):
             if time.monotonic() >= deadline:
@@ -118,11 +122,11 @@ class Console:
         if _LEAVING in line:
             self.left = now
         if _BEGINNING.search(line):
-            self._open = self._earlier = None  # those were another life's
+            self._open = self._earlier = None  # they belong to the life before
             self._on_beginning(now)
-        report = None if self._dying else find(line, self._earlier)
-        # What begins another report is no line of the one before it, which may have no end.
-        if self._open and not report and self._open.take(line):
+        report = None if self._dying else find_report(line, self._earlier)
+        # A line that begins a report ends the one before it, which may have no end of its own.
+        if self._open and not report and self._open.add(line):
             if self._open is self._dying:
                 self._complete()
             self._open = None
@@ -148,12 +152,12 @@ class Console:
         self._timer = loop.call_later(pause, self._complete)
 
     def _complete(self) -> None:
-        """The trace of what the kernel died of has come to its end."""
+        """Tell what the kernel died of, now that its trace has come to an end."""
         if self._timer and self._dying:
             self._timer.cancel()
             self._timer = None
             self._on_death(self._dying)
 
 
-def _plain(line: str) -> str:
+def _strip_controls(line: str) -> str:
     return _CONTROL.sub("", line)

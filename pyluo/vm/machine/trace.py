@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from pyluo.vm.kernels.symbols import Symbols
-from pyluo.vm.machine.complaint import STAMP
+from pyluo.vm.machine.report import STAMP
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

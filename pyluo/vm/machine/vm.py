@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 import pyluo
 from pyluo.guest import commands, wire
-from pyluo.guest.wire import Held
-from pyluo.vm.errors import Death, GuestCrash, HarnessError
+from pyluo.guest.wire import GuestObject
+from pyluo.vm.errors import GuestCrash, HarnessError
 from pyluo.vm.kernels.kernel import Kernel
 from pyluo.vm.machine import bytecode
 from pyluo.vm.machine.accelerator import Accelerator
-from pyluo.vm.machine.guest import Guest, Life
+from pyluo.vm.machine.guest import Guest
 from pyluo.vm.machine.needs import needs
 from pyluo.vm.machine.qemu import Machine, find_binary
 from pyluo.vm.machine.timeline import GuestLog, Jump
@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
     from types import TracebackType
 
-    from pyluo.vm.machine.complaint import Report
+    from pyluo.vm.errors import Cause
+    from pyluo.vm.machine.lives import Life
+    from pyluo.vm.machine.report import Report
     from pyluo.vm.machine.timeline import Timeline
 
 __all__ = ["VM"]
@@ -57,41 +59,42 @@ _ALL_TRACES = "panic_sys_info=all_bt"  # of the other CPUs too, by NMIs, before 
 
 
 class VM:
-    """A guest that boots on entry of its `with` block and is gone when the block is left.
+    """A guest that boots at the start of its `with` block and ends with the block.
 
-    Its root is the host's, read-only, so that a function of any module the host can import runs in
-    it unchanged. Requests of several threads take turns.
+    The guest's root is the host's, read-only, so that a function of any module that the host can
+    import runs in it unchanged. Requests of several threads take turns.
 
-    A kernel that warns, or worse, fails the block when it is left: see `check`.
+    If its kernel complained of something unexpected, leaving the block fails: see `check`.
 
     Args:
-        kernel: a kernel, or the name of one in kernels.toml, or the path of a bzImage, a kernel
-            tree or a tarball.
+        kernel: a kernel, the name of one in kernels.toml, or the path of a bzImage, a kernel tree
+            or a tarball.
         to: the kernel that `live_update` goes to, and from there back again, in turns; without it,
             the guest goes from `kernel` to `kernel`.
-        memory: in bytes; without it, 1 GiB, or what the kernel needs (see `needs`).
-        cpus: how many.
+        memory: the guest's memory in bytes; without it, 1 GiB, or what the kernel needs (see
+            `needs`).
+        cpus: the number of its CPUs.
         devices: values of further ``-device`` options for QEMU.
-        append: more words for the kernel's command line; a word without "=" that the kernel does
-            not know would be taken for an argument of the guest's first process.
+        append: more words for the kernel's command line. The kernel passes a word without "=" that
+            it does not know to the guest's first process, as an argument.
         network: give the guest an interface, and bring it and the loopback up.
-        accelerator: KVM or TCG; without it, KVM where it works.
+        accelerator: KVM or TCG; without it, KVM if it works, else TCG.
         boot_timeout: seconds that a kernel has to speak, after the boot and after each jump;
             without it, 60, or what that kernel needs.
         call_timeout: seconds that a function has to return.
         silence: seconds without a sign of life after which the guest counts as hung; without it,
             four times as long as it took to boot, and at least ten seconds.
-        expects: what the kernel may complain of all the time.
-        vmcores: a folder that the memory of a guest that dies is written to, before anything else;
-            without it, the one that PYLUO_VMCORES names, if it is set.
+        expects: complaints of the kernel, and deaths, that are expected as long as the guest lives.
+        vmcores: the folder for the memory of a guest that dies; without it, the folder that
+            PYLUO_VMCORES names, if it is set.
 
     Attributes:
-        requests: how many things it was asked for, jumps among them.
+        requests: how many requests the guest was sent, jumps included.
 
     Raises:
-        HarnessError: on entry, no QEMU, no kernel.
-        GuestCrash: the guest died; on entry, and from then on whenever it is asked for something.
-            On leaving the block as well, if its kernel complained of something unexpected.
+        HarnessError: at the start of the block, if QEMU or the kernel is missing.
+        GuestCrash: the guest died; at the start of the block, and from then on at each request.
+        KernelComplaint: at the end of the block, if the kernel complained of something unexpected.
     """
 
     def __init__(
@@ -108,7 +111,7 @@ class VM:
         boot_timeout: float | None = None,
         call_timeout: float = _CALL_TIMEOUT,
         silence: float | None = None,
-        expects: Collection[Death] = (),
+        expects: Collection[Cause] = (),
         vmcores: str | os.PathLike[str] | None = None,
     ) -> None:
         self._first = Kernel.find(kernel)
@@ -172,7 +175,7 @@ class VM:
             self.close()
 
     def close(self) -> None:
-        """Ends the guest; a second time does nothing."""
+        """End the guest; ending it twice does nothing."""
         if self in usage.running:
             usage.running.remove(self)
         if usage.ended is not None and self.running:
@@ -190,16 +193,16 @@ class VM:
             loop.close()
 
     def call(self, function: Callable[..., R], *args: object, **kwargs: object) -> R:
-        """Runs a function in the guest, by reference, and brings its result or exception back.
+        """Run a function in the guest, by reference, and return its result or raise its exception.
 
         Args:
-            function: defined at the top level of a module, or a static method of a class there.
+            function: a function at the top level of a module, or a static method of a class there.
             args: numbers, strings, bytes, paths, enums, dataclasses, containers of these, and
-                what `hold` returned.
+                objects that `hold` returned.
             kwargs: likewise.
 
         Raises:
-            TypeError: the function or an argument cannot cross.
+            TypeError: the function or an argument cannot be sent to the guest.
             HarnessError: the function's module lies where the guest does not see the host's files.
             ValueError: an argument was held in an earlier life of the guest.
             GuestCrash: the guest died, or did not answer in time.
@@ -207,33 +210,34 @@ class VM:
         result: R = self._request("call", function, args, kwargs)
         return result
 
-    def hold(self, function: Callable[..., object], *args: object, **kwargs: object) -> Held:
-        """Runs a function like `call`, but its result stays alive in the guest, until the jump.
+    def hold(self, function: Callable[..., object], *args: object, **kwargs: object) -> GuestObject:
+        """Run a function like `call`, and keep its result alive in the guest until the next jump.
 
         Returns:
-            A handle, which later calls take as an argument.
+            A handle on the result, which later calls take as an argument.
         """
         number, description = self._request("hold", function, args, kwargs)
-        return Held(self.boot_id, number, description)
+        return GuestObject(self.boot_id, number, description)
 
-    def release(self, held: Held) -> None:
-        """Lets go of something held."""
-        self._do({"do": "release", "held": wire.encode(held)}, self._call_timeout)
+    def release(self, held: GuestObject) -> None:
+        """Drop an object that is held in the guest."""
+        self._send({"do": "release", "held": wire.encode(held)}, self._call_timeout)
 
     def run(
         self, argv: Sequence[str | os.PathLike[str]], timeout: float = _CALL_TIMEOUT
     ) -> subprocess.CompletedProcess[bytes]:
-        """Runs a program in the guest, in the host's current folder.
+        """Run a program in the guest, in the host's current folder.
 
         Args:
             argv: the program, looked up in the guest's PATH, and its arguments.
-            timeout: in seconds; the program is killed after it.
+            timeout: seconds after which the program is killed.
 
         Returns:
-            Its exit status (the negative number of a signal that ended it), stdout and stderr.
+            The program's exit status (or the negative number of the signal that ended it), stdout
+            and stderr.
 
         Raises:
-            subprocess.TimeoutExpired: it was still running.
+            subprocess.TimeoutExpired: the program was still running.
             FileNotFoundError: there is no such program.
         """
         words = [os.fspath(word) for word in argv]
@@ -249,15 +253,18 @@ class VM:
     def live_update(
         self, to: Kernel | str | os.PathLike[str] | None = None, *, append: str | None = None
     ) -> Timeline:
-        """Loads a kernel, jumps into it and waits until it speaks. What was held is gone then.
+        """Load a kernel, jump into it and wait until it speaks; held objects are gone then.
 
         Args:
-            to: the next kernel; without it, what the guest was made for (see `VM`).
+            to: the next kernel; without it, the one that `VM` was told to go to.
             append: more words for its command line; without it, those of the guest's boot.
+
+        Returns:
+            The events of the live update, and those that the guest has marked since.
 
         Raises:
             LuoError: the guest could not jump, and runs on.
-            GuestCrash: it died on the way, or the next kernel never spoke.
+            GuestCrash: the guest died on the way, or the next kernel never spoke.
         """
         kernel = self._next() if to is None else Kernel.find(to)
         cmdline = self._cmdline(kernel, self._append if append is None else append)
@@ -266,7 +273,7 @@ class VM:
         self._jumps = list(self.jumps)
         self.requests += 1
         self._used = True
-        origin, tried = guest.kernel, not guest.dead
+        origin, tried = guest.lives.kernel, not guest.watch.dead
         try:
             refusal = self._run(guest.jump(image, cmdline, kernel, self._timeout(kernel)))
         except GuestCrash:
@@ -274,7 +281,7 @@ class VM:
                 self._jumps.append(Jump(origin.name, kernel.name, False, guest.timeline))
             raise
         if refusal is not None:
-            raise wire.decode(refusal["error"], find=wire.loaded)
+            raise wire.decode(refusal["error"], find=wire.resolve_loaded)
         self._jumps.append(Jump(origin.name, kernel.name, True, guest.timeline))
         usage.live_updates += 1
         return guest.timeline
@@ -282,144 +289,146 @@ class VM:
     def _next(self) -> Kernel:
         return self._first if self.kernel == self._second else self._second
 
-    def check(self, *expected: Death) -> None:
-        """Looks for what the kernel complained of since the last look: a warning, or worse.
+    def check(self, *expected: Cause) -> None:
+        """Check what the kernel complained of since the last check: a warning, or worse.
 
-        It is done when the `with` block is left without an exception, and by the pytest plugin
-        after each test that passed, and again after the fixtures that use the guest.
+        This is done at the end of a `with` block that is left without an exception. The pytest
+        plugin does it after each test that passed, and again after the fixtures that use the guest.
 
         Args:
-            expected: what it may have complained of, beside what it may all the time.
+            expected: causes that are expected in addition to those that `VM` was given.
 
         Raises:
-            GuestCrash: there is something that is not expected, or the guest died of something
-                that is not, and nobody was told so far.
-            HarnessError: the watch over the guest failed, and nobody was told; or the kernel keeps
-                its warnings from the serial line.
+            KernelComplaint: the kernel complained of something unexpected.
+            GuestCrash: the guest died of something unexpected, and nobody was told so far.
+            HarnessError: the watch over the guest failed, and nobody was told; or the kernel's
+                warnings do not reach the serial line.
         """
         guest = self._alive()
-        heard = True
-        if self._used and not guest.dead:
-            # What the kernel has printed by now lies before this line.
+        note_came = True
+        if self._used and not guest.watch.dead:
+            # Everything that the kernel has printed by now comes before this line.
             words, since = f"pyluo: so far, {next(self._notes)}", guest.console.length
-            self._request("call", commands.note, (words,), {})
-            heard = self._run(guest.hears(words, since))
+            self._request("call", commands.log_warning, (words,), {})
+            note_came = self._run(guest.wait_for_note(words, since))
             self._used = False
         self._run(guest.check(frozenset(expected)))
-        if not heard and not guest.dead:
+        if not note_came and not guest.watch.dead:
             raise HarnessError(
-                "what the kernel warns of does not come over the serial line",
+                "the kernel's warnings do not come over the serial line",
                 "something in the guest has lowered the log level of the console, as `dmesg -n` "
                 "does: leave it at 6",
             )
 
     @contextmanager
-    def expecting(self, *deaths: Death) -> Iterator[None]:
-        """In the block the kernel may complain of these, and is given the time to recover.
+    def expecting(self, *causes: Cause) -> Iterator[None]:
+        """Expect these complaints and deaths in the block, and give the kernel time to recover.
 
-        If the block fails by itself, what the kernel complained of is no failure beside that.
+        If the block fails by itself, only that failure is raised.
 
         Raises:
-            GuestCrash: on entry and on leaving, as `check` does.
+            KernelComplaint: at the start and at the end of the block, as by `check`.
+            GuestCrash: likewise.
         """
         self.check()
         guest = self._alive()
-        before, guest.expected = guest.expected, guest.expected | set(deaths)
+        watch = self._alive().watch
+        before, watch.expected = watch.expected, watch.expected | set(causes)
         try:
             yield
-            if self.running:  # or it was closed in the block
+            if self.running:  # not if it was closed in the block
                 self.check()
         except BaseException:
-            guest.overlook()
+            guest.ignore_reports()
             raise
         finally:
-            guest.expected = before
+            watch.expected = before
 
     def dump(self, path: str | os.PathLike[str]) -> None:
-        """Writes the guest's memory to a file, as an ELF core; that of a dead guest as well.
+        """Write the guest's memory to a file, as an ELF core; the guest may be dead.
 
-        drgn opens it, by `pyluo.vm.machine.vmcore`, if the kernel tells QEMU where things are
-        (`debug`).
+        `pyluo.vm.machine.vmcore` opens the file with drgn, if the kernel tells QEMU where its data
+        is, as `debug` does.
 
         Raises:
-            HarnessError: QEMU is gone, or could not.
+            HarnessError: QEMU is gone, or could not write the file.
         """
         self._run(self._alive().dump(os.path.abspath(path)))
 
     @contextmanager
     def notifying(self, news: Callable[[], None]) -> Iterator[None]:
-        """In the block, `news` is called by another thread when the guest has died, and when a
-        life has begun that was not asked for: somebody in the guest has jumped."""
-        self._run(self._alive().tell(news))
+        """Call `news` in the block, from another thread, when the guest dies or jumps by itself."""
+        self._run(self._alive().notify(news))
         try:
             yield
         finally:
-            if self._guest is not None:  # or it was closed in the block
-                self._run(self._guest.tell(None))
+            if self._guest is not None:  # not if it was closed in the block
+                self._run(self._guest.notify(None))
 
     @property
     def terminal(self) -> socket.socket:
-        """The host's end of the port that `pyluo.guest.terminal` opens; as long as the guest is
-        there."""
+        """The host's end of the port that `pyluo.guest.terminal` opens, until the guest ends."""
         return self._alive().process.sockets["terminal"]
 
     @property
     def silence(self) -> float:
         """Seconds without a sign of life after which the guest counts as hung."""
-        return self._alive().silence
+        return self._alive().watch.silence
 
     @property
     def reports(self) -> tuple[Report, ...]:
-        """What the kernels of all lives complained of so far, expected or not."""
+        """The reports of the kernels of all lives so far, expected or not."""
         return tuple(self._alive().console.reports)
 
     @property
     def kernel(self) -> Kernel:
-        """The kernel that runs now: of one that the guest jumped to by itself, if it is another,
-        only its release is known. Before the guest boots and when it is gone, the first."""
-        return self._guest.kernel if self._guest else self._first
+        """The kernel that runs now; before the guest boots and when it is gone, the first one.
+
+        If the guest jumped to another kernel by itself, only the release of that is known.
+        """
+        return self._guest.lives.kernel if self._guest else self._first
 
     @property
     def running(self) -> bool:
-        """Whether there is a guest, dead or alive: within the `with` block."""
+        """Whether there is a guest, dead or alive, as in the `with` block."""
         return self._guest is not None
 
     @property
     def dead(self) -> bool:
-        """Whether the guest died, or was never started: then nothing can be asked of it."""
-        return self._guest is None or self._guest.dead
+        """Whether the guest died or was never started, so that it takes no requests."""
+        return self._guest is None or self._guest.watch.dead
 
     @property
     def timeline(self) -> Timeline:
-        """The last live update, with what the guest has marked since."""
+        """The events of the last live update, and those that the guest has marked since."""
         return self._alive().timeline
 
     @property
     def jumps(self) -> tuple[Jump, ...]:
-        """All live updates so far, the last one with what the guest has marked since."""
+        """All live updates so far, the last one with the events that the guest has marked since."""
         if self._guest is None or not self._jumps:
             return tuple(self._jumps)
         *before, last = self._jumps
         now = self._guest.timeline
-        if now.started == last.timeline.started:  # no other one was refused since
+        if now.started == last.timeline.started:  # no other jump was refused since
             last = replace(last, timeline=now)
         return (*before, last)
 
     @property
     def log(self) -> GuestLog:
-        """What happened so far, for somebody who comes later."""
+        """What happened so far, for use when the guest is gone."""
         return GuestLog(self._first.name, self.jumps, self.console)
 
     @property
     def life(self) -> Life:
         """The current life of the guest."""
-        life = self._alive().life
+        life = self._alive().lives.current
         assert life is not None
         return life
 
     @property
     def boot_id(self) -> str:
-        """The kernel's name for its boot; another after each jump."""
+        """The kernel's id for its boot; each jump changes it."""
         return self.life.boot_id
 
     @property
@@ -429,22 +438,22 @@ class VM:
 
     @property
     def console(self) -> str:
-        """Everything that came over the serial line so far, of all lives."""
+        """Everything that the kernels of all lives printed on the console so far."""
         return self._alive().console.text
 
     @property
     def console_log(self) -> Path:
-        """The file that QEMU writes it to, as long as the guest is there."""
+        """The file that QEMU writes the console to; it is removed when the guest ends."""
         return self._alive().process.console_log
 
     @property
     def dmesg(self) -> str:
-        """The log of the guest's kernel, of this life."""
+        """The log of the kernel that runs now."""
         return self.call(commands.dmesg)
 
     @property
     def append(self) -> str:
-        """The words that its boot had on the command line beyond the harness's own."""
+        """The words of the first command line beyond the harness's own."""
         return self._append
 
     @property
@@ -453,10 +462,10 @@ class VM:
         return self._alive().process.pid
 
     def qmp(self, command: str, **arguments: object) -> object:
-        """Runs a command of the QEMU Machine Protocol.
+        """Run a command of the QEMU Machine Protocol.
 
         Returns:
-            What QEMU returned.
+            QEMU's answer.
 
         Raises:
             qemu.qmp.ExecuteError: QEMU refused it.
@@ -478,7 +487,7 @@ class VM:
             future.cancel()
             raise
 
-    def _do(self, message: wire.Frame, timeout: float) -> Any:
+    def _send(self, message: wire.Frame, timeout: float) -> Any:
         usage.requests += 1
         self.requests += 1
         self._used = True
@@ -490,8 +499,8 @@ class VM:
                 "overlayfs: put the code elsewhere",
             )
         if "error" in answer:
-            raise wire.decode(answer["error"], find=wire.loaded)
-        return wire.decode(answer["result"], find=wire.loaded)
+            raise wire.decode(answer["error"], find=wire.resolve_loaded)
+        return wire.decode(answer["result"], find=wire.resolve_loaded)
 
     def _request(
         self,
@@ -513,13 +522,13 @@ class VM:
             "arguments": wire.encode(tuple(args)),
             "keywords": wire.encode(kwargs),
         }
-        return self._do(message, timeout or self._call_timeout)
+        return self._send(message, timeout or self._call_timeout)
 
     def _timeout(self, kernel: Kernel) -> float:
         return self._boot_timeout or needs(kernel).boot_timeout
 
     def _cmdline(self, kernel: Kernel, append: str) -> str:
-        """The kernel's command line; the kernel passes PYLUO_* on to init as its environment."""
+        """Return a kernel's command line; the kernel passes PYLUO_* to init as its environment."""
         environment = {
             "PYLUO_PATH": ":".join(_bare_path(self._network)),
         }
@@ -548,12 +557,12 @@ class VM:
 
 
 async def _make(guest: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Makes something that belongs to the loop in it."""
+    """Call a function in the event loop that its result belongs to."""
     return guest(*args, **kwargs)
 
 
 def _source(name: str) -> str | None:
-    """The file of a reference's module; None for what is built in."""
+    """Return the file of a reference's module; None for a built-in module."""
     module = sys.modules.get(name.partition(":")[0])
     file = getattr(module, "__file__", None)
     return os.path.realpath(file) if file else None
@@ -561,7 +570,7 @@ def _source(name: str) -> str | None:
 
 @functools.cache
 def _bare_path(network: bool = False) -> list[str]:
-    """Where the guest finds pyluo and what it stands on, before it knows our sys.path."""
+    """Return the folders of pyluo and its dependencies, for a guest that lacks our sys.path."""
     folders = [_GUEST.parent.parent]
     for module, needed in (("_cffi_backend", True), ("pyroute2", network)):
         spec = importlib.util.find_spec(module) if needed else None
@@ -572,6 +581,6 @@ def _bare_path(network: bool = False) -> list[str]:
 
 
 def _import_path() -> list[str]:
-    """This process's sys.path, with the folder of an editable pyluo, all absolute."""
+    """Return this process's sys.path, with the folder of an editable pyluo, as absolute paths."""
     here = [os.path.abspath(entry) for entry in sys.path]
     return [*here, *(entry for entry in _bare_path() if entry not in here)]

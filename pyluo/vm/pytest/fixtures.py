@@ -1,4 +1,4 @@
-"""Part of the pytest plugin: guests and kernels as fixtures."""
+"""The plugin's fixtures: guests and kernels."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from pyluo.vm.pytest.subtests import Ktap
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pyluo.vm import VM, Death, Kernel
+    from pyluo.vm.errors import Cause
+    from pyluo.vm.kernels.kernel import Kernel
+    from pyluo.vm.machine.vm import VM
 
-__all__ = ["EXPECTS", "FAILED", "FIXTURES", "expected", "replace_shared"]
+__all__ = ["EXPECTS", "FAILED", "GUEST_FIXTURES", "expected_causes", "replace_shared"]
 
-FIXTURES = ("kernel", "shared_vm", "vm")  # which there are not in a guest
-EXPECTS = "expects_death"  # the marker that says what a guest's kernel may complain of
-FAILED = pytest.StashKey[bool]()  # of a test: whether some phase of it has
-_PREFIX = "pyluo_"  # of the options, as attributes
+GUEST_FIXTURES = ("kernel", "shared_vm", "vm")  # not available to a test that runs in a guest
+EXPECTS = "expects"  # the marker for complaints and deaths that do not fail a test
+FAILED = pytest.StashKey[bool]()  # of a test: whether one of its phases failed
+_PREFIX = "pyluo_"  # of the attributes that hold the options
 _guest_key = pytest.StashKey["VM"]()
 _shared_key = pytest.StashKey["_SharedGuest"]()
 
@@ -41,15 +43,15 @@ def _to(_options: GuestOptions) -> Kernel | None:
     return _options.find_next()
 
 
-@pytest.fixture  # of no wider scope than a `kernel` that tests put in the place of the one above
+@pytest.fixture  # its scope must not be wider than that of a `kernel` that tests define
 def next_kernel(_to: Kernel | None, kernel: Kernel) -> Kernel:
-    """The kernel that guests live-update to: --pyluo-to names it; without it, `kernel` again."""
+    """The kernel that --pyluo-to names, which guests live-update to; without it, `kernel` again."""
     return _to or kernel
 
 
 @pytest.fixture(scope="session")
 def hops(pytestconfig: pytest.Config) -> int:
-    """How many live updates in a row a test is to make that can make several: --pyluo-hops."""
+    """The number of --pyluo-hops: how many live updates in a row a test makes, if it can."""
     number: int = pytestconfig.getoption("--pyluo-hops")
     return number
 
@@ -59,24 +61,24 @@ def vm(
     _options: GuestOptions, kernel: Kernel, next_kernel: Kernel, request: pytest.FixtureRequest
 ) -> Iterator[VM]:
     """A fresh guest, gone after the test."""
-    guest = _options.guest(kernel, next_kernel, expects=expected(request.node))
+    guest = _options.guest(kernel, next_kernel, expects=expected_causes(request.node))
     with closing(guest.__enter__()):
         yield guest
-        _look(request.node, guest)
+        _check_at_end(request.node, guest)
 
 
 @pytest.fixture
 def shared_vm(_shared: _SharedGuest, request: pytest.FixtureRequest) -> Iterator[VM]:
-    """A guest for tests that leave nothing behind; booted again if it died, or a test failed."""
-    request.node.stash[_guest_key] = guest = _shared.alive()
+    """A guest that tests share if they leave nothing behind; a new one after a failed test."""
+    request.node.stash[_guest_key] = guest = _shared.get()
     request.node.stash[_shared_key] = _shared
     yield guest
-    _look(request.node, guest)
+    _check_at_end(request.node, guest)
 
 
 @pytest.fixture
 def ktap(subtests: pytest.Subtests) -> Ktap:
-    """Runs a program in a guest, `ktap(vm, argv)`, and makes each case it reports a subtest."""
+    """A function, `ktap(vm, argv)`, that runs a program and makes a subtest of each case."""
     return Ktap(subtests)
 
 
@@ -92,14 +94,15 @@ class _SharedGuest:
         self._kernels = kernel, to
         self._vm: VM | None = None
 
-    def alive(self) -> VM:
+    def get(self) -> VM:
+        """Return a living guest, booting one if there is none."""
         if self._vm is None or self._vm.dead:
             self.close()
             self._vm = self._options.guest(*self._kernels).__enter__()
         return self._vm
 
     def replace(self, guest: VM) -> None:
-        """Boots another for the next test, if this is it: who failed may have left something."""
+        """End this guest if it is the shared one: a failed test may have left something in it."""
         if guest is self._vm:
             self.close()
 
@@ -109,19 +112,18 @@ class _SharedGuest:
             self._vm = None
 
 
-def _look(item: pytest.Item, guest: VM) -> None:
-    """Looks for what the kernel complained of while other fixtures ended, unless there is a failure
-    to tell already."""
+def _check_at_end(item: pytest.Item, guest: VM) -> None:
+    """Check for complaints while other fixtures ended, unless the test has failed already."""
     if guest.running and not item.stash.get(FAILED, False):
-        guest.check(*expected(item))
+        guest.check(*expected_causes(item))
 
 
-def expected(item: pytest.Item) -> tuple[Death, ...]:
-    """What the kernel of a guest may complain of in a test."""
-    return tuple(death for marker in item.iter_markers(EXPECTS) for death in marker.args)
+def expected_causes(item: pytest.Item) -> tuple[Cause, ...]:
+    """Return the complaints and deaths that a test's markers expect."""
+    return tuple(cause for marker in item.iter_markers(EXPECTS) for cause in marker.args)
 
 
 def replace_shared(item: pytest.Item) -> None:
-    """Gives the next test another shared guest, if this one had it."""
+    """Give the next test another shared guest, if this test used the shared one."""
     if shared := item.stash.get(_shared_key, None):
         shared.replace(item.stash[_guest_key])

@@ -1,12 +1,12 @@
-"""The pytest plugin: its options, the markers, and when a kernel's complaint fails a test.
+"""The plugin's entry point: its options and markers, and when a kernel's complaint fails a test.
 
-Its other parts are `fixtures`, `records` and `summary`.
+The other parts of the plugin are `fixtures`, `recorder` and `summary`.
 
-A test that passed fails all the same if a guest's kernel warned meanwhile, or worse; the marker
-`expects_death` names what a test expects.
+A test that passed fails all the same if a guest's kernel complained meanwhile; the marker
+`expects` names the complaints that a test expects.
 
-Loaded by its entry point wherever `pyluo[vm]` is installed; until a test asks for a guest, it
-imports nothing of the harness.
+pytest loads this module wherever `pyluo[vm]` is installed. Until a test asks for a guest, it
+imports nothing that boots one.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pyluo.vm.machine import options
+from pyluo.vm.machine.capacity import room_for
 from pyluo.vm.machine.needs import PLAIN
-from pyluo.vm.machine.usage import room_for, usage
+from pyluo.vm.machine.usage import usage
 from pyluo.vm.pytest import fixtures, recorder, summary
-from pyluo.vm.pytest.fixtures import EXPECTS, FIXTURES, expected
-from pyluo.vm.pytest.subtests import tell_apart
+from pyluo.vm.pytest.fixtures import EXPECTS, GUEST_FIXTURES, expected_causes
+from pyluo.vm.pytest.subtests import separate_subtests
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -33,7 +34,7 @@ _MARKER = "in_guest"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Adds the options."""
+    """Add the options."""
     group = parser.getgroup("pyluo", "guests to live-update")
     options.add(group.addoption, "pyluo-")
     group.addoption(
@@ -46,17 +47,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--pyluo-record",
         metavar="FILE",
-        help="write what came of each test there, with its guests' timelines and consoles, a line "
-        "of JSON each",
+        help="write the verdict on each test there, with its guests' timelines and consoles, in "
+        "lines of JSON",
     )
     group.addoption(
         "--pyluo-ktap", metavar="FILE", help="write the verdicts on all tests there in KTAP"
     )
 
 
-@pytest.hookimpl(trylast=True)  # once there is a report in JUnit's XML, if one is asked for
+@pytest.hookimpl(trylast=True)  # after pytest's own JUnit plugin
 def pytest_configure(config: pytest.Config) -> None:
-    """Declares the markers, and adds the other parts of the plugin."""
+    """Declare the markers, and register the other parts of the plugin."""
     config.addinivalue_line(
         "markers",
         f"{_MARKER}: the body of this test runs in a guest: that of the fixture vm if the test "
@@ -64,24 +65,24 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     config.addinivalue_line(
         "markers",
-        f"{EXPECTS}(death, ...): a guest's kernel may complain of these in a test that passes",
+        f"{EXPECTS}(cause, ...): complaints of a guest's kernel, and deaths, that are no failure",
     )
     for part in (fixtures, recorder, summary):
         config.pluginmanager.register(part)
-    tell_apart(config)
+    separate_subtests(config)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Runs a marked test's body in the guest."""
+    """Run the body of a marked test in the guest."""
     if pyfuncitem.get_closest_marker(_MARKER) is None:
         return None
     fixture = "vm" if "vm" in pyfuncitem.fixturenames else "shared_vm"
     guest = pyfuncitem._request.getfixturevalue(fixture)
     names = pyfuncitem._fixtureinfo.argnames
-    if any(name in FIXTURES for name in names):
+    if any(name in GUEST_FIXTURES for name in names):
         pytest.fail(
-            f"this test runs in the guest, where there is no {' or '.join(FIXTURES)}: "
+            f"this test runs in the guest, where there is no {' or '.join(GUEST_FIXTURES)}: "
             f"ask for a fresh guest by @pytest.mark.usefixtures('vm')",
             pytrace=False,
         )
@@ -91,10 +92,10 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
-    """Fails a test that passed while the kernel of a guest complained."""
+    """Fail a test that passed while the kernel of a guest complained."""
     with ExitStack() as stack:
         for guest in list(usage.running):
-            stack.enter_context(guest.expecting(*expected(item)))
+            stack.enter_context(guest.expecting(*expected_causes(item)))
         yield
         for guest in list(usage.running):
             guest.check()
@@ -102,8 +103,10 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
 
 @pytest.hookimpl(optionalhook=True, wrapper=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> Generator[None, int, int]:
-    """For `-n auto`: no more workers than have cores and memory for a guest each; as many as
-    PYTEST_XDIST_AUTO_NUM_WORKERS says, if it does."""
+    """Limit `-n auto` to as many workers as have cores and memory for a guest each.
+
+    PYTEST_XDIST_AUTO_NUM_WORKERS takes precedence.
+    """
     workers = yield
     if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
         return workers

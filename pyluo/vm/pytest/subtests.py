@@ -1,4 +1,4 @@
-"""Part of the pytest plugin: the cases of a program that reports in KTAP, as subtests."""
+"""Subtests: the fixture that makes one of each case in KTAP, and their place in JUnit's XML."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pyluo.vm.machine.vm import VM
-    from pyluo.vm.run.programs import Verdict
+    from pyluo.vm.results.verdict import Verdict
 
-__all__ = ["Ktap", "tell_apart"]
+__all__ = ["Ktap", "separate_subtests"]
 
 
 class Ktap:
-    """What the fixture `ktap` gives: call it to run a program in a guest.
+    """The value of the fixture `ktap`: call it to run a program in a guest.
 
     Args:
         subtests: pytest's own fixture.
@@ -30,11 +30,12 @@ class Ktap:
 
     def __call__(
         self, vm: VM, argv: Sequence[str | os.PathLike[str]], *, timeout: float = 60
-    ) -> list[Verdict]:
-        """Runs a program that reports in KTAP, and makes each of its cases a subtest.
+    ) -> Verdict:
+        """Run a program that reports in KTAP, and make each of its cases a subtest.
 
-        A case that is made of others is told by these, unless it failed of something else. The test
-        itself fails if the program did not do what it announced, and is skipped if no case ran.
+        A case that is made of others is reported by those, unless it failed for another reason. The
+        test itself fails if the program did not do what it announced, and is skipped if no case
+        ran.
 
         Args:
             vm: the guest.
@@ -42,35 +43,34 @@ class Ktap:
             timeout: in seconds.
 
         Returns:
-            The verdicts, once more.
+            The verdict on the program, with those on its cases.
 
         Raises:
-            GuestCrash: the guest died; the cases that came before have been told then.
+            GuestCrash: the guest died; the cases that came before have been reported by then.
             HarnessError: the guest cannot run the program.
         """
-        from pyluo.vm.results.ktap_reader import Outcome
-        from pyluo.vm.run import programs
+        from pyluo.vm.results.verdict import Outcome
+        from pyluo.vm.run.programs import run_program
 
-        told = programs.of(vm, argv, timeout)
-        cases = [case for verdict in told if verdict.case for case in verdict.innermost()]
-        for case in cases:
-            with self._subtests.test(case.case):
-                _end(case)
-        for whole in told:
-            if whole.crash is not None:
-                raise whole.crash
-            if not whole.case:
-                _end(whole)
-        if all(case.outcome is Outcome.SKIPPED for case in cases):
+        verdict, failure = run_program(vm, argv, timeout)
+        leaves = [leaf for leaf in verdict.leaves() if leaf.name]
+        for leaf in leaves:
+            with self._subtests.test(leaf.name):
+                _report(leaf)
+        if failure is not None:
+            raise failure
+        if verdict.incomplete or not leaves:
+            _report(verdict)
+        if all(leaf.outcome is Outcome.SKIPPED for leaf in leaves):
             pytest.skip("the program skipped all its cases")
-        return told
+        return verdict
 
 
-def _end(verdict: Verdict) -> None:
-    """Ends a test, or a subtest, as the verdict says."""
-    from pyluo.vm.results.ktap_reader import Outcome
+def _report(verdict: Verdict) -> None:
+    """End a test, or a subtest, as the verdict says."""
+    from pyluo.vm.results.verdict import Outcome
 
-    text = "\n".join([verdict.reason or verdict.outcome.value, *verdict.diagnostics])
+    text = "\n".join([verdict.reason or "not ok", *verdict.lines])
     match verdict.outcome:
         case Outcome.FAILED:
             pytest.fail(text, pytrace=False)
@@ -80,11 +80,11 @@ def _end(verdict: Verdict) -> None:
             pytest.xfail(verdict.reason)
 
 
-def tell_apart(config: pytest.Config) -> None:
-    """Has --junitxml show each subtest.
+def separate_subtests(config: pytest.Config) -> None:
+    """Make --junitxml write a test case for each subtest.
 
-    pytest writes all of a test into the test's own case, and of those that passed nothing. Subtests
-    of one name are numbered.
+    Without this, pytest writes everything into the case of the test, and nothing about subtests
+    that passed. Subtests of the same name are numbered.
     """
     from _pytest.junitxml import mangle_test_address, xml_key
 
@@ -92,19 +92,19 @@ def tell_apart(config: pytest.Config) -> None:
     if xml is None:
         return
     open_case = xml._opentestcase
-    told = Counter[object]()
+    numbers = Counter[object]()
 
     def open_own_case(report: pytest.TestReport) -> object:
         if not isinstance(report, pytest.SubtestReport):
             return open_case(report)
         description = report._sub_test_description()
-        test = report.nodeid, getattr(report, "node", None)  # which is pytest-xdist's worker
-        told[test, description] += 1
-        number = told[test, description]
-        named = copy(report)
-        named.nodeid = f"{report.nodeid}{description}{number}"
-        case = open_case(named)
-        # Not left to pytest, which takes each name with a bracket in it for one that ends with one.
+        test = report.nodeid, getattr(report, "node", None)  # pytest-xdist's worker
+        numbers[test, description] += 1
+        number = numbers[test, description]
+        renamed = copy(report)
+        renamed.nodeid = f"{report.nodeid}{description}{number}"
+        case = open_case(renamed)
+        # pytest would cut the name at its first bracket.
         name = f"{mangle_test_address(report.nodeid)[-1]}{description}"
         case.add_attribute("name", name if number == 1 else f"{name} {number}")
         case.duration = report.duration

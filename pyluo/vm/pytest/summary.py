@@ -1,4 +1,4 @@
-"""Part of the pytest plugin: how many tests used a guest, and what that took."""
+"""The plugin's line in pytest's summary: how many tests used a guest, and what that took."""
 
 from __future__ import annotations
 
@@ -17,77 +17,77 @@ __all__: list[str] = []
 
 @dataclass(slots=True)
 class _Count:
-    """What the tests of this process, and of the workers it started, did.
+    """Counts over this process and the workers of pytest-xdist that it started.
 
     Attributes:
-        ran: how many tests there were.
-        drove: how many of them did something with a guest.
+        ran: how many tests ran.
+        used_guests: how many of them sent requests to a guest.
         boots: how many guests the workers started.
-        live_updates: how many jumps those made.
+        live_updates: how many jumps those guests made.
     """
 
     ran: int = 0
-    drove: int = 0
+    used_guests: int = 0
     boots: int = 0
     live_updates: int = 0
 
     def add(self, others: Mapping[str, int]) -> None:
-        """Adds what another process counted."""
+        """Add the counts of another process."""
         for name, value in others.items():
             setattr(self, name, getattr(self, name) + value)
 
 
 _count_key = pytest.StashKey[_Count]()
-_OUTPUT = "pyluo"  # of a worker of pytest-xdist: what it counted
+_OUTPUT = "pyluo"  # the key of a worker's counts in what it sends home
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Begins the count."""
+    """Begin to count."""
     config.stash[_count_key] = _Count()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool | None, bool | None]:
-    """Counts the tests, and those that did something with a guest."""
-    before = _used()
+    """Count the tests, and those that use a guest."""
+    before = _usage_now()
     result = yield
     count = item.config.stash[_count_key]
     count.ran += 1
-    count.drove += _used() != before
+    count.used_guests += _usage_now() != before
     return result
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Sends home what this worker has counted."""
+    """Send home what this worker has counted."""
     output = getattr(session.config, "workeroutput", None)
     if output is not None:
-        output[_OUTPUT] = asdict(_whole(session.config))
+        output[_OUTPUT] = asdict(_total(session.config))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Adds what a worker has counted; one that crashed says nothing."""
+    """Add what a worker has counted; a worker that crashed sends nothing."""
     counted = getattr(node, "workeroutput", {}).get(_OUTPUT, {})
     node.config.stash[_count_key].add(counted)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Says how many tests used a guest, and how many guests and jumps that took."""
-    count = _whole(terminalreporter.config)
+    """Print how many tests used a guest, and how many guests and jumps that took."""
+    count = _total(terminalreporter.config)
     if count.boots:
         terminalreporter.write_line(
-            f"vm-tests: {count.ran} ran, {count.drove} of them drove a guest; "
+            f"vm-tests: {count.ran} ran, {count.used_guests} of them drove a guest; "
             f"guests booted: {count.boots}, live updates made: {count.live_updates}"
         )
 
 
-def _whole(config: pytest.Config) -> _Count:
-    """The count, with the guests of this process."""
+def _total(config: pytest.Config) -> _Count:
+    """Return the counts, with the guests of this process."""
     count = replace(config.stash[_count_key])
     count.add({"boots": usage.boots, "live_updates": usage.live_updates})
     return count
 
 
-def _used() -> Usage:
-    """What this process has done with guests so far."""
+def _usage_now() -> Usage:
+    """Return a copy of what this process has done with guests so far."""
     return replace(usage, running=[], ended=None)

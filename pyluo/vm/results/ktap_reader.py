@@ -1,18 +1,19 @@
-"""The kernel's test format, KTAP: what a run of tests announced, and what came of each.
+"""Read KTAP, the kernel's test format: what a program announced, and what came of each test.
 
-Read liberally, since selftests also write TAP 13 and a console mixes other lines in; judged
-strictly, since a program that dies half way through writes no word of it.
+Reading is liberal, because selftests also write TAP 13 and a console mixes other lines in. Judging
+is strict, because a program that dies half way through does not say so.
 
 Source: Documentation/dev-tools/ktap.rst
 """
 
 from __future__ import annotations
 
-import enum
 import re
 from dataclasses import dataclass
 
-__all__ = ["Outcome", "Report", "Result", "parse"]
+from pyluo.vm.results.verdict import Outcome
+
+__all__ = ["KtapReport", "KtapResult", "parse"]
 
 _VERSION = re.compile(r"K?TAP version [0-9]+")
 # No number of a real test is longer, and int() refuses the longest.
@@ -26,39 +27,30 @@ _DIRECTIVE = re.compile(
 _DEEPEST = 16  # levels; the kernel nests three
 
 
-class Outcome(enum.Enum):
-    """What came of a test."""
-
-    PASSED = "ok"
-    FAILED = "not ok"
-    SKIPPED = "skip"
-    EXPECTED_FAILURE = "xfail"
-    MISSING = "missing"
-
-
 @dataclass(frozen=True, slots=True)
-class Result:
-    """One test.
+class KtapResult:
+    """The result of one test.
 
     Attributes:
-        number: as it was told; of a missing one, the number that was next.
-        name: may be empty.
-        outcome: by its own line; MISSING if its subtests came and that line did not.
-        reason: what stands behind the line's directive, such as SKIP.
+        number: the test's number, as its line has it; the next number if that line is missing.
+        name: the test's name; may be empty.
+        outcome: PASSED, FAILED, SKIPPED or EXPECTED_FAILURE, by the test's own line; None if the
+            results of its subtests came and that line did not.
+        reason: the text after the line's directive, such as SKIP.
         diagnostics: the lines before its own that belong to no subtest, without their "# ".
-        subtests: of which it is made.
+        subtests: the tests that it is made of.
     """
 
     number: int
     name: str
-    outcome: Outcome
+    outcome: Outcome | None
     reason: str = ""
     diagnostics: tuple[str, ...] = ()
-    subtests: Report | None = None
+    subtests: KtapReport | None = None
 
     @property
     def failed(self) -> bool:
-        """Whether it failed, or a subtest did, even if its own line denies that."""
+        """Whether the test or a subtest failed, even if the test's own line denies it."""
         if self.outcome in (Outcome.SKIPPED, Outcome.EXPECTED_FAILURE):
             return False
         subtest_failed = self.subtests is not None and self.subtests.failed
@@ -66,31 +58,31 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """The tests of one level.
+class KtapReport:
+    """The results of the tests of one level.
 
     Attributes:
-        planned: how many were announced; None if the plan never came.
-        results: those that came.
+        planned: how many tests were announced; None if no plan came.
+        results: the results that came.
         diagnostics: the lines after the last result, without their "# ".
-        bailed_out: why the run was given up, if it was.
-        skip_reason: what stands behind a plan of no tests.
+        bailed_out: why the program gave up, if it did.
+        skip_reason: the text after a plan of no tests.
     """
 
     planned: int | None = None
-    results: tuple[Result, ...] = ()
+    results: tuple[KtapResult, ...] = ()
     diagnostics: tuple[str, ...] = ()
     bailed_out: str | None = None
     skip_reason: str = ""
 
     @property
     def skipped(self) -> bool:
-        """Whether it announced that there would be no tests, and kept to it."""
+        """Whether the program announced that there would be no tests, and kept to that."""
         return self.planned == 0 and not self.results and self.bailed_out is None
 
     @property
     def faults(self) -> tuple[str, ...]:
-        """What is wrong with the run as a whole, whatever its results are."""
+        """What is wrong with the report as a whole, whatever its results are."""
         if self.skipped:
             return ()
         faults = []
@@ -101,7 +93,7 @@ class Report:
         if self.planned is None:
             faults.append("no plan came")
             return tuple(faults)
-        told = [each.number for each in self.results if each.outcome is not Outcome.MISSING]
+        told = [each.number for each in self.results if each.outcome is not None]
         kept = {number for number in told if 1 <= number <= self.planned}
         if len(kept) < self.planned:
             faults.append(f"{len(kept)} of {self.planned} planned results came")
@@ -111,15 +103,15 @@ class Report:
 
     @property
     def failed(self) -> bool:
-        """Whether a test failed, or the run as a whole is at fault."""
+        """Whether a test failed, or something is wrong with the report as a whole."""
         return bool(self.faults) or any(result.failed for result in self.results)
 
 
-def parse(text: str) -> Report:
-    """The report in the output of a test program.
+def parse(text: str) -> KtapReport:
+    """Return the report in the output of a test program.
 
-    A level is told by its indentation, and closed by the result that it belongs to. Lines that are
-    no KTAP are kept among the diagnostics: next to a failure they may be its cause.
+    Indentation tells the level of a line; the result of the test that a level belongs to closes it.
+    Lines that are not KTAP are kept as diagnostics, since they may explain a failure next to them.
     """
     reader = _Reader()
     for line in text.split("\n"):
@@ -128,49 +120,55 @@ def parse(text: str) -> Report:
 
 
 class _Level:
-    """The tests of one indentation, as far as they have come."""
+    """The tests of one indentation, as far as they have been read."""
 
     def __init__(self, indent: int) -> None:
         self.indent = indent
-        self.said: list[str] = []  # since the last result
+        self.diagnostics: list[str] = []  # the lines since the last result
         self._planned: int | None = None
         self._skip_reason = ""
-        self._results: list[Result] = []
+        self._results: list[KtapResult] = []
 
-    def plan(self, match: re.Match[str]) -> None:
-        # Of two plans, the larger one can be kept by nobody who kept only the smaller.
+    def add_plan(self, match: re.Match[str]) -> None:
+        # If there are two plans, only the larger one shows that results are missing.
         self._planned = max(int(match[1]), self._planned or 0)
         self._skip_reason = match[2] or ""
 
-    def result(self, match: re.Match[str], subtests: Report | None) -> None:
-        name, word, reason = _described(match[3])
+    def add_result(self, match: re.Match[str], subtests: KtapReport | None) -> None:
+        name, word, reason = _split_description(match[3])
         outcome = _outcome(match[1] is None, word)
         if word in ("TIMEOUT", "ERROR"):
             reason = f"{word} {reason}".rstrip()
-        self._add(Result(int(match[2]), name, outcome, reason, tuple(self.said), subtests))
+        self._add(
+            KtapResult(int(match[2]), name, outcome, reason, tuple(self.diagnostics), subtests)
+        )
 
-    def orphans(self, subtests: Report) -> None:
-        """Takes in subtests whose own test did not report."""
+    def add_orphans(self, subtests: KtapReport) -> None:
+        """Add subtests whose own test did not report."""
         number = self._results[-1].number + 1 if self._results else 1
-        missing = Result(number, "", Outcome.MISSING, "", tuple(self.said), subtests)
+        missing = KtapResult(number, "", None, "", tuple(self.diagnostics), subtests)
         self._add(missing)
 
-    def _add(self, result: Result) -> None:
+    def _add(self, result: KtapResult) -> None:
         self._results.append(result)
-        self.said = []
+        self.diagnostics = []
 
-    def report(self, bailed_out: str | None = None) -> Report:
-        return Report(
-            self._planned, tuple(self._results), tuple(self.said), bailed_out, self._skip_reason
+    def report(self, bailed_out: str | None = None) -> KtapReport:
+        return KtapReport(
+            self._planned,
+            tuple(self._results),
+            tuple(self.diagnostics),
+            bailed_out,
+            self._skip_reason,
         )
 
 
 class _Reader:
-    """Takes lines, and knows which levels are open."""
+    """Read lines, and keep the levels that are open."""
 
     def __init__(self) -> None:
         self._levels: list[_Level] = []
-        self._early: list[str] = []  # what was said before the first level
+        self._early: list[str] = []  # the lines before the first level
         self._bailed_out: str | None = None
 
     def take(self, line: str) -> None:
@@ -179,14 +177,16 @@ class _Reader:
         if match := _BAIL_OUT.fullmatch(words):
             self._bailed_out = match[1]
         elif not self._take_test(indent, words) and words:
-            self._said(indent).append(words[1:].removeprefix(" ") if words[0] == "#" else words)
+            self._diagnostics(indent).append(
+                words[1:].removeprefix(" ") if words[0] == "#" else words
+            )
 
-    def end(self) -> Report:
+    def end(self) -> KtapReport:
         if not self._levels:
-            return Report(diagnostics=tuple(self._early), bailed_out=self._bailed_out)
+            return KtapReport(diagnostics=tuple(self._early), bailed_out=self._bailed_out)
         while len(self._levels) > 1:
             report = self._levels.pop().report()
-            self._levels[-1].orphans(report)
+            self._levels[-1].add_orphans(report)
         return self._levels[0].report(self._bailed_out)
 
     def _take_test(self, indent: int, words: str) -> bool:
@@ -198,42 +198,42 @@ class _Reader:
             return False
         level = self._levels[-1]
         if result:
-            level.result(result, subtests)
+            level.add_result(result, subtests)
         elif subtests:
-            level.orphans(subtests)
+            level.add_orphans(subtests)
         if plan:
-            level.plan(plan)
+            level.add_plan(plan)
         return True
 
-    def _close(self, indent: int) -> Report | None:
-        """Closes the levels below an indentation; the report of the uppermost of them."""
-        closed: Report | None = None
+    def _close(self, indent: int) -> KtapReport | None:
+        """Close the levels that are indented deeper; return the report of the outermost of them."""
+        closed: KtapReport | None = None
         while self._levels and self._levels[-1].indent > indent:
             level = self._levels.pop()
             if closed is not None:
-                level.orphans(closed)
+                level.add_orphans(closed)
             closed = level.report()
         return closed
 
     def _open(self, indent: int) -> bool:
-        """Makes the last level one of this indentation, unless that is too deep."""
+        """Open a level of this indentation if it is not open; return whether that is possible."""
         if not self._levels or self._levels[-1].indent < indent:
             if len(self._levels) == _DEEPEST:
                 return False
             self._levels.append(_Level(indent))
-            self._levels[-1].said, self._early = self._early, []
+            self._levels[-1].diagnostics, self._early = self._early, []
         return True
 
-    def _said(self, indent: int) -> list[str]:
-        """Where a diagnostic line of this indentation goes: to the innermost level around it."""
+    def _diagnostics(self, indent: int) -> list[str]:
+        """Return the list that a diagnostic line of this indentation belongs to."""
         for level in reversed(self._levels):
             if level.indent <= indent:
-                return level.said
-        return self._levels[0].said if self._levels else self._early
+                return level.diagnostics
+        return self._levels[0].diagnostics if self._levels else self._early
 
 
-def _described(rest: str) -> tuple[str, str, str]:
-    """The name, the directive and what stands behind it, of what follows a result's number."""
+def _split_description(rest: str) -> tuple[str, str, str]:
+    """Split what follows a result's number into name, directive and the directive's text."""
     match = _DIRECTIVE.search(rest)
     if match is None:
         return rest, "", ""

@@ -1,4 +1,4 @@
-"""KTAP, written so that the kernel's own parser takes it for what it is.
+"""Write KTAP that the kernel's own parser takes for what it is.
 
 Source: Documentation/dev-tools/ktap.rst; tools/testing/kunit/kunit_parser.py
 """
@@ -8,49 +8,48 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from pyluo.vm.results.ktap_reader import Outcome
-from pyluo.vm.run.programs import by_program
+from pyluo.vm.results.verdict import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from pyluo.vm.run.programs import Verdict
+    from pyluo.vm.results.verdict import Verdict
 
 __all__ = ["write"]
 
-_LINE = {
+_LINES = {
     Outcome.PASSED: ("ok", ""),
-    Outcome.FAILED: ("not ok", ""),
     Outcome.SKIPPED: ("ok", "SKIP"),
-    # What knows no XFAIL goes by the "ok".
+    # A reader that does not know XFAIL goes by the "ok".
     Outcome.EXPECTED_FAILURE: ("ok", "XFAIL"),
 }
-_NUMBER_SIGN = "\uff03"  # what looks like one: the kernel's parser takes no other one in a name
+_FAILED_LINE = ("not ok", "")
+_NUMBER_SIGN = "\uff03"  # looks like one: the kernel's parser cannot be given a real one in a name
 _DIRECTIVE = re.compile(r"(SKIP|TODO|XFAIL|XPASS)", re.IGNORECASE)
-# Wherever in a line it stands, the kernel's parser takes the log for ended there.
+# The kernel's parser takes the log for ended at these words, wherever in a line they stand.
 _END = re.compile("List of all partitions:|Kernel panic - not syncing: VFS:|reboot: System halted")
 
 
 def write(verdicts: Sequence[Verdict]) -> str:
-    """The document: a test for each program, with its cases as subtests.
+    """Return the document: a test for each verdict, with its subtests nested in it.
 
-    That a guest died, KTAP can only tell by a result that was planned and did not come: so it is
-    written, beside the reason.
+    KTAP can only tell that a guest died by a result that was planned and did not come, so it is
+    written that way, beside the reason.
     """
-    programs = by_program(verdicts)
-    lines = ["KTAP version 1", f"1..{len(programs)}"]
-    for number, program in enumerate(programs, 1):
-        lines += _test(number, program)
+    lines = ["KTAP version 1", f"1..{len(verdicts)}"]
+    for number, verdict in enumerate(verdicts, 1):
+        lines += _test(number, verdict)
     return "\n".join(lines) + "\n"
 
 
 def _test(number: int, verdict: Verdict) -> Iterator[str]:
-    name = _name(verdict.case)
-    # By its name the parser tells the end of a test from a subtest, and sees what is missing; but a
-    # subtest of that name would be the end to it.
-    named = bool(name) and name not in {_name(each.case) for each in verdict.subtests}
-    told = any(each.crash for each in verdict.subtests)
-    missing = int(named and verdict.crash is not None and not told)
+    name = _name(verdict.name)
+    # The parser finds the end of a test, and what is missing, by the test's name; but it would
+    # take a subtest of the same name for that end.
+    named = bool(name) and name not in {_name(subtest.name) for subtest in verdict.subtests}
+    crashed = verdict.outcome is Outcome.CRASHED
+    crash_within = any(subtest.outcome is Outcome.CRASHED for subtest in verdict.subtests)
+    missing = int(named and crashed and not crash_within)
     if verdict.subtests or missing:
         yield "  KTAP version 1"
         if named:
@@ -58,22 +57,23 @@ def _test(number: int, verdict: Verdict) -> Iterator[str]:
         yield f"  1..{len(verdict.subtests) + missing}"
         for place, subtest in enumerate(verdict.subtests, 1):
             yield from (f"  {line}" for line in _test(place, subtest))
-    yield from map(_diagnostic, verdict.diagnostics)
+    if verdict.text not in {subtest.text for subtest in verdict.subtests}:
+        yield from map(_diagnostic, verdict.lines)
     yield _result(number, name, verdict)
 
 
 def _result(number: int, name: str, verdict: Verdict) -> str:
-    word, directive = _LINE[verdict.outcome]
-    reason = _printable(verdict.reason).replace("#", _NUMBER_SIGN).strip()
+    word, directive = _LINES.get(verdict.outcome, _FAILED_LINE)
+    reason = _printable(verdict.explanation).replace("#", _NUMBER_SIGN).strip()
     if not directive and _DIRECTIVE.match(reason):
-        reason = f"({reason})"  # it is a reason, and no directive
+        reason = f"({reason})"  # or it would be taken for a directive
     result = " ".join(filter(None, (word, str(number), name)))
-    described = " ".join(filter(None, (directive, reason)))
-    return f"{result} # {described}" if described else result
+    description = " ".join(filter(None, (directive, reason)))
+    return f"{result} # {description}" if description else result
 
 
 def _name(text: str) -> str:
-    """A description: anything but a number sign, which the kernel's parser cannot be given."""
+    """Return a description without number signs, which the kernel's parser cannot be given."""
     return _printable(text).replace("#", _NUMBER_SIGN).strip(" -:")
 
 
@@ -83,6 +83,6 @@ def _diagnostic(text: str) -> str:
 
 
 def _printable(text: str) -> str:
-    """A line of it: whatever else may count as a line's end is none."""
+    """Return a text as one line, whatever else may count as the end of a line."""
     text = "".join(each if each.isprintable() else " " for each in text)
     return _END.sub(lambda end: end[0].replace(" ", "  ", 1), text)

@@ -1,4 +1,4 @@
-"""One step of a bisection: is the kernel of this tree good or bad, or can it not be told?"""
+"""Try one commit of a bisection: is its kernel good, bad, or not to be tested?"""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pyluo.vm.errors import Death, GuestCrash, HarnessError
-from pyluo.vm.pytest.recorder import FAILURES
+from pyluo.vm.results.verdict import FAILURES, Outcome
 from pyluo.vm.run import pytest_process
-from pyluo.vm.run.pytest_process import Result, Run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,13 +20,14 @@ if TYPE_CHECKING:
 
     from pyluo.vm.machine.options import GuestOptions
     from pyluo.vm.machine.vm import VM
-    from pyluo.vm.pytest.recorder import Record, Subtest
+    from pyluo.vm.results.pytest_run import PytestRun
+    from pyluo.vm.results.verdict import Verdict
 
-__all__ = ["Mark", "Step", "step"]
+__all__ = ["Mark", "Step", "try_commit"]
 
 
 class Mark(enum.IntEnum):
-    """What `git bisect run` takes an exit status for."""
+    """What an exit status means to `git bisect run`."""
 
     GOOD = 0
     BAD = 1
@@ -36,22 +36,22 @@ class Mark(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What a step came to.
+    """The result of trying one commit.
 
     Attributes:
-        mark: for git.
-        reason: of it, in a line; empty if it is good.
-        release: of the kernel; empty if it could not be built.
-        run: of the tests; None if it did not come to that.
+        mark: what git is told.
+        reason: why, in a line; empty if the commit is good.
+        release: the kernel's release; empty if it could not be built.
+        run: the run of the tests; None if it did not come to that.
     """
 
     mark: Mark
     reason: str
     release: str = ""
-    run: Run | None = None
+    run: PytestRun | None = None
 
 
-def step(
+def try_commit(
     tree: Path,
     tests: Sequence[str],
     options: GuestOptions,
@@ -62,36 +62,36 @@ def step(
     unbootable: Mark = Mark.SKIP,
     output: IO[bytes] | None = None,
 ) -> Step:
-    """Builds the kernel of a tree, runs tests with it, and judges.
+    """Build the kernel of a tree, run tests with it, and judge it.
 
-    Only a test that failed on it, or a guest that died in one, makes a kernel bad. What does not
-    compile or boot, and what the harness could not try, is skipped.
+    A kernel is bad only if a test failed on it or a guest died in a test. A kernel that does not
+    compile or boot, or that the harness could not try, is skipped.
 
     Args:
-        tree: the kernel's.
-        tests: as for `pytest_process.run`.
-        options: of the guests; the tree stands in for the kernels that they leave open: `kernel`,
-            and `to` as well.
-        hops: as for `pytest_process.run`.
-        limit: as for `pytest_process.run`.
-        match: what a failure must say to count; others are skipped.
-        unbootable: what a kernel is that does not boot.
-        output: as for `pytest_process.run`.
+        tree: the kernel tree.
+        tests: as for `pytest_process.run_tests`.
+        options: the options of the guests; where they name no `kernel` or no `to`, the tree's
+            kernel is meant.
+        hops: as for `run_tests`.
+        limit: as for `run_tests`.
+        match: what a failure must say to count; a commit that fails otherwise is skipped.
+        unbootable: the mark of a kernel that does not boot.
+        output: as for `run_tests`.
     """
-    itself = replace(options, kernel=str(tree), to=None)
+    own = replace(options, kernel=str(tree), to=None)
     try:
-        # A mistake in it is to cost no build.
+        # The other kernels come first, so that a mistake in their names costs no build.
         others = [options.find(other, str(tree)) for other in (options.kernel, options.to) if other]
-        built = itself.find_kernel()
+        built = own.find_kernel()
     except HarnessError as error:
         return Step(Mark.SKIP, f"there is no kernel to test: {error}")
     try:
-        # Where guests boot another one, what they die of would not tell that this does not boot.
-        if options.kernel and (death := _dies(itself.guest(built))):
+        # If guests boot another kernel, their deaths would not tell that this one does not boot.
+        if options.kernel and (death := _death_in_boot(own.guest(built))):
             return Step(unbootable, f"it does not boot: {death}", built.release)
-        filled_in = _filled_in(options, str(tree))
+        filled_in = replace(options, kernel=options.kernel or str(tree), to=options.to or str(tree))
         run = asyncio.run(
-            pytest_process.run(
+            pytest_process.run_tests(
                 tests, filled_in, [built, *others], hops=hops, limit=limit, output=output
             )
         )
@@ -101,47 +101,45 @@ def step(
     return replace(_judge(run, match, unbooted), release=built.release, run=run)
 
 
-def _dies(guest: VM) -> str:
-    """What a guest dies of as it boots; empty if it does not.
+def _death_in_boot(guest: VM) -> str:
+    """Return what a guest dies of as it boots; empty if it boots.
 
     Raises:
-        HarnessError: it could not be started, or QEMU ended.
+        HarnessError: the guest could not be started, or QEMU ended.
     """
     try:
         with closing(guest.__enter__()):
             return ""
     except GuestCrash as crash:
-        if crash.death is Death.QEMU:  # which is the host's matter
+        if crash.cause is Death.QEMU:  # the host's fault, not the kernel's
             raise HarnessError(str(crash)) from crash
-        return f"{crash.death.value}: {crash.reason}"
+        return f"{crash.cause.value}: {crash.reason}"
 
 
-def _filled_in(options: GuestOptions, tree: str) -> GuestOptions:
-    return replace(options, kernel=options.kernel or tree, to=options.to or tree)
-
-
-def _judge(run: Run, match: re.Pattern[str] | None, unbootable: Mark) -> Step:
-    if run.result is Result.PASSED:
+def _judge(run: PytestRun, match: re.Pattern[str] | None, unbootable: Mark) -> Step:
+    if run.outcome is Outcome.PASSED:
         return Step(Mark.GOOD, "")
-    if run.result is Result.NO_VERDICT:
+    if run.outcome is Outcome.NO_VERDICT:
         return Step(Mark.SKIP, run.reason)
-    failed = [record for record in run.records if record.outcome in FAILURES]
-    if not any(record.booted for record in failed):
+    failed = [verdict for verdict in run.verdicts if verdict.outcome in FAILURES]
+    if not any(verdict.booted for verdict in failed):
         return Step(unbootable, f"it does not boot: {failed[0].reason}")
-    for record in failed:
-        if record.booted and (match is None or match.search(_said(record))):
-            return Step(Mark.BAD, f"{record.test}: {record.reason}")
+    for verdict in failed:
+        if verdict.booted and (match is None or match.search(_message(verdict))):
+            return Step(Mark.BAD, f"{verdict.name}: {verdict.reason}")
     return Step(Mark.SKIP, f"it failed of something else: {run.reason}")
 
 
-def _said(record: Record) -> str:
-    """What a failure said, and those of its subtests."""
-    failed = [each for each in record.subtests if each.outcome in FAILURES]
-    told: list[Record | Subtest] = [record, *failed]
-    return "\n".join(f"{each.reason}\n{_marked(each.text)}" for each in told)
+def _message(verdict: Verdict) -> str:
+    """Return what a failed test said, and what its failed subtests said."""
+    failed = [each for each in verdict.subtests if each.outcome in FAILURES]
+    return "\n".join(f"{each.reason}\n{_error_lines(each.text)}" for each in [verdict, *failed])
 
 
-def _marked(text: str) -> str:
-    """Of pytest's text what is marked as said, and not the test's own source, which has all words
-    that the test might ever fail with; without a mark, there is no source in it."""
+def _error_lines(text: str) -> str:
+    """Return the lines of a pytest failure that say what was raised.
+
+    The test's source is left out, since it holds all words that the test might ever fail with. A
+    text without marked lines has no source in it.
+    """
     return "\n".join(re.findall("^E .*", text, re.MULTILINE)) or text

@@ -1,4 +1,4 @@
-"""Many live updates in a row, and what became of each."""
+"""Make many live updates in a row, and count those that come back."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ from typing import TYPE_CHECKING
 
 from pyluo import kho
 from pyluo.vm import progress
-from pyluo.vm.errors import GuestCrash, HarnessError
+from pyluo.vm.errors import GuestFailure, HarnessError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pyluo.vm.machine.vm import VM
 
-__all__ = ["Tally", "run"]
+__all__ = ["Tally", "run_hops"]
 
 
 @dataclass(slots=True)
 class Tally:
-    """What became of a number of live updates.
+    """The results of a number of live updates.
 
     Attributes:
-        asked: how many were asked for.
+        asked: how many live updates were asked for.
         hops: how many were tried; fewer if a guest did not even boot.
-        blackouts: seconds from reboot() to the next kernel's first word, of those that landed.
-        crashes: the guest's death, of those that did not.
+        blackouts: the blackouts of those that landed, in seconds.
+        failures: what the guest died of or its kernel complained of, for each of the others.
     """
 
     asked: int
     hops: int = 0
     blackouts: list[float] = field(default_factory=list)
-    crashes: list[GuestCrash] = field(default_factory=list)
+    failures: list[GuestFailure] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
-        """Whether all that were asked for came back."""
+        """Whether all live updates that were asked for came back."""
         return self.landed == self.asked
 
     @property
@@ -50,52 +50,52 @@ class Tally:
         return median(self.blackouts) if self.blackouts else None
 
 
-def run(boot: Callable[[], VM], hops: int) -> Tally:
-    """Live-updates a guest again and again.
+def run_hops(boot: Callable[[], VM], hops: int) -> Tally:
+    """Live-update a guest again and again.
 
-    A guest that dies is replaced by a fresh one, and counted: a rate of failure needs the rest of
-    the tries.
+    A guest that dies is counted and replaced by a fresh one, since a rate of failures needs all the
+    tries.
 
     Args:
-        boot: makes a guest, which knows where it jumps.
-        hops: how many live updates.
+        boot: returns a new guest that knows which kernel it jumps to.
+        hops: how many live updates to make.
 
     Raises:
-        HarnessError: a guest could not be started, or its kernel has nothing to hand over with.
+        HarnessError: a guest could not be started, or its kernel cannot live-update.
     """
     tally = Tally(hops)
     with progress.bar("live updates", hops) as reached:
         while tally.hops < hops:
             try:
                 with boot() as vm:
-                    _until_death(vm, hops, tally, reached)
-            except GuestCrash as crash:
-                # A guest that does not even boot has nothing to say on the rate of jumps.
-                tally.crashes.append(crash)
-                progress.say(f"a guest did not boot. {crash}")
+                    _jump_until_death(vm, hops, tally, reached)
+            except GuestFailure as failure:
+                # A guest that does not even boot says nothing about the rate of jumps.
+                tally.failures.append(failure)
+                progress.say(f"a guest did not boot. {failure}")
                 break
     return tally
 
 
-def _until_death(vm: VM, hops: int, tally: Tally, reached: progress.Reached) -> None:
+def _jump_until_death(vm: VM, hops: int, tally: Tally, reached: progress.Reached) -> None:
     while tally.hops < hops:
         tally.hops += 1
         try:
-            _see_that_it_can(vm)
+            _check_live_update(vm)
             timeline = vm.live_update()
             vm.check()
             tally.blackouts.append(timeline.blackout)
-        except GuestCrash as crash:
-            tally.crashes.append(crash)
-            progress.say(f"live update {tally.hops} did not come back. {crash}")
-            vm.close()  # without a last look, which would be taken for a boot that failed
+        except GuestFailure as failure:
+            tally.failures.append(failure)
+            progress.say(f"live update {tally.hops} did not come back. {failure}")
+            vm.close()  # now: a complaint at the end of the block would count as a failed boot
             return
         finally:
             reached(tally.hops)
 
 
-def _see_that_it_can(vm: VM) -> None:
-    """A jump from a kernel whose live update is off succeeds, and is none."""
+def _check_live_update(vm: VM) -> None:
+    """Fail if live update is off: then a jump succeeds, and hands nothing over."""
     if not (status := vm.call(kho.status)).live_update:
         raise HarnessError(
             f"the kernel {vm.kernel.name} cannot live-update here: "

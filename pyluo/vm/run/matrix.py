@@ -1,20 +1,14 @@
-"""Tests between every two of several kernels, in both directions, over one hop and over several."""
+"""Run tests on every route between several kernels."""
 
 from __future__ import annotations
 
 import asyncio
-import enum
-import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
-from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pyluo.vm.results.ktap_reader import Outcome
-from pyluo.vm.results.recorded import of_record
+from pyluo.vm.results.cell import Cell, Route
 from pyluo.vm.run import pytest_process
-from pyluo.vm.run.programs import Verdict
-from pyluo.vm.run.pytest_process import Result, Run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,125 +16,35 @@ if TYPE_CHECKING:
     from pyluo.vm.kernels.kernel import Kernel
     from pyluo.vm.machine.options import GuestOptions
 
-__all__ = ["Cell", "Direction", "Route", "routes", "run"]
-
-_NUMBERS = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?(?:-rc(\d+))?")
-
-
-class Direction(enum.Enum):
-    """Which way a live update goes."""
-
-    UPGRADE = "upgrade"
-    SAME = "same"
-    ROLLBACK = "rollback"
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """What a cell is about.
-
-    Attributes:
-        origin: the kernel that guests boot.
-        target: the one that they live-update to, and back again if there are more hops.
-        hops: how many live updates in a row.
-    """
-
-    origin: Kernel
-    target: Kernel
-    hops: int
-
-    @property
-    def direction(self) -> Direction:
-        """Of the first hop, by the kernels' releases."""
-        before, after = _version(self.origin.release), _version(self.target.release)
-        if self.origin.image == self.target.image or before == after:
-            return Direction.SAME
-        return Direction.UPGRADE if before < after else Direction.ROLLBACK
-
-    def __str__(self) -> str:
-        hops = "one hop" if self.hops == 1 else f"{self.hops} hops"
-        return f"{self.origin.name} to {self.target.name}, {hops}"
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """What came of a route.
-
-    Attributes:
-        route: which.
-        run: of the tests.
-    """
-
-    route: Route
-    run: Run
-
-    @property
-    def result(self) -> Result:
-        """Of the run."""
-        return self.run.result
-
-    def verdicts(self) -> list[Verdict]:
-        """On each test; and on the whole, if no single test tells why it has not passed."""
-        route = str(self.route)
-        told = [of_record(route, record.test, record) for record in self.run.records]
-        if self.result is not Result.PASSED and not any(each.failed for each in told):
-            reason = f"no verdict: {self.run.reason}"
-            told.append(Verdict(route, "", Outcome.FAILED, reason, no_verdict=True))
-        return told
-
-    def data(self) -> dict[str, Any]:
-        """As JSON has it."""
-        return {
-            "from": self.route.origin.name,
-            "to": self.route.target.name,
-            "releases": [self.route.origin.release, self.route.target.release],
-            "hops": self.route.hops,
-            "direction": self.route.direction.value,
-            "result": self.result.value,
-            "reason": self.run.reason,
-            "median_blackout": self.blackout,
-            "tests": [record.data() for record in self.run.records],
-        }
-
-    @property
-    def blackout(self) -> float | None:
-        """The median of all its jumps that landed, in seconds; None if none did."""
-        blackouts = [
-            jump.blackout
-            for record in self.run.records
-            for guest in record.guests
-            for jump in guest.jumps
-            if jump.blackout is not None
-        ]
-        return median(blackouts) if blackouts else None
+__all__ = ["routes", "run_matrix"]
 
 
 def routes(
     origins: Sequence[Kernel], targets: Sequence[Kernel], hops: Sequence[int]
 ) -> list[Route]:
-    """Every pair, with each number of hops."""
+    """Return a route for every pair, with each number of hops."""
     return [Route(*each) for each in product(origins, targets, hops)]
 
 
-async def run(
+async def run_matrix(
     routes: Sequence[Route],
     tests: Sequence[str],
     options: GuestOptions,
     *,
     jobs: int,
     limit: float,
-    ended: Callable[[Cell], None],
+    on_cell: Callable[[Cell], None],
 ) -> None:
-    """Runs the tests on each route.
+    """Run tests on each route.
 
     Args:
-        routes: to try.
-        tests: as for `pytest_process.run`.
-        options: of the guests; the kernels are those of the route.
+        routes: the routes to try.
+        tests: as for `pytest_process.run_tests`.
+        options: the options of the guests; the kernels are those of the route.
         jobs: how many routes at once; each has one guest at a time, unless a test has more.
-        limit: seconds for the tests of a route, as for `pytest_process.run`.
-        ended: called with each cell, in whatever order they come; and where this is interrupted,
-            with what the routes came to by then that were begun.
+        limit: seconds for the tests of a route.
+        on_cell: called with each cell, in whatever order they come. If this is interrupted, also
+            with what the routes that had begun came to by then.
 
     Raises:
         HarnessError: pytest could not be started on a route; the others have ended then.
@@ -150,26 +54,17 @@ async def run(
     async def fill(route: Route) -> None:
         async with gate:
             named = replace(options, kernel=route.origin.name, to=route.target.name)
-            tried = await pytest_process.run(
+            run = await pytest_process.run_tests(
                 tests,
                 named,
                 [route.origin, route.target],
                 hops=route.hops,
                 limit=limit,
-                cut_off=lambda run: ended(Cell(route, run)),
+                on_cut_off=lambda run: on_cell(Cell(route, run)),
             )
-        ended(Cell(route, tried))
+        on_cell(Cell(route, run))
 
-    # Where one is cancelled that waits for its turn, the others are to end in peace.
+    # If one is cancelled while it waits for its turn, the others still end properly.
     for failure in await asyncio.gather(*map(fill, routes), return_exceptions=True):
         if failure:
             raise failure
-
-
-def _version(release: str) -> tuple[float, ...]:
-    """A release in an order: a candidate comes before what it is a candidate for."""
-    match = _NUMBERS.match(release)
-    if match is None:
-        return ()
-    major, minor, patch, candidate = match.groups()
-    return int(major), int(minor), int(patch or 0), int(candidate or 0) or float("inf")

@@ -1,20 +1,19 @@
-"""Runs tests in a pytest of their own, between chosen kernels, and says what came of each."""
+"""Run tests in a pytest process of their own, between chosen kernels."""
 
 from __future__ import annotations
 
 import asyncio
-import enum
 import os
 import signal
 import sys
 import tempfile
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pyluo.vm.errors import HarnessError
 from pyluo.vm.kernels.kernel import settled
-from pyluo.vm.pytest.recorder import FAILURES, Outcome, Record, read
+from pyluo.vm.results import json_lines
+from pyluo.vm.results.pytest_run import UNFINISHED, PytestRun
 from pyluo.vm.run import checks
 
 if TYPE_CHECKING:
@@ -24,72 +23,12 @@ if TYPE_CHECKING:
     from pyluo.vm.kernels.kernel import Kernel
     from pyluo.vm.machine.options import GuestOptions
 
-__all__ = ["NOT_RUN", "Result", "Run", "run"]
+__all__ = ["run_tests"]
 
-# pytest's exit statuses: all passed, some failed, there were none.
-_PASSED, _FAILED, _NO_TESTS = 0, 1, 5
-_NEVER = 130  # no status of pytest's
 _GRACE = 10.0  # seconds for a pytest that is told to end
 
 
-class Result(enum.Enum):
-    """What a run says of the kernels that it ran on."""
-
-    PASSED = "passed"
-    FAILED = "failed"
-    NO_VERDICT = "no verdict"
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """A run of tests that has ended.
-
-    Attributes:
-        records: what came of each test.
-        status: pytest's exit status.
-        said: what it printed, unless that went elsewhere.
-        limit: seconds after which it was ended; None if it came to its end by itself.
-    """
-
-    records: tuple[Record, ...]
-    status: int
-    said: str
-    limit: float | None = None
-
-    @property
-    def result(self) -> Result:
-        """A test that failed, or a guest that died, is one. That nothing failed is one only if all
-        ran that was to run, and something did."""
-        outcomes = {record.outcome for record in self.records}
-        if outcomes & FAILURES:
-            return Result.FAILED
-        proven = self.status == _PASSED and Outcome.PASSED in outcomes and not self.limit
-        return Result.PASSED if proven else Result.NO_VERDICT
-
-    @property
-    def reason(self) -> str:
-        """Why the result is what it is, in a line; empty if all passed."""
-        failed = [record for record in self.records if record.outcome in FAILURES]
-        if self.limit and not failed:
-            return f"the tests still ran after {self.limit:g} s"
-        for record in failed or self.records:
-            if record.bad:
-                return f"{record.test}: {record.reason}"
-        if self.status == _NO_TESTS or (self.status == _PASSED and not self.records):
-            return "no test ran"
-        if self.status == _NEVER:
-            return "it was not run to its end"
-        if self.status == _FAILED:
-            return "pytest failed, and no test tells why"
-        if self.status != _PASSED:
-            return f"pytest ended with status {self.status}"
-        return "" if self.result is Result.PASSED else "no test passed"
-
-
-NOT_RUN = Run((), _NEVER, "")
-
-
-async def run(
+async def run_tests(
     tests: Sequence[str],
     options: GuestOptions,
     kernels: Sequence[Kernel],
@@ -97,77 +36,80 @@ async def run(
     hops: int,
     limit: float,
     output: IO[bytes] | None = None,
-    cut_off: Callable[[Run], None] | None = None,
-) -> Run:
-    """Runs tests, and waits for their end.
+    on_cut_off: Callable[[PytestRun], None] | None = None,
+) -> PytestRun:
+    """Run tests, and wait for their end.
 
     Args:
-        tests: arguments for pytest: paths, node ids, options; of `pyluo.vm.run.checks`, if no path
-            or node id is among them.
-        options: of the guests.
-        kernels: what those that the options name were when they were found.
-        hops: how many live updates tests are to make that can make several.
-        limit: seconds after which they are ended.
-        output: where pytest prints to; without it, what it prints is kept.
-        cut_off: called with what there is by then if this is cancelled.
+        tests: arguments for pytest: paths, node ids, options. If no path or node id is among them,
+            the tests in `pyluo.vm.run.checks` run.
+        options: the options of the guests.
+        kernels: the kernels that the options name, as they were found.
+        hops: how many live updates a test makes if it can make several.
+        limit: seconds after which the tests are ended.
+        output: where pytest prints to; without it, the output is kept in the result.
+        on_cut_off: called with the result so far if this is cancelled.
 
     Raises:
         HarnessError: pytest could not be started.
     """
-    # Neither has a name, so that nothing is left however this ends.
-    with tempfile.TemporaryFile() as record, tempfile.TemporaryFile() as said:
-        kept = f"/dev/fd/{record.fileno()}"
+    # Neither file has a name, so that nothing is left behind, however this ends.
+    with tempfile.TemporaryFile() as record, tempfile.TemporaryFile() as kept_output:
+        record_path = f"/dev/fd/{record.fileno()}"
         command = [
-            # A process in the background ignores interruptions, and so would what it starts.
+            # A process in the background ignores SIGINT, and its children inherit that.
             *("env", "--default-signal=INT"),
-            # Should this process be killed, its guests are to go too.
+            # If this process is killed, its guests must go too.
             *("setpriv", "--pdeathsig", "KILL", "--"),
             *(sys.executable, "-m", "pytest"),
             *options.words("--pyluo-"),
             f"--pyluo-hops={hops}",
-            f"--pyluo-record={kept}",
+            f"--pyluo-record={record_path}",
             *tests,
-            *([] if _named(tests) else _own_checks()),
+            *([] if _name_tests(tests) else _own_checks()),
         ]
         environment = os.environ | settled(kernels, options.config)
 
-        def ended(status: int, *, late: bool = False) -> Run:
-            said.seek(0)
-            text = said.read().decode(errors="replace")
-            return Run(tuple(read(kept)), status, text, limit if late else None)
+        def result(status: int, *, late: bool = False) -> PytestRun:
+            kept_output.seek(0)
+            text = kept_output.read().decode(errors="replace")
+            verdicts = tuple(json_lines.read(record_path))
+            return PytestRun(verdicts, status, text, limit if late else None)
 
         try:
-            status, late = await _attend(
-                command, environment, output or said, record.fileno(), limit
+            status, late = await _run_within(
+                limit, command, environment, output or kept_output, record.fileno()
             )
         except asyncio.CancelledError:
-            if cut_off:
-                cut_off(ended(_NEVER))
+            if on_cut_off:
+                on_cut_off(result(UNFINISHED))
             raise
-        return ended(status, late=late)
+        return result(status, late=late)
 
 
-def _named(words: Sequence[str]) -> bool:
-    """Whether arguments for pytest name tests. A name that leads nowhere need not count: it is an
-    error to pytest whatever else is named."""
+def _name_tests(words: Sequence[str]) -> bool:
+    """Return whether arguments for pytest name tests.
+
+    A path that does not exist need not count: it is an error to pytest, whatever else is named.
+    """
     return any(word == "--pyargs" or os.path.exists(word.partition("::")[0]) for word in words)
 
 
 def _own_checks() -> list[str]:
-    """The arguments for the checks that come with pyluo; no other project's settings apply."""
+    """Return the arguments for the checks that come with pyluo, unaffected by other settings."""
     folder = os.path.dirname(checks.__file__)
     own = [f"--rootdir={folder}", f"--confcutdir={folder}"]
     return ["-p", "no:cacheprovider", "-c", os.devnull, *own, folder]
 
 
-async def _attend(
+async def _run_within(
+    limit: float,
     command: list[str],
     environment: dict[str, str],
     output: IO[bytes],
     record: int,
-    limit: float,
 ) -> tuple[int, bool]:
-    """Runs a program; its exit status, and whether it had to be ended."""
+    """Run a program for `limit` seconds at most; return its status and whether it was ended."""
     try:
         process = await asyncio.create_subprocess_exec(
             *command,
@@ -190,7 +132,7 @@ async def _attend(
 
 
 async def _end(process: asyncio.subprocess.Process) -> int:
-    """Interrupts it if it still runs, and kills it if that does not help."""
+    """Interrupt a process if it still runs, and kill it if that does not help."""
     if process.returncode is None:
         # A terminal's Ctrl-C has reached it already, which does no harm.
         with suppress(ProcessLookupError):

@@ -1,31 +1,31 @@
-"""`pyluo demo`: a live update of a real kernel, told moment by moment."""
+"""Carry a memfd through one live update of a real kernel, and compare."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pyluo.guest import survival
+from pyluo.guest import demo
 from pyluo.vm.machine.vm import VM
 
 if TYPE_CHECKING:
     from pyluo.vm.machine.timeline import Timeline
 
-__all__ = ["Report", "run"]
+__all__ = ["RoundTrip", "run_round_trip"]
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """What the demonstration saw.
+class RoundTrip:
+    """The result of a live update with one preserved memfd.
 
     Attributes:
         before: the release of the kernel that preserved the memfd.
-        after: the release of the one that gave it back.
-        size: of the memfd, in bytes.
-        preserved: its SHA-256 before the jump.
-        retrieved: its SHA-256 after it.
-        survivors: what was not preserved, and is there all the same; there should be nothing.
-        timeline: the live update.
+        after: the release of the kernel that gave it back.
+        size: the size of the memfd in bytes.
+        preserved: the memfd's SHA-256 before the jump.
+        retrieved: its SHA-256 after the jump.
+        survivors: what was not preserved and is there all the same; should be empty.
+        timeline: the events of the live update.
     """
 
     before: str
@@ -38,30 +38,30 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether what should survive did, and nothing else."""
+        """Whether the memfd survived unchanged, and nothing else did."""
         return self.preserved == self.retrieved and not self.survivors
 
 
-def run(kernel: str, to: str | None, *, size: int, corrupt: bool) -> Report:
-    """Boots a guest, preserves a memfd of random bytes, live-updates, and looks.
+def run_round_trip(kernel: str, to: str | None, *, size: int, corrupt: bool) -> RoundTrip:
+    """Boot a guest, preserve a memfd of random bytes, live-update, and compare.
 
     Args:
-        kernel: to boot.
-        to: to jump into; None for the same one.
-        size: of the memfd, in bytes.
+        kernel: the kernel to boot.
+        to: the kernel to jump to; None for the same one.
+        size: the size of the memfd in bytes.
         corrupt: flip one byte before the comparison, to see the comparison fail.
 
     Raises:
-        GuestCrash: the guest died.
-        HarnessError: it could not be started.
+        GuestFailure: the guest died, or its kernel complained.
+        HarnessError: the guest could not be started.
     """
     with VM(kernel, to=to) as vm:
         before = vm.life.release
-        held = vm.hold(survival.preserve, size)
-        preserved = vm.call(survival.digest, held)
+        held = vm.hold(demo.preserve, size)
+        preserved = vm.call(demo.digest, held)
         vm.live_update()
-        retrieved, survivors = vm.call(survival.retrieve, corrupt)
-        return Report(
+        retrieved, survivors = vm.call(demo.retrieve, corrupt)
+        return RoundTrip(
             before=before,
             after=vm.life.release,
             size=size,

@@ -1,4 +1,4 @@
-"""The kernel's own selftests: taken from the source of a kernel, and built for it, unmodified."""
+"""Build the kernel's own selftests, unmodified, from the source that a kernel was built from."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from pyluo.vm.kernels.kernel import Kernel
     from pyluo.vm.kernels.source import Source
 
-__all__ = ["SUITES", "Program", "Suite", "programs"]
+__all__ = ["SUITES", "Selftest", "Suite", "find_selftests"]
 
 _SELFTESTS = "tools/testing/selftests"
-# What every suite's Makefile includes, and every test.
+# The files that every suite's Makefile and every test include.
 _COMMON = ("scripts/subarch.include", f"{_SELFTESTS}/*.mk", f"{_SELFTESTS}/*.h")
-# lib.mk's lists: what it runs by itself, and what it only builds. Each has a folder in the result.
+# The lists of lib.mk: programs that it runs, and programs that it only builds. Each list has a
+# folder in the result.
 _LISTS = {"alone": "TEST_GEN_PROGS", "staged": "TEST_GEN_PROGS_EXTENDED"}
 
 
@@ -33,12 +34,12 @@ class Suite:
     """A folder of the kernel's selftests, and the guest that it needs.
 
     Attributes:
-        name: of the folder.
-        kernel: which one is tested if none is named.
+        name: the name of the folder.
+        kernel: the kernel that is tested if none is named.
         append: more words for the kernel's command line.
         needs: patterns of further paths in the kernel's tree that its programs include.
-        libraries: that its programs need beside C's, each as the path of a header and the package
-            of Debian that brings it.
+        libraries: the libraries that its programs need, each as the path of a header and the
+            Debian package that brings it.
     """
 
     name: str
@@ -49,7 +50,7 @@ class Suite:
 
     @property
     def folder(self) -> str:
-        """Where it is in the kernel's tree."""
+        """The folder's path in the kernel's tree."""
         return f"{_SELFTESTS}/{self.name}"
 
 
@@ -60,8 +61,8 @@ SUITES = {
         Suite(
             name="iommu",
             kernel="selftest",
-            # 64 huge pages are mapped at once. What iommufd_fail_nth looks for in the kernel's ways
-            # out of failures is warnings, which it cannot see itself.
+            # The tests map 64 huge pages at once. iommufd_fail_nth provokes failures to see whether
+            # the kernel warns, which it cannot see itself.
             append="hugepages=80 panic_on_warn=1",
             needs=("drivers/iommu/iommufd/iommufd_test.h",),
             libraries=(("/usr/include/sys/capability.h", "libcap-dev"),),
@@ -71,14 +72,14 @@ SUITES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Program:
-    """A test program.
+class Selftest:
+    """A test program of the kernel's.
 
     Attributes:
-        path: of the executable.
-        staged: whether it takes a live update: run with `-s 1` before the jump, it leaves a daemon
-            that holds its sessions, and run with `-s 2` after it, it looks for them. Else it
-            reports in KTAP.
+        path: the path of the executable.
+        staged: whether it needs a live update. Run with `-s 1` before the jump, it leaves a daemon
+            that holds its sessions; run with `-s 2` after the jump, it looks for them. A program
+            that is not staged reports in KTAP.
     """
 
     path: Path
@@ -86,11 +87,11 @@ class Program:
 
     @property
     def name(self) -> str:
-        """Its name in the kernel's tree."""
+        """The program's name in the kernel's tree."""
         return self.path.name
 
 
-def programs(suite: Suite, kernel: Kernel) -> list[Program]:
+def find_selftests(suite: Suite, kernel: Kernel) -> list[Selftest]:
     """The programs that the kernel's source has in a suite; built now, unless the cache has them.
 
     They are compiled on the host, by the kernel's own Makefile, against the headers that this
@@ -111,7 +112,7 @@ def programs(suite: Suite, kernel: Kernel) -> list[Program]:
             if not target.exists():
                 _build(suite, kernel.source, kernel.headers, target)
     return [
-        Program(path, folder == "staged")
+        Selftest(path, folder == "staged")
         for folder in _LISTS
         for path in sorted((target / folder).iterdir())
     ]
@@ -142,11 +143,11 @@ def _compile(suite: Suite, tree: Path, headers: Path, objects: Path, result: Pat
         f"OUTPUT={objects}", f"KHDR_INCLUDES=-isystem {headers}",
     ]  # fmt: skip
     what = f"building the selftests {suite.name}"
-    build.run(what, [*make, f"-j{os.cpu_count() or 1}"])
+    build.run_step(what, [*make, f"-j{os.cpu_count() or 1}"])
     for folder, variable in _LISTS.items():
         (result / folder).mkdir()
         rule = f"pyluo-list: ; @echo $({variable})"
-        *_, names = build.run(what, [*make, "--silent", "--eval", rule, "pyluo-list"])
+        *_, names = build.run_step(what, [*make, "--silent", "--eval", rule, "pyluo-list"])
         for name in names.split():
             shutil.copy2(objects / Path(name).name, result / folder)
     if not any(result.glob("*/*")):

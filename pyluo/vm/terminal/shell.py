@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import NoReturn
 
-    from pyluo.vm.machine.guest import Life
+    from pyluo.vm.machine.lives import Life
     from pyluo.vm.machine.vm import VM
 
 __all__ = ["Shell"]

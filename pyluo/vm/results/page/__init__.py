@@ -1,6 +1,6 @@
-"""A matrix as one page of HTML that needs no other file: the table, the timelines, the logs.
+"""Render a matrix as one page of HTML that needs no other file: table, timelines and logs.
 
-The timelines are bars of SVG that the template draws; nothing in the page is a program.
+The template draws the timelines as bars of SVG; the page holds no scripts.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from pyluo.vm.machine import timeline
-from pyluo.vm.pytest.recorder import Outcome
+from pyluo.vm.results.verdict import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pyluo.vm.machine.timeline import Jump
-    from pyluo.vm.run.matrix import Cell
+    from pyluo.vm.results.cell import Cell
 
 __all__ = ["render"]
 
-# What ends with each moment, and the style of its bar. Whatever a guest marked itself comes after.
+# The phase that each event ends, and the style of its bar. Events that a guest marked come after.
 _PHASES = {
     timeline.LOADED: ("loading the next kernel", "load"),
     timeline.REBOOT_CALLED: ("up to the call of reboot()", "leave"),
@@ -30,12 +30,12 @@ _PHASES = {
     timeline.WORKER_UP: ("booting the new kernel", "boot"),
 }
 _MARKED = "restore"
-_ROOM = 13  # characters of each of two names
+_NAME_LIMIT = 13  # characters of each of the two names in a label
 
 
 @dataclass(frozen=True, slots=True)
 class _Bar:
-    """A phase of a live update, in seconds from its beginning."""
+    """A phase of a live update; start and end in seconds from the beginning of the update."""
 
     name: str
     style: str
@@ -45,7 +45,7 @@ class _Bar:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """A live update as it is drawn."""
+    """A row of a drawing: one live update."""
 
     label: str
     bars: list[_Bar]
@@ -58,10 +58,10 @@ class _Row:
 
 
 def render(cells: Sequence[Cell]) -> str:
-    """The page.
+    """Return the page.
 
     Args:
-        cells: of the matrix, in the order of its routes.
+        cells: the cells of the matrix, in the order of its routes.
     """
     environment = Environment(
         loader=PackageLoader("pyluo.vm.results.page", "."),
@@ -74,8 +74,8 @@ def render(cells: Sequence[Cell]) -> str:
     ends = [
         row.end
         for cell in cells
-        for record in cell.run.records
-        for guest in record.guests
+        for verdict in cell.run.verdicts
+        for guest in verdict.guests
         for row in _rows(guest.jumps)
     ]
     return environment.get_template("page.html.jinja").render(
@@ -87,7 +87,7 @@ def render(cells: Sequence[Cell]) -> str:
                 kernel for cell in cells for kernel in (cell.route.origin, cell.route.target)
             )
         ),
-        results=Counter(cell.result.value for cell in cells),
+        outcomes=Counter(cell.outcome.value for cell in cells),
         phases=[*_PHASES.values(), ("what the guest marked", _MARKED)],
         longest=max(ends, default=0.0),
     )
@@ -96,7 +96,7 @@ def render(cells: Sequence[Cell]) -> str:
 def _rows(jumps: Sequence[Jump]) -> list[_Row]:
     return [
         _Row(
-            f"{number}: {_short(jump.origin)} to {_short(jump.target)}",
+            f"{number}: {_shorten(jump.origin)} to {_shorten(jump.target)}",
             _bars(jump),
             jump.landed,
             jump.blackout,
@@ -105,13 +105,13 @@ def _rows(jumps: Sequence[Jump]) -> list[_Row]:
     ]
 
 
-def _short(name: str) -> str:
-    """A kernel's name where there is little room; of a path, its end tells most."""
-    return name if len(name) <= _ROOM else f"…{name[1 - _ROOM :]}"
+def _shorten(name: str) -> str:
+    """Return the end of a long name, which tells most about a path."""
+    return name if len(name) <= _NAME_LIMIT else f"…{name[1 - _NAME_LIMIT :]}"
 
 
 def _bars(jump: Jump) -> list[_Bar]:
-    """One for each moment, from the moment before; of several by one name the first counts."""
+    """Return a bar for each event, from the event before; the first of a name counts."""
     moments = {event.name: jump.timeline.at(event.name) for event in jump.timeline.events}
     bars, start = [], 0.0
     for name, at in moments.items():

@@ -1,0 +1,145 @@
+"""The lives of a guest: one kernel's time each, from its boot to the jump."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pyluo.guest import wire
+    from pyluo.vm.kernels.kernel import Kernel
+    from pyluo.vm.machine.console import Console
+
+__all__ = ["Life", "Lives"]
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """One kernel's time in a guest, from its boot to the jump.
+
+    Attributes:
+        number: 1 for the cold boot; each jump begins another life.
+        kernel: the name of the kernel, as the harness was given it.
+        boot_id: the kernel's own id for this boot.
+        release: the kernel's release, as `uname -r` prints it.
+        updates: the number of live updates that the kernel counts; None if its log does not say.
+        blackout: seconds from the call of reboot() that led to this life until its worker was up.
+            For a jump that the harness did not ask for, they count from the old kernel's message
+            that it starts the new one. None for the cold boot, and if there was no such message.
+    """
+
+    number: int
+    kernel: str
+    boot_id: str
+    release: str
+    updates: int | None
+    blackout: float | None
+
+
+class Lives:
+    """Keeps track of the lives of a guest, and of the jump that it is in, if any.
+
+    Args:
+        kernel: the kernel that the guest boots.
+        console: the guest's console, which tells when a kernel has left.
+
+    Attributes:
+        current: the current life; None until the guest has spoken.
+        number: the number of the current life.
+    """
+
+    def __init__(self, kernel: Kernel, console: Console) -> None:
+        self._console = console
+        self._kernels = [kernel]  # of each life
+        self._next: Kernel | None = None
+        self._next_began = False
+        self.current: Life | None = None
+        self.number = 1
+
+    @property
+    def kernel(self) -> Kernel:
+        """The kernel of the current life, as far as the harness knows."""
+        return self._kernels[-1]
+
+    def kernel_of(self, number: int) -> Kernel:
+        """Return the kernel of a life, or the last one if that life has not been reached."""
+        return self._kernels[min(number, len(self._kernels)) - 1]
+
+    def begin_jump(self, kernel: Kernel) -> None:
+        """Expect another kernel to begin."""
+        self._console.left = None
+        self._next, self._next_began = kernel, False
+
+    def end_jump(self) -> None:
+        """Expect no other kernel any more; the jump has landed, was refused, or failed."""
+        self._next = None
+
+    def note_new_kernel(self) -> None:
+        """Note that a kernel printed its first line."""
+        self._next_began = True
+
+    def land(self) -> None:
+        """Begin the life that the jump led to."""
+        assert self._next is not None
+        self._advance(self._next)
+
+    def land_unasked(self, release: str) -> None:
+        """Begin a life that the harness did not ask for: somebody in the guest jumped.
+
+        Args:
+            release: the release of the kernel that runs now.
+        """
+        same = release == self.kernel.release
+        self._advance(self.kernel if same else _unknown_kernel(self.kernel, release))
+
+    def enter(self, hello: wire.Frame, blackout: float | None) -> Life:
+        """Make the life that has spoken the current one, and return it.
+
+        Args:
+            hello: the worker's first message.
+            blackout: as in `Life`.
+        """
+        self._console.left = None
+        self.current = Life(
+            self.number,
+            self.kernel.name,
+            hello["boot_id"],
+            hello["release"],
+            hello["updates"],
+            blackout,
+        )
+        return self.current
+
+    @property
+    def has_left(self) -> bool:
+        """Whether the guest is in a jump and has left its old kernel, which may yet hang or die
+        after it was told to reboot."""
+        started = self._next_began or self._console.left is not None
+        return self._next is not None and started
+
+    @property
+    def speaker(self) -> tuple[int, str]:
+        """The number of the life, and the name of the kernel, that prints on the console now.
+
+        In a jump that is the old kernel until the new one has begun.
+        """
+        if self._next and self._next_began:
+            return self.number + 1, self._next.name
+        return self.number, self.kernel.name
+
+    @property
+    def deceased(self) -> tuple[int, Kernel]:
+        """The number of the life, and the kernel, that a guest which dies now has died in."""
+        if self._next and self.has_left:
+            return self.number + 1, self._next
+        return self.number, self.kernel
+
+    def _advance(self, kernel: Kernel) -> None:
+        self.number += 1
+        self._kernels.append(kernel)
+
+
+def _unknown_kernel(before: Kernel, release: str) -> Kernel:
+    """Return a kernel that somebody in the guest chose, and of which only the release is known."""
+    known = replace(before, name=release, release=release, source=None)
+    return replace(known, config=None, system_map=None, vmlinux=None, headers=None)

@@ -1,0 +1,161 @@
+"""Reports: what a kernel prints when something is wrong, and what that means.
+
+Only this module knows what complaints look like. The patterns follow the sources of Linux 7.2 and
+7.3, with older forms that are still in use.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from dataclasses import dataclass, field
+
+from pyluo.vm.errors import Complaint
+
+__all__ = ["EARLY_DEATH", "STAMP", "Report", "Severity", "find_report"]
+
+STAMP = r"\[ *\d+\.\d+\](?:\[[^]]*\])? "  # the kernel's, since the words of a program are no report
+# Printed before the kernel can stamp its lines: arch/x86/mm/extable.c, early_fixup_exception(), and
+# arch/x86/boot/compressed/error.c.
+EARLY_DEATH = r"^(PANIC: early exception .*|\s*-- System halted)"
+_PREFIX = r"(?:watchdog: |rcu: |INFO: )*"
+_LINE_LIMIT = 400  # lines of one report
+
+
+class Severity(enum.Enum):
+    """What becomes of a kernel that prints a report."""
+
+    FATAL = "it ends here"
+    STALL = "it may recover, or never"
+    OMEN = "it goes on"
+
+
+@dataclass(frozen=True, slots=True)
+class _Pattern:
+    pattern: re.Pattern[str]
+    complaint: Complaint
+    severity: Severity
+    end: re.Pattern[str]
+
+
+_PANIC_ENDS = re.compile(r"---\[ end Kernel panic")
+_TRACE_ENDS = re.compile(r"</TASK>|---\[ end ")
+_KASAN_ENDS = re.compile(r"={60}")
+_TASK_ENDS = re.compile(
+    r"disables this message"
+)  # the console does not show the level of its trace
+
+
+def _stamped(
+    pattern: str, complaint: Complaint, severity: Severity, end: re.Pattern[str] = _TRACE_ENDS
+) -> _Pattern:
+    return _Pattern(re.compile(STAMP + pattern), complaint, severity, end)
+
+
+# The first that matches counts. With `oops=panic` an oops is as final as a panic.
+_PATTERNS = (
+    _Pattern(re.compile(EARLY_DEATH), Complaint.PANIC, Severity.FATAL, _PANIC_ENDS),
+    _stamped(r"Kernel panic - not syncing: (.*)", Complaint.PANIC, Severity.FATAL, _PANIC_ENDS),
+    _stamped(r"(kernel BUG at .*)", Complaint.BUG, Severity.FATAL, _PANIC_ENDS),
+    _stamped(
+        r"((?:Oops: |BUG: unable to handle|BUG: kernel NULL|BUG: .*stack guard page"
+        r"|general protection fault|double fault|divide error).*)",
+        Complaint.OOPS,
+        Severity.FATAL,
+        _PANIC_ENDS,
+    ),
+    _stamped(r"(BUG: KASAN: .*)", Complaint.KASAN, Severity.OMEN, _KASAN_ENDS),
+    _stamped(_PREFIX + r"(BUG: soft lockup.*)", Complaint.SOFT_LOCKUP, Severity.STALL),
+    _stamped(_PREFIX + r"(.*hard LOCKUP.*)", Complaint.HARD_LOCKUP, Severity.STALL),
+    _stamped(
+        _PREFIX + r"(\w+ (?:detected (?:expedited )?stalls?\b|self-detected stall).*)",
+        Complaint.RCU_STALL,
+        Severity.STALL,
+    ),
+    _stamped(
+        _PREFIX + r"(task .* blocked.* for more than.*)",
+        Complaint.HUNG_TASK,
+        Severity.STALL,
+        _TASK_ENDS,
+    ),
+    # kernel/locking/lockdep.c
+    _stamped(
+        r"(?:WARNING: |\[ |INFO: )((?:possible (?:circular|recursive|irq lock)|inconsistent lock"
+        r"|\S+-safe -> \S+-unsafe|bad unlock|bad contention|suspicious RCU|Nested lock|held lock"
+        r"|lock held|\S+ still has locks|chain_key|BUG: Invalid wait context"
+        r"|trying to register non-static key).*)",
+        Complaint.LOCKDEP,
+        Severity.OMEN,
+    ),
+    _stamped(r"WARNING: ((?:CPU: \d+ PID: |\S+:\d+ at |at ).*)", Complaint.WARNING, Severity.OMEN),
+    _stamped(r"(UBSAN: .* in .*)", Complaint.WARNING, Severity.OMEN),
+    _stamped(r"(BUG: .*)", Complaint.BUG, Severity.OMEN),
+)
+# Panics that only follow from an earlier report, and its kind; None if it may be of any kind.
+_CONSEQUENCES = (
+    (re.compile(r"softlockup: hung tasks"), Complaint.SOFT_LOCKUP),
+    (re.compile(r"Hard LOCKUP"), Complaint.HARD_LOCKUP),
+    (re.compile(r"RCU Stall"), Complaint.RCU_STALL),
+    (re.compile(r"hung_task: blocked tasks"), Complaint.HUNG_TASK),
+    (re.compile(r"KASAN: panic_on_warn set|kasan\.fault=panic"), Complaint.KASAN),
+    (re.compile(r"panic_on_warn set|system warned too often"), None),
+)
+
+
+@dataclass(slots=True, eq=False)
+class Report:
+    """A report that a kernel printed.
+
+    Attributes:
+        complaint: what the kernel complains of.
+        severity: what becomes of the kernel.
+        reason: the kernel's words in a line.
+        lines: all lines of the report so far.
+        life: the number of the guest's life in which it was printed; 1 is the cold boot.
+        kernel: the name of the kernel that printed it.
+        at: when its first line came, in seconds on the host's monotonic clock.
+    """
+
+    complaint: Complaint
+    severity: Severity
+    reason: str
+    lines: list[str]
+    life: int = 0
+    kernel: str = ""
+    at: float = 0.0
+    _end: re.Pattern[str] = field(default=_TRACE_ENDS, repr=False)
+
+    def add(self, line: str) -> bool:
+        """Add a line; return whether it was the last."""
+        self.lines.append(line)
+        return bool(self._end.search(line)) or len(self.lines) >= _LINE_LIMIT
+
+
+def find_report(line: str, before: Report | None = None) -> Report | None:
+    """Return the report that a line begins; None if it begins none.
+
+    Args:
+        line: a line of the console.
+        before: the last report of the same life, which a panic may follow from.
+    """
+    for known in _PATTERNS:
+        if match := known.pattern.search(line):
+            report = Report(
+                known.complaint, known.severity, match[1].strip(), [line], _end=known.end
+            )
+            if report.complaint is Complaint.PANIC:
+                _attribute(report, before)
+            return report
+    return None
+
+
+def _attribute(panic: Report, before: Report | None) -> None:
+    """Make a panic that follows from an earlier report a part of that report."""
+    for pattern, complaint in _CONSEQUENCES:
+        if pattern.search(panic.reason):
+            if before and complaint in (None, before.complaint):
+                panic.complaint, panic.reason = before.complaint, before.reason
+                panic.lines[:0] = before.lines
+            elif complaint:
+                panic.complaint = complaint
+            return

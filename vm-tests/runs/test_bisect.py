@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
-from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,12 +20,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PYLUO = [sys.executable, "-m", "pyluo", "vm", "bisect"]
-# Whose sources no kernel here compiles: without them the history is made in half the time.
+# The sources of what no kernel here compiles are the larger half of the tree.
 UNUSED = (
-    "drivers/gpu", "drivers/media", "drivers/net/ethernet", "drivers/net/wireless",
-    "drivers/scsi", "drivers/staging", "sound", "tools/perf", "tools/testing",
+    "Documentation", "drivers/gpu", "drivers/media", "drivers/net/ethernet",
+    "drivers/net/wireless", "drivers/scsi", "drivers/staging", "sound", "tools/perf",
+    "tools/testing",
 )  # fmt: skip
-# What the test can do without is a third of the build.
+# Options that the test can do without, which are a third of the build.
 SMALL = (
     "VIRTUALIZATION", "KVM", "KVM_AMD", "KVM_INTEL",
     "IOMMU_SUPPORT", "INTEL_IOMMU", "INTEL_IOMMU_DEFAULT_ON", "IRQ_REMAP", "IOMMUFD",
@@ -61,10 +59,12 @@ def test_seals_survive(vm):
     assert vm.life.release.endswith("-bisected")
     assert vm.call(seals) == Seal.WRITE | Seal.GROW | Seal.SHRINK
 """
+COMPLETE = "pyluo-complete"  # in .git: a run that was killed has not left half a tree
 LUO = "mm/memfd_luo.c"
 CORE = "kernel/liveupdate/luo_core.c"
 SEALS = "memfd_add_seals(file, ser->seals)"
-# What each commit does: a file, a text in it, and what takes its place. Empty: a line at the end.
+# The change of each commit: a file, a text in it, and its replacement; an empty text stands for the
+# end of the file.
 HISTORY = {
     "say something at the end of memfd_luo": (LUO, "", "/* one */"),
     "say something at the end of luo_core": (CORE, "", "/* two */"),
@@ -79,47 +79,46 @@ HISTORY = {
 
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
-    """On the disk that builds are on anyway: /tmp may be memory. Locked as long as it is used."""
-    with ExitStack() as used:
-        with cache.lock("bisect", lambda: None):
-            for other in cache.folder().glob(".bisect-*"):
-                # Of a run that was killed, unless one goes on, or has just ended.
-                with suppress(BlockingIOError, FileNotFoundError), locked(other):
-                    shutil.rmtree(other)
-            path = Path(tempfile.mkdtemp(prefix=".bisect-", dir=cache.folder()))
-            used.enter_context(locked(path))
-        yield path
-        shutil.rmtree(path)
+    """A folder in the cache that keeps the tree, and what was compiled of it, from run to run.
 
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """A folder that is ours until then; the kernel drops the lock with the process.
-
-    Raises:
-        BlockingIOError: it is somebody else's.
+    It has the package of the source in its name; those of other packages are removed.
     """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(descriptor)
+    source = Kernel.find("stable").source
+    assert source is not None
+    path = cache.folder() / f"bisected-{source.identity[:16]}"
+    with cache.lock("bisected", lambda: None):
+        for other in cache.folder().glob("bisected-*/"):
+            if other != path:
+                shutil.rmtree(other)
+        path.mkdir(exist_ok=True)
+        # The kernels themselves are built in each run.
+        shutil.rmtree(path / "cache" / "pyluo" / "kernels", ignore_errors=True)
+        yield path
 
 
 @pytest.fixture(scope="module")
 def tree(folder: Path) -> Path:
-    """The kernel `stable` as a repository, with the history on top."""
+    """The source of the kernel `stable`, with the files that the history changes in a repository."""
     path = folder / "linux"
+    if not (path / ".git" / COMPLETE).exists():
+        make_tree(path)
+    git(path, "bisect", "reset")  # of a run that was killed
+    git(path, "checkout", "--quiet", "--force", "history")
+    return path
+
+
+def make_tree(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)
     path.mkdir()
     source = Kernel.find("stable").source
     assert source is not None
     source.unpack(path)
-    for unused in UNUSED:
-        for file in (path / unused).rglob("*.[ch]"):
+    for folder in UNUSED:
+        for file in (path / folder).rglob("*.[ch]"):
             file.unlink()
-    git(path, "init", "--quiet")
-    git(path, "add", "--all", "--force")
+    git(path, "init", "--quiet", "--initial-branch=history")
+    (path / ".git" / "info" / "exclude").write_text("*\n")
+    git(path, "add", "--force", *sorted({name for name, _, _ in HISTORY.values()}))
     git(path, "commit", "--quiet", "--message", "the kernel as it is")
     for message, (name, old, new) in HISTORY.items():
         file = path / name
@@ -128,7 +127,7 @@ def tree(folder: Path) -> Path:
             assert text.count(old) == 1, (name, old)
         file.write_text(text.replace(old, new) if old else f"{text}{new}\n")
         git(path, "commit", "--quiet", "--all", "--message", message)
-    return path
+    (path / ".git" / COMPLETE).touch()
 
 
 def git(tree: Path, *words: str) -> str:
@@ -137,7 +136,7 @@ def git(tree: Path, *words: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-# Of a tree that is made in no time, of an image beside it.
+# The Makefile of a tree that is built in no time, from an image beside it.
 MAKEFILE = """
 tinyconfig:
 	touch $(O)/.config

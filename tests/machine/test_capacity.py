@@ -33,7 +33,8 @@ def test_as_many_guests_as_cores_and_memory_allow(
 
 def test_a_cgroup_has_no_room_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    monkeypatch.setattr("pyluo.vm.machine.capacity.room_in_cgroups", lambda: (4 * GIB, "/container"))
+    room = "pyluo.vm.machine.capacity.room_in_cgroups"
+    monkeypatch.setattr(room, lambda: (4 * GIB, "/container"))
     assert at_once(GIB) == 2
 
 

@@ -117,7 +117,7 @@ def test_other_options_are_another_kernel_with_objects_of_its_own(tree: Path) ->
     [
         ("CONFIG_LOST=y", "the configuration lost CONFIG_LOST=y (--config)"),
         ("CONFIG_", "the fragment CONFIG_ cannot be read"),
-        ("nonsense.config", "nonsense.config, line 2, sets nothing: CONFIG-A=y"),
+        ("nonsense.config", "nonsense.config, line 2, sets no option: CONFIG-A=y"),
         ("binary.config", "the fragment binary.config cannot be read"),
     ],
 )

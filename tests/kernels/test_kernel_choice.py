@@ -13,7 +13,7 @@ from pyluo.vm import HarnessError, Kernel
 from pyluo.vm.kernels import build, source
 from pyluo.vm.kernels.catalogue import KernelSpec, Series, catalogue
 from pyluo.vm.kernels.debian import SourcePackage
-from pyluo.vm.kernels.kconfig import Fragment, unmet
+from pyluo.vm.kernels.kconfig import Fragment, find_unmet
 from pyluo.vm.kernels.source import Tree
 from pyluo.vm.machine import options
 
@@ -83,9 +83,9 @@ def test_options_that_kconfig_dropped_are_named(tmp_path: Path) -> None:
     config = tmp_path / ".config"
     config.write_text('CONFIG_A=y\n# CONFIG_B is not set\nCONFIG_S="x"\n')
     fragment = Fragment("f", 'CONFIG_A=y\nCONFIG_B=y\nCONFIG_S="x"\n# CONFIG_GONE is not set\n')
-    assert [str(each) for each in unmet(config, (fragment,))] == ["CONFIG_B=y (f)"]
+    assert [str(each) for each in find_unmet(config, (fragment,))] == ["CONFIG_B=y (f)"]
     later = Fragment("g", "# CONFIG_A is not set\n")
-    lost = unmet(config, (fragment, later))
+    lost = find_unmet(config, (fragment, later))
     assert [str(each) for each in lost] == ["CONFIG_A=n (g)", "CONFIG_B=y (f)"]
 
 
@@ -168,8 +168,8 @@ def test_tools_that_are_missing_are_named_with_their_packages(
 def test_a_full_disk_is_told_before_anything_is_fetched(
     monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
-    monkeypatch.setattr(build, "_ROOM", 1 << 60)
-    with pytest.raises(HarnessError, match=r"GB of room.*XDG_CACHE_HOME"):
+    monkeypatch.setattr(build, "_NEEDED_SPACE", 1 << 60)
+    with pytest.raises(HarnessError, match=r"GB of free space.*XDG_CACHE_HOME"):
         build.build(Tree(Path(__file__).parent), ())
     assert list((cache / "kernels").iterdir()) == []
 

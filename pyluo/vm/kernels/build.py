@@ -1,4 +1,4 @@
-"""Builds kernels into the cache: configured, checked, and found again by what they are made of."""
+"""Configure and build kernels into the cache, under a digest of all that they are made of."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Self
 from pyluo.vm import progress
 from pyluo.vm.errors import HarnessError
 from pyluo.vm.kernels import cache
-from pyluo.vm.kernels.kconfig import Fragment, unmet
+from pyluo.vm.kernels.kconfig import Fragment, find_unmet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -31,20 +31,21 @@ IMAGE, CONFIG, SYSTEM_MAP, VMLINUX, HEADERS = (
     "bzImage", "config", "System.map", "vmlinux", "headers"
 )  # fmt: skip
 
-_ROOM = 3 << 30  # bytes: 1.8 GB of source, 0.4 GB of objects, and some to spare
-_OBJECTS = 2000  # how many a first build makes, about
-_OBJECT = re.compile(r"  (CC|AS|HOSTCC) ")
+_NEEDED_SPACE = 3 << 30  # bytes: 1.8 GB of source, 0.4 GB of objects, and some to spare
+_USUAL_COUNT = 2000  # objects that a first build compiles, about
+_COMPILED = re.compile(r"  (CC|AS|HOSTCC) ")
 _TOOLS = {
     "gcc": "gcc", "make": "make", "flex": "flex", "bison": "bison", "bc": "bc", "lz4": "lz4",
     "xz": "xz-utils", "rsync": "rsync", "perl": "perl",
 }  # fmt: skip
-_UNDER_WAY = ".under-way"
-_TREE = "tree"  # in a folder of the cache: the path of the tree that it is for
-_UNUSED = 7 * 24 * 3600  # seconds after which a tree's kernel goes: each edit and commit makes one
+_IN_PROGRESS = ".under-way"
+_TREE = "tree"  # the file in a folder of the cache that names the tree it was made from
+# Seconds after which an unused kernel of a tree is removed: each edit and commit makes another one.
+_UNUSED_LIMIT = 7 * 24 * 3600
 _LIBELF = Path("/usr/include/gelf.h")
-# A build sees this of the environment and no more: what else make and Kconfig would take from it
-# is not in the kernel's key.
-_KEPT = ("PATH", "HOME", "TMPDIR")
+# A build inherits no other variables, because make and Kconfig would take settings from them that
+# are not in the kernel's key.
+_INHERITED = ("PATH", "HOME", "TMPDIR")
 _FIXED = {
     "LC_ALL": "C",
     "KBUILD_BUILD_USER": "pyluo",
@@ -55,68 +56,72 @@ _FIXED = {
 
 
 def build(source: Source, fragments: Sequence[Fragment]) -> Path:
-    """The folder of the built kernel; built now, unless the cache has it.
+    """Return the folder of a built kernel, and build the kernel first unless the cache has it.
 
-    Only one build runs at a time; others wait for it, and then look in the cache again. What an
-    interrupted build leaves is never taken for a kernel.
+    Only one build runs at a time; others wait for it, and then look in the cache again. The remains
+    of an interrupted build are never mistaken for a kernel.
+
+    Args:
+        source: the kernel's source.
+        fragments: the Kconfig fragments, in the order in which they are merged.
 
     Raises:
-        HarnessError: a tool, room on the disk or the source is missing, or the build failed.
+        HarnessError: a tool, space on the disk or the source is missing, or the build failed.
     """
     kernels = cache.folder() / "kernels"
     if re.search(r"[\s:]", os.fspath(kernels)):
         raise HarnessError(
             f"a kernel cannot be built in {kernels}",
-            "make(1) takes no path with a space or a colon: set XDG_CACHE_HOME to another",
+            "make(1) takes no path with a space or a colon: set XDG_CACHE_HOME to another folder",
         )
     if shutil.which("gcc") is None:
-        _check_tools()  # even the key needs the compiler
+        _check_tools()  # even the key needs the compiler's version
     target = kernels / _key(source, fragments)
-    if _is_there(target):
+    if _use_cached(target):
         return target
     _check_tools()
     waiting = "waiting for another build of a kernel to end"
     with cache.lock("build", lambda: progress.say(waiting)):
-        if _is_there(target):
+        if _use_cached(target):
             return target
-        _check_room(kernels)
-        _sweep(kernels)
+        _check_space(kernels)
+        _remove_leftovers(kernels)
         with tempfile.TemporaryDirectory(prefix=".building-", dir=kernels) as scratch:
-            objects = _kept_objects(source, fragments) or Path(scratch, "objects")
-            done = _Build(source, tuple(fragments), Path(scratch), objects).run()
+            objects = _find_kept_objects(source, fragments) or Path(scratch, "objects")
+            result = _Build(source, tuple(fragments), Path(scratch), objects).run()
             if kernels / _key(source, fragments) != target:
                 raise HarnessError(
                     f"{source.description} changed while it was built", "build it again"
                 )
-            done.rename(target)
+            result.rename(target)
     return target
 
 
 def run_step(what: str, command: list[str]) -> list[str]:
-    """Runs a program in the environment that kernels are built in, and returns the lines it said.
+    """Run a program in the environment that kernels are built in, and return its lines of output.
 
     Args:
-        what: the name of the work.
+        what: the name of the work, for the error message.
         command: the program and its arguments.
 
     Raises:
-        HarnessError: it failed.
+        HarnessError: the program failed.
     """
     with _Process(command) as process:
-        said = list(process.lines())
+        output = list(process.read_lines())
     if process.status:
-        raise HarnessError(f"{what} failed", "\n" + "\n".join(said[-30:]))
-    return said
+        raise HarnessError(f"{what} failed", "\n" + "\n".join(output[-30:]))
+    return output
 
 
 def compiler() -> str:
-    """What the C compiler calls itself."""
+    """Return the C compiler's name and version."""
     done = subprocess.run(["gcc", "--version"], capture_output=True, text=True, check=True)
     return done.stdout.partition("\n")[0]
 
 
 class _Build:
-    """One build, in a scratch folder that is removed afterwards; the objects may lie elsewhere."""
+    """One build, in a scratch folder that is removed afterwards; its objects may lie elsewhere."""
 
     def __init__(
         self, source: Source, fragments: tuple[Fragment, ...], scratch: Path, objects: Path
@@ -134,13 +139,13 @@ class _Build:
         progress.say(f"building {self._source.description}; the cache keeps it")
         with progress.bar("unpacking", None):
             self._tree = self._source.unpack(self._unpacked)
-        whole = not (self._objects / ".config").exists()
-        with _under_way(self._objects):
+        from_scratch = not (self._objects / ".config").exists()
+        with _mark_in_progress(self._objects):
             self._configure()
-            made = self._compile(_expected() if whole else None)
+            count = self._compile(_read_object_count() if from_scratch else None)
         self._collect()
-        if whole:
-            cache.write(_memory(), json.dumps(made))
+        if from_scratch:
+            cache.write(_object_count_file(), json.dumps(count))
         return self._result
 
     def _configure(self) -> None:
@@ -150,27 +155,27 @@ class _Build:
             with (self._objects / ".config").open("a") as config:
                 config.write(fragment.text)
         self._make("olddefconfig")
-        lost = unmet(self._objects / ".config", self._fragments)
+        lost = find_unmet(self._objects / ".config", self._fragments)
         if lost:
             raise HarnessError(
                 f"the configuration lost {', '.join(map(str, lost))}",
-                "a dependency of each is missing, or its name changed: mend the fragment",
+                "a dependency of each option is missing, or its name changed: correct the fragment",
             )
 
     def _compile(self, expected: int | None) -> int:
-        """Compiles, and returns how many objects that made."""
-        made = 0
+        """Compile the kernel, and return how many objects were compiled."""
+        count = 0
         tail: list[str] = []
         command = self._command(f"-j{os.cpu_count() or 1}", "bzImage", "vmlinux")
         with progress.bar("compiling", expected) as reached, _Process(command) as process:
-            for line in process.lines():
+            for line in process.read_lines():
                 tail = [*tail[-30:], line]
-                if _OBJECT.match(line):
-                    made += 1
-                    reached(made)
+                if _COMPILED.match(line):
+                    count += 1
+                    reached(count)
         if process.status:
             raise HarnessError("the kernel does not compile", "\n" + "\n".join(tail))
-        return made
+        return count
 
     def _collect(self) -> None:
         self._make("headers_install", f"INSTALL_HDR_PATH={self._result / HEADERS}")
@@ -194,12 +199,12 @@ class _Build:
 
 
 class _Process:
-    """A program and all it starts, which end with the block, however that ends."""
+    """A program; it is killed with all that it started if its `with` block fails."""
 
     def __init__(self, command: list[str]) -> None:
-        environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
+        environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
         self._process = subprocess.Popen(
-            # Where this process is killed, the objects that make writes may soon be another's.
+            # If this process is killed, the next build may soon write to the same objects.
             ["setpriv", "--pdeathsig", "KILL", "--", *command],
             env=environment | _FIXED,
             stdin=subprocess.DEVNULL,
@@ -212,7 +217,7 @@ class _Process:
         self.status = 0
 
     def lines(self) -> Iterator[str]:
-        """What it says, a line at a time."""
+        """Yield the program's output, a line at a time."""
         assert self._process.stdout is not None
         for line in self._process.stdout:
             yield line.rstrip("\n")
@@ -229,15 +234,15 @@ class _Process:
 
 
 def _key(source: Source, fragments: Sequence[Fragment]) -> str:
-    """The name of the kernel in the cache: a digest of all that it is made of."""
+    """Return the kernel's name in the cache: a digest of all that it is made of."""
     return _digest(source.identity, fragments)
 
 
-def _kept_objects(source: Source, fragments: Sequence[Fragment]) -> Path | None:
-    """Where the objects of a tree are kept from build to build; None for what is no tree.
+def _find_kept_objects(source: Source, fragments: Sequence[Fragment]) -> Path | None:
+    """Return the folder that keeps a tree's objects from build to build; None if it is no tree.
 
-    Those of trees that are gone are removed, and those that a build was killed over; the caller
-    holds the lock.
+    The objects of trees that no longer exist are removed, and those that a killed build left. The
+    caller must hold the lock.
     """
     if source.home is None:
         return None
@@ -246,17 +251,20 @@ def _kept_objects(source: Source, fragments: Sequence[Fragment]) -> Path | None:
         if not Path(tree.read_text()).exists():
             shutil.rmtree(tree.parent)
     folder = kept / _digest(os.fspath(source.home), fragments)
-    if (folder / _UNDER_WAY).exists():
+    if (folder / _IN_PROGRESS).exists():
         shutil.rmtree(folder)
     cache.write(folder / _TREE, os.fspath(source.home))
     return folder
 
 
 @contextmanager
-def _under_way(objects: Path) -> Iterator[None]:
-    """Marks objects that a killed build would leave in doubt: make takes for finished what a
-    compiler, or objtool after it, was cut short in. One that fails by itself removes that."""
-    mark = objects / _UNDER_WAY
+def _mark_in_progress(objects: Path) -> Iterator[None]:
+    """Mark a folder of objects as being written, until the block ends or fails by a HarnessError.
+
+    If a build is killed, the mark stays: a file that the compiler, or objtool after it, had not
+    finished looks complete to make. A compiler that fails by itself removes its file.
+    """
+    mark = objects / _IN_PROGRESS
     mark.touch()
     try:
         yield
@@ -267,8 +275,8 @@ def _under_way(objects: Path) -> Iterator[None]:
 
 
 def _digest(source: str, fragments: Sequence[Fragment]) -> str:
-    ingredients = [source, [(each.name, each.text) for each in fragments], compiler()]
-    return hashlib.sha256(json.dumps(ingredients).encode()).hexdigest()[:32]
+    parts = [source, [(each.name, each.text) for each in fragments], compiler()]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
 def _check_tools() -> None:
@@ -277,44 +285,47 @@ def _check_tools() -> None:
         missing.append("libelf-dev")
     if missing:
         names = " ".join(missing)
-        raise HarnessError(f"to build a kernel, {names} must be there", f"apt install {names}")
+        raise HarnessError(f"building a kernel needs {names}", f"apt install {names}")
 
 
-def _check_room(folder: Path) -> None:
+def _check_space(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     free = shutil.disk_usage(folder).free
-    if free < _ROOM:
+    if free < _NEEDED_SPACE:
         raise HarnessError(
-            f"{folder} has {free / 1e9:.1f} GB of room, and a build needs {_ROOM / 1e9:.1f} GB",
-            "free some, or set XDG_CACHE_HOME to a folder that has it",
+            f"{folder} has {free / 1e9:.1f} GB of free space, and a build needs "
+            f"{_NEEDED_SPACE / 1e9:.1f} GB",
+            "free some space, or set XDG_CACHE_HOME to a folder that has enough",
         )
 
 
-def _is_there(kernel: Path) -> bool:
-    """Whether the cache has it; it is used now, says its folder's time from here on."""
-    with suppress(OSError):  # not there, or a cache that is somebody else's
+def _use_cached(kernel: Path) -> bool:
+    """Return whether the cache has a kernel, and set its folder's time of use to now."""
+    with suppress(OSError):  # it does not exist, or the cache belongs to somebody else
         os.utime(kernel)
     return kernel.exists()
 
 
-def _sweep(kernels: Path) -> None:
-    """Removes what killed builds left, and the kernels of trees that nobody has asked for in a
-    while; the caller holds the lock."""
+def _remove_leftovers(kernels: Path) -> None:
+    """Remove what killed builds left, and kernels of trees that were not used for a week.
+
+    The caller must hold the lock.
+    """
     for tree in kernels.glob(f"*/{_TREE}"):
-        if tree.parent.stat().st_mtime < time.time() - _UNUSED:
-            # In one step: nobody is to find a part of it.
+        if tree.parent.stat().st_mtime < time.time() - _UNUSED_LIMIT:
+            # In one step, so that no other run finds a part of it.
             tree.parent.rename(kernels / f".building-{tree.parent.name}")
     for leftover in kernels.glob(".building-*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _memory() -> Path:
+def _object_count_file() -> Path:
     return cache.folder() / "objects.json"
 
 
-def _expected() -> int:
-    """How many objects the last build made."""
+def _read_object_count() -> int:
+    """Return how many objects the last full build compiled."""
     try:
-        return int(json.loads(_memory().read_text()))
+        return int(json.loads(_object_count_file().read_text()))
     except (OSError, ValueError):
-        return _OBJECTS
+        return _USUAL_COUNT

@@ -1,4 +1,4 @@
-"""Where built kernels are kept, and how several runs share the place."""
+"""The folder that keeps built kernels, and locks between the runs that share it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["folder", "lock", "write"]
 
 
 def folder() -> Path:
-    """$XDG_CACHE_HOME/pyluo, made if need be.
+    """Return the folder $XDG_CACHE_HOME/pyluo, and create it if it does not exist.
 
     Raises:
-        HarnessError: it cannot be made.
+        HarnessError: the folder cannot be created.
     """
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     path = Path(base).resolve() / "pyluo"
@@ -29,14 +29,14 @@ def folder() -> Path:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise HarnessError(
-            f"the cache folder {path} cannot be made ({error.strerror})",
+            f"the cache folder {path} cannot be created ({error.strerror})",
             "set XDG_CACHE_HOME to a folder that you may write to",
         ) from None
     return path
 
 
 def write(path: Path, text: str) -> None:
-    """Replaces a file whole: a reader sees the old text or the new, never a part."""
+    """Replace a file in one step, so that a reader sees the old text or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -50,11 +50,11 @@ def write(path: Path, text: str) -> None:
 
 @contextmanager
 def lock(name: str, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Holds a lock among all runs of this user; the kernel drops it with the process.
+    """Hold a lock in the block that all runs of this user share; it ends with the process, too.
 
     Args:
-        name: of the lock.
-        on_wait: called once if another run holds it.
+        name: the name of the lock.
+        on_wait: called once if another run holds the lock.
     """
     path = folder() / f"{name}.lock"
     with path.open("w") as file:

@@ -1,4 +1,4 @@
-"""kernels.toml: which kernels there are, and what each is made of."""
+"""kernels.toml: the kernels that have a name, and what each is built from."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CHECKOUT = Path(pyluo.__file__).parents[1]
 
 
 class Series(enum.Enum):
-    """Which of the archive's kernel series is meant."""
+    """One of the kernel series in the archive."""
 
     NEWEST = "newest"
     BEFORE_NEWEST = "before-newest"
@@ -28,10 +28,10 @@ class KernelSpec:
     """A kernel as kernels.toml describes it.
 
     Attributes:
-        name: what it is called on the command line.
-        series: which series of the archive.
-        candidates: whether a release candidate counts.
-        fragments: names of Kconfig fragments, in the order in which they are merged.
+        name: the kernel's name on the command line.
+        series: the series of the archive that it is taken from.
+        candidates: whether it may be a release candidate.
+        fragments: the names of its Kconfig fragments, in the order in which they are merged.
     """
 
     name: str
@@ -41,23 +41,23 @@ class KernelSpec:
 
 
 def fragments_folder() -> Path:
-    """Where kernels.toml and the fragments lie: in the checkout, or where pyluo is installed."""
+    """Return the folder of kernels.toml and the fragments: in the checkout, or in the package."""
     for folder in (_CHECKOUT / "kernel-config", Path(__file__).parent / "kernel_config"):
         if (folder / "kernels.toml").exists():
             return folder
-    raise HarnessError("kernels.toml is not where pyluo is installed", "install pyluo again")
+    raise HarnessError("pyluo is installed without its kernels.toml", "install pyluo again")
 
 
 @functools.cache
-def _document() -> dict[str, dict[str, object]]:
+def _read_catalogue() -> dict[str, dict[str, object]]:
     with (fragments_folder() / "kernels.toml").open("rb") as file:
         return tomllib.load(file)
 
 
 def catalogue() -> dict[str, KernelSpec]:
-    """The kernels by name."""
+    """Return the kernels of kernels.toml by name."""
     kernels = {}
-    for name, table in _document()["kernels"].items():
+    for name, table in _read_catalogue()["kernels"].items():
         assert isinstance(table, dict)
         kernels[name] = KernelSpec(
             name,
@@ -69,8 +69,12 @@ def catalogue() -> dict[str, KernelSpec]:
 
 
 def suites(candidates: bool) -> tuple[str, ...]:
-    """The suites of the archive to look in."""
-    archive = _document()["archive"]
+    """Return the suites of the archive to look in.
+
+    Args:
+        candidates: whether to include the suites that have release candidates.
+    """
+    archive = _read_catalogue()["archive"]
     keys = ("suites", "candidate-suites") if candidates else ("suites",)
     return tuple(suite for key in keys for suite in _strings(archive[key]))
 

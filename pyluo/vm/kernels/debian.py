@@ -1,7 +1,7 @@
-"""Debian's archive as a source of kernels, read by apt beside the system's own apt.
+"""Debian's archive as a source of kernels, read by apt without touching the system's own state.
 
-Sources list, package lists and cache are private; the mirror is the one the system uses, and the
-signatures are checked against Debian's keyring. Nothing is installed.
+The sources list, the package lists and the cache are private; the mirror is the one that the system
+uses, and the signatures are checked against Debian's keyring. Nothing is installed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SourcePackage", "fetch", "newest_first"]
 
-_KEYRINGS = ("gpg", "pgp")  # endings: the one up to Debian 12, and the one since
+_KEYRING_SUFFIXES = ("gpg", "pgp")  # up to Debian 12, and since then
 _MIRROR = "PYLUO_DEBIAN_MIRROR"
 _NAME = re.compile(r"linux-source-(\d+)\.(\d+)")
 
@@ -37,9 +37,9 @@ class SourcePackage:
 
     Attributes:
         name: linux-source-X.Y.
-        version: of the package.
-        sha256: of the .deb, from the archive's signed index.
-        suites: that were readable when it was found.
+        version: the package's version.
+        sha256: the checksum of the .deb, from the archive's signed index.
+        suites: the suites that were readable when the package was found.
     """
 
     name: str
@@ -49,14 +49,14 @@ class SourcePackage:
 
     @property
     def series(self) -> tuple[int, int]:
-        """X and Y."""
+        """The X and Y of the package's name."""
         match = _NAME.fullmatch(self.name)
         assert match is not None
         return int(match[1]), int(match[2])
 
     @property
     def candidate(self) -> bool:
-        """Whether it is a release candidate."""
+        """Whether the kernel is a release candidate."""
         return "~rc" in self.version
 
     @property
@@ -66,21 +66,21 @@ class SourcePackage:
 
 
 def newest_first(suites: Sequence[str], *, candidates: bool) -> list[SourcePackage]:
-    """The kernel sources in the archive, after asking it anew.
+    """Update the package lists, and return the archive's kernel sources, the newest first.
 
     Args:
-        suites: of Debian; one that cannot be read is named and passed over.
-        candidates: whether release candidates count.
+        suites: suites of Debian; one that cannot be read is named on the terminal and left out.
+        candidates: whether to include release candidates.
 
     Raises:
-        HarnessError: the archive cannot be reached, or has none.
+        HarnessError: the archive cannot be reached, or has no kernel source.
     """
     with _lock():
-        return _newest_first(suites, candidates)
+        return _list_packages(suites, candidates)
 
 
-def _newest_first(suites: Sequence[str], candidates: bool) -> list[SourcePackage]:
-    readable = [suite for suite in suites if _update(suite)]
+def _list_packages(suites: Sequence[str], candidates: bool) -> list[SourcePackage]:
+    readable = [suite for suite in suites if _update_lists(suite)]
     if not readable:
         raise HarnessError(
             "the package archive cannot be read",
@@ -92,19 +92,19 @@ def _newest_first(suites: Sequence[str], candidates: bool) -> list[SourcePackage
         package
         for name in _apt("apt-cache", "pkgnames", "linux-source-").split()
         if _NAME.fullmatch(name)
-        for package in _versions(name, tuple(readable))
+        for package in _list_versions(name, tuple(readable))
         if candidates or not package.candidate
     ]
     if not packages:
         raise HarnessError(
-            f"no linux-source package in {', '.join(readable)}",
+            f"there is no linux-source package in {', '.join(readable)}",
             "add a suite that has one to kernel-config/kernels.toml",
         )
     return sorted(packages, key=functools.cmp_to_key(_compare), reverse=True)
 
 
 def fetch(package: SourcePackage) -> Path:
-    """The .deb of a package, out of the cache or the archive.
+    """Return the path of a package's .deb, and download it first unless the cache has it.
 
     Raises:
         HarnessError: the archive cannot be reached, or no longer has this version.
@@ -161,12 +161,13 @@ def _download(package: SourcePackage, folder: Path, reached: progress.Reached) -
     if process.returncode:
         raise HarnessError(
             f"{package.name} {package.version} cannot be fetched ({_first_error(complaint)})",
-            "check the network; if the archive has moved on, `pyluo vm kernel build --update` "
-            "chooses again",
+            "check the network; if the archive no longer has this version, "
+            "`pyluo vm kernel build --update` "
+            "chooses another version",
         )
 
 
-def _versions(name: str, suites: tuple[str, ...]) -> Iterable[SourcePackage]:
+def _list_versions(name: str, suites: tuple[str, ...]) -> Iterable[SourcePackage]:
     for paragraph in _apt("apt-cache", "show", "--all-versions", name).split("\n\n"):
         fields = dict(re.findall(r"^(\w+): (.*)$", paragraph, re.MULTILINE))
         if "SHA256" in fields:
@@ -183,16 +184,17 @@ def _compare(one: SourcePackage, other: SourcePackage) -> int:
     return 1 if newer.returncode == 0 else -1
 
 
-def _update(suite: str) -> bool:
+def _update_lists(suite: str) -> bool:
+    """Update the package lists of a suite; return whether it can be read."""
     _write_sources([suite])
-    # Without it, the lists of the other suites would be swept out.
+    # Without List-Cleanup=0, apt would remove the lists of the other suites.
     command = [*_command("apt-get"), "-o", "APT::Get::List-Cleanup=0", "update"]
     done = subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=_environment()
     )
     if done.returncode == 0 and not re.search(r"^(E|W: Failed)", done.stderr, re.MULTILINE):
         return True
-    progress.say(f"passing over the suite {suite}: {_first_error(done.stderr)}")
+    progress.say(f"leaving out the suite {suite}: {_first_error(done.stderr)}")
     return False
 
 
@@ -202,16 +204,16 @@ def _first_error(complaint: str) -> str:
 
 
 def _write_sources(suites: Sequence[str]) -> None:
-    mirror = _mirror()
-    lines = [f"deb [signed-by={_keyring()}] {mirror} {suite} main\n" for suite in suites]
+    mirror = _find_mirror()
+    lines = [f"deb [signed-by={_find_keyring()}] {mirror} {suite} main\n" for suite in suites]
     for folder in ("lists/partial", "archives/partial", "packages"):
         (_folder() / folder).mkdir(parents=True, exist_ok=True)
     cache.write(_folder() / "sources.list", "".join(lines))
 
 
-def _keyring() -> Path:
-    for ending in _KEYRINGS:
-        path = Path(f"/usr/share/keyrings/debian-archive-keyring.{ending}")
+def _find_keyring() -> Path:
+    for suffix in _KEYRING_SUFFIXES:
+        path = Path(f"/usr/share/keyrings/debian-archive-keyring.{suffix}")
         if path.exists():
             return path
     raise HarnessError(
@@ -219,21 +221,21 @@ def _keyring() -> Path:
     )
 
 
-def _mirror() -> str:
-    """The address of a Debian archive: what the system's own apt uses for its release."""
+def _find_mirror() -> str:
+    """Return the address of the Debian archive that the system's own apt uses for its release."""
     if forced := os.environ.get(_MIRROR):
         return forced
     pattern = "$(REPO_URI) $(RELEASE) $(ORIGIN)"
     command = [_program("apt-get"), "indextargets", "--format", pattern, "Created-By: Packages"]
     listed = subprocess.run(command, capture_output=True, text=True, env=_environment())
     targets = listed.stdout.split("\n")
-    words = [target.split() for target in targets if target]
-    for uri, release, *origin in words:
-        ours = "/" not in release and not release.endswith("-security")
-        if ours and origin[:1] in ([], ["Debian"]):
+    fields = [target.split() for target in targets if target]
+    for uri, release, *origin in fields:
+        is_main = "/" not in release and not release.endswith("-security")
+        if is_main and origin[:1] in ([], ["Debian"]):
             return uri
     raise HarnessError(
-        "the system's apt uses no Debian archive", f"name one in {_MIRROR}, by its address"
+        "the system's apt uses no Debian archive", f"set {_MIRROR} to the address of one"
     )
 
 
@@ -246,7 +248,7 @@ def _apt(program: str, *arguments: str) -> str:
 
 
 def _environment() -> dict[str, str]:
-    """Apt's words are read here, and must not be translated."""
+    """Return the environment for apt, whose messages are read here and must not be translated."""
     return {**os.environ, "LC_ALL": "C"}
 
 
@@ -264,7 +266,7 @@ def _command(program: str) -> list[str]:
         "Acquire::Languages": "none",
         "Acquire::Retries": "2",
         "APT::Update::Error-Mode": "any",
-        # The folder belongs to whoever runs this, not to the user that apt steps down to.
+        # The folder belongs to the user who runs this, not to the one that apt would switch to.
         "APT::Sandbox::User": "root",
     }
     words = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
@@ -275,7 +277,8 @@ def _program(name: str) -> str:
     path = shutil.which(name)
     if path is None:
         raise HarnessError(
-            f"{name} is not installed", "kernels are fetched by apt; elsewhere, give a bzImage"
+            f"{name} is not installed",
+            "kernels are downloaded by apt; on other systems, give the path of a bzImage",
         )
     return path
 

@@ -1,4 +1,4 @@
-"""Kconfig fragments: merged into a configuration, and checked against what became of it."""
+"""Kconfig fragments, and the check that a final configuration has all their settings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Self
 from pyluo.vm.errors import HarnessError
 from pyluo.vm.kernels.catalogue import fragments_folder
 
-__all__ = ["Fragment", "Setting", "unmet"]
+__all__ = ["Fragment", "Setting", "find_unmet"]
 
 _SET = re.compile(r"(CONFIG_\w+)=(.+)")
 _UNSET = re.compile(r"# (CONFIG_\w+) is not set")
@@ -21,9 +21,9 @@ class Setting:
     """One line of a fragment.
 
     Attributes:
-        option: its name, with CONFIG_.
-        value: what it is set to; n where it is to be off.
-        fragment: the name of the fragment that asks for it.
+        option: the name of the option, with CONFIG_.
+        value: the option's value; n if the line turns it off.
+        fragment: the name of the fragment that has the line.
     """
 
     option: str
@@ -36,11 +36,11 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Fragment:
-    """A piece of configuration.
+    """A part of a kernel's configuration.
 
     Attributes:
-        name: of the file, without its ending if it is one of the harness.
-        text: its content.
+        name: the file's name; without its suffix if the file comes with pyluo.
+        text: the file's content.
     """
 
     name: str
@@ -48,10 +48,10 @@ class Fragment:
 
     @classmethod
     def load(cls, name: str) -> Self:
-        """The fragment of this name among those of the harness.
+        """Return the fragment of this name that comes with pyluo.
 
         Raises:
-            HarnessError: there is none.
+            HarnessError: there is no such fragment.
         """
         path = fragments_folder() / f"{name}.config"
         if not path.exists():
@@ -61,13 +61,13 @@ class Fragment:
 
     @classmethod
     def read(cls, item: str) -> Self:
-        """One that a command line names.
+        """Return the fragment that an argument of a command line stands for.
 
         Args:
             item: the path of a file, or a line like ``CONFIG_X=y``.
 
         Raises:
-            HarnessError: it is neither, or a line of the file sets nothing.
+            HarnessError: the argument is neither, or a line of the file sets no option.
         """
         if _SET.fullmatch(item):
             return cls("--config", f"{item}\n")
@@ -81,18 +81,26 @@ class Fragment:
         for number, line in enumerate(text.splitlines(), 1):
             if line.strip() and not line.startswith("#") and not _SET.fullmatch(line):
                 raise HarnessError(
-                    f"{item}, line {number}, sets nothing: {line}", "write CONFIG_X=y, for example"
+                    f"{item}, line {number}, sets no option: {line}",
+                    "write CONFIG_X=y, for example",
                 )
         return cls(item, text if text.endswith("\n") else f"{text}\n")
 
     def settings(self) -> list[Setting]:
-        """Its lines that set something."""
+        """Return the settings that the fragment asks for."""
         return [Setting(option, value, self.name) for option, value in _parse(self.text).items()]
 
 
-def unmet(config: Path, fragments: tuple[Fragment, ...]) -> list[Setting]:
-    """The settings that are not in a final configuration: Kconfig drops in silence what an unmet
-    dependency forbids. Where fragments disagree, the last one counts."""
+def find_unmet(config: Path, fragments: tuple[Fragment, ...]) -> list[Setting]:
+    """Return the settings of fragments that a final configuration lacks.
+
+    Kconfig silently drops an option if another one that it depends on is off. If fragments
+    disagree, the last one counts.
+
+    Args:
+        config: the path of the final configuration.
+        fragments: the fragments, in the order in which they were merged.
+    """
     wanted = {each.option: each for fragment in fragments for each in fragment.settings()}
     final = _parse(config.read_text())
     return [each for each in wanted.values() if final.get(each.option, "n") != each.value]

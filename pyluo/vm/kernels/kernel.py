@@ -19,10 +19,9 @@ from pyluo.vm.kernels.source import Source, Tarball, Tree, choose
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Kernel", "is_image", "settled"]
+__all__ = ["Kernel", "is_image", "pin_kernels"]
 
-# What the names of kernels stand for, to the processes of a run: see `settled`.
-_SETTLED = "PYLUO_KERNELS"
+_PINNED = "PYLUO_KERNELS"  # the environment variable of `pin_kernels`
 
 _TARBALLS = (".tar", ".tar.gz", ".tar.xz", ".tar.zst", ".tar.bz2", ".tgz", ".txz")
 # Documentation/arch/x86/boot.rst, the real-mode header.
@@ -31,17 +30,17 @@ _MAGIC_AT, _MAGIC, _VERSION_AT, _VERSION_BASE = 0x202, b"HdrS", 0x20E, 0x200
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """A bootable kernel, and what was kept of its build.
+    """A bootable kernel, and the files that its build left.
 
     Attributes:
-        name: as it was asked for.
-        release: as `uname -r` gives it.
+        name: the name or the path that it was asked for by.
+        release: its release, as `uname -r` prints it.
         image: the bzImage.
-        config: its configuration; this and the rest are None where they are not known.
+        config: its configuration. This and each of the following is None if it is not known.
         system_map: its symbols and their addresses.
         vmlinux: the kernel before compression.
         headers: the folder of its installed headers, with linux/ in it.
-        source: what it was built from; None for an image that came ready.
+        source: the source it was built from; None for a bzImage that was given by its path.
     """
 
     name: str
@@ -55,20 +54,20 @@ class Kernel:
 
     @classmethod
     def find(cls, what: Kernel | str | os.PathLike[str], *, config: Sequence[str] = ()) -> Kernel:
-        """The kernel that is meant; it is built if it is not in the cache.
+        """Return a kernel, and build it first if it is not in the cache.
 
-        Of an image that is ready the configuration and the symbols are known if it lies in the
-        folder that kbuild made it in, or in pyluo's cache.
+        The configuration and the symbols of a bzImage are known if it lies in the folder that
+        kbuild made it in, or in pyluo's cache.
 
         Args:
             what: a kernel; the name of one in kernels.toml; or the path of a bzImage, of a kernel
                 tree, or of a tarball of one.
-            config: paths of Kconfig fragments, and lines like ``CONFIG_X=y``, beyond those that it
-                is built with anyway.
+            config: paths of Kconfig fragments, and lines like ``CONFIG_X=y``, in addition to those
+                that the kernel is built with anyway.
 
         Raises:
-            HarnessError: there is no such kernel, or it cannot be built; or it is there already,
-                and `config` asks for it to be configured.
+            HarnessError: there is no such kernel, it cannot be built, or it is a bzImage, which
+                `config` cannot configure any more.
         """
         if isinstance(what, Kernel):
             return what
@@ -77,19 +76,23 @@ class Kernel:
             return cls.build(name, config=config)
         if config:
             raise HarnessError(
-                f"{name} is built already, and {' '.join(config)} is for its configuration",
+                f"{name} is built already and cannot be configured with {' '.join(config)}",
                 "give the path of the tree that it was built from",
             )
         path = Path(name).absolute()
-        return cls(name, _release(path), path, *_beside(path))
+        return cls(name, _read_release(path), path, *_find_build_files(path))
 
     def has(self, option: str) -> bool:
-        """Whether it was built with an option, CONFIG_ included; no if that is not known."""
+        """Return whether the kernel was built with an option; False if that is not known.
+
+        Args:
+            option: the name of the option, with CONFIG_.
+        """
         return self.config is not None and f"{option}=y" in self.config.read_text().splitlines()
 
     @classmethod
     def build(cls, name: str, *, config: Sequence[str] = (), update: bool = False) -> Kernel:
-        """Builds a kernel of kernels.toml, a tree or a tarball, unless the cache has it.
+        """Build a kernel of kernels.toml, a tree or a tarball, unless the cache has it.
 
         Args:
             name: as for `find`.
@@ -99,13 +102,13 @@ class Kernel:
         Raises:
             HarnessError: there is no such kernel, or it cannot be built.
         """
-        spec, source = _recipe(name, update)
+        spec, source = _find_source(name, update)
         fragments = [Fragment.load(fragment) for fragment in spec.fragments]
         fragments += [Fragment.read(item) for item in config]
-        folder = _settled_folder(name, config) or build.build(source, fragments)
+        folder = _find_pinned(name, config) or build.build(source, fragments)
         return cls(
             name,
-            _release(folder / build.IMAGE),
+            _read_release(folder / build.IMAGE),
             folder / build.IMAGE,
             folder / build.CONFIG,
             folder / build.SYSTEM_MAP,
@@ -115,38 +118,41 @@ class Kernel:
         )
 
 
-def settled(kernels: Sequence[Kernel], config: Sequence[str]) -> dict[str, str]:
-    """For the environment of processes that are to find these very kernels by their names, though
-    somebody edits a tree meanwhile.
+def pin_kernels(kernels: Sequence[Kernel], config: Sequence[str]) -> dict[str, str]:
+    """Return an environment variable that pins the names of kernels to these very builds.
+
+    A process that has it in its environment finds these builds by their names, even if somebody has
+    edited a tree meanwhile.
 
     Args:
-        kernels: as they were found.
-        config: that they were found with.
+        kernels: the kernels.
+        config: the `config` that they were found with.
     """
     built = [
         [kernel.name, list(config), os.fspath(kernel.image.parent)]
         for kernel in kernels
         if kernel.source is not None
     ]
-    return {_SETTLED: json.dumps(built)}
+    return {_PINNED: json.dumps(built)}
 
 
-def _settled_folder(name: str, config: Sequence[str]) -> Path | None:
-    for *found, folder in json.loads(os.environ.get(_SETTLED, "[]")):
-        if found == [name, list(config)]:
+def _find_pinned(name: str, config: Sequence[str]) -> Path | None:
+    for *pinned, folder in json.loads(os.environ.get(_PINNED, "[]")):
+        if pinned == [name, list(config)]:
             return Path(folder)
     return None
 
 
 def is_image(name: str) -> bool:
-    """Whether this is the path of a kernel that need not be built."""
+    """Return whether a name is the path of a kernel image, which need not be built."""
     return name not in catalogue() and Path(name).is_file() and not name.endswith(_TARBALLS)
 
 
-def _beside(image: Path) -> tuple[Path | None, Path | None, Path | None]:
-    """The config, System.map and vmlinux of an image's build, if it lies where that left it.
+def _find_build_files(image: Path) -> tuple[Path | None, Path | None, Path | None]:
+    """Return the config, System.map and vmlinux of an image, if it lies where its build left it.
 
-    A vmlinux that was linked again since then has other addresses: with it, nothing is known.
+    A vmlinux that was linked again since then has other addresses, so that none of the three is
+    returned.
     """
     folder = image.resolve().parent
     if folder.parts[-3:] == ("arch", "x86", "boot"):
@@ -154,16 +160,16 @@ def _beside(image: Path) -> tuple[Path | None, Path | None, Path | None]:
     else:
         config = build.CONFIG
     files = folder / config, folder / build.SYSTEM_MAP, folder / build.VMLINUX
-    if not all(file.is_file() for file in files) or not _linked_into(image, files[-1]):
+    if not all(file.is_file() for file in files) or not _is_made_from(image, files[-1]):
         return None, None, None
     return files
 
 
-def _linked_into(image: Path, vmlinux: Path) -> bool:
-    """Whether an image was made of this vmlinux, by the version that each has in it."""
-    if not vmlinux.stat().st_size:  # of a link that failed; nothing to map
+def _is_made_from(image: Path, vmlinux: Path) -> bool:
+    """Return whether an image was made from a vmlinux, by the version that each contains."""
+    if not vmlinux.stat().st_size:  # left by a failed link; an empty file cannot be mapped
         return False
-    builder, _, version = _version(image).partition(b") ")
+    builder, _, version = _read_version(image).partition(b") ")
     with (
         vmlinux.open("rb") as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
@@ -171,12 +177,13 @@ def _linked_into(image: Path, vmlinux: Path) -> bool:
         return content.find(b"Linux version %s) " % builder) >= 0 and content.find(version) >= 0
 
 
-def _recipe(name: str, update: bool) -> tuple[KernelSpec, Source]:
+def _find_source(name: str, update: bool) -> tuple[KernelSpec, Source]:
+    """Return the source of the kernel that is meant, and the specification to build it by."""
     known = catalogue()
     if name in known:
         return known[name], choose(known[name], update=update)
     path = Path(name).absolute()
-    # What is not in kernels.toml is built like its first kernel.
+    # A kernel that is not in kernels.toml is built like the first kernel there.
     spec = next(iter(known.values()))
     if (path / "Kbuild").is_file():
         return spec, Tree(path)
@@ -188,17 +195,17 @@ def _recipe(name: str, update: bool) -> tuple[KernelSpec, Source]:
     )
 
 
-def _release(image: Path) -> str:
-    """The release that a bzImage says it is.
+def _read_release(image: Path) -> str:
+    """Return the release in a bzImage.
 
     Raises:
-        HarnessError: it is no bzImage.
+        HarnessError: the file is no bzImage.
     """
-    return _version(image).split(b" ", 1)[0].decode()
+    return _read_version(image).split(b" ", 1)[0].decode()
 
 
-def _version(image: Path) -> bytes:
-    """The release of a bzImage, who built it, and the build's version: `uname -r`, then `-v`."""
+def _read_version(image: Path) -> bytes:
+    """Return the version in a bzImage: `uname -r`, the builder in parentheses, `uname -v`."""
     with image.open("rb") as file:
         head = file.read(1 << 16)
     if head[_MAGIC_AT : _MAGIC_AT + 4] != _MAGIC:

@@ -1,4 +1,4 @@
-"""Where a kernel's source comes from: Debian's archive, a tarball, or a tree being worked in."""
+"""Where a kernel's source comes from: Debian's archive, a tarball, or a kernel tree."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ArchiveSource", "Source", "Tarball", "Tree", "choose"]
 
-_BUILT_IN_PLACE = (".config", "include/config", "arch/x86/include/generated")  # as Makefile has it
+# Paths by which the kernel's Makefile, too, finds that a tree was built in its own folder.
+_BUILT_IN_PLACE = (".config", "include/config", "arch/x86/include/generated")
 
 
 class Source(Protocol):
@@ -29,29 +30,29 @@ class Source(Protocol):
 
     @property
     def description(self) -> str:
-        """What it is, in a few words."""
+        """The source in a few words, for messages."""
 
     @property
     def identity(self) -> str:
-        """A string that changes with the content."""
+        """A string that changes with the source's content."""
 
     @property
     def home(self) -> Path | None:
-        """Where it stays: then what one build of it compiled, the next need not. None if it is
-        unpacked for each build."""
+        """The folder that the source stays in, so that the next build can reuse the objects of this
+        one; None if the source is unpacked for each build."""
 
     def unpack(self, folder: Path) -> Path:
-        """The tree: in `folder`, or where it already is."""
+        """Return the source's tree, unpacked into `folder` unless it already exists elsewhere."""
 
     def extract(self, patterns: Sequence[str], folder: Path) -> None:
-        """Copies a part of the tree into `folder`, for a build that may write there.
+        """Copy a part of the tree, for a build that may write there.
 
         Args:
-            patterns: of paths in the tree, as a shell has them; a folder stands for all in it.
-            folder: which takes the place of the tree's top.
+            patterns: patterns of paths in the tree, as in a shell; a folder includes all in it.
+            folder: the folder to copy into, in place of the tree's top.
 
         Raises:
-            HarnessError: a pattern fits nothing.
+            HarnessError: a pattern matches nothing.
         """
 
 
@@ -63,12 +64,12 @@ class ArchiveSource:
 
     @property
     def description(self) -> str:
-        """The kernel's version and the package's."""
+        """The versions of the kernel and of the package."""
         return f"Linux {self.package.upstream} ({self.package.name} {self.package.version})"
 
     @property
     def identity(self) -> str:
-        """The checksum that the archive signed."""
+        """The checksum of the .deb, which the archive has signed."""
         return self.package.sha256
 
     @property
@@ -77,13 +78,13 @@ class ArchiveSource:
         return None
 
     def unpack(self, folder: Path) -> Path:
-        """Fetches the package if need be, and unpacks the tarball within."""
+        """Unpack the tarball in the package, which is downloaded first unless the cache has it."""
         self._untar(folder)
         return folder
 
     def extract(self, patterns: Sequence[str], folder: Path) -> None:
-        """Likewise, but a part of it."""
-        self._untar(folder, *_members(patterns))
+        """Unpack a part of the tarball in the package."""
+        self._untar(folder, *_member_options(patterns))
 
     def _untar(self, folder: Path, *members: str) -> None:
         deb = debian.fetch(self.package)
@@ -103,7 +104,7 @@ class Tarball:
 
     @property
     def description(self) -> str:
-        """Its name."""
+        """The name of the file."""
         return self.path.name
 
     @property
@@ -118,13 +119,13 @@ class Tarball:
         return None
 
     def unpack(self, folder: Path) -> Path:
-        """Unpacks it."""
+        """Unpack the tarball."""
         self._untar(folder)
         return folder
 
     def extract(self, patterns: Sequence[str], folder: Path) -> None:
-        """Unpacks a part of it."""
-        self._untar(folder, *_members(patterns))
+        """Unpack a part of the tarball."""
+        self._untar(folder, *_member_options(patterns))
 
     def _untar(self, folder: Path, *members: str) -> None:
         _pipe(
@@ -141,19 +142,19 @@ class Tarball:
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """A kernel tree, dirty or not; it is built out of tree and never written to."""
+    """A kernel tree, with or without uncommitted changes; builds never write to it."""
 
     path: Path
 
     @property
     def description(self) -> str:
-        """Its path."""
+        """The path of the tree."""
         return f"the tree {self.path}"
 
     @property
     def identity(self) -> str:
-        """For a git checkout the commit's tree, the changes and the new files; else the names,
-        sizes and times of all files."""
+        """In a git checkout, a digest of the commit's tree, the uncommitted changes and the new
+        files; elsewhere, of the names, sizes and times of all files."""
         if (self.path / ".git").exists():
             return self._git_identity()
         digest = hashlib.sha256()
@@ -166,27 +167,27 @@ class Tree:
 
     @property
     def home(self) -> Path | None:
-        """Its path, whatever it holds at the time."""
+        """The path of the tree, whatever its files are now."""
         return self.path.resolve()
 
     def unpack(self, folder: Path) -> Path:
-        """Where it is.
+        """Return the path of the tree.
 
         Raises:
-            HarnessError: it has been built in its own folder, which make(1) lets nobody build out
-                of.
+            HarnessError: the tree has been built in its own folder; from then on, its Makefile
+                refuses to build it in another one.
         """
-        for trace in _BUILT_IN_PLACE:
-            if (self.path / trace).exists():
+        for product in _BUILT_IN_PLACE:
+            if (self.path / product).exists():
                 raise HarnessError(
-                    f"{self.description} has been built in its own folder ({trace} is there)",
+                    f"{self.description} has been built in its own folder ({product} exists)",
                     "run `make mrproper` in it, which removes its .config as well, or name a "
                     "worktree: git worktree add",
                 )
         return self.path
 
     def extract(self, patterns: Sequence[str], folder: Path) -> None:
-        """Copies what fits, but for the objects of an earlier build, which make would trust."""
+        """Copy a part of the tree, but no objects of an earlier build, which make would trust."""
         for pattern in patterns:
             found = list(self.path.glob(pattern))
             if not found:
@@ -206,7 +207,7 @@ class Tree:
         digest.update(self._git("diff", "--binary", "--no-ext-diff", "--no-textconv", "HEAD"))
         new = self._git("ls-files", "--others", "--exclude-standard", "-z")
         for name in filter(None, new.split(b"\0")):
-            content = _content(self.path / os.fsdecode(name))
+            content = _read_new_file(self.path / os.fsdecode(name))
             digest.update(b"%s\0%d\0%s" % (name, len(content), content))
         return digest.hexdigest()
 
@@ -218,8 +219,8 @@ class Tree:
         return done.stdout
 
 
-def _content(file: Path) -> bytes:
-    """What a new path of a tree holds: a file, a link, or a repository of its own."""
+def _read_new_file(file: Path) -> bytes:
+    """Return a new file's content, a link's target, or the identity of a repository in the tree."""
     try:
         if file.is_symlink():
             return os.fsencode(os.readlink(file))
@@ -229,36 +230,37 @@ def _content(file: Path) -> bytes:
 
 
 def choose(spec: KernelSpec, *, update: bool) -> ArchiveSource:
-    """The package that a rule of kernels.toml stands for.
+    """Return the package of the archive that a kernel of kernels.toml is built from.
 
-    What the archive had is remembered, so that a run is repeatable and needs no network, and that
-    all rules which look in the same suites are applied to one state of them.
+    The archive's list of packages is saved, so that a run can be repeated and needs no network, and
+    all kernels from the same suites are chosen from the same list.
 
     Args:
         spec: the kernel.
-        update: ask the archive again, even if its state is remembered.
+        update: ask the archive again, even if its list is saved.
 
     Raises:
-        HarnessError: the archive cannot be read, or has nothing that fits.
+        HarnessError: the archive cannot be read, or has no such kernel.
     """
     wanted = suites(spec.candidates)
-    memory = cache.folder() / f"archive-{'-'.join(wanted)}.json"
-    packages = None if update else _remembered(memory)
+    file = cache.folder() / f"archive-{'-'.join(wanted)}.json"
+    packages = None if update else _read_packages(file)
     if packages is None:
         packages = debian.newest_first(wanted, candidates=spec.candidates)
-        cache.write(memory, json.dumps([asdict(package) for package in packages]))
-    return ArchiveSource(_apply(spec, packages))
+        cache.write(file, json.dumps([asdict(package) for package in packages]))
+    return ArchiveSource(_select_series(spec, packages))
 
 
-def _remembered(memory: Path) -> list[SourcePackage] | None:
+def _read_packages(file: Path) -> list[SourcePackage] | None:
+    """Return the packages that `choose` saved; None if there is no such file, or it is damaged."""
     try:
-        known = json.loads(memory.read_text())
-        return [SourcePackage(**{**each, "suites": tuple(each["suites"])}) for each in known]
+        saved = json.loads(file.read_text())
+        return [SourcePackage(**{**each, "suites": tuple(each["suites"])}) for each in saved]
     except (OSError, ValueError, TypeError, KeyError):
-        return None  # never written, or damaged: the archive knows better
+        return None
 
 
-def _apply(spec: KernelSpec, packages: list[SourcePackage]) -> SourcePackage:
+def _select_series(spec: KernelSpec, packages: list[SourcePackage]) -> SourcePackage:
     newest = packages[0]
     if spec.series is Series.NEWEST:
         return newest
@@ -268,13 +270,13 @@ def _apply(spec: KernelSpec, packages: list[SourcePackage]) -> SourcePackage:
     return older[0]
 
 
-def _members(patterns: Sequence[str]) -> list[str]:
-    """The words that make tar extract only what fits, below the archive's one top folder."""
+def _member_options(patterns: Sequence[str]) -> list[str]:
+    """Return the arguments that make tar extract only these paths below the one top folder."""
     return ["--wildcards", "--no-wildcards-match-slash", *(f"*/{each}" for each in patterns)]
 
 
 def _pipe(*commands: list[str]) -> None:
-    """Runs programs with each one's output as the next one's input."""
+    """Run programs with the output of each one as the input of the next one."""
     processes: list[subprocess.Popen[bytes]] = []
     try:
         for command in commands:

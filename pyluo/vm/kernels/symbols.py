@@ -1,4 +1,4 @@
-"""Where in the source a kernel's symbols are, by what was kept of its build."""
+"""The source lines of addresses in a kernel, from its System.map and vmlinux."""
 
 from __future__ import annotations
 
@@ -17,40 +17,41 @@ __all__ = ["Symbols"]
 
 _SYMBOL = re.compile(r"([\w.]+)\+0x([0-9a-f]+)/0x([0-9a-f]+)")
 _TIMEOUT = 60  # seconds for addr2line; it takes a few
-# A symbol whose file is known, by which the folder of the source is found.
-_KNOWN, _FILE = "start_kernel", "init/main.c"
+# This symbol is in this file, so that its path tells the folder of the source.
+_KNOWN_SYMBOL, _KNOWN_FILE = "start_kernel", "init/main.c"
 
 
 class Symbols:
-    """The symbols of a kernel; none if it came without its System.map or vmlinux."""
+    """The symbols of a kernel; none if its System.map or vmlinux is not known."""
 
     def __init__(self, kernel: Kernel) -> None:
         self._vmlinux = kernel.vmlinux
         self._map = kernel.system_map
-        self._known = kernel.has("CONFIG_DEBUG_INFO")
+        self._has_lines = kernel.has("CONFIG_DEBUG_INFO")
 
-    def lines(self, calls: Sequence[tuple[str, bool]]) -> dict[tuple[str, bool], str]:
-        """The file and line of each place in the code that the debug information knows.
+    def find_lines(self, calls: Sequence[tuple[str, bool]]) -> dict[tuple[str, bool], str]:
+        """Return the file and line of places in the code, as far as the debug information has them.
 
         Args:
-            calls: each a place as the kernel prints it, `symbol+0x12/0x34`, and whether it is where
-                a call returns to; the line of the call is the one before it.
+            calls: each one a place as the kernel prints it, `symbol+0x12/0x34`, and whether that is
+                a return address; the call itself is the instruction before a return address.
         """
-        if not (self._known and self._vmlinux and self._map and calls):
+        if not (self._has_lines and self._vmlinux and self._map and calls):
             return {}
-        addresses = self._addresses({call[0] for call in calls})
+        addresses = self._find_addresses({call[0] for call in calls})
         wanted = {call: addresses[call[0]] - call[1] for call in calls if call[0] in addresses}
-        start = self._addresses({f"{_KNOWN}+0x0/0x0"}).get(f"{_KNOWN}+0x0/0x0", 0)
-        found = self._look_up({start, *wanted.values()})
-        folder = (found.get(start) or [""])[0].rpartition(_FILE)[0]
+        known = f"{_KNOWN_SYMBOL}+0x0/0x0"
+        start = self._find_addresses({known}).get(known, 0)
+        found = self._run_addr2line({start, *wanted.values()})
+        folder = (found.get(start) or [""])[0].rpartition(_KNOWN_FILE)[0]
         return {
             call: " < ".join(place.removeprefix(folder) for place in found[address])
             for call, address in wanted.items()
             if address in found
         }
 
-    def _addresses(self, places: set[str]) -> dict[str, int]:
-        """The addresses of places; a name that several symbols have is told by its size."""
+    def _find_addresses(self, places: set[str]) -> dict[str, int]:
+        """Return the addresses of places; symbols of the same name are told apart by their size."""
         assert self._map is not None
         symbols = [line.split() for line in self._map.read_text().splitlines()]
         order = sorted({int(symbol[0], 16) for symbol in symbols})
@@ -74,8 +75,8 @@ class Symbols:
                 addresses[place] = candidates[0] + int(match[2], 16)
         return addresses
 
-    def _look_up(self, addresses: set[int]) -> dict[int, list[str]]:
-        """File and line of each address, the innermost of inlined functions first."""
+    def _run_addr2line(self, addresses: set[int]) -> dict[int, list[str]]:
+        """Return the file and line of each address, the innermost of inlined functions first."""
         command = ["addr2line", "-a", "-i", "-e", os.fspath(self._vmlinux or ""), "--"]
         command += [f"{address:#x}" for address in addresses]
         try:

@@ -1,7 +1,7 @@
-"""KVM where it works, TCG elsewhere.
+"""The choice between KVM and TCG.
 
-A machine can have a /dev/kvm that opens and creates guests which then abort, or loop for ever in
-their first instructions. So KVM has to boot something before it is trusted.
+On some machines /dev/kvm opens and creates guests, but these abort or loop for ever in their first
+instructions. Therefore KVM is used only after it has booted a boot sector.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ _DEVICE = Path("/dev/kvm")
 _VARIABLE = "PYLUO_ACCEL"
 _PROBE_TIMEOUT = 5  # seconds; a boot sector takes a fraction of one
 _SIGNAL = 0x2A
-# mov al, 0x2a; out 0xf4, al; hlt: QEMU's debug-exit device ends QEMU with twice that plus one.
+# mov al, 0x2a; out 0xf4, al; hlt: at this, the isa-debug-exit device makes QEMU exit with twice the
+# value plus one.
 _BOOT_SECTOR = bytes([0xB0, _SIGNAL, 0xE6, 0xF4, 0xF4]).ljust(510, b"\0") + b"\x55\xaa"
 _BOOTED = _SIGNAL << 1 | 1
 
@@ -35,13 +36,15 @@ class Accelerator(enum.Enum):
 
     @classmethod
     def choose(cls, qemu: str) -> Accelerator:
-        """The one that PYLUO_ACCEL names; without it, KVM if it can boot a guest here, else TCG.
+        """Return what PYLUO_ACCEL names; without it, KVM if it can boot a guest here, else TCG.
+
+        Whether KVM works is tried once and saved until the host boots again.
 
         Args:
-            qemu: the path of QEMU. The verdict on KVM is remembered until the host boots again.
+            qemu: the path of QEMU.
 
         Raises:
-            HarnessError: PYLUO_ACCEL names neither.
+            HarnessError: PYLUO_ACCEL is neither kvm nor tcg.
         """
         if forced := os.environ.get(_VARIABLE):
             try:
@@ -50,32 +53,33 @@ class Accelerator(enum.Enum):
                 raise HarnessError(f"{_VARIABLE}={forced}", "it is either kvm or tcg") from None
         if not os.access(_DEVICE, os.R_OK | os.W_OK):
             return cls.TCG
-        return cls.KVM if _remembered(qemu) else cls.TCG
+        return cls.KVM if _kvm_works(qemu) else cls.TCG
 
 
-def _remembered(qemu: str) -> bool:
-    """Whether KVM works, asked once for each boot of the host, each QEMU and each user."""
+def _kvm_works(qemu: str) -> bool:
+    """Return whether KVM works; it is tried once per boot of the host, QEMU and user."""
     stat = os.stat(qemu)
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     case = [boot_id, qemu, stat.st_mtime_ns]
-    memory = cache.folder() / "kvm.json"
+    file = cache.folder() / "kvm.json"
     try:
-        known = json.loads(memory.read_text())
-        if known["case"] == case:
-            return bool(known["works"])
+        saved = json.loads(file.read_text())
+        if saved["case"] == case:
+            return bool(saved["works"])
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    works = _boots(qemu)
-    cache.write(memory, json.dumps({"case": case, "works": works}))
+    works = _try_kvm(qemu)
+    cache.write(file, json.dumps({"case": case, "works": works}))
     return works
 
 
-def _boots(qemu: str) -> bool:
+def _try_kvm(qemu: str) -> bool:
+    """Return whether KVM can run a boot sector."""
     with tempfile.TemporaryFile() as image:
         image.write(_BOOT_SECTOR.ljust(1440 << 10, b"\0"))
         image.flush()
-        # Of a harness that is killed here, this is left until its time is over. An interrupted one
-        # kills `timeout`, and so QEMU.
+        # If this process is killed, `timeout` ends QEMU all the same. If it is interrupted, it
+        # kills `timeout`, and that ends QEMU.
         command = ["timeout", "--signal=KILL", str(_PROBE_TIMEOUT)]
         command += ["setpriv", "--pdeathsig", "KILL", "--"]
         command += [qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]

@@ -1,7 +1,7 @@
-"""Bytecode for what a guest imports.
+"""Compile the modules that a guest imports.
 
-A guest cannot write any: its root is read-only. Without it each life compiles pyluo anew, half a
-second of every jump under emulation.
+A guest cannot write bytecode, because its root is read-only. Without bytecode, each life would
+compile pyluo anew, which takes half a second of every jump under TCG.
 """
 
 from __future__ import annotations
@@ -16,26 +16,30 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["provide", "provide_package"]
+__all__ = ["compile_modules", "compile_package"]
 
 
-def provide_package(folder: Path) -> None:
-    """Compiles a package's modules whose bytecode is missing or older than they are."""
-    provide(path for part in (folder, folder / "guest") for path in part.glob("*.py"))
+def compile_package(folder: Path) -> None:
+    """Compile the modules of pyluo and `pyluo.guest` whose bytecode is missing or older.
+
+    Args:
+        folder: the folder of pyluo.
+    """
+    compile_modules(path for part in (folder, folder / "guest") for path in part.glob("*.py"))
 
 
-def provide(sources: Iterable[Path]) -> None:
-    """Compiles the sources whose bytecode is missing or older, where it may be written at all."""
+def compile_modules(sources: Iterable[Path]) -> None:
+    """Compile the sources whose bytecode is missing or older, if it may be written."""
     for source in sources:
         compiled = importlib.util.cache_from_source(os.fspath(source))
-        # A folder that cannot be written to, or a file that does not parse: the guest will say so.
+        # The folder may be read-only; an error in the source is reported when the guest imports it.
         with suppress(OSError, py_compile.PyCompileError):
-            if not _fresh(source, Path(compiled)):
+            if not _is_fresh(source, Path(compiled)):
                 py_compile.compile(os.fspath(source), compiled, doraise=True)
 
 
-def _fresh(source: Path, compiled: Path) -> bool:
-    """Whether bytecode carries the time and the size of its source, as the import checks."""
+def _is_fresh(source: Path, compiled: Path) -> bool:
+    """Return whether bytecode has the time and the size of its source, as an import checks it."""
     try:
         header = compiled.read_bytes()[:16]
     except OSError:

@@ -1,4 +1,4 @@
-"""How many guests this machine can run at once."""
+"""The number of guests that this machine can run at the same time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pyluo.guards import room_in_cgroups
 
 __all__ = ["at_once", "room_for"]
 
-_BESIDE_A_GUEST = 1 << 29  # bytes for QEMU itself and the Python that drives it
+_OVERHEAD = 1 << 29  # bytes for QEMU itself and the Python that drives it
 
 
 def at_once(memory: int, cpus: int = 1) -> int:
@@ -25,4 +25,4 @@ def room_for(memory: int) -> int:
     """Return how many guests of this much memory fit into the machine and into the cgroup."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     room, _ = room_in_cgroups()
-    return int(min(total, room) // (memory + _BESIDE_A_GUEST))
+    return int(min(total, room) // (memory + _OVERHEAD))

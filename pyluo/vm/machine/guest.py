@@ -113,7 +113,7 @@ class Guest:
         control, control_writer = await _connect(self.process.sockets["control"])
         heart, heart_writer = await _connect(self.process.sockets["heart"])
         self._writers = [control_writer, heart_writer]
-        await self.process.started()
+        await self.process.wait_for_start()
         reading = self.watch.spawn(self.console.read(console))
         self.watch.spawn(self._read_messages(control))
         self.watch.spawn(self._vitals.listen(heart, heart_writer))

@@ -1,11 +1,15 @@
-"""Stands between the harness and one QEMU, so that neither outlives the other for long.
+"""A process between the harness and one QEMU: it ends QEMU, and cleans up, when the harness ends.
 
-Run as a script, without site: `keeper.py FOLDER ALIVE STATUS COMMAND...`. The keeper makes FOLDER
-itself, so that at no moment there is one that nobody would remove. ALIVE is a pipe whose other end
-the harness holds: when a byte comes through it, or that end is gone, however the harness ended,
-QEMU is killed and the folder removed. STATUS is a pipe to it: a line with QEMU's process id, then
-one with its exit status; or what is wrong with the folder. A thread's death would set off a
-parent-death signal in QEMU; a pipe belongs to a process.
+It is run as a script, without site: `keeper.py FOLDER ALIVE STATUS COMMAND...`.
+
+* The keeper creates FOLDER itself, so that at no moment there is a folder that nobody would remove.
+* ALIVE is a pipe from the harness. When a byte comes through it, or the harness has ended in any
+  way and so closed it, the keeper kills QEMU and removes the folder.
+* STATUS is a pipe to the harness. The keeper writes a line with QEMU's process id, then a line with
+  its exit status; or a line that says what is wrong with the folder.
+
+The harness does not run QEMU with a parent-death signal instead, because that would kill QEMU when
+the thread that started it ends; a pipe belongs to the whole process.
 """
 
 from __future__ import annotations
@@ -17,18 +21,18 @@ import signal
 import sys
 from contextlib import suppress
 
-MESSAGES = "qemu.log"  # in the folder: what QEMU has to say
+MESSAGES = "qemu.log"  # the file in the folder with QEMU's own messages
 
 
 def main(folder: str, alive: int, status: int, command: list[str]) -> None:
-    """Runs COMMAND until it ends or the harness does."""
+    """Run COMMAND until it ends, or until the harness ends."""
     try:
         os.mkdir(folder, 0o700)
     except OSError as error:
         _report(status, error)
         return
     try:
-        _write_to(os.path.join(folder, MESSAGES))
+        _redirect_output(os.path.join(folder, MESSAGES))
     except OSError as error:
         _report(status, error)
         shutil.rmtree(folder, ignore_errors=True)
@@ -37,8 +41,8 @@ def main(folder: str, alive: int, status: int, command: list[str]) -> None:
     if not qemu:
         os.close(alive)
         os.close(status)
-        _become(["setpriv", "--pdeathsig", "KILL", "--", *command])
-    # A channel is at its end when QEMU is: nobody else may hold it open.
+        _exec(["setpriv", "--pdeathsig", "KILL", "--", *command])
+    # The channels must close when QEMU ends, so that no other process may hold them open.
     _close_all_but(alive, status)
     _report(status, qemu)
     handle = os.pidfd_open(qemu)
@@ -54,8 +58,8 @@ def main(folder: str, alive: int, status: int, command: list[str]) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write_to(path: str) -> None:
-    """Has stdout and stderr go to a file."""
+def _redirect_output(path: str) -> None:
+    """Redirect stdout and stderr to a file."""
     messages = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     for fd in (1, 2):
         os.dup2(messages, fd)
@@ -65,11 +69,11 @@ def _write_to(path: str) -> None:
 def _close_all_but(*kept: int) -> None:
     for name in os.listdir("/proc/self/fd"):
         if (fd := int(name)) > 2 and fd not in kept:
-            with suppress(OSError):  # the one that listed the others
+            with suppress(OSError):  # the descriptor of the listing itself is closed already
                 os.close(fd)
 
 
-def _become(command: list[str]) -> None:
+def _exec(command: list[str]) -> None:
     try:
         os.execvp(command[0], command)
     except OSError as error:
@@ -78,7 +82,7 @@ def _become(command: list[str]) -> None:
 
 
 def _report(status: int, what: object) -> None:
-    # Without a harness to read it, what is left to do is to clean up.
+    # If the harness is gone, nobody reads this, and cleaning up is all that is left to do.
     with suppress(BrokenPipeError):
         os.write(status, f"{what}\n".encode())
 

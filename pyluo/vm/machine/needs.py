@@ -1,4 +1,4 @@
-"""What a kernel needs of its guest, by what it was built with."""
+"""The memory, time and command line that a kernel needs, by its configuration."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ __all__ = ["PLAIN", "Needs", "needs"]
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What is given to a guest that was not told otherwise.
+    """The settings of a guest, unless the user gives others.
 
     Attributes:
-        memory: in bytes.
+        memory: the size of the memory in bytes.
         boot_timeout: seconds that the kernel has to speak, after the boot and after each jump.
-        words: for its command line, before those of the user.
+        words: words for the kernel's command line, before those of the user.
     """
 
     memory: int
@@ -28,21 +28,22 @@ class Needs:
 
 PLAIN = Needs(memory=1 << 30, boot_timeout=60.0)
 _SANITIZED = Needs(
-    # KASAN's shadow is an eighth of the memory, and the scratch areas are to hold that of the next
-    # kernel. There are two: without CONFIG_NUMA the first is s times what the kernel takes in its
-    # boot, the second s times that and the first. With the default, 200 %, both are eight times
-    # what it takes: for that there is no room in 1, 2 or 4 GiB, and KHO switches itself off. With
-    # 75 % they are twice what it takes. (With 100 %, in 2 GiB, one cold boot in twelve found no
-    # room, by where KASLR had put the kernel.)
+    # KASAN's shadow takes an eighth of the memory, and KHO's scratch areas must hold the shadow of
+    # the next kernel. There are two areas, and kho_scratch= sets a factor s: without CONFIG_NUMA,
+    # the size of the first is s times what the kernel allocates in its boot, and the size of the
+    # second is s times the sum of that and the first. With the default of 200 %, both together are
+    # eight times what the kernel allocates: no guest of 1, 2 or 4 GiB has room for that, and KHO
+    # switches itself off. With 75 % they are twice what the kernel allocates. (With 100 % in 2 GiB,
+    # one cold boot in twelve found no room, depending on where KASLR had put the kernel.)
     memory=2 << 30,
-    # Under TCG the boot takes six times as long as that of a kernel without KASAN.
+    # Under TCG a boot with KASAN takes six times as long as one without.
     boot_timeout=6 * PLAIN.boot_timeout,
-    # no5lvl: with five levels KASAN takes each access for a wild one while identify_cpu() has the
-    # processor's features cleared, and a timer's interrupt in that moment is a report.
+    # no5lvl: with five page-table levels, KASAN takes every access for an invalid one while
+    # identify_cpu() has cleared the processor's features, and reports any timer interrupt then.
     words="kho_scratch=75% no5lvl",
 )
 
 
 def needs(kernel: Kernel) -> Needs:
-    """What this kernel needs, as far as its configuration is known."""
+    """Return what a kernel needs, as far as its configuration is known."""
     return _SANITIZED if kernel.has("CONFIG_KASAN") else PLAIN

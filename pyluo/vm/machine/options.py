@@ -1,6 +1,6 @@
-"""What is said of a guest on a command line: the same to `pyluo vm` as to pytest.
+"""The options of a guest on a command line, which `pyluo vm` and pytest share.
 
-`pyluo vm` takes ``--memory``, pytest ``--pyluo-memory``, and so for each.
+An option that is ``--memory`` to `pyluo vm` is ``--pyluo-memory`` to pytest, and so on.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def size(text: str) -> int:
-    """Bytes, from a number with K, M or G behind it or nothing."""
+    """Return a size in bytes, from a number that K, M or G may follow."""
     match = re.fullmatch(r"([1-9]\d*)([KMG]?)", text.upper())
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no size: write 512M or 2G, for example")
@@ -30,20 +30,20 @@ def size(text: str) -> int:
 
 
 def count(text: str) -> int:
-    """A whole number from 1 on."""
+    """Return a whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
     return int(text)
 
 
 def seconds(text: str) -> float:
-    """A time that is longer than nothing."""
+    """Return a number of seconds greater than 0."""
     if not re.fullmatch(r"\d+(\.\d+)?", text) or not float(text):
         raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
     return float(text)
 
 
-# What argparse's add_argument and pytest's addoption take alike.
+# The arguments that both argparse's add_argument and pytest's addoption take.
 _OPTIONS: dict[str, dict[str, Any]] = {
     "kernel": {
         "default": "stable",
@@ -54,7 +54,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "to": {
         "metavar": "KERNEL",
         "help": "to live-update to, and back again if there are several hops; without it, the "
-        "one that runs",
+        "kernel that runs",
     },
     "config": {
         "action": "append",
@@ -65,21 +65,28 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "memory": {
         "type": size,
         "metavar": "SIZE",
-        "help": "of a guest (default: 1G; 2G for a kernel with KASAN)",
+        "help": "memory of a guest (default: 1G; 2G for a kernel with KASAN)",
     },
-    "cpus": {"type": count, "default": 1, "metavar": "N", "help": "of a guest (default: 1)"},
+    "cpus": {"type": count, "default": 1, "metavar": "N", "help": "CPUs of a guest (default: 1)"},
     "device": {
         "action": "append",
         "default": [],
         "metavar": "DEVICE",
         "help": "a further -device of QEMU; may be repeated",
     },
-    "network": {"action": "store_true", "help": "give guests an interface, up like the loopback"},
+    "network": {
+        "action": "store_true",
+        "help": "give guests a network interface, and bring it and the loopback up",
+    },
     "accel": {
         "choices": ["kvm", "tcg"],
         "help": "what runs the guest; without it, KVM where it works",
     },
-    "append": {"default": "", "metavar": "TEXT", "help": "more words for the command line"},
+    "append": {
+        "default": "",
+        "metavar": "TEXT",
+        "help": "more words for the kernel's command line",
+    },
     "boot-timeout": {
         "type": seconds,
         "metavar": "S",
@@ -100,13 +107,13 @@ def add(
     only: Container[str] = tuple(_OPTIONS),
     without: Container[str] = (),
 ) -> None:
-    """Adds the options of a guest to a parser.
+    """Add the options of a guest to a parser.
 
     Args:
         add_option: argparse's `add_argument`, or pytest's `addoption`.
-        prefix: of each option's name.
-        only: the names of those that are added.
-        without: the names of those that are left out.
+        prefix: the text before each option's name.
+        only: the names of the options to add.
+        without: the names of options to leave out.
     """
     for name, keywords in _OPTIONS.items():
         if name in only and name not in without:
@@ -118,16 +125,16 @@ class GuestOptions:
     """A guest as a command line describes it.
 
     Attributes:
-        kernel: to boot; None if that is settled elsewhere.
-        to: to live-update to; None for the same.
+        kernel: the kernel to boot; None if the command decides that.
+        to: the kernel to live-update to; None for the kernel that is booted.
         config: Kconfig fragments, and lines of them, for kernels that are built.
-        memory: in bytes; None for what the kernel needs.
-        cpus: how many.
+        memory: the memory in bytes; None for what the kernel needs.
+        cpus: the number of CPUs.
         device: values of further ``-device`` options.
-        network: whether it has an interface.
-        accel: kvm or tcg; None for what works.
+        network: whether the guest has a network interface.
+        accel: kvm or tcg; None for KVM if it works.
         append: more words for the kernel's command line.
-        boot_timeout: seconds that a kernel has to speak; None for what it needs.
+        boot_timeout: seconds that a kernel has to speak; None for what the kernel needs.
         vmcores: the folder for the memory of guests that die.
     """
 
@@ -145,7 +152,12 @@ class GuestOptions:
 
     @classmethod
     def of(cls, parsed: argparse.Namespace, prefix: str = "") -> GuestOptions:
-        """Those that were parsed; `prefix` is that of `add`, as an attribute's name has it."""
+        """Return the options in a parser's result.
+
+        Args:
+            parsed: the parser's result.
+            prefix: the prefix of `add`, as it is in the names of attributes.
+        """
         values: dict[str, Any] = {}
         for name in cls.__slots__:
             value = getattr(parsed, prefix + name, None)
@@ -153,7 +165,11 @@ class GuestOptions:
         return cls(**values)
 
     def words(self, prefix: str) -> list[str]:
-        """What to write on a command line for the same guest; `prefix` begins each option."""
+        """Return the options as words of a command line.
+
+        Args:
+            prefix: the text before each option's name, dashes included.
+        """
         words = []
         for name in _OPTIONS:
             value = getattr(self, name.replace("-", "_"))
@@ -166,7 +182,7 @@ class GuestOptions:
         return words
 
     def find_kernel(self) -> Kernel:
-        """The kernel to boot; it is built if the cache lacks it.
+        """Return the kernel to boot, and build it first if it is not in the cache.
 
         Raises:
             HarnessError: there is no such kernel, or it cannot be built.
@@ -175,28 +191,29 @@ class GuestOptions:
         return self.find(self.kernel, self.to)
 
     def find_next(self) -> Kernel | None:
-        """The kernel to live-update to, likewise; None for the one that is booted."""
+        """Return the kernel to live-update to, likewise; None for the kernel that is booted."""
         return None if self.to is None else self.find(self.to, self.kernel)
 
     def find(self, what: str, *others: str | None) -> Kernel:
-        """Another kernel for the same guest, likewise.
+        """Return a kernel for the guest, likewise.
 
         Args:
-            what: its name.
-            others: those of kernels that go with it: if one of them is to be built, `config` is for
-                that one, and an image that is ready is taken as it is.
+            what: the name of the kernel.
+            others: the names of the guest's other kernels. If one of them must be built, `config`
+                is meant for that one, so that a bzImage is accepted although `config` cannot
+                configure it.
         """
         from pyluo.vm.kernels.kernel import Kernel, is_image
 
-        as_it_is = is_image(what) and not all(map(is_image, filter(None, others)))
-        return Kernel.find(what, config=() if as_it_is else self.config)
+        for_another = is_image(what) and not all(map(is_image, filter(None, others)))
+        return Kernel.find(what, config=() if for_another else self.config)
 
     def guest(self, kernel: Kernel | None = None, to: Kernel | None = None, **more: Any) -> VM:
-        """A guest, not booted yet.
+        """Return a guest that is not booted yet.
 
         Args:
-            kernel: found before; without it, it is found now, and `to` as well.
-            to: likewise.
+            kernel: the kernel to boot; without it, this and `to` are found as the options say.
+            to: the kernel to live-update to.
             more: further arguments of `VM`.
         """
         from pyluo.vm.machine.accelerator import Accelerator

@@ -1,4 +1,4 @@
-"""One QEMU process: its command line, its life, its end."""
+"""One QEMU process: its command line, its start and its end."""
 
 from __future__ import annotations
 
@@ -24,23 +24,24 @@ __all__ = ["BINARY", "Machine", "QemuProcess", "find_binary"]
 
 BINARY = "qemu-system-x86_64"
 _CHANNELS = ("control", "heart", "terminal", "qmp")
-_CONSOLE_ROOM = 1 << 20  # bytes, as much as Linux lets anyone have
+_CONSOLE_BUFFER = 1 << 20  # bytes, the most that Linux allows an unprivileged user
 _PROCESSOR = {
     # The interrupt remapping of intel-iommu needs the split irqchip.
     Accelerator.KVM: ["-machine", "q35,kernel-irqchip=split", "-accel", "kvm", "-cpu", "host"],
-    # A kexec leaves translations in every page that held code. While they last, each store to such
-    # a page takes the slow path: with QEMU 7.2's 1 GiB of translations a jump took 3.5 to 8 s,
-    # with 32 MiB, which are flushed about once a life, 2.5 s. Without ERMS the kernel clears pages
-    # by eight bytes at a time, not by one, which is a tenth of a jump.
+    # After a kexec, QEMU still has translations of every page that held code. While they last, each
+    # store to such a page takes the slow path: a jump took 3.5 to 8 s with QEMU 7.2's default of
+    # 1 GiB for translations, and 2.5 s with 32 MiB, which are flushed about once in each life.
+    # Without ERMS the kernel clears pages eight bytes at a time instead of one, which saves a tenth
+    # of a jump.
     Accelerator.TCG: ["-machine", "q35", "-accel", "tcg,tb-size=32", "-cpu", "max,erms=off"],
 }
 
 
 def find_binary() -> str:
-    """The path of QEMU.
+    """Return the path of QEMU.
 
     Raises:
-        HarnessError: it is not installed.
+        HarnessError: QEMU is not installed.
     """
     path = shutil.which(BINARY)
     if path is None:
@@ -50,16 +51,16 @@ def find_binary() -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """What QEMU is to emulate.
+    """The machine that QEMU emulates.
 
     Attributes:
-        image: the kernel.
-        cmdline: its command line.
+        image: the kernel to boot.
+        cmdline: the kernel's command line.
         accelerator: what runs the guest's instructions.
-        memory: in bytes.
-        cpus: how many.
+        memory: the size of the memory in bytes.
+        cpus: the number of CPUs.
         devices: values of further ``-device`` options.
-        network: whether the guest has an interface; it reaches nothing but QEMU itself.
+        network: whether the guest has a network interface; it reaches nothing but QEMU itself.
     """
 
     image: Path
@@ -71,7 +72,7 @@ class Machine:
     network: bool
 
     def options(self) -> list[str]:
-        """QEMU's options for it, but for what the channels need."""
+        """Return QEMU's options for the machine, without those that connect its channels."""
         options = [
             "-nodefaults", "-no-user-config", "-display", "none",
             *_PROCESSOR[self.accelerator],
@@ -79,11 +80,11 @@ class Machine:
             "-smp", str(self.cpus),
             "-kernel", os.fspath(self.image),
             "-append", self.cmdline,
-            # A panic is told by QMP; the kernel goes on and finishes its trace on the console.
+            # QEMU reports a panic by QMP, and lets the kernel finish its trace on the console.
             "-device", "pvpanic-pci",
             "-action", "panic=none",
             "-no-reboot",
-            # A kernel with CONFIG_FW_CFG_SYSFS tells by it where things are, for a dump.
+            # A kernel with CONFIG_FW_CFG_SYSFS describes itself here for a dump of its memory.
             "-device", "vmcoreinfo",
             "-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap",
             "-device", "virtio-9p-pci,fsdev=root,mount_tag=/dev/root",
@@ -109,18 +110,18 @@ class Machine:
 
 
 class QemuProcess:
-    """QEMU under its keeper, with a socket for each channel.
+    """QEMU, run by a keeper (see `keeper`), with an unnamed socket for each channel.
 
-    The sockets have no names. The console is a pipe: the guest's UART writes it byte by byte, and a
-    socket, which counts its buffer by messages, would be full after some 300 of them; what does
-    not fit is lost in the middle of a line. The folder, mode 0700, holds the console's log and
-    QEMU's own messages; the keeper makes and removes it.
+    The console is a pipe and no socket: the guest's UART writes single bytes, and a socket charges
+    each write its overhead and would be full after some 300 of them. Bytes that do not fit are
+    lost in the middle of a line.
 
     Attributes:
-        folder: that folder.
+        folder: the folder with the console's log and QEMU's own messages, of mode 0700; the keeper
+            creates and removes it.
         console: the end of the console's pipe to read from.
-        sockets: one for each of control, heart, terminal and qmp.
-        pid: the process id of QEMU.
+        sockets: the sockets of the channels control, heart, terminal and qmp, by name.
+        pid: the process id of QEMU; 0 until it has started.
     """
 
     def __init__(self, machine: Machine) -> None:
@@ -128,21 +129,21 @@ class QemuProcess:
         self.folder = Path(tempfile.gettempdir(), f"pyluo-{secrets.token_hex(8)}")
         self._alive = self._status = -1
         self.sockets: dict[str, socket.socket] = {}
-        theirs: list[socket.socket] = []
+        qemu_sockets: list[socket.socket] = []
         command = [binary, *machine.options()]
         for name in _CHANNELS:
             self.sockets[name], other = socket.socketpair()
-            theirs.append(other)
+            qemu_sockets.append(other)
             command += ["-chardev", f"socket,id={name},fd={other.fileno()}"]
-        console, written = os.pipe()
-        with suppress(OSError):  # the user may have many pipes
-            fcntl.fcntl(written, fcntl.F_SETPIPE_SZ, _CONSOLE_ROOM)
+        console, console_input = os.pipe()
+        with suppress(OSError):  # the user may have too many large pipes already
+            fcntl.fcntl(console_input, fcntl.F_SETPIPE_SZ, _CONSOLE_BUFFER)
         self.console = os.fdopen(console, "rb", buffering=0)
-        path = f"/dev/fd/{written},logfile={_escape(self.console_log)}"
+        path = f"/dev/fd/{console_input},logfile={_escape(self.console_log)}"
         command += ["-chardev", f"file,id=console,path={path}"]
         alive, self._alive = os.pipe()
         self._status, status = os.pipe()
-        fds = [alive, status, written, *(other.fileno() for other in theirs)]
+        fds = [alive, status, console_input, *(other.fileno() for other in qemu_sockets)]
         try:
             self._keeper = subprocess.Popen(
                 [
@@ -165,24 +166,28 @@ class QemuProcess:
         finally:
             os.close(alive)
             os.close(status)
-            os.close(written)
-            for other in theirs:
+            os.close(console_input)
+            for other in qemu_sockets:
                 other.close()
         self.pid = 0
         self._reports: asyncio.StreamReader | None = None
 
     @property
     def console_log(self) -> Path:
-        """All that came over the serial line, as QEMU wrote it down."""
+        """QEMU's log of all that came over the serial line."""
         return self.folder / "console.log"
 
     @property
     def messages_log(self) -> Path:
-        """What QEMU itself had to say."""
+        """The file with QEMU's own messages."""
         return self.folder / keeper.MESSAGES
 
-    async def started(self) -> None:
-        """Waits for the process id."""
+    async def wait_for_start(self) -> None:
+        """Wait until QEMU has started, and set `pid`.
+
+        Raises:
+            HarnessError: the keeper could not start.
+        """
         self._reports = asyncio.StreamReader()
         await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(self._reports),  # type: ignore[arg-type]
@@ -194,23 +199,23 @@ class QemuProcess:
             raise HarnessError("QEMU's keeper did not start", report or "it gave no reason")
         self.pid = int(report)
 
-    async def ended(self) -> int:
-        """Waits for QEMU's end; its exit status, or the negative number of a signal."""
+    async def wait_for_end(self) -> int:
+        """Wait for QEMU's end; return its exit status, or the negative number of a signal."""
         assert self._reports is not None
         return int(await self._reports.readline() or -9)
 
     def close(self) -> None:
-        """Ends QEMU if it still runs, and removes the folder; a second time does nothing."""
+        """End QEMU if it still runs, and remove the folder; closing it twice does nothing."""
         self._close_channels()
         self._keeper.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)  # if the keeper was killed
+        shutil.rmtree(self.folder, ignore_errors=True)  # in case the keeper was killed
 
     def _close_channels(self) -> None:
         self.console.close()
         for channel in self.sockets.values():
             channel.close()
         if self._alive >= 0:
-            # A byte, since a forked child of this process may hold the pipe open.
+            # Closing is not enough, because a forked child of this process may hold the pipe open.
             with suppress(BrokenPipeError):
                 os.write(self._alive, b"\n")
         for fd in (self._alive, self._status):
@@ -220,5 +225,5 @@ class QemuProcess:
 
 
 def _escape(path: Path) -> str:
-    """A path inside a QEMU option, where a comma ends the value."""
+    """Return a path for use in a QEMU option, where a single comma would end the value."""
     return os.fspath(path).replace(",", ",,")

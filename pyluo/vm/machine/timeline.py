@@ -1,4 +1,4 @@
-"""When things happened in a live update."""
+"""The times of the events in a live update."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ DESCRIPTOR_RETRIEVED = "descriptor retrieved"
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One moment.
+    """Something that happened in a live update.
 
     Attributes:
         name: what happened.
-        at: seconds on the host's monotonic clock, when word of it reached the host.
+        at: when the host learned of it, in seconds on the host's monotonic clock.
     """
 
     name: str
@@ -28,21 +28,21 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """The moments of one live update, in order.
+    """The events of one live update, in order.
 
     Attributes:
-        started: seconds on the host's monotonic clock, when it was asked for.
-        events: what happened from then on.
+        started: when the live update was asked for, in seconds on the host's monotonic clock.
+        events: the events from then on.
     """
 
     started: float
     events: tuple[Event, ...]
 
     def at(self, name: str) -> float:
-        """Seconds from the start to the first event of this name.
+        """Return the seconds from the start to the first event of this name.
 
         Raises:
-            KeyError: there is none.
+            KeyError: there is no such event.
         """
         for event in self.events:
             if event.name == name:
@@ -50,26 +50,30 @@ class Timeline:
         raise KeyError(name)
 
     def between(self, first: str, last: str) -> float:
-        """Seconds from one event to another."""
+        """Return the seconds from one event to another.
+
+        Raises:
+            KeyError: one of the events is missing.
+        """
         return self.at(last) - self.at(first)
 
     @property
     def blackout(self) -> float:
-        """Seconds from the call of reboot() until the guest marked "descriptor retrieved"; without
-        such a mark, until the new kernel's worker was up."""
+        """Seconds from the call of reboot() until the guest marked "descriptor retrieved", or, if
+        it did not, until the new kernel's worker was up."""
         marked = any(event.name == DESCRIPTOR_RETRIEVED for event in self.events)
         return self.between(REBOOT_CALLED, DESCRIPTOR_RETRIEVED if marked else WORKER_UP)
 
 
 @dataclass(frozen=True, slots=True)
 class Jump:
-    """A live update that was tried, and was not refused.
+    """A live update that was tried and was not refused.
 
     Attributes:
-        origin: the name of the kernel that was left.
-        target: the name of the one that was jumped into.
-        landed: whether that one spoke.
-        timeline: what happened, up to now.
+        origin: the name of the kernel that the guest left.
+        target: the name of the kernel that it jumped into.
+        landed: whether the worker in that kernel spoke.
+        timeline: the events so far.
     """
 
     origin: str
@@ -79,7 +83,7 @@ class Jump:
 
     @property
     def blackout(self) -> float | None:
-        """That of the timeline; None if it did not land, or nobody saw when it began."""
+        """The blackout in seconds; None if the jump did not land, or no event tells its start."""
         try:
             return self.timeline.blackout if self.landed else None
         except KeyError:
@@ -88,10 +92,10 @@ class Jump:
 
 @dataclass(frozen=True, slots=True)
 class GuestLog:
-    """What is left of a guest when it is gone.
+    """What a guest leaves behind when it has ended.
 
     Attributes:
-        kernel: the name of the one it was booted with.
+        kernel: the name of the kernel that it booted.
         jumps: its live updates, in order.
         console: everything that came over its serial line.
     """

@@ -1,4 +1,4 @@
-"""A kernel's trace, made readable: who called whom, and in which line of the source."""
+"""A kernel's trace, made readable: the calls, and their lines in the source."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ __all__ = ["trace"]
 
 _STAMP = re.compile(f"^.*?{STAMP}")
 _FRAME = re.compile(r"(?P<rip>RIP: \w+:)?(?P<symbol>[\w.]+\+0x[0-9a-f]+/0x[0-9a-f]+)")
-_GUESS = re.compile(r"^\s*\? ")  # an address on the stack that nothing says was called from
-# Whose trace it is, where a report has several.
+_GUESS = re.compile(r"^\s*\? ")  # an address on the stack that may be left over from earlier calls
+# Lines that tell whose trace follows, since a report may have several.
 _HEADING = re.compile(
     r"^\s*(?:CPU: \d+ |NMI backtrace for|task:|Sending NMI|sysrq: Show |(?:Allocated|Freed) by task"
     r"|stack backtrace|the existing dependency|-> #\d|.* is trying to (?:acquire|release) lock"
@@ -27,11 +27,11 @@ _HEADING = re.compile(
 
 
 def trace(lines: Sequence[str], kernel: Kernel) -> tuple[str, ...]:
-    """The calls in a report, each with its line of the source if the kernel's vmlinux knows it.
+    """Return the calls in a report, each with its line of the source if vmlinux tells it.
 
     Args:
-        lines: of the report, as they came over the serial line.
-        kernel: that said them.
+        lines: the lines of the report, as they came over the serial line.
+        kernel: the kernel that printed them.
     """
     symbols = Symbols(kernel)
     texts = [_STAMP.sub("", line).rstrip() for line in lines]
@@ -41,7 +41,7 @@ def trace(lines: Sequence[str], kernel: Kernel) -> tuple[str, ...]:
         if not _GUESS.match(text) and (match := _FRAME.search(text))
     }
     calls = [(match["symbol"], match["rip"] is None) for match in frames.values()]
-    places = symbols.lines(calls)
+    places = symbols.find_lines(calls)
     readable = []
     for number, text in enumerate(texts):
         if match := frames.get(number):

@@ -15,7 +15,7 @@ __all__ = ["RunningGuest", "Usage", "usage"]
 
 
 class RunningGuest(Protocol):
-    """What the pytest plugin needs of each `VM` that runs."""
+    """The part of a running `VM` that the pytest plugin uses."""
 
     requests: int
 
@@ -24,7 +24,7 @@ class RunningGuest(Protocol):
         """What happened in the guest so far."""
 
     def check(self, *expected: Cause) -> None:
-        """Raise what the kernel complained of since the last check."""
+        """Raise an error if the kernel complained of something else since the last check."""
 
     def expecting(self, *causes: Cause) -> AbstractContextManager[None]:
         """Allow these complaints and deaths in the block."""
@@ -32,14 +32,14 @@ class RunningGuest(Protocol):
 
 @dataclass(slots=True)
 class Usage:
-    """What was done with guests.
+    """Counts of what was done with guests, and the guests themselves.
 
     Attributes:
         boots: how many guests were started.
-        requests: how many requests they were sent, jumps aside.
+        requests: how many requests they were sent, not counting jumps.
         live_updates: how many jumps they made.
         running: the guests that exist, dead or alive.
-        ended: what the guests that are gone left behind; None if nobody wants that kept.
+        ended: what the guests that have ended left behind; None if that is not to be kept.
     """
 
     boots: int = 0

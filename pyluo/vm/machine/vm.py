@@ -146,7 +146,7 @@ class VM:
             devices=self._devices,
             network=self._network,
         )
-        bytecode.provide_package(_GUEST.parent)
+        bytecode.compile_package(_GUEST.parent)
         usage.boots += 1
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="pyluo-vm", daemon=True)
@@ -513,7 +513,7 @@ class VM:
         name = wire.reference(function)
         source = _source(name)
         if source and not sys.dont_write_bytecode:
-            bytecode.provide([Path(source)])
+            bytecode.compile_modules([Path(source)])
         message = {
             "do": action,
             "function": name,

@@ -1,4 +1,4 @@
-"""Opens a dump of a guest's memory with drgn, which `pyluo[drgn]` brings."""
+"""Open a dump of a guest's memory with drgn, which `pip install 'pyluo[drgn]'` installs."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ __all__ = ["open_vmcore"]
 
 
 def open_vmcore(path: str | os.PathLike[str], kernel: Kernel) -> drgn.Program:
-    """A dump as a program that drgn looks into, with the kernel's types and symbols.
+    """Open a dump with drgn, and load the kernel's types and symbols.
 
     Args:
-        path: of a file that `VM.dump` wrote, or that a GuestCrash names.
-        kernel: that ran; it has to have debug information, as `debug` does.
+        path: the path of a file that `VM.dump` wrote, or that a GuestCrash names.
+        kernel: the kernel that ran in the guest; it must have debug information, as `debug` has.
 
     Raises:
-        HarnessError: drgn is not installed, the kernel lacks debug information, or it is another
-            one than ran.
+        HarnessError: drgn is not installed, the kernel has no debug information, or another kernel
+            ran in the guest.
     """
     try:
         import drgn
@@ -32,7 +32,8 @@ def open_vmcore(path: str | os.PathLike[str], kernel: Kernel) -> drgn.Program:
         raise HarnessError("drgn is not installed", "pip install 'pyluo[drgn]'") from None
     if kernel.vmlinux is None:
         raise HarnessError(
-            f"of {kernel.name} there is only the image", "build it: see kernels.toml"
+            f"no vmlinux of {kernel.name} is known",
+            "let pyluo build the kernel: name one of kernels.toml, or the path of its tree",
         )
     program = drgn.Program()
     try:
@@ -40,7 +41,7 @@ def open_vmcore(path: str | os.PathLike[str], kernel: Kernel) -> drgn.Program:
         program.load_debug_info([os.fspath(kernel.vmlinux)])
     except (ValueError, OSError, drgn.MissingDebugInfoError) as error:
         raise HarnessError(
-            f"drgn does not open {os.fspath(path)} with {kernel.vmlinux} ({error})",
-            "take a kernel with CONFIG_FW_CFG_SYSFS and debug information, such as `debug`",
+            f"drgn cannot open {os.fspath(path)} with {kernel.vmlinux} ({error})",
+            "use a kernel with CONFIG_FW_CFG_SYSFS and debug information, such as `debug`",
         ) from error
     return program

@@ -226,7 +226,7 @@ class Watch:
             self.declare_dead(report.complaint, report.reason, report)
 
     async def _watch_process(self, reading: asyncio.Task[None]) -> None:
-        status = await self._process.ended()
+        status = await self._process.wait_for_end()
         # The kernel's last words explain more than the fact that QEMU is gone.
         await asyncio.wait([reading], timeout=_CONSOLE_GRACE)
         if self._lives.current is None and status > 0:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pyluo.vm.errors import HarnessError
-from pyluo.vm.kernels.kernel import settled
+from pyluo.vm.kernels.kernel import pin_kernels
 from pyluo.vm.results import json_lines
 from pyluo.vm.results.pytest_run import UNFINISHED, PytestRun
 from pyluo.vm.run import checks
@@ -68,7 +68,7 @@ async def run_tests(
             *tests,
             *([] if _name_tests(tests) else _own_checks()),
         ]
-        environment = os.environ | settled(kernels, options.config)
+        environment = os.environ | pin_kernels(kernels, options.config)
 
         def result(status: int, *, late: bool = False) -> PytestRun:
             kept_output.seek(0)

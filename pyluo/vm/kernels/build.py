@@ -216,7 +216,7 @@ class _Process:
         )
         self.status = 0
 
-    def lines(self) -> Iterator[str]:
+    def read_lines(self) -> Iterator[str]:
         """Yield the program's output, a line at a time."""
         assert self._process.stdout is not None
         for line in self._process.stdout:

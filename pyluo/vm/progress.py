@@ -1,4 +1,4 @@
-"""Progress of long work: on a terminal, and nowhere else."""
+"""Progress bars for long work, shown on a terminal only, and messages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Console(rich.console.Console):
     """A console that does not end the program if nobody reads what it prints."""
 
     def on_broken_pipe(self) -> None:
-        """Fails as any other print does."""
+        """Raise the error, as `print` does."""
         raise BrokenPipeError
 
 
@@ -26,29 +26,29 @@ _console = Console(stderr=True)
 
 
 class Reached(Protocol):
-    """Sets how far the work is."""
+    """A function that sets how far the work has come."""
 
     def __call__(self, done: float, total: float | None = None) -> None:
-        """Moves the bar.
+        """Move the bar.
 
         Args:
-            done: so far.
-            total: how far it goes, where that was not known when the bar was made.
+            done: how much is done.
+            total: how much there is to do, if that was not known when the bar was made.
         """
 
 
 def say(text: str) -> None:
-    """A line on what happens now, for a person."""
+    """Print a line for the user on stderr."""
     _console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager
 def bar(what: str, total: float | None) -> Iterator[Reached]:
-    """A progress bar, gone when done; the caller is given a function that sets how far it is.
+    """Show a progress bar in the block, which is given the function that moves it.
 
     Args:
         what: the name of the work.
-        total: how far it goes; None if nobody knows.
+        total: how much there is to do; None if that is not known.
     """
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
@@ -59,7 +59,7 @@ def bar(what: str, total: float | None) -> Iterator[Reached]:
         task = progress.add_task(what, total=total)
 
         def reached(done: float, total: float | None = total) -> None:
-            # An estimate can be too low: then the end moves along.
+            # `total` may be an estimate that is too low.
             goal = total if total is None else max(total, done)
             progress.update(task, completed=done, total=goal)
 

@@ -148,7 +148,7 @@ def test_lines_of_configuration_are_for_what_is_built(tmp_path: Path, tree: Path
     parser = argparse.ArgumentParser()
     options.add(parser.add_argument)
     alone = options.GuestOptions.of(parser.parse_args(words))
-    with pytest.raises(HarnessError, match="is built already and cannot be configured with CONFIG_A=y"):
+    with pytest.raises(HarnessError, match="cannot be configured with CONFIG_A=y"):
         alone.find_kernel()
     both = options.GuestOptions.of(parser.parse_args([*words, "--to", os.fspath(tree)]))
     assert both.find_kernel().release == "7.4.0-rc1+"

@@ -21,10 +21,10 @@ def test_what_one_life_did_not_take_is_not_sent_to_the_next() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         line = Line(ours)
-        line.begin("first")
-        while not line.waiting:
+        line.begin_life("first")
+        while not line.unsent:
             line.send(input="x" * (1 << 16))
-        line.begin("second")
+        line.begin_life("second")
         line.send(eof=True)
         last = b""
         while b"second" not in last:

@@ -34,7 +34,7 @@ def _options(pytestconfig: pytest.Config) -> GuestOptions:
 
 @pytest.fixture(scope="session")
 def kernel(_options: GuestOptions) -> Kernel:
-    """The kernel that --pyluo-kernel names, built if need be."""
+    """Return the kernel that --pyluo-kernel names, built if it is not in the cache."""
     return _options.find_kernel()
 
 
@@ -45,13 +45,13 @@ def _to(_options: GuestOptions) -> Kernel | None:
 
 @pytest.fixture  # its scope must not be wider than that of a `kernel` that tests define
 def next_kernel(_to: Kernel | None, kernel: Kernel) -> Kernel:
-    """The kernel that --pyluo-to names, which guests live-update to; without it, `kernel` again."""
+    """Return the kernel that guests live-update to: that of --pyluo-to; without it, `kernel`."""
     return _to or kernel
 
 
 @pytest.fixture(scope="session")
 def hops(pytestconfig: pytest.Config) -> int:
-    """The number of --pyluo-hops: how many live updates in a row a test makes, if it can."""
+    """Return --pyluo-hops: how many live updates in a row a test should make, if it can."""
     number: int = pytestconfig.getoption("--pyluo-hops")
     return number
 
@@ -60,7 +60,7 @@ def hops(pytestconfig: pytest.Config) -> int:
 def vm(
     _options: GuestOptions, kernel: Kernel, next_kernel: Kernel, request: pytest.FixtureRequest
 ) -> Iterator[VM]:
-    """A fresh guest, gone after the test."""
+    """Boot a guest for this test, and end it after the test."""
     guest = _options.guest(kernel, next_kernel, expects=expected_causes(request.node))
     with closing(guest.__enter__()):
         yield guest
@@ -69,7 +69,7 @@ def vm(
 
 @pytest.fixture
 def shared_vm(_shared: _SharedGuest, request: pytest.FixtureRequest) -> Iterator[VM]:
-    """A guest that tests share if they leave nothing behind; a new one after a failed test."""
+    """Return a guest for tests that leave nothing behind in it; a failed test has it replaced."""
     request.node.stash[_guest_key] = guest = _shared.get()
     request.node.stash[_shared_key] = _shared
     yield guest
@@ -78,7 +78,7 @@ def shared_vm(_shared: _SharedGuest, request: pytest.FixtureRequest) -> Iterator
 
 @pytest.fixture
 def ktap(subtests: pytest.Subtests) -> Ktap:
-    """A function, `ktap(vm, argv)`, that runs a program and makes a subtest of each case."""
+    """Return the function `ktap(vm, argv)`, which runs a program and makes each case a subtest."""
     return Ktap(subtests)
 
 

@@ -92,18 +92,18 @@ class Selftest:
 
 
 def find_selftests(suite: Suite, kernel: Kernel) -> list[Selftest]:
-    """The programs that the kernel's source has in a suite; built now, unless the cache has them.
+    """Return the programs of a suite, built from the kernel's source unless the cache has them.
 
     They are compiled on the host, by the kernel's own Makefile, against the headers that this
     kernel installs.
 
     Raises:
-        HarnessError: the kernel came without its source, the source has no such suite, a library is
-            missing, or the suite does not compile.
+        HarnessError: the kernel's source is not known, it has no such suite, a library is missing,
+            or the suite does not compile.
     """
     if kernel.source is None or kernel.headers is None:
         raise HarnessError(
-            f"the source of {kernel.name} is not known, nor are its selftests",
+            f"the selftests of {kernel.name} cannot be built, because its source is not known",
             "name a kernel of kernels.toml, or give the path of a tree or a tarball",
         )
     target = cache.folder() / "selftests" / _key(suite, kernel.source)
@@ -159,14 +159,14 @@ def _check_libraries(suite: Suite) -> None:
     if missing:
         names = " ".join(missing)
         raise HarnessError(
-            f"to build the selftests {suite.name}, {names} must be there", f"apt install {names}"
+            f"building the selftests {suite.name} needs {names}", f"apt install {names}"
         )
 
 
 def _key(suite: Suite, source: Source) -> str:
-    """The name of the programs in the cache: a digest of all that they are made of.
+    """Return the name of the programs in the cache: a digest of all that they are made of.
 
     The headers follow from the source.
     """
-    ingredients = [source.identity, suite.name, suite.needs, build.compiler()]
-    return hashlib.sha256(json.dumps(ingredients).encode()).hexdigest()[:32]
+    parts = [source.identity, suite.name, suite.needs, build.compiler()]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

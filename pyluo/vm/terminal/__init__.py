@@ -1,1 +1,1 @@
-"""The terminal: a program in a guest, on the terminal or the pipes of the host."""
+"""A program in a guest, run on the terminal or the pipes of the host."""

@@ -1,4 +1,4 @@
-"""The key that speaks to the host from a terminal in a guest, and what may follow it."""
+"""The escape key, by which a user in a guest's terminal gives commands to the host."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HELP", "Command", "Keys"]
 
-_ESCAPE = 0x1D  # Ctrl-], as of telnet and of virsh console
+_ESCAPE = 0x1D  # Ctrl-], as in telnet and virsh console
 
 HELP = """\
 Ctrl-] u       live-update the guest
@@ -20,7 +20,7 @@ Ctrl-] ?       this text"""
 
 
 class Command(enum.Enum):
-    """What the host is to do, by the key after the escape key."""
+    """A command to the host; its value is the key after the escape key."""
 
     LIVE_UPDATE = "u"
     QUIT = "q"
@@ -28,30 +28,31 @@ class Command(enum.Enum):
 
 
 class Keys:
-    """Tells what is typed for the guest from what is typed for the host."""
+    """Separates the keys for the guest from the commands to the host."""
 
     def __init__(self) -> None:
         self._escaped = False
 
     def split(self, typed: bytes) -> Iterator[bytes | Command]:
-        """What is for the guest, and commands, in their order; an escape key may have come before.
+        """Yield the bytes for the guest and the commands, in their order.
 
-        A key that is no command asks for help.
+        If the last call ended with the escape key, the command follows in this one. A key that is
+        no command counts as HELP.
         """
-        begun = 0
+        start = 0
         for at, key in enumerate(typed):
             if self._escaped:
                 self._escaped = False
-                # The escape key itself, a second time, is the first byte of what is for the guest.
-                begun = at if key == _ESCAPE else at + 1
+                # An escape key after an escape key is a byte for the guest.
+                start = at if key == _ESCAPE else at + 1
                 if key != _ESCAPE:
                     yield _COMMANDS.get(key, Command.HELP)
             elif key == _ESCAPE:
-                if begun < at:
-                    yield typed[begun:at]
-                begun, self._escaped = at + 1, True
-        if begun < len(typed):
-            yield typed[begun:]
+                if start < at:
+                    yield typed[start:at]
+                start, self._escaped = at + 1, True
+        if start < len(typed):
+            yield typed[start:]
 
 
 _COMMANDS = {ord(command.value): command for command in Command}

@@ -1,4 +1,4 @@
-"""The host's end of the line to a terminal in a guest."""
+"""The connection to a terminal in a guest: frames over the host's end of a port."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ _CHUNK = 1 << 16
 class Line:
     """Sends and receives frames, and never waits.
 
+    Args:
+        channel: the host's end of the port.
+
     Attributes:
-        closed: whether QEMU has hung up.
+        closed: whether QEMU has closed the port.
     """
 
     def __init__(self, channel: socket.socket) -> None:
@@ -31,32 +34,36 @@ class Line:
         self.closed = False
 
     def fileno(self) -> int:
-        """The descriptor, to wait for."""
+        """Return the descriptor of the port, for poll(2)."""
         return self._channel.fileno()
 
     @property
-    def waiting(self) -> int:
-        """Bytes that the guest has not taken yet."""
+    def unsent(self) -> int:
+        """The number of bytes that are not sent yet."""
         return len(self._outgoing)
 
-    def begin(self, boot_id: str) -> None:
-        """From here on it leads to this life; what the last one did not take is dropped."""
+    def begin_life(self, boot_id: str) -> None:
+        """Send to another life from now on, and drop what was not sent to the last one.
+
+        Args:
+            boot_id: the boot id of that life.
+        """
         self._boot_id = boot_id
-        self._outgoing = b"\n"  # ends what a jump may have cut short
+        self._outgoing = b"\n"  # ends a frame that a jump may have cut off
 
     def send(self, **message: object) -> None:
-        """Sends a message, as far as there is room for it now."""
+        """Send a message; `flush` sends the rest if the guest cannot take all of it now."""
         self._outgoing += wire.frame({"boot_id": self._boot_id, **message})
         self.flush()
 
     def flush(self) -> None:
-        """Sends what there is room for now."""
+        """Send as many bytes as the guest can take now."""
         with suppress(BlockingIOError, ConnectionError):
             sent = self._channel.send(self._outgoing)
             self._outgoing = self._outgoing[sent:]
 
     def receive(self) -> list[wire.Frame]:
-        """The messages that have come in full; those of a life that is over come first."""
+        """Return the messages that have arrived completely; those of earlier lives come first."""
         try:
             data = self._channel.recv(_CHUNK)
         except BlockingIOError:
@@ -68,7 +75,7 @@ class Line:
         return [message for line in lines if (message := wire.parse(line))]
 
     def drain(self) -> list[wire.Frame]:
-        """All messages that are there by now."""
+        """Return all messages that have arrived by now."""
         messages: list[wire.Frame] = []
         while not self.closed:
             before = len(self._incoming)

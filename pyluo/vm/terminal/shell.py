@@ -1,4 +1,4 @@
-"""A program in a guest, on the terminal or the pipes of this process, one life after another."""
+"""Run a program in a guest on the terminal or the pipes of this process, over live updates."""
 
 from __future__ import annotations
 
@@ -34,26 +34,26 @@ _ENVIRONMENT = (
     "VIRTUAL_ENV",
 )  # fmt: skip
 _CHUNK = 1 << 14
-_WINDOW = 1 << 16  # bytes on their way to the guest, at which no more are read
-_SIGNALLED = 128  # as shells have it
+_INPUT_LIMIT = 1 << 16  # bytes on their way to the guest, beyond which no input is read
+_SIGNALLED = 128  # added to the number of a signal, as shells do
 _ENDING = signal.SIGTERM, signal.SIGHUP
 
 
 class Shell:
     """Runs a program in a guest, and starts it afresh in each life that a live update begins.
 
-    On a terminal the program has one too, and everything typed is for it, but for what follows the
-    escape key (`pyluo.vm.terminal.escape`). Otherwise it has pipes, and what was not read of its
-    input in one life is read in the next.
+    If stdin is a terminal, the program has a terminal too and is sent every key, except the
+    commands after the escape key (`pyluo.vm.terminal.escape`). Otherwise it has pipes, and input
+    that it did not read in one life is sent again in the next.
 
     Args:
         vm: the guest.
-        argv: the program and its arguments; without any, the host's SHELL, or /bin/sh where the
-            guest cannot run that.
-        stdin: a descriptor; if it is a terminal, the program has one.
-        stdout: likewise, for what the program writes.
-        stderr: likewise, for what it complains of, if it has no terminal, and for the harness's
-            own words.
+        argv: the program and its arguments; if empty, the host's SHELL, or /bin/sh if the guest
+            cannot run that.
+        stdin: the descriptor of the input.
+        stdout: the descriptor for the program's output.
+        stderr: the descriptor for the program's error output, unless it has a terminal, and for
+            the harness's own messages.
     """
 
     def __init__(
@@ -66,72 +66,72 @@ class Shell:
         self._terminal = os.isatty(stdin)
         self._line = Line(vm.terminal)
         self._keys = Keys()
-        self._typed = b""  # while a jump is on its way
-        self._unread = b""  # what was sent to a pipe and not read there
+        self._typed = b""  # keys to be sent to the next life when the jump is over
+        self._unread = b""  # bytes that were sent to a pipe and not read there
         self._eof = False
         self._folders = [os.getcwd(), "/"]
         self._jump: Future[object] | None = None
         self._boot_id = ""
-        self._carrier = 0  # its process id in the guest
+        self._relay_pid = 0  # the process id of the relay in the guest
         self._status: int | None = None
         self._resized = False
-        self._in_line = False  # the last output did not end its line
+        self._in_line = False  # whether the last output did not end its line
         self._woken, self._waker = socket.socketpair()
         self._woken.setblocking(False)
         self._waker.setblocking(False)
 
     def run(self) -> int:
-        """Runs it to its end, in the main thread.
+        """Run the program to its end; this must be called in the main thread.
 
         Returns:
-            Its exit status as shells have it, 128 and the number of a signal that ended it; 0 if
-            the escape key ended the guest.
+            The program's exit status, or 128 plus the number of the signal that ended it; 0 if the
+            user ended the guest by the escape key.
 
         Raises:
             GuestCrash: the guest died.
-            SystemExit: SIGTERM or SIGHUP came.
+            SystemExit: this process received SIGTERM or SIGHUP.
         """
         with ExitStack() as stack:
             stack.callback(self._woken.close)
             stack.callback(self._waker.close)
-            stack.enter_context(_handling(dict.fromkeys(_ENDING, _end)))
+            stack.enter_context(_signal_handlers(dict.fromkeys(_ENDING, _end)))
             stack.enter_context(self._vm.notifying(self._wake))
             if self._terminal:
-                stack.enter_context(_handling({signal.SIGWINCH: self._on_resize}))
-                stack.enter_context(_raw(self._stdin))
+                stack.enter_context(_signal_handlers({signal.SIGWINCH: self._on_resize}))
+                stack.enter_context(_raw_terminal(self._stdin))
                 stack.callback(self._end_line)
-            self._begin()
+            self._start_program()
             if self._terminal:
-                self._tell(f"{_describe(self._vm.life)}; Ctrl-] ? for help")
+                self._print_messages(f"{_describe(self._vm.life)}; Ctrl-] ? for help")
             while self._status is None:
-                self._go_on()
+                self._handle_events()
             if self._vm.running and self._jump is None:
-                self._vm.call(terminal.wait, self._carrier)
+                self._vm.call(terminal.wait, self._relay_pid)
         return self._status
 
-    def _go_on(self) -> None:
-        """Waits for something, and does what it asks for."""
+    def _handle_events(self) -> None:
+        """Wait for input, output, or something that happens in another thread, and handle it."""
         poll = select.poll()
         poll.register(self._woken, select.POLLIN)
         if not self._line.closed:
-            poll.register(self._line, select.POLLIN | (select.POLLOUT if self._line.waiting else 0))
-        if not self._eof and self._line.waiting + len(self._unread) < _WINDOW:
+            poll.register(self._line, select.POLLIN | (select.POLLOUT if self._line.unsent else 0))
+        if not self._eof and self._line.unsent + len(self._unread) < _INPUT_LIMIT:
             poll.register(self._stdin, select.POLLIN)
         ready = {fd for fd, _ in poll.poll()}
         if self._line.fileno() in ready:
             self._line.flush()
-            self._take(self._line.receive())
+            self._take_messages(self._line.receive())
         if self._woken.fileno() in ready:
-            self._look_up()
+            self._handle_wakeup()
         if self._stdin in ready and self._status is None:
-            self._read()
+            self._read_input()
 
-    def _begin(self) -> None:
-        """Starts the program in the life that runs."""
+    def _start_program(self) -> None:
+        """Start the program in the current life of the guest."""
         self._boot_id = self._vm.boot_id
-        self._line.begin(self._boot_id)
+        self._line.begin_life(self._boot_id)
         size = os.get_terminal_size(self._stdin) if self._terminal else None
-        self._carrier = self._vm.call(
+        self._relay_pid = self._vm.call(
             terminal.start,
             self._boot_id,
             self._argv,
@@ -143,14 +143,14 @@ class Shell:
             self._line.send(input=wire.encode(self._unread))
         if self._eof:
             self._line.send(eof=True)
-        self._type(b"")
+        self._send_keys(b"")
 
-    def _take(self, messages: list[wire.Frame]) -> None:
+    def _take_messages(self, messages: list[wire.Frame]) -> None:
         for message in messages:
             for what, content in message.items():
                 match what:
                     case "output" | "error":
-                        self._write(what, wire.decode(content, find=wire.resolve_loaded))
+                        self._write_output(what, wire.decode(content, find=wire.resolve_loaded))
                     case "taken":
                         self._unread = self._unread[content:]
                     case "folder":
@@ -160,15 +160,15 @@ class Shell:
                     case "failed":
                         raise wire.decode(content, find=wire.resolve_loaded)
 
-    def _read(self) -> None:
-        """Reads what comes in, for the guest or for the host."""
+    def _read_input(self) -> None:
+        """Read input, and send it to the guest or carry out its commands."""
         try:
             data = os.read(self._stdin, _CHUNK)
         except OSError:
             if not self._terminal:
                 raise
             data = b""
-        if not data and self._terminal:  # it was hung up
+        if not data and self._terminal:  # the terminal was hung up
             _end(signal.SIGHUP)
         elif not data:
             self._eof = True
@@ -178,30 +178,30 @@ class Shell:
                 if self._status is not None:
                     break  # the guest has been ended
                 if isinstance(part, Command):
-                    self._obey(part)
+                    self._run_command(part)
                 else:
-                    self._type(part)
+                    self._send_keys(part)
         else:
             self._unread += data
             self._line.send(input=wire.encode(data))
 
-    def _type(self, data: bytes) -> None:
-        """Passes on what was typed: to the next life, while one is on its way."""
+    def _send_keys(self, data: bytes) -> None:
+        """Send keys to the program; during a jump, keep them for the next life."""
         self._typed += data
         if self._typed and self._jump is None:
             self._line.send(input=wire.encode(self._typed))
             self._typed = b""
 
-    def _obey(self, command: Command) -> None:
+    def _run_command(self, command: Command) -> None:
         if command is Command.HELP:
-            self._tell(*HELP.splitlines())
+            self._print_messages(*HELP.splitlines())
         elif command is Command.QUIT:
             self._status = 0
-            self._vm.close()  # whatever it is at
+            self._vm.close()  # this ends a jump, too
         elif self._jump is None:
-            self._tell("live update")
+            self._print_messages("live update")
             self._jump = Future()
-            # A daemon: if this process is to end, the jump is no reason to stay.
+            # A daemon thread, so that a jump does not keep this process from ending.
             threading.Thread(target=self._live_update, args=[self._jump], daemon=True).start()
 
     def _live_update(self, done: Future[object]) -> None:
@@ -211,8 +211,8 @@ class Shell:
             done.set_exception(error)
         self._wake()
 
-    def _look_up(self) -> None:
-        """Something happened elsewhere: a jump, a death, another size of the terminal."""
+    def _handle_wakeup(self) -> None:
+        """Handle the end of a jump, the guest's death, or another size of the terminal."""
         self._woken.recv(_CHUNK)
         if self._resized:
             self._resized = False
@@ -220,30 +220,30 @@ class Shell:
             self._line.send(size=[size.lines, size.columns])
         if self._jump is not None:
             if self._jump.done():
-                self._arrive(self._jump)
+                self._end_jump(self._jump)
         elif self._vm.dead:
-            self._vm.call(os.getpid)  # raises what it died of
+            self._vm.call(os.getpid)  # raises the GuestCrash
         elif self._vm.boot_id != self._boot_id:
-            self._next_life()
+            self._begin_life()
 
-    def _arrive(self, jump: Future[object]) -> None:
+    def _end_jump(self, jump: Future[object]) -> None:
         self._jump = None
         try:
             jump.result()
         except LuoError as error:
-            self._tell(f"refused: {error}")
-            self._type(b"")
+            self._print_messages(f"refused: {error}")
+            self._send_keys(b"")
         else:
-            self._next_life()
+            self._begin_life()
 
-    def _next_life(self) -> None:
-        self._take(self._line.drain())  # what the last life had to say
+    def _begin_life(self) -> None:
+        self._take_messages(self._line.drain())  # the last messages of the life before
         self._status = None
-        self._tell(_describe(self._vm.life))
-        self._begin()
+        self._print_messages(_describe(self._vm.life))
+        self._start_program()
 
-    def _tell(self, *lines: str) -> None:
-        """Says something of the harness's own, on lines of its own."""
+    def _print_messages(self, *lines: str) -> None:
+        """Print messages of the harness, each on a line of its own."""
         self._end_line()
         end = "\r\n" if self._terminal else "\n"
         text = "".join(f"[{line}]{end}" for line in lines)
@@ -255,12 +255,12 @@ class Shell:
             with suppress(OSError):  # the terminal may be gone
                 _write(self._outputs["error"], b"\r\n")
 
-    def _write(self, what: str, data: bytes) -> None:
+    def _write_output(self, what: str, data: bytes) -> None:
         self._in_line = not data.endswith(b"\n")
         _write(self._outputs[what], data)
 
     def _wake(self) -> None:
-        with suppress(OSError):  # it is awake, or gone
+        with suppress(OSError):  # enough bytes are waiting already, or `run` has ended
             self._waker.send(b"\0")
 
     def _on_resize(self, number: int, frame: FrameType | None) -> None:
@@ -278,7 +278,7 @@ def _describe(life: Life) -> str:
 
 
 def _environment() -> dict[str, str]:
-    """What of this process's environment the program is given; it finds pyluo, too."""
+    """Return variables for the program's environment; the folder of `pyluo` is in its PATH."""
     kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
     folders = [os.environ.get("PATH", os.defpath), os.path.dirname(sys.executable)]
     return kept | {"PATH": os.pathsep.join([*folders, "/usr/local/sbin", "/usr/sbin", "/sbin"])}
@@ -289,8 +289,8 @@ def _end(number: int, frame: FrameType | None = None) -> NoReturn:
 
 
 @contextmanager
-def _handling(handlers: dict[signal.Signals, signal._HANDLER]) -> Iterator[None]:
-    """Signals have these handlers in the block."""
+def _signal_handlers(handlers: dict[signal.Signals, signal._HANDLER]) -> Iterator[None]:
+    """Set signal handlers in the block."""
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
@@ -300,15 +300,15 @@ def _handling(handlers: dict[signal.Signals, signal._HANDLER]) -> Iterator[None]
 
 
 @contextmanager
-def _raw(fd: int) -> Iterator[None]:
-    """In the block, the terminal passes each key on, and each byte of output, as it is."""
+def _raw_terminal(fd: int) -> Iterator[None]:
+    """Put a terminal into raw mode in the block: it passes keys and output on unchanged."""
     before = termios.tcgetattr(fd)
     try:
         tty.setraw(fd, termios.TCSANOW)
         yield
     finally:
-        with suppress(termios.error):  # it was hung up
-            # Not TCSADRAIN: somebody may have stopped the output.
+        with suppress(termios.error):  # the terminal was hung up
+            # TCSADRAIN would wait for ever if the user has stopped the output.
             termios.tcsetattr(fd, termios.TCSANOW, before)
 
 

@@ -1,1 +1,1 @@
-"""What should survive any live update: what `pyluo vm matrix` and `bisect` run by themselves."""
+"""Tests that any live update should pass; `pyluo vm matrix` and `bisect` run them by default."""

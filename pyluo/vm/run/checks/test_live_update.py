@@ -1,4 +1,4 @@
-"""Descriptor stores and sessions, hop after hop."""
+"""Descriptor stores and sessions survive hop after hop."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def test_memory_and_its_seals_survive_each_hop(vm: VM, hops: int) -> None:
-    """Files with holes, of odd sizes and with seals, by a descriptor store."""
+    """Preserve files with holes, of odd sizes and with seals in a descriptor store."""
     vm.hold(checks.preserve_files)
     for hop in range(1, hops + 1):
         vm.live_update()
@@ -19,7 +19,7 @@ def test_memory_and_its_seals_survive_each_hop(vm: VM, hops: int) -> None:
 
 
 def test_sessions_by_the_dozen_survive_each_hop(vm: VM, hops: int) -> None:
-    """Each by its name, with its own file."""
+    """Preserve sessions, each with a file of its own, and find them by their names."""
     vm.hold(checks.preserve_sessions)
     for hop in range(1, hops + 1):
         vm.live_update()
@@ -27,7 +27,7 @@ def test_sessions_by_the_dozen_survive_each_hop(vm: VM, hops: int) -> None:
 
 
 def test_what_was_not_preserved_is_gone(vm: VM) -> None:
-    """Files and memory beside a session do not come along with it."""
+    """Preserve a memfd in a session, and check that other files and memory are gone."""
     held = vm.hold(demo.preserve, 1 << 20)
     preserved = vm.call(demo.digest, held)
     vm.live_update()
@@ -35,7 +35,7 @@ def test_what_was_not_preserved_is_gone(vm: VM) -> None:
 
 
 def test_each_hop_is_counted_by_the_kernel(vm: VM, hops: int) -> None:
-    """Kexec HandOver tells each kernel how many came before it."""
+    """Compare the count of live updates that KHO hands over with the number of hops."""
     for hop in range(1, hops + 1):
         vm.live_update()
         assert vm.updates == hop

@@ -21,9 +21,13 @@ __all__ = ["add_parser"]
 def add_parser(commands: Commands) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser("demo", help="carry a memfd through a real live update, in QEMU")
-    parser.add_argument("--kernel", default="stable", metavar="KERNEL", help="to boot")
-    parser.add_argument("--to", metavar="KERNEL", help="to jump into; the same one without it")
-    parser.add_argument("--size", type=size, default="4M", help="of the memfd")
+    parser.add_argument("--kernel", default="stable", metavar="KERNEL", help="the kernel to boot")
+    parser.add_argument(
+        "--to", metavar="KERNEL", help="the kernel to jump into; without it, the same one"
+    )
+    parser.add_argument(
+        "--size", type=size, default="4M", help="the size of the memfd (default: 4M)"
+    )
     parser.add_argument("--corrupt", action="store_true", help="flip a byte, to see it fail")
     parser.add_argument("--json", action="store_true", help="as data")
     parser.set_defaults(run=_run)
@@ -52,4 +56,4 @@ def _print(result: RoundTrip) -> None:
     print(f"  retrieved  {result.retrieved}")
     gone = "gone, as they should be" if not result.survivors else ", ".join(result.survivors)
     print(f"  neighbours that were not preserved: {gone}\n")
-    print("PASSED" if result.passed else "FAILED: the memory did not come through as it went in")
+    print("PASSED" if result.passed else "FAILED: not exactly the preserved memory survived")

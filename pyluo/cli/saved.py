@@ -27,12 +27,17 @@ __all__ = ["add_parser"]
 def add_parser(commands: Commands) -> None:
     """Add the three commands to the parser."""
     save = commands.add_parser("save", help="preserve copies of files for the next kernel")
-    save.add_argument("name", metavar="NAME", help="of the session; 1 to 63 bytes")
+    save.add_argument("name", metavar="NAME", help="the name of the session; 1 to 63 bytes")
     save.add_argument("files", type=Path, nargs="+", metavar="FILE")
     save.set_defaults(run=_save)
     restore = commands.add_parser("restore", help="write out what was saved, after the jump")
     restore.add_argument("name", metavar="NAME")
-    restore.add_argument("folder", type=Path, metavar="DIR", help="made if it is not there")
+    restore.add_argument(
+        "folder",
+        type=Path,
+        metavar="DIR",
+        help="the folder to write to; created if it does not exist",
+    )
     restore.add_argument("--force", action="store_true", help="replace files of the same names")
     restore.set_defaults(run=_restore)
     discard = commands.add_parser("discard", help="give up what was saved")

@@ -1,7 +1,7 @@
 """The harness: builds kernels, boots them in QEMU, and live-updates them for real.
 
-Its rooms stand on each other, from the ground up: `kernels`, `machine`, `results`, `run`,
-`terminal` and `pytest`.
+Its packages are `kernels`, `machine`, `results`, `run`, `terminal` and `pytest`. Each one may use
+those named before it, and none of those named after it.
 
 The names below are loaded when they are first used, because pytest loads this package in every run,
 whether or not a test needs a guest.

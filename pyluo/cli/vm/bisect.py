@@ -46,9 +46,12 @@ def add_parser(actions: Commands) -> None:
     side = bisect.add_mutually_exclusive_group()
     side.add_argument(
         "--from", dest="kernel", metavar="KERNEL",
-        help="to live-update from; the tree's own without it",
+        help="the kernel to live-update from; without it, the tree's own",
     )  # fmt: skip
-    side.add_argument("--to", metavar="KERNEL", help="to live-update to; the tree's own without it")
+    side.add_argument(
+        "--to", metavar="KERNEL",
+        help="the kernel to live-update to; without it, the tree's own",
+    )  # fmt: skip
     bisect.add_argument(
         "--hops", type=options.count, default=1, metavar="N",
         help="how many live updates, for tests that can make several (default: 1)",

@@ -24,10 +24,13 @@ def add_parser(actions: Commands) -> None:
     options.add(update.add_argument)
     program.add_timeout(update)
     update.add_argument(
-        "--before", type=_split_command, metavar="CMD", help="to run before the first jump"
+        "--before",
+        type=_split_command,
+        metavar="CMD",
+        help="a program to run before the first jump",
     )
     update.add_argument(
-        "--after", type=_split_command, metavar="CMD", help="to run after the last jump"
+        "--after", type=_split_command, metavar="CMD", help="a program to run after the last jump"
     )
     update.add_argument(
         "--hops", type=options.count, default=1, metavar="N", help="how many jumps (default: 1)"

@@ -35,11 +35,12 @@ def add_parser(actions: Commands) -> None:
     options.add(matrix.add_argument, without=["kernel", "to"])
     matrix.add_argument(
         "--from", dest="origins", type=_parse_names, default=_KERNELS, metavar="KERNEL,...",
-        help="to live-update from (default: previous,stable)",
+        help="the kernels to live-update from (default: previous,stable)",
     )  # fmt: skip
     matrix.add_argument(
         "--to", dest="targets", type=_parse_names, metavar="KERNEL,...",
-        help="to live-update to, and back again if there are several hops (default: as --from)",
+        help="the kernels to live-update to, and back again if there are several hops "
+        "(default: as --from)",
     )  # fmt: skip
     matrix.add_argument(
         "--hops", type=_parse_numbers, default=[1, 3], metavar="N,...",
@@ -96,7 +97,7 @@ def _matrix(arguments: argparse.Namespace) -> int:
         if arguments.json:
             print(json.dumps([cell.to_data() for cell in cells], indent=2), flush=True)
         else:
-            _show(cells)
+            _print_table(cells)
         if page:
             from pyluo.vm.results.page import render
 
@@ -152,7 +153,7 @@ def _run(
         )
 
 
-def _show(cells: Sequence[Cell]) -> None:
+def _print_table(cells: Sequence[Cell]) -> None:
     from rich.table import Table
 
     from pyluo.vm.progress import Console

@@ -20,7 +20,9 @@ def add_parser(actions: Commands) -> None:
     run = actions.add_parser("run", help="run a program in a fresh guest")
     options.add(run.add_argument, without=["to"])
     program.add_timeout(run)
-    run.add_argument("command", nargs="+", metavar="CMD", help="after --")
+    run.add_argument(
+        "command", nargs="+", metavar="CMD", help="the program and its arguments, after --"
+    )
     run.set_defaults(run=_run)
 
 

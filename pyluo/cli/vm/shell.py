@@ -24,7 +24,10 @@ def add_parser(actions: Commands) -> None:
     )
     options.add(shell.add_argument)
     shell.add_argument(
-        "command", nargs="*", metavar="CMD", help="after --; without it, $SHELL or /bin/sh"
+        "command",
+        nargs="*",
+        metavar="CMD",
+        help="the program and its arguments, after --; without it, $SHELL or /bin/sh",
     )
     shell.set_defaults(run=_shell)
 

@@ -35,7 +35,8 @@ class Console:
     Attributes:
         reports: the complaints of the kernels of all lives.
         last_output: when something was last printed, in seconds on the monotonic clock.
-        left: when a kernel last said that it starts the next one, likewise; None since then.
+        left: when the kernel printed that it starts the next one, likewise; None if it has not, or
+            if the next one has spoken since.
     """
 
     def __init__(
@@ -49,10 +50,10 @@ class Console:
         self._on_death = on_death
         self._lines: list[str] = []
         self._partial = ""
-        self._open: Report | None = None
+        self._open: Report | None = None  # the report that is being printed
         self._earlier: Report | None = None  # the last report of this life
-        self._dying: Report | None = None
-        self._deadline = 0.0
+        self._dying: Report | None = None  # the report that the kernel dies of
+        self._deadline = 0.0  # when the trace of that report is taken for complete
         self._timer: asyncio.TimerHandle | None = None
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
         self._more = asyncio.Event()
@@ -67,10 +68,10 @@ class Console:
                 self.last_output = time.monotonic()
                 *lines, self._partial = (self._partial + self._decode(data)).split("\n")
                 for line in lines:
-                    self._take(_strip_controls(line), self.last_output)
+                    self._take_line(_strip_controls(line), self.last_output)
                 self._more.set()
         if self._partial:
-            self._take(_strip_controls(self._partial), time.monotonic())
+            self._take_line(_strip_controls(self._partial), time.monotonic())
             self._partial = ""
         self._complete()
 
@@ -117,12 +118,12 @@ class Console:
                 await asyncio.wait_for(self._more.wait(), deadline - time.monotonic())
         return True
 
-    def _take(self, line: str, now: float) -> None:
+    def _take_line(self, line: str, now: float) -> None:
         self._lines.append(line)
         if _LEAVING in line:
             self.left = now
         if _BEGINNING.search(line):
-            self._open = self._earlier = None  # they belong to the life before
+            self._open = self._earlier = None  # the new kernel has printed no report
             self._on_beginning(now)
         report = None if self._dying else find_report(line, self._earlier)
         # A line that begins a report ends the one before it, which may have no end of its own.
@@ -152,7 +153,7 @@ class Console:
         self._timer = loop.call_later(pause, self._complete)
 
     def _complete(self) -> None:
-        """Tell what the kernel died of, now that its trace has come to an end."""
+        """Report what the kernel died of, now that its trace is complete."""
         if self._timer and self._dying:
             self._timer.cancel()
             self._timer = None

@@ -83,9 +83,9 @@ class Guest:
             Postmortem(self.process, self.console, self._qmp, self._vitals, vmcores),
         )
         self.watch.expected = expected
-        self.watch.death.add_done_callback(lambda _: self._send_news())
+        self.watch.death.add_done_callback(lambda _: self._report_change())
         self._silence = silence
-        self._news: Callable[[], None] | None = None
+        self._on_change: Callable[[], None] | None = None
         self._ids = count(1)
         self._answers: dict[int, asyncio.Future[wire.Frame]] = {}
         self._turn = asyncio.Lock()
@@ -181,13 +181,13 @@ class Guest:
                 return None
             finally:
                 self.lives.end_jump()
-                # If the jump was refused or given up, a kernel that still comes is unasked for.
+                # If the jump was refused or given up, nobody waits for a kernel that still comes.
                 if not landed:
                     self._hello = before
 
-    async def notify(self, news: Callable[[], None] | None) -> None:
-        """Call `news` when the guest dies, and when a life begins that nobody asked for."""
-        self._news = news
+    async def notify(self, on_change: Callable[[], None] | None) -> None:
+        """Call a function when the guest dies, and when it jumps by itself; None ends that."""
+        self._on_change = on_change
 
     async def monitor(self, command: str, arguments: dict[str, object]) -> object:
         """Run a command of QEMU's monitor.
@@ -219,7 +219,7 @@ class Guest:
         return await self.console.wait_for_words(words, since, _NOTE_TIMEOUT)
 
     def ignore_reports(self) -> None:
-        """Ignore what the kernel has reported so far, because a worse failure is told."""
+        """Ignore what the kernel has reported so far, because another failure is raised."""
         self._checked_reports = len(self.console.reports)
 
     async def check(self, expected: frozenset[Cause]) -> None:
@@ -230,7 +230,7 @@ class Guest:
 
         Raises:
             KernelComplaint: the kernel complained of something unexpected.
-            GuestCrash: the guest died of something unexpected, and nobody was told so far.
+            GuestCrash: the guest died of something unexpected, and this was not raised before.
             HarnessError: likewise, the watch over the guest failed.
         """
         expected |= self.watch.expected
@@ -241,7 +241,7 @@ class Guest:
                 raise end
             expected |= died_of
         since, self._checked_reports = self._checked_reports, len(self.console.reports)
-        # What it reported in the request that it died of was told with its death.
+        # The death itself tells what the kernel reported during the request that it died of.
         until = self.watch.reports_before_request if self.watch.dying else None
         for report in self.console.reports[since:until]:
             if report.complaint not in expected:
@@ -310,7 +310,7 @@ class Guest:
             self._take_hello(hello)
         else:
             answer = self._answers.pop(message.get("answer", 0), None)
-            if answer and not answer.done():  # whoever asked may have given up
+            if answer and not answer.done():  # the caller may have given up
                 answer.set_result(message)
 
     def _take_hello(self, hello: wire.Frame) -> None:
@@ -326,11 +326,11 @@ class Guest:
                 answer.set_exception(
                     HarnessError("the guest booted again on its own", "jump by vm.live_update()")
                 )
-        self._send_news()
+        self._report_change()
 
-    def _send_news(self) -> None:
-        if self._news:
-            self._news()
+    def _report_change(self) -> None:
+        if self._on_change:
+            self._on_change()
 
     def _note_new_kernel(self, at: float) -> None:
         self.lives.note_new_kernel()

@@ -118,7 +118,7 @@ class Lives:
         return self._next is not None and started
 
     @property
-    def speaker(self) -> tuple[int, str]:
+    def printing_life(self) -> tuple[int, str]:
         """The number of the life, and the name of the kernel, that prints on the console now.
 
         In a jump that is the old kernel until the new one has begun.
@@ -128,8 +128,8 @@ class Lives:
         return self.number, self.kernel.name
 
     @property
-    def deceased(self) -> tuple[int, Kernel]:
-        """The number of the life, and the kernel, that a guest which dies now has died in."""
+    def blamed_life(self) -> tuple[int, Kernel]:
+        """The number of the life, and the kernel, to blame if the guest dies now."""
         if self._next and self.has_left:
             return self.number + 1, self._next
         return self.number, self.kernel

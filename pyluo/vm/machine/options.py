@@ -48,13 +48,13 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "kernel": {
         "default": "stable",
         "metavar": "KERNEL",
-        "help": "to boot: a name of kernels.toml, or the path of a bzImage, a kernel tree or a "
-        "tarball of one (default: stable)",
+        "help": "the kernel to boot: a name of kernels.toml, or the path of a bzImage, a kernel "
+        "tree or a tarball of one (default: stable)",
     },
     "to": {
         "metavar": "KERNEL",
-        "help": "to live-update to, and back again if there are several hops; without it, the "
-        "kernel that runs",
+        "help": "the kernel to live-update to, and back again if there are several hops; without "
+        "it, the kernel that runs",
     },
     "config": {
         "action": "append",

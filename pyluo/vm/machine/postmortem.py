@@ -1,4 +1,4 @@
-"""The look into a guest's death: a dump of its memory, and what its CPUs were doing."""
+"""The examination of a dead guest: a dump of its memory, and what its CPUs were doing."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _STALLS = frozenset(
 )
 _DUMP_TIMEOUT = 600.0  # seconds
 TRACE_PAUSE = 0.3
-"""Seconds without a line after which the kernel has printed all of its traces."""
+"""Seconds without a line after which the kernel's traces count as complete."""
 TRACE_LIMIT = 1.5
-"""Seconds for the first process to have the kernel print them, and for them to come."""
-_NMI_TIMEOUT = 10.0  # seconds for a kernel to say where an NMI found it
+"""Seconds for the first process to make the kernel print its traces, and for these to come."""
+_NMI_TIMEOUT = 10.0  # seconds for a kernel to print what an NMI interrupted
 _NMI_ENDS = "---[ end Kernel panic"
 _NMI = "NMI received for unknown reason"
 _RIP = re.compile(r"CPU#(\d+).*?\b[RE]IP=([0-9a-f]+)", re.DOTALL)
@@ -159,13 +159,15 @@ class Postmortem:
             # Nothing comes if the thread that writes the console is on a CPU that is stuck.
             if shown := self._console.since(before):
                 return shown
-        registers = await self._registers()  # first: an NMI that nobody takes resets the machine
+        registers = (
+            await self._registers()
+        )  # first: an NMI that no kernel handles resets the machine
         with suppress(QMPError, TimeoutError):
             await asyncio.wait_for(self._qmp.execute("inject-nmi"), _NMI_TIMEOUT)
             await self._console.wait_for_words(_NMI_ENDS, before, _NMI_TIMEOUT)
         lines = self._console.since(before)
-        # A panic first prints what a hung kernel had kept to itself: reports with lines of their
-        # own.
+        # A panic first prints what a hung kernel had not printed yet, which may include other
+        # reports.
         starts = [number for number, line in enumerate(lines) if _NMI in line]
         return lines[starts[0] :] if starts else lines or registers
 

@@ -14,7 +14,8 @@ from pyluo.vm.errors import Complaint
 
 __all__ = ["EARLY_DEATH", "STAMP", "Report", "Severity", "find_report"]
 
-STAMP = r"\[ *\d+\.\d+\](?:\[[^]]*\])? "  # the kernel's, since the words of a program are no report
+# The timestamp of the kernel's lines; the lines of programs on the console have none.
+STAMP = r"\[ *\d+\.\d+\](?:\[[^]]*\])? "
 # Printed before the kernel can stamp its lines: arch/x86/mm/extable.c, early_fixup_exception(), and
 # arch/x86/boot/compressed/error.c.
 EARLY_DEATH = r"^(PANIC: early exception .*|\s*-- System halted)"
@@ -25,9 +26,9 @@ _LINE_LIMIT = 400  # lines of one report
 class Severity(enum.Enum):
     """What becomes of a kernel that prints a report."""
 
-    FATAL = "it ends here"
-    STALL = "it may recover, or never"
-    OMEN = "it goes on"
+    FATAL = "it dies"
+    STALL = "it recovers, or hangs for ever"
+    SURVIVABLE = "it goes on"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ _PATTERNS = (
         Severity.FATAL,
         _PANIC_ENDS,
     ),
-    _stamped(r"(BUG: KASAN: .*)", Complaint.KASAN, Severity.OMEN, _KASAN_ENDS),
+    _stamped(r"(BUG: KASAN: .*)", Complaint.KASAN, Severity.SURVIVABLE, _KASAN_ENDS),
     _stamped(_PREFIX + r"(BUG: soft lockup.*)", Complaint.SOFT_LOCKUP, Severity.STALL),
     _stamped(_PREFIX + r"(.*hard LOCKUP.*)", Complaint.HARD_LOCKUP, Severity.STALL),
     _stamped(
@@ -85,11 +86,13 @@ _PATTERNS = (
         r"|lock held|\S+ still has locks|chain_key|BUG: Invalid wait context"
         r"|trying to register non-static key).*)",
         Complaint.LOCKDEP,
-        Severity.OMEN,
+        Severity.SURVIVABLE,
     ),
-    _stamped(r"WARNING: ((?:CPU: \d+ PID: |\S+:\d+ at |at ).*)", Complaint.WARNING, Severity.OMEN),
-    _stamped(r"(UBSAN: .* in .*)", Complaint.WARNING, Severity.OMEN),
-    _stamped(r"(BUG: .*)", Complaint.BUG, Severity.OMEN),
+    _stamped(
+        r"WARNING: ((?:CPU: \d+ PID: |\S+:\d+ at |at ).*)", Complaint.WARNING, Severity.SURVIVABLE
+    ),
+    _stamped(r"(UBSAN: .* in .*)", Complaint.WARNING, Severity.SURVIVABLE),
+    _stamped(r"(BUG: .*)", Complaint.BUG, Severity.SURVIVABLE),
 )
 # Panics that only follow from an earlier report, and its kind; None if it may be of any kind.
 _CONSEQUENCES = (

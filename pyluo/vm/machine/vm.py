@@ -55,7 +55,8 @@ _FIXED = (
     "kho=on liveupdate=on"
 )
 
-_ALL_TRACES = "panic_sys_info=all_bt"  # of the other CPUs too, by NMIs, before a panic stops them
+# A panic prints the traces of the other CPUs too, by NMIs, before it stops them.
+_ALL_TRACES = "panic_sys_info=all_bt"
 
 
 class VM:
@@ -129,8 +130,8 @@ class VM:
         folder = vmcores or os.environ.get(_VMCORES)
         self._vmcores = Path(folder).absolute() if folder else None
         self._expects = frozenset(expects)
-        self._notes = count(1)
-        self._used = False
+        self._notes = count(1)  # numbers the lines that `check` writes to the kernel's log
+        self._used = False  # whether there was a request or a jump since the last check
         self.requests = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -153,7 +154,7 @@ class VM:
         self._thread.start()
         try:
             self._guest = self._run(
-                _make(Guest, machine, self._first, self._expects, self._silence, self._vmcores)
+                _call_here(Guest, machine, self._first, self._expects, self._silence, self._vmcores)
             )
             self._run(self._guest.start(self._timeout(self._first)))
         except BaseException:
@@ -269,7 +270,7 @@ class VM:
         kernel = self._next() if to is None else Kernel.find(to)
         cmdline = self._cmdline(kernel, self._append if append is None else append)
         image = os.fspath(kernel.image)
-        guest = self._alive()
+        guest = self._running_guest()
         self._jumps = list(self.jumps)
         self.requests += 1
         self._used = True
@@ -300,11 +301,11 @@ class VM:
 
         Raises:
             KernelComplaint: the kernel complained of something unexpected.
-            GuestCrash: the guest died of something unexpected, and nobody was told so far.
-            HarnessError: the watch over the guest failed, and nobody was told; or the kernel's
-                warnings do not reach the serial line.
+            GuestCrash: the guest died of something unexpected, and this was not raised before.
+            HarnessError: likewise, the watch over the guest failed; or the kernel's warnings do not
+                reach the serial line.
         """
-        guest = self._alive()
+        guest = self._running_guest()
         note_came = True
         if self._used and not guest.watch.dead:
             # Everything that the kernel has printed by now comes before this line.
@@ -316,8 +317,8 @@ class VM:
         if not note_came and not guest.watch.dead:
             raise HarnessError(
                 "the kernel's warnings do not come over the serial line",
-                "something in the guest has lowered the log level of the console, as `dmesg -n` "
-                "does: leave it at 6",
+                "a program in the guest has lowered the console's log level, as `dmesg -n` does: "
+                "leave it at 6",
             )
 
     @contextmanager
@@ -331,8 +332,8 @@ class VM:
             GuestCrash: likewise.
         """
         self.check()
-        guest = self._alive()
-        watch = self._alive().watch
+        guest = self._running_guest()
+        watch = self._running_guest().watch
         before, watch.expected = watch.expected, watch.expected | set(causes)
         try:
             yield
@@ -353,12 +354,12 @@ class VM:
         Raises:
             HarnessError: QEMU is gone, or could not write the file.
         """
-        self._run(self._alive().dump(os.path.abspath(path)))
+        self._run(self._running_guest().dump(os.path.abspath(path)))
 
     @contextmanager
-    def notifying(self, news: Callable[[], None]) -> Iterator[None]:
-        """Call `news` in the block, from another thread, when the guest dies or jumps by itself."""
-        self._run(self._alive().notify(news))
+    def notifying(self, on_change: Callable[[], None]) -> Iterator[None]:
+        """Have a function called, from another thread, when the guest dies or jumps by itself."""
+        self._run(self._running_guest().notify(on_change))
         try:
             yield
         finally:
@@ -368,17 +369,17 @@ class VM:
     @property
     def terminal(self) -> socket.socket:
         """The host's end of the port that `pyluo.guest.terminal` opens, until the guest ends."""
-        return self._alive().process.sockets["terminal"]
+        return self._running_guest().process.sockets["terminal"]
 
     @property
     def silence(self) -> float:
         """Seconds without a sign of life after which the guest counts as hung."""
-        return self._alive().watch.silence
+        return self._running_guest().watch.silence
 
     @property
     def reports(self) -> tuple[Report, ...]:
         """The reports of the kernels of all lives so far, expected or not."""
-        return tuple(self._alive().console.reports)
+        return tuple(self._running_guest().console.reports)
 
     @property
     def kernel(self) -> Kernel:
@@ -401,7 +402,7 @@ class VM:
     @property
     def timeline(self) -> Timeline:
         """The events of the last live update, and those that the guest has marked since."""
-        return self._alive().timeline
+        return self._running_guest().timeline
 
     @property
     def jumps(self) -> tuple[Jump, ...]:
@@ -422,7 +423,7 @@ class VM:
     @property
     def life(self) -> Life:
         """The current life of the guest."""
-        life = self._alive().lives.current
+        life = self._running_guest().lives.current
         assert life is not None
         return life
 
@@ -439,12 +440,12 @@ class VM:
     @property
     def console(self) -> str:
         """Everything that the kernels of all lives printed on the console so far."""
-        return self._alive().console.text
+        return self._running_guest().console.text
 
     @property
     def console_log(self) -> Path:
         """The file that QEMU writes the console to; it is removed when the guest ends."""
-        return self._alive().process.console_log
+        return self._running_guest().process.console_log
 
     @property
     def dmesg(self) -> str:
@@ -459,7 +460,7 @@ class VM:
     @property
     def pid(self) -> int:
         """The process id of QEMU."""
-        return self._alive().process.pid
+        return self._running_guest().process.pid
 
     def qmp(self, command: str, **arguments: object) -> object:
         """Run a command of the QEMU Machine Protocol.
@@ -471,9 +472,9 @@ class VM:
             qemu.qmp.ExecuteError: QEMU refused it.
             GuestCrash: QEMU is gone.
         """
-        return self._run(self._alive().monitor(command, arguments))
+        return self._run(self._running_guest().monitor(command, arguments))
 
-    def _alive(self) -> Guest:
+    def _running_guest(self) -> Guest:
         if self._guest is None:
             raise HarnessError("the guest is not running", "use it inside its `with` block")
         return self._guest
@@ -491,7 +492,7 @@ class VM:
         usage.requests += 1
         self.requests += 1
         self._used = True
-        answer = self._run(self._alive().request(message, timeout))
+        answer = self._run(self._running_guest().request(message, timeout))
         if file := answer.get("unreachable"):
             raise HarnessError(
                 f"the guest does not have {file}",
@@ -530,7 +531,7 @@ class VM:
     def _cmdline(self, kernel: Kernel, append: str) -> str:
         """Return a kernel's command line; the kernel passes PYLUO_* to init as its environment."""
         environment = {
-            "PYLUO_PATH": ":".join(_bare_path(self._network)),
+            "PYLUO_PATH": ":".join(_pyluo_path(self._network)),
         }
         if self._network:
             environment["PYLUO_NETWORK"] = "1"
@@ -550,14 +551,14 @@ class VM:
         if unfit or "--" in append.split() or len(os.fsencode(line)) >= _CMDLINE_LIMIT:
             raise HarnessError(
                 f"the kernel cannot be given the command line {line}",
-                f"it takes {_CMDLINE_LIMIT - 1} bytes, no -- of one's own, and no path with a "
-                f"quotation mark or a line break",
+                f"it may have {_CMDLINE_LIMIT - 1} bytes; `append` may not contain --, and no path "
+                f"may contain a quotation mark, a tab or a line break",
             )
         return line
 
 
-async def _make(guest: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Call a function in the event loop that its result belongs to."""
+async def _call_here(guest: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Call a function in the event loop that runs this coroutine, to which its result belongs."""
     return guest(*args, **kwargs)
 
 
@@ -569,7 +570,7 @@ def _source(name: str) -> str | None:
 
 
 @functools.cache
-def _bare_path(network: bool = False) -> list[str]:
+def _pyluo_path(network: bool = False) -> list[str]:
     """Return the folders of pyluo and its dependencies, for a guest that lacks our sys.path."""
     folders = [_GUEST.parent.parent]
     for module, needed in (("_cffi_backend", True), ("pyroute2", network)):
@@ -583,4 +584,4 @@ def _bare_path(network: bool = False) -> list[str]:
 def _import_path() -> list[str]:
     """Return this process's sys.path, with the folder of an editable pyluo, as absolute paths."""
     here = [os.path.abspath(entry) for entry in sys.path]
-    return [*here, *(entry for entry in _bare_path() if entry not in here)]
+    return [*here, *(entry for entry in _pyluo_path() if entry not in here)]

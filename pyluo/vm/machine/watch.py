@@ -29,12 +29,12 @@ __all__ = ["Watch"]
 
 T = TypeVar("T")
 
-_PANIC_GRACE = 3.0  # seconds for the console to say what QMP announced
+_PANIC_GRACE = 3.0  # seconds for the console to show the panic that QMP announced
 _CONSOLE_GRACE = 2.0  # seconds for the rest of the console to be read after QEMU's end
 _MONITOR_TIMEOUT = 60.0  # seconds for QEMU to answer
-_STALL_GRACE = 1.5  # seconds for a kernel that complains of a stall to answer all the same
-_POLL_INTERVAL = 0.2  # seconds between two looks for a sign of life
-_SIGN_LIMIT = 60.0  # seconds to wait for one, if silence may last even longer
+_STALL_GRACE = 1.5  # seconds for a kernel that reports a stall to answer all the same
+_POLL_INTERVAL = 0.2  # seconds between two checks for a sign of life
+_SIGN_LIMIT = 60.0  # seconds to wait for a sign of life at most, even if `silence` is longer
 _RUNNING = frozenset({"running", "guest-panicked"})
 _BROKEN = frozenset({"internal-error", "io-error"})
 _RESET = "guest-reset"  # qapi/run-state.json, ShutdownCause; -no-reboot turns it into an end
@@ -56,7 +56,7 @@ class Watch:
         death: the crash, or the failure of the harness, once it is known.
         expected: the complaints and deaths that are expected.
         silence: seconds without a sign of life after which the guest counts as hung; infinite until
-            it has spoken for the first time, since that measures how fast the machine is.
+            it has spoken for the first time, because only its boot shows how fast the machine is.
         was_told: whether somebody who used the guest was told of the death.
         reports_before_request: the number of reports before the last request to the guest.
     """
@@ -121,13 +121,13 @@ class Watch:
     async def wait_for(
         self, awaited: asyncio.Future[T], timeout: float, death: Death, what: str
     ) -> T:
-        """Wait for a result, for the death of the guest, or for the end of patience.
+        """Wait for a result, for the death of the guest, or until the time is over.
 
         Args:
             awaited: the result.
             timeout: in seconds.
-            death: what the guest has died of if nothing comes in time.
-            what: what has not come then.
+            death: what the guest counts as having died of if no result comes in time.
+            what: what has not come then, for the reason.
 
         Raises:
             GuestCrash: the guest died, or the time is over.
@@ -152,7 +152,7 @@ class Watch:
         raise await self.cause_of_death()
 
     async def cause_of_death(self) -> GuestCrash | HarnessError:
-        """Wait until it is known what the guest died of, for somebody who is told."""
+        """Wait until it is known what the guest died of; the caller must tell its user."""
         end = await asyncio.shield(self.death)
         self.was_told = True
         return end
@@ -166,7 +166,7 @@ class Watch:
             cause = Death.LANDING
         elif cause is Death.LANDING:
             cause = Death.HANG  # it did not even leave
-        life, kernel = self._lives.deceased
+        life, kernel = self._lives.blamed_life
         self.spawn(self._examine(cause, reason, life, kernel, report))
 
     def fail(self, failure: HarnessError) -> None:
@@ -176,11 +176,11 @@ class Watch:
             self.death.set_result(failure)
 
     def take_report(self, report: Report) -> None:
-        """Take a report of the kernel; during a stall, nobody waits for an answer any longer."""
-        report.life, report.kernel = self._lives.speaker
+        """Take a report; a kernel that reports a stall has only a short time left to answer."""
+        report.life, report.kernel = self._lives.printing_life
         if report.severity is Severity.STALL and report.complaint not in self.expected:
             loop = asyncio.get_running_loop()
-            loop.call_later(_STALL_GRACE, self._lose_patience, report, set(self._awaited))
+            loop.call_later(_STALL_GRACE, self._end_wait, report, set(self._awaited))
 
     def take_fatal_report(self, report: Report) -> None:
         """Take the report that the kernel died of, once its trace is complete."""
@@ -221,7 +221,7 @@ class Watch:
         if not self.death.done():
             self.death.set_result(crash)
 
-    def _lose_patience(self, report: Report, awaited: set[asyncio.Future[Any]]) -> None:
+    def _end_wait(self, report: Report, awaited: set[asyncio.Future[Any]]) -> None:
         if any(not future.done() for future in awaited):
             self.declare_dead(report.complaint, report.reason, report)
 
@@ -244,7 +244,7 @@ class Watch:
                 self.declare_dead(Death.QEMU, f"exit status {status}{self._last_message()}")
 
     def _last_message(self) -> str:
-        """Return QEMU's last message, introduced, if there is one."""
+        """Return QEMU's last message, to be put after a reason; empty if there is none."""
         messages = self._process.messages_log.read_text(errors="replace").splitlines()
         return f"; it said: {messages[-1]}" if messages else ""
 
@@ -286,10 +286,10 @@ class Watch:
                 return
 
     async def _wait_for_sign_of_life(self) -> None:
-        """Wait for the next sign of life, or until the guest counts as hung for want of any.
+        """Wait for the next sign of life, or until the guest counts as hung.
 
-        It may have fallen silent just before the time for its answer was over. A guest that was
-        stopped on purpose gives no sign.
+        The guest may have fallen silent just before the time for its answer was over. This does not
+        wait for a guest that was stopped on purpose.
         """
         start = time.monotonic()
         until = start + min(self.silence + LATENESS, _SIGN_LIMIT)

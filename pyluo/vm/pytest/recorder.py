@@ -35,7 +35,7 @@ _requests_key = pytest.StashKey[dict[int, int]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Begin to record, unless this is a worker of pytest-xdist, which sends its reports home."""
+    """Begin to record, but not in a worker of pytest-xdist: the main process gets its reports."""
     if hasattr(config, "workerinput"):
         return
     record, ktap = (_open(config, option) for option in ("--pyluo-record", "--pyluo-ktap"))
@@ -172,7 +172,7 @@ def pytest_runtest_makereport(
         if item.config.getoption("--pyluo-record"):
             note["guests"] = [asdict(guest) for guest in guests]
         if outcome is Outcome.FAILED:
-            _show(report, guests)
+            _add_consoles(report, guests)
     setattr(report, _NOTE, note)
     item.stash[FAILED] = item.stash.get(FAILED, False) or outcome.bad
     # Not before the teardown: the test goes on after a subtest that failed.
@@ -231,7 +231,7 @@ def _reason(report: pytest.TestReport, error: BaseException | None) -> str:
     return text.partition("\n")[0][:_REASON_LIMIT]
 
 
-def _show(report: pytest.TestReport, guests: list[GuestLog]) -> None:
+def _add_consoles(report: pytest.TestReport, guests: list[GuestLog]) -> None:
     for guest in guests:
         lines = guest.console.splitlines()[-_CONSOLE_LINES:]
         report.sections.append((f"The console of a guest ({guest.kernel})", "\n".join(lines)))

@@ -38,7 +38,7 @@ class _Count:
 
 
 _count_key = pytest.StashKey[_Count]()
-_OUTPUT = "pyluo"  # the key of a worker's counts in what it sends home
+_OUTPUT = "pyluo"  # the key of a worker's counts in the data that it returns
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -58,7 +58,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool | None, b
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Send home what this worker has counted."""
+    """Return what this worker has counted to the main process."""
     output = getattr(session.config, "workeroutput", None)
     if output is not None:
         output[_OUTPUT] = asdict(_total(session.config))

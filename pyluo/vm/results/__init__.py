@@ -1,1 +1,1 @@
-"""Results: one model of a verdict, and what reads and writes it: KTAP, JUnit, JSON, the page."""
+"""Results: the model of a verdict, and its readers and writers: KTAP, JUnit, JSON and HTML."""

@@ -93,12 +93,12 @@ class KtapReport:
         if self.planned is None:
             faults.append("no plan came")
             return tuple(faults)
-        told = [each.number for each in self.results if each.outcome is not None]
-        kept = {number for number in told if 1 <= number <= self.planned}
-        if len(kept) < self.planned:
-            faults.append(f"{len(kept)} of {self.planned} planned results came")
-        if len(told) > len(kept):
-            faults.append(f"{len(told) - len(kept)} results came that were not planned")
+        numbers = [each.number for each in self.results if each.outcome is not None]
+        planned = {number for number in numbers if 1 <= number <= self.planned}
+        if len(planned) < self.planned:
+            faults.append(f"{len(planned)} of {self.planned} planned results came")
+        if len(numbers) > len(planned):
+            faults.append(f"{len(numbers) - len(planned)} results came that were not planned")
         return tuple(faults)
 
     @property
@@ -115,8 +115,8 @@ def parse(text: str) -> KtapReport:
     """
     reader = _Reader()
     for line in text.split("\n"):
-        reader.take(line)
-    return reader.end()
+        reader.add_line(line)
+    return reader.finish()
 
 
 class _Level:
@@ -164,14 +164,14 @@ class _Level:
 
 
 class _Reader:
-    """Read lines, and keep the levels that are open."""
+    """Reads lines, and keeps the levels that are open."""
 
     def __init__(self) -> None:
         self._levels: list[_Level] = []
         self._early: list[str] = []  # the lines before the first level
         self._bailed_out: str | None = None
 
-    def take(self, line: str) -> None:
+    def add_line(self, line: str) -> None:
         words = line.strip()
         indent = len(line) - len(line.lstrip(" "))
         if match := _BAIL_OUT.fullmatch(words):
@@ -181,7 +181,7 @@ class _Reader:
                 words[1:].removeprefix(" ") if words[0] == "#" else words
             )
 
-    def end(self) -> KtapReport:
+    def finish(self) -> KtapReport:
         if not self._levels:
             return KtapReport(diagnostics=tuple(self._early), bailed_out=self._bailed_out)
         while len(self._levels) > 1:

@@ -1,4 +1,4 @@
-"""Write KTAP that the kernel's own parser takes for what it is.
+"""Write KTAP that the kernel's own parser reads correctly.
 
 Source: Documentation/dev-tools/ktap.rst; tools/testing/kunit/kunit_parser.py
 """
@@ -20,13 +20,15 @@ __all__ = ["write"]
 _LINES = {
     Outcome.PASSED: ("ok", ""),
     Outcome.SKIPPED: ("ok", "SKIP"),
-    # A reader that does not know XFAIL goes by the "ok".
+    # A reader that does not know XFAIL takes this for a pass.
     Outcome.EXPECTED_FAILURE: ("ok", "XFAIL"),
 }
 _FAILED_LINE = ("not ok", "")
-_NUMBER_SIGN = "\uff03"  # looks like one: the kernel's parser cannot be given a real one in a name
+_NUMBER_SIGN = (
+    "\uff03"  # looks like a number sign, which the kernel's parser does not allow in a name
+)
 _DIRECTIVE = re.compile(r"(SKIP|TODO|XFAIL|XPASS)", re.IGNORECASE)
-# The kernel's parser takes the log for ended at these words, wherever in a line they stand.
+# The kernel's parser takes these words, anywhere in a line, for the end of the log.
 _END = re.compile("List of all partitions:|Kernel panic - not syncing: VFS:|reboot: System halted")
 
 
@@ -73,7 +75,7 @@ def _result(number: int, name: str, verdict: Verdict) -> str:
 
 
 def _name(text: str) -> str:
-    """Return a description without number signs, which the kernel's parser cannot be given."""
+    """Return a test's name without number signs, which the kernel's parser does not allow."""
     return _printable(text).replace("#", _NUMBER_SIGN).strip(" -:")
 
 

@@ -67,10 +67,10 @@ def judge(name: str, program: EndedProgram) -> Verdict:
 def with_failure(
     verdict: Verdict, failure: GuestFailure, diagnostics: Sequence[str] = ()
 ) -> Verdict:
-    """Return the verdict on a program that the guest's death, or a complaint, came to end.
+    """Return a program's verdict, changed because the guest died or its kernel complained.
 
     Args:
-        verdict: the verdict without that.
+        verdict: the verdict without the failure.
         failure: what the guest died of, or its kernel complained of.
         diagnostics: what the program printed last; without it, the console's last lines are shown.
     """
@@ -121,7 +121,7 @@ def _case(result: KtapResult, excuse: str = "") -> Verdict:
 def _fault(result: KtapResult) -> str:
     """Return why a test failed whose own line does not say that it did."""
     if result.outcome is None:
-        return "it said nothing itself"
+        return "it reported no result itself"
     faults = result.subtests.faults if result.subtests else ()
     return "; ".join(faults) or "a subtest failed"
 

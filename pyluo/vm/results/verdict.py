@@ -27,7 +27,7 @@ class Outcome(enum.Enum):
 
     @property
     def bad(self) -> bool:
-        """Whether a run fails by it."""
+        """Whether it makes a run fail."""
         return self in _WORST_FIRST
 
 
@@ -42,10 +42,10 @@ class Verdict:
     """What came of a test: of a case, a program, a file, or a route of the matrix.
 
     Attributes:
-        name: the name of the test among its siblings; pytest's node id, or what a program says.
+        name: the name of the test among its siblings: pytest's node id, or what a program printed.
         outcome: what came of it.
         reason: why, in a line; empty if it passed.
-        text: all that it said about a failure, in lines.
+        text: all that the test printed about a failure, in lines.
         cause: what a guest died of or its kernel complained of, if that ended the test.
         booted: whether that guest had ever spoken.
         seconds: how long it took, setup and teardown included; 0 if that is not known.
@@ -69,12 +69,12 @@ class Verdict:
 
     @property
     def bad(self) -> bool:
-        """Whether a run fails by it."""
+        """Whether it makes a run fail."""
         return self.outcome.bad
 
     @property
     def error(self) -> str:
-        """What ended it if it did not fail by itself: "no verdict", or the cause's value."""
+        """What ended the test if it did not fail by itself: "no verdict", or the cause's value."""
         if self.outcome is Outcome.NO_VERDICT:
             return Outcome.NO_VERDICT.value
         return self.cause.value if self.outcome is Outcome.CRASHED and self.cause else ""
@@ -110,7 +110,7 @@ class Verdict:
 
 
 def summarize(name: str, subtests: Sequence[Verdict]) -> Verdict:
-    """Return the verdict on a test that is made of others and has nothing to say itself.
+    """Return the verdict on a test that is made of others and has no result of its own.
 
     The worst of them decides; if none is bad, the one outcome that all have, or else a pass.
     """

@@ -127,7 +127,7 @@ def _judge(run: PytestRun, match: re.Pattern[str] | None, unbootable: Mark) -> S
     for verdict in failed:
         if verdict.booted and (match is None or match.search(_message(verdict))):
             return Step(Mark.BAD, f"{verdict.name}: {verdict.reason}")
-    return Step(Mark.SKIP, f"it failed of something else: {run.reason}")
+    return Step(Mark.SKIP, f"it failed for another reason: {run.reason}")
 
 
 def _message(verdict: Verdict) -> str:

@@ -1,5 +1,6 @@
 # make demo    show a live update, after installing what it needs
-# make test    run the linters, the tests without a guest, and the tests with guests
+# make check   run the linters and the tests that need no guest; asks for no root
+# make test    the same, and then the tests with guests
 # make soak    test the state machine, the descriptor store, the crashes of guests and the kernel
 #              `debug`, which it builds, for hours: see SOAK_* below
 # make bench   measure times, as ratios of one another: see BENCH_ROUNDS below
@@ -27,15 +28,17 @@ DEBUG_TESTS := vm-tests/deaths/test_debug_kernel.py
 BENCH_ROUNDS ?= 5
 
 .DELETE_ON_ERROR:
-.PHONY: demo test soak bench lint clean packages
+.PHONY: demo check test soak bench lint clean packages tools
 
 demo: packages $(BIN)/.vm
 	@$(BIN)/pyluo demo
 
-test: lint
-	$(BIN)/pytest tests
+check: lint
+	$(BIN)/pytest -n auto --dist worksteal tests
+
+test: packages check
 	$(BIN)/pyluo vm kernel build stable previous selftest
-	$(BIN)/pytest -n auto --dist loadfile --ignore $(DEBUG_TESTS) vm-tests
+	$(BIN)/pytest -n auto --dist worksteal --durations 20 --ignore $(DEBUG_TESTS) vm-tests
 
 soak: packages $(BIN)/.dev
 	PYLUO_STORE_HOPS=$(SOAK_HOPS) PYLUO_MACHINE_STEPS=$(SOAK_STEPS) $(BIN)/pytest -rA \
@@ -49,7 +52,7 @@ bench: packages $(BIN)/.dev
 	$(BIN)/python benchmarks/handoff.py --rounds $(BENCH_ROUNDS)
 	$(BIN)/python benchmarks/side_by_side.py --rounds $(BENCH_ROUNDS)
 
-lint: packages $(BIN)/.dev
+lint: $(BIN)/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -73,8 +76,14 @@ packages:
 			-o Dpkg::Use-Pty=0 install $$missing; \
 	fi
 
+# What the extension needs. `make check` and `make lint` never ask for root, but say what is missing.
+tools:
+	@command -v gcc >/dev/null && $(PYTHON) -c 'import ensurepip, os, sysconfig; \
+		os.stat(sysconfig.get_path("include") + "/Python.h")' 2>/dev/null || { \
+		echo 'missing: install gcc, libc6-dev, python3-dev and python3-venv' >&2; exit 1; }
+
 # The environment is rebuilt if one of its sources changes.
-$(BIN)/python: | packages
+$(BIN)/python: | $(if $(filter-out check lint clean,$(or $(MAKECMDGOALS),demo)),packages) tools
 	$(PYTHON) -m venv .venv
 
 $(BIN)/.vm: $(BIN)/python pyproject.toml setup.py build_ffi.py $(wildcard pyluo/_uapi/*.h)

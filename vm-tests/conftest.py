@@ -8,17 +8,21 @@ import subprocess
 import sys
 import sysconfig
 import venv
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from guest_state import read_state
 
 from pyluo.vm import VM, Kernel
+from pyluo.vm.pytest.fixtures import FAILED, expected_causes
 from pyluo.vm.run.selftests import SUITES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from pyluo.vm.machine.options import GuestOptions
 
 # Each of pytester's runs has a home of its own, where no kernel is cached.
 os.environ["XDG_CACHE_HOME"] = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
@@ -85,15 +89,113 @@ def kunit_parser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         yield importlib.import_module("kunit_parser")
 
 
-@pytest.fixture(scope="module")
+class GuestPool:
+    """Guests that the tests of a worker use one after the other.
+
+    A guest is used again if it is as it was when it booted. After a test that jumps and then leaves
+    nothing behind, the next one needs no boot.
+    """
+
+    MAX = 2  # guests that wait for a test: each takes a gibibyte
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, VM] = {}
+        self._first_states: dict[str, dict[str, object]] = {}
+        self._markers: dict[tuple[str, str], int] = {}
+        self.in_use: dict[str, VM] = {}
+
+    def take(self, key: str, make: Callable[[], VM]) -> VM:
+        """Return a guest that is like new, for the current test.
+
+        Args:
+            key: what distinguishes it from other guests.
+            make: returns such a guest, not booted yet.
+        """
+        if key in self.in_use:
+            return self.in_use[key]
+        guest = self._waiting.pop(key, None)
+        if guest is None:
+            while len(self._waiting) >= self.MAX:
+                self._waiting.pop(next(iter(self._waiting))).close()
+            guest = make().__enter__()
+            self._first_states[key] = guest.call(read_state)
+        self.in_use[key] = guest
+        return guest
+
+    def give_back(self, *, keep: bool) -> None:
+        """End the use of all guests that were taken.
+
+        Args:
+            keep: whether those that are like new may be used again.
+        """
+        while self.in_use:
+            key, guest = self.in_use.popitem()
+            if keep and guest.running and not guest.dead and self._is_like_new(key, guest):
+                self._waiting[key] = guest
+            else:
+                guest.close()
+
+    def close(self) -> None:
+        """End all guests."""
+        self.give_back(keep=False)
+        while self._waiting:
+            self._waiting.popitem()[1].close()
+
+    def _is_like_new(self, key: str, guest: VM) -> bool:
+        """Return whether a guest is as it was when it booted, and nothing was held in its life."""
+        marker = guest.hold(int)
+        guest.release(marker)
+        life = key, guest.boot_id
+        before, self._markers[life] = self._markers.get(life, 0), marker.number
+        return marker.number == before + 1 and guest.call(read_state) == self._first_states[key]
+
+
+@pytest.fixture(scope="session")
+def pool() -> Iterator[GuestPool]:
+    with closing(GuestPool()) as pool:
+        yield pool
+
+
+@pytest.fixture
+def pooled(pool: GuestPool, request: pytest.FixtureRequest) -> Iterator[GuestPool]:
+    """The pool, which gets its guests back after the test."""
+    yield pool
+    failed = request.node.stash.get(FAILED, False)
+    for each in pool.in_use.values():
+        if each.running and not failed:
+            each.check(*expected_causes(request.node))
+    pool.give_back(keep=not failed)
+
+
+@pytest.fixture
+def guest(pooled: GuestPool) -> Callable[..., VM]:
+    """A function that takes a kernel and options of `VM`, and returns a guest that is like new."""
+
+    def take(kernel: str, **options: Any) -> VM:
+        return pooled.take(f"{kernel} {options}", lambda: VM(kernel, **options))
+
+    return take
+
+
+@pytest.fixture
+def vm(pooled: GuestPool, _options: GuestOptions, kernel: Kernel, next_kernel: Kernel) -> VM:
+    """A guest that is like new; the plugin's own fixture boots one for each test."""
+    key = f"{kernel.image} to {next_kernel.image}"
+    return pooled.take(key, lambda: _options.guest(kernel, next_kernel))
+
+
+@pytest.fixture(scope="session")
 def mock_vm() -> Iterator[Callable[[], VM]]:
-    """A guest whose kernel has iommufd's mock device, and ends at a warning; anew if it ended."""
+    """A function that returns a guest with iommufd's mock device, whose kernel ends at a warning.
+
+    All tests share it; only one that ended is replaced.
+    """
     with ExitStack() as stack:
         guests: list[VM] = []
 
-        def alive() -> VM:
+        def get() -> VM:
             if not guests or guests[-1].dead:
                 guests.append(stack.enter_context(VM("selftest", append="panic_on_warn=1")))
             return guests[-1]
 
-        yield alive
+        yield get

@@ -56,7 +56,7 @@ def cause_of(text: str) -> Cause:
 
 
 class GuestFailure(Exception):
-    """A guest or its kernel failed; this is no verdict on what was tested.
+    """A guest or its kernel failed, which is not the test's own verdict.
 
     Attributes:
         cause: what the kernel complained of, or how the guest ended without a word of its kernel.

@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,6 +17,7 @@ from pyluo.vm.kernels import cache
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 PYLUO = [sys.executable, "-m", "pyluo", "vm", "bisect"]
 # The sources of what no kernel here compiles are the larger half of the tree.
@@ -98,7 +98,7 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def tree(folder: Path) -> Path:
-    """The source of the kernel `stable`, with the files that the history changes in a repository."""
+    """The source of the kernel `stable`; the files that the history changes are in a repository."""
     path = folder / "linux"
     if not (path / ".git" / COMPLETE).exists():
         make_tree(path)

@@ -326,9 +326,9 @@ def test_a_program_that_the_guest_cannot_run_is_the_harnesss_failure(
     ],
 )
 def test_a_staged_program_passes_by_both_stages(
-    shared_vm: VM, tmp_path: Path, script: str, outcome: Outcome, reason: str
+    vm: VM, tmp_path: Path, script: str, outcome: Outcome, reason: str
 ) -> None:
-    verdict = run_staged(shared_vm, program(tmp_path, script, staged=True), 60)
+    verdict = run_staged(vm, program(tmp_path, script, staged=True), 60)
     assert verdict.outcome is outcome
     assert reason in verdict.reason
 

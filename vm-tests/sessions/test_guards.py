@@ -26,6 +26,8 @@ from pyluo.vm import VM, Complaint, Death, GuestCrash, HarnessError
 from sessions import guest_files
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pyluo.vm import Kernel
 
 
@@ -125,32 +127,34 @@ def test_a_command_line_that_would_lose_everything_is_refused(shared_vm: VM, cmd
     shared_vm.call(kexec.unload)
 
 
-def test_an_image_of_unknown_origin_is_not_jumped_into() -> None:
-    with VM("selftest") as vm:
-        vm.hold(guest_files.preserve, "vm0", 4096)
-        cmdline = load_by_the_older_call(vm)
-        with pytest.raises(HandoverError, match="trust_image"):
-            vm.call(kexec.reboot)
-        vm.call(kexec.load, os.fspath(vm.kernel.image), cmdline=cmdline)
-        vm.call(kexec.unload)  # and with it goes the word that pyluo loaded it
-        load_by_the_older_call(vm)
-        with pytest.raises(HandoverError):
-            vm.call(kexec.reboot)
-        vm.call(kexec.load, os.fspath(vm.kernel.image), cmdline=cmdline)
-        with pytest.raises(HarnessError, match="booted again"):
-            vm.call(kexec.reboot)
-        assert vm.call(guest_files.inspect, "vm0")[0]
+def test_an_image_of_unknown_origin_is_not_jumped_into(guest: Callable[..., VM]) -> None:
+    vm = guest("selftest")
+    vm.hold(guest_files.preserve, "vm0", 4096)
+    cmdline = load_by_the_older_call(vm)
+    with pytest.raises(HandoverError, match="trust_image"):
+        vm.call(kexec.reboot)
+    vm.call(kexec.load, os.fspath(vm.kernel.image), cmdline=cmdline)
+    vm.call(kexec.unload)  # and with it goes the word that pyluo loaded it
+    load_by_the_older_call(vm)
+    with pytest.raises(HandoverError):
+        vm.call(kexec.reboot)
+    vm.call(kexec.load, os.fspath(vm.kernel.image), cmdline=cmdline)
+    with pytest.raises(HarnessError, match="booted again"):
+        vm.call(kexec.reboot)
+    assert vm.call(guest_files.inspect, "vm0")[0]
 
 
-def test_an_image_loaded_by_the_older_call_takes_nothing_over_and_says_nothing() -> None:
-    with VM("selftest") as vm:
-        vm.hold(guest_files.preserve, "vm0", 4096)
-        load_by_the_older_call(vm)
-        with pytest.raises(HarnessError, match="booted again"):
-            vm.call(kexec.reboot, trust_image=True)
-        with pytest.raises(SessionNotFoundError):
-            vm.call(guest_files.inspect, "vm0")
-        assert vm.call(kho.status).handed_over is False
+def test_an_image_loaded_by_the_older_call_takes_nothing_over_and_says_nothing(
+    guest: Callable[..., VM],
+) -> None:
+    vm = guest("selftest")
+    vm.hold(guest_files.preserve, "vm0", 4096)
+    load_by_the_older_call(vm)
+    with pytest.raises(HarnessError, match="booted again"):
+        vm.call(kexec.reboot, trust_image=True)
+    with pytest.raises(SessionNotFoundError):
+        vm.call(guest_files.inspect, "vm0")
+    assert vm.call(kho.status).handed_over is False
 
 
 def test_a_name_that_is_taken_does_not_cost_the_next_kernel_its_life(vm: VM) -> None:

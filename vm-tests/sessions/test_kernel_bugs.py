@@ -98,11 +98,13 @@ def test_finishing_gives_back_the_memory_of_a_file_that_was_not_retrieved(landed
 
 
 @bug("one allocation that fails in the first open loses every session")
-def test_the_device_can_be_opened_after_an_open_that_found_no_memory() -> None:
-    with VM("selftest") as vm:
-        vm.hold(guest_bugs.preserve_for_all_tests)
-        vm.live_update()
-        assert vm.call(guest_bugs.open_the_device_while_allocations_fail) == OK
+def test_the_device_can_be_opened_after_an_open_that_found_no_memory(
+    guest: Callable[..., VM],
+) -> None:
+    vm = guest("selftest")
+    vm.hold(guest_bugs.preserve_for_all_tests)
+    vm.live_update()
+    assert vm.call(guest_bugs.open_the_device_while_allocations_fail) == OK
 
 
 @bug("seals are read when a file is preserved, and not again")

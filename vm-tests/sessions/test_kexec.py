@@ -13,6 +13,8 @@ from pyluo import ImageRejectedError, LuoError, NoImageLoadedError, kexec, kho
 from pyluo.vm import VM, Kernel
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pyluo.kho import KhoStatus
 
 GARBAGE = Path("/run/garbage")
@@ -70,13 +72,13 @@ def test_the_new_kernel_knows_where_it_came_from_and_after_how_many_updates() ->
 
 
 @pytest.mark.parametrize("off", ["liveupdate=off", "kho=off"])
-def test_a_kernel_with_live_update_off_says_what_to_change(kernel: Kernel, off: str) -> None:
-    with VM(kernel, append=off) as vm:
-        status = vm.call(kho.status)
-        assert not status.live_update
-        assert any(
-            off in obstacle.missing or off in obstacle.remedy for obstacle in status.obstacles
-        )
+def test_a_kernel_with_live_update_off_says_what_to_change(
+    guest: Callable[..., VM], kernel: Kernel, off: str
+) -> None:
+    vm = guest(kernel, append=off)
+    status = vm.call(kho.status)
+    assert not status.live_update
+    assert any(off in obstacle.missing or off in obstacle.remedy for obstacle in status.obstacles)
 
 
 def write_garbage() -> None:

@@ -140,31 +140,37 @@ def test_the_direction_of_a_session_shows_in_its_refusal_of_a_tail(landed: VM) -
     assert told == (errno.E2BIG, errno.EINVAL, True)
 
 
-def test_incoming_state_that_cannot_be_read_is_told_now_and_ever_after() -> None:
-    with VM("selftest") as vm:
-        vm.hold(guest_requests.preserve_named, ["s"])
-        vm.live_update()
-        assert vm.call(guest_requests.open_with_a_fault) == [
-            ("IncomingStateError", errno.EIO),
-            ("IncomingStateError", errno.EIO),
-        ]
+def test_incoming_state_that_cannot_be_read_is_told_now_and_ever_after(
+    guest: Callable[..., VM],
+) -> None:
+    vm = guest("selftest")
+    vm.hold(guest_requests.preserve_named, ["s"])
+    vm.live_update()
+    assert vm.call(guest_requests.open_with_a_fault) == [
+        ("IncomingStateError", errno.EIO),
+        ("IncomingStateError", errno.EIO),
+    ]
 
 
-def test_a_retrieval_that_failed_fails_ever_after_by_the_same_errno() -> None:
-    with VM("selftest") as vm:
-        vm.hold(guest_requests.preserve_named, ["s"])
-        vm.live_update()
-        answers = vm.call(guest_requests.retrieve_with_a_fault, "s")
+def test_a_retrieval_that_failed_fails_ever_after_by_the_same_errno(
+    guest: Callable[..., VM],
+) -> None:
+    vm = guest("selftest")
+    vm.hold(guest_requests.preserve_named, ["s"])
+    vm.live_update()
+    answers = vm.call(guest_requests.retrieve_with_a_fault, "s")
     (told,) = set(answers)
     assert told in {("LuoError", errno.ENOMEM), ("LuoError", errno.ENOSPC)}
 
 
 @pytest.mark.parametrize("off", ["liveupdate=off", "kho=off"])
-def test_a_kernel_without_live_update_says_how_to_get_it(kernel: Kernel, off: str) -> None:
-    with VM(kernel, append=off) as vm:
-        with pytest.raises(LiveUpdateUnavailableError, match="pyluo status") as caught:
-            vm.call(open_the_device)
-        assert caught.value.errno == errno.ENOENT
+def test_a_kernel_without_live_update_says_how_to_get_it(
+    guest: Callable[..., VM], kernel: Kernel, off: str
+) -> None:
+    vm = guest(kernel, append=off)
+    with pytest.raises(LiveUpdateUnavailableError, match="pyluo status") as caught:
+        vm.call(open_the_device)
+    assert caught.value.errno == errno.ENOENT
 
 
 def open_the_device() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -35,6 +36,13 @@ def describe(folder: Path) -> dict[str, tuple[int, int, str]]:
         )
         for path in folder.iterdir()
     }
+
+
+def remove_files() -> None:
+    for folder in (FOLDER, "/run/target", "/run/evil", "/run/pyluo"):
+        shutil.rmtree(folder, ignore_errors=True)
+    for file in ("/run/own", "/run/sparse"):
+        Path(file).unlink(missing_ok=True)
 
 
 def make_sparse(size: int) -> str:

@@ -16,11 +16,19 @@ from stores import guest_saved
 
 if TYPE_CHECKING:
     import subprocess
+    from collections.abc import Iterator
 
     from pyluo.vm import VM
 
 PYLUO = os.fspath(Path(sys.executable).parent / "pyluo")
 PATHS = [os.fspath(guest_saved.FOLDER / name) for name in guest_saved.FILES]
+
+
+@pytest.fixture
+def vm(vm: VM) -> Iterator[VM]:
+    """A guest in which the files of a test are removed after it, so that it can be used again."""
+    yield vm
+    vm.call(guest_saved.remove_files)
 
 
 def pyluo(vm: VM, *words: str) -> subprocess.CompletedProcess[bytes]:

@@ -1,0 +1,60 @@
+"""The state of a guest that tests may leave behind. Imports only pyluo and the standard library."""
+
+from __future__ import annotations
+
+import os
+import resource
+from pathlib import Path
+
+from pyluo import kexec
+from pyluo.open_sessions import open_sessions
+
+FOLDERS = ("/run", "/run/tmp/upper", "/run/var/tmp/upper", "/dev", "/dev/shm")  # /tmp is an overlay
+FILES = (
+    "/proc/cmdline", "/proc/swaps", "/proc/sys/kernel/printk", "/proc/sys/kernel/tainted",
+    "/proc/sys/vm/memfd_noexec", "/proc/sys/vm/nr_hugepages",
+    "/proc/sys/vm/overcommit_memory", "/sys/fs/cgroup/cgroup.procs",
+)  # fmt: skip
+
+
+def read_state() -> dict[str, object]:
+    """Return what a guest that is like new has in common with all that were booted like it."""
+    state: dict[str, object] = {
+        "release": os.uname().release,
+        "sessions": [session.session for session in open_sessions()],
+        "next kernel": kexec.loaded(),
+        "processes": sorted(filter(None, map(_read_command, _list_numbers("/proc")))),
+        "descriptors": len(_list_numbers("/proc/self/fd")),
+        "working directory": os.getcwd(),
+        "mounts": _read_mounts(),
+        "file limit": resource.getrlimit(resource.RLIMIT_NOFILE),
+        "memory lock limit": resource.getrlimit(resource.RLIMIT_MEMLOCK),
+        "ids": (os.getresuid(), os.getresgid()),
+    }
+    for folder in FOLDERS:
+        state[folder] = sorted(os.listdir(folder)) if os.path.exists(folder) else []
+    for file in FILES:
+        if os.path.exists(file):
+            state[file] = Path(file).read_text()
+    return state
+
+
+def _read_mounts() -> list[list[str]]:
+    """Return the source, folder and type of each mount.
+
+    The options are left out: the size of a tmpfs follows from the memory, and after a jump a kernel
+    counts the scratch areas as memory.
+    """
+    return [line.split()[:3] for line in Path("/proc/mounts").read_text().splitlines()]
+
+
+def _list_numbers(folder: str) -> list[str]:
+    return [os.path.join(folder, name) for name in os.listdir(folder) if name.isdecimal()]
+
+
+def _read_command(process: str) -> str:
+    """Return the command line of a process; empty for a thread of the kernel, or one that ended."""
+    try:
+        return Path(process, "cmdline").read_text()
+    except OSError:
+        return ""

@@ -1,4 +1,4 @@
-"""The commands that need a guest, or run in one."""
+"""Tests of the commands that start a guest, or run in one."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def test_status_on_a_host_that_can_live_update(shared_vm: VM) -> None:
     status = json.loads(done.stdout)
     assert status["live_update"] is True
     assert status["updates"] == 0
-    told = shared_vm.run([*MODULE, "status"])
-    assert f"Linux {shared_vm.life.release} can live-update" in told.stdout.decode()
+    text = shared_vm.run([*MODULE, "status"])
+    assert f"Linux {shared_vm.life.release} can live-update" in text.stdout.decode()
 
 
 def test_kexec_loads_looks_and_unloads(shared_vm: VM) -> None:
@@ -68,7 +68,7 @@ def test_run_relays_output_and_status(command: str, status: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "status", "said"),
+    ("name", "status", "message"),
     [
         ("no-such-program", 127, b"the guest has no "),
         ("program/within", 126, b"cannot be run: Not a directory"),
@@ -77,14 +77,14 @@ def test_run_relays_output_and_status(command: str, status: int) -> None:
     ],
 )
 def test_run_tells_what_cannot_be_run_from_what_is_not_there(
-    tmp_path: Path, name: str, status: int, said: bytes
+    tmp_path: Path, name: str, status: int, message: bytes
 ) -> None:
     (tmp_path / "program").write_text("#!/bin/sh\n")
     (tmp_path / "no-format").write_text("exit 0\n")
     (tmp_path / "no-format").chmod(0o755)
     done = pyluo("vm", "run", "--", os.fspath(tmp_path / name))
     assert done.returncode == status
-    assert said in done.stderr
+    assert message in done.stderr
 
 
 def test_live_update_runs_a_program_on_each_side() -> None:

@@ -1,4 +1,4 @@
-"""What a kernel says it preserves, and who holds what on a system."""
+"""Tests of `pyluo probe`, and of listing the open sessions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EVERYTHING: dict[str, Any] = {
     "devices": ["intel-iommu,intremap=on,aw-bits=39", "edu"],
     "append": "intel_iommu=on vfio-pci.ids=1234:11e8",
 }
-# The day a kernel preserves more, this turns red, and the manual's table wants a line.
+# If a test fails because a kernel preserves more, add a line to the manual's table as well.
 PRESERVED = {"memfd", "memfd, sealed", "memfd, noexec", "unnamed file of a tmpfs"}
 REFUSED = {
     "memfd, 2 MiB huge pages",
@@ -42,17 +42,17 @@ REFUSED = {
 def test_a_kernel_is_asked_for_every_kind_of_file(guest: Callable[..., VM], name: str) -> None:
     vm = guest(name, **EVERYTHING)
     findings = vm.call(probe)
-    told = vm.run([PYLUO, "probe"])
+    text = vm.run([PYLUO, "probe"])
     data = vm.run([PYLUO, "probe", "--json"])
-    assert vm.call(session_can_be_made)
+    assert vm.call(can_create_session)
     by_verdict = {verdict: set[str]() for verdict in Verdict}
     for finding in findings:
         by_verdict[finding.verdict].add(finding.kind)
     assert by_verdict[Verdict.PRESERVED] == PRESERVED
     assert by_verdict[Verdict.REFUSED] == REFUSED
     assert by_verdict[Verdict.ABSENT] == set()
-    assert told.returncode == 0
-    assert b"eventfd                  refused    ENOENT" in told.stdout
+    assert text.returncode == 0
+    assert b"eventfd                  refused    ENOENT" in text.stdout
     kinds = {kind["kind"]: kind["verdict"] for kind in json.loads(data.stdout)["kinds"]}
     assert kinds == {finding.kind: finding.verdict.value for finding in findings}
 
@@ -69,19 +69,19 @@ def test_sessions_are_found_by_who_holds_them_and_which_way_they_go(
 ) -> None:
     vm.hold(guest_files.preserve, "vm0", 4096)
     vm.live_update()
-    both, worker = vm.hold(hold_both_ways), vm.call(os.getpid)
+    both, worker = vm.hold(open_both_directions), vm.call(os.getpid)
     found = {holder.session: holder for holder in vm.call(open_sessions)}
-    told = vm.run([PYLUO, "status"]).stdout.decode()
+    text = vm.run([PYLUO, "status"]).stdout.decode()
     data = json.loads(vm.run([PYLUO, "status", "--json"]).stdout)
-    vm.call(end_both_ways, both)
+    vm.call(close_both_directions, both)
     assert vm.call(open_sessions) == []
     assert found["vm0"].direction == "incoming"
     assert found["next"].direction == "outgoing"
     assert found[None].fd != found["vm0"].fd
     assert {holder.pid for holder in found.values()} == {worker}
-    assert "'vm0', incoming, by 'python" in told
-    assert "The device is open in 'python" in told
-    assert f"live updates since the cold boot: {vm.updates}" in told
+    assert "'vm0', incoming, by 'python" in text
+    assert "The device is open in 'python" in text
+    assert f"live updates since the cold boot: {vm.updates}" in text
     assert {holder["session"] for holder in data["held"]} == {"vm0", "next", None}
     assert data["image_loaded"] is False
     assert data["preservable"] > 256 << 20
@@ -93,27 +93,27 @@ def test_looking_at_a_session_leaves_it_as_it_is(vm: VM) -> None:
     vm.live_update()
     session = vm.hold(guest_requests.retrieve, "vm0")
     assert [holder.direction for holder in vm.call(open_sessions)] == ["incoming"]
-    assert vm.call(size_of_the_first_file, session) == 4096
+    assert vm.call(get_size_of_first_file, session) == 4096
 
 
-def hold_both_ways() -> tuple[LiveUpdate, IncomingSession, OutgoingSession]:
+def open_both_directions() -> tuple[LiveUpdate, IncomingSession, OutgoingSession]:
     device = LiveUpdate()
     return device, device.retrieve_session("vm0"), device.create_session("next")
 
 
-def end_both_ways(both: tuple[LiveUpdate, IncomingSession, OutgoingSession]) -> None:
+def close_both_directions(both: tuple[LiveUpdate, IncomingSession, OutgoingSession]) -> None:
     device, incoming, outgoing = both
     device.close()
     incoming.finish()
     outgoing.discard()
 
 
-def size_of_the_first_file(session: IncomingSession) -> int:
+def get_size_of_first_file(session: IncomingSession) -> int:
     with session, session.retrieve(1) as file:
         return os.fstat(file.fileno()).st_size
 
 
-def session_can_be_made() -> bool:
+def can_create_session() -> bool:
     with LiveUpdate() as device:
         device.create_session("s").discard()
     return True

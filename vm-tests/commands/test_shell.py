@@ -1,4 +1,4 @@
-"""`pyluo vm shell`, on a terminal and on pipes."""
+"""Tests of `pyluo vm shell`, on a terminal and on pipes."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 SHELL = [sys.executable, "-m", "pyluo", "vm", "shell"]
 ESCAPE = "\x1d"
 ROWS, COLUMNS = 31, 97
-PATIENCE = 120  # seconds without a word
+TIMEOUT = 120  # seconds to wait for output, or for the end of a process
 
 
 class Terminal:
-    """A terminal of the host with `pyluo vm shell` on it."""
+    """A terminal of the host on which `pyluo vm shell` runs."""
 
     def __init__(self, *arguments: str, **environment: str) -> None:
         self.master, self.slave = os.openpty()
@@ -45,7 +45,7 @@ class Terminal:
             start_new_session=True,
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )  # fmt: skip
-        self.seen = ""
+        self.unread = ""
 
     def resize(self, rows: int, columns: int) -> None:
         termios.tcsetwinsize(self.master, (rows, columns))
@@ -54,33 +54,32 @@ class Terminal:
         os.write(self.master, text.encode())
 
     def expect(self, pattern: str) -> str:
-        """Reads until the pattern comes, takes everything up to its end, and returns what came
-        before it."""
-        while not (match := re.search(pattern, self.seen)):
-            ready, _, _ = select.select([self.master], [], [], PATIENCE)
-            assert ready, f"no {pattern!r} in {self.seen!r}"
-            self.seen += os.read(self.master, 1 << 16).decode(errors="replace")
-        before, self.seen = self.seen[: match.start()], self.seen[match.end() :]
+        """Read until the pattern appears; consume it, and return the text before it."""
+        while not (match := re.search(pattern, self.unread)):
+            ready, _, _ = select.select([self.master], [], [], TIMEOUT)
+            assert ready, f"no {pattern!r} in {self.unread!r}"
+            self.unread += os.read(self.master, 1 << 16).decode(errors="replace")
+        before, self.unread = self.unread[: match.start()], self.unread[match.end() :]
         return before
 
     def prompt(self, folder: str = ".*") -> None:
-        """Waits until the shell waits; each prompt is taken once."""
+        """Wait for the next prompt of the guest's shell, and consume it."""
         self.expect(rf"guest:{folder}# $")
 
     def run(self, command: str) -> str:
-        """What a command printed, from one prompt to the next."""
+        """Type a command, and return its output, up to the next prompt."""
         self.type(f"{command}\r")
         self.expect(re.escape(command) + "\r\n")
         return self.expect(r"guest:\S*# $")
 
-    def ended(self) -> int:
-        """The exit status; and the settings of the terminal are what they were."""
-        status = self.process.wait(PATIENCE)
+    def wait(self) -> int:
+        """Return the exit status, and check that the terminal's settings are restored."""
+        status = self.process.wait(TIMEOUT)
         assert termios.tcgetattr(self.slave) == self.settings
         return status
 
     def qemu(self) -> int:
-        """The process id of the QEMU behind it."""
+        """Return the process ID of QEMU."""
         keeper = _children(self.process.pid)
         (qemu,) = _children(*keeper)
         return qemu
@@ -108,7 +107,7 @@ def terminal(*arguments: str, **environment: str) -> Iterator[Terminal]:
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Terminal]:
-    """For tests that leave its shell at the prompt."""
+    """A terminal shared by tests that leave its shell at the prompt."""
     with terminal() as opened:
         opened.prompt(os.getcwd())
         yield opened
@@ -197,12 +196,12 @@ def test_the_escape_key_live_updates_and_the_shell_goes_on_where_it_was() -> Non
         )
         guest.prompt("/usr/share")
         assert guest.run("uname -r") == f"{previous}\r\n"
-        guest.type(f"{ESCAPE}uecho $((6 * 7))\r")  # typed ahead
+        guest.type(f"{ESCAPE}uecho $((6 * 7))\r")  # typed before the jump is over
         guest.expect(rf"\r\n\[life 3: Linux {re.escape(stable)}, 2 live updates, ")
         guest.expect(r"[\n ]42\r\n")
         guest.prompt("/usr/share")
         guest.type("exit 7\r")
-        assert guest.ended() == 7
+        assert guest.wait() == 7
 
 
 def test_a_jump_that_is_typed_is_noticed_and_the_shell_goes_on_where_it_was() -> None:
@@ -221,7 +220,7 @@ def test_a_jump_that_is_typed_is_noticed_and_the_shell_goes_on_where_it_was() ->
         guest.expect(r"\[life 3: .*, 2 live updates, ")
         guest.prompt("/usr/share")
         guest.type("exit\r")
-        assert guest.ended() == 0
+        assert guest.wait() == 0
 
 
 def test_a_folder_that_the_next_life_has_not_is_missed() -> None:
@@ -244,7 +243,7 @@ def test_a_jump_that_is_refused_is_told_and_the_shell_goes_on() -> None:
         guest.expect("\r\n42\r\n")
         guest.prompt()
         guest.type(f"{ESCAPE}qand more")
-        assert guest.ended() == 0
+        assert guest.wait() == 0
 
 
 def test_a_crash_is_told_and_gives_the_terminal_back() -> None:
@@ -252,7 +251,7 @@ def test_a_crash_is_told_and_gives_the_terminal_back() -> None:
         guest.prompt()
         guest.type("echo c > /proc/sysrq-trigger\r")
         guest.expect(r"pyluo: kernel panic: sysrq triggered crash \(kernel stable, life 1\)")
-        assert guest.ended() == 1
+        assert guest.wait() == 1
 
 
 def test_a_signal_gives_the_terminal_back_and_leaves_no_guest_behind() -> None:
@@ -260,7 +259,7 @@ def test_a_signal_gives_the_terminal_back_and_leaves_no_guest_behind() -> None:
         guest.prompt()
         qemu = guest.qemu()
         guest.process.send_signal(signal.SIGTERM)
-        assert guest.ended() == 128 + signal.SIGTERM
+        assert guest.wait() == 128 + signal.SIGTERM
         assert not Path(f"/proc/{qemu}").exists()
 
 
@@ -269,7 +268,7 @@ def test_a_terminal_that_hangs_up_leaves_no_guest_behind() -> None:
         guest.prompt()
         qemu = guest.qemu()
         guest.hang_up()
-        assert guest.process.wait(PATIENCE) == 128 + signal.SIGHUP
+        assert guest.process.wait(TIMEOUT) == 128 + signal.SIGHUP
         assert not Path(f"/proc/{qemu}").exists()
 
 
@@ -277,9 +276,9 @@ def test_the_escape_key_ends_a_guest_that_answers_no_more() -> None:
     with terminal() as guest:
         guest.prompt()
         qemu = guest.qemu()
-        guest.run("kill -STOP $(ps -o ppid= $PPID)")  # the worker, whose child has this terminal
+        guest.run("kill -STOP $(ps -o ppid= $PPID)")  # the worker; the terminal is its child's
         guest.type(f"{ESCAPE}u{ESCAPE}q")
-        assert guest.ended() == 0
+        assert guest.wait() == 0
         assert not Path(f"/proc/{qemu}").exists()
 
 
@@ -288,25 +287,25 @@ def test_the_escape_key_ends_a_guest_that_answers_no_more() -> None:
 )
 def test_the_status_of_another_program_is_passed_on(command: list[str], status: int) -> None:
     with terminal("--", *command) as guest:
-        assert guest.ended() == status
+        assert guest.wait() == status
 
 
 def test_a_pipe_is_a_script() -> None:
-    done = fed("uname -r; echo $0; echo oops >&2\ncat\nread\nexit 5\n", SHELL="/no/shell")
+    done = run_script("uname -r; echo $0; echo oops >&2\ncat\nread\nexit 5\n", SHELL="/no/shell")
     kernel = Kernel.find("stable")
     assert done.stdout.decode() == f"{kernel.release}\n/bin/sh\nread\nexit 5\n"
     assert (done.stderr, done.returncode) == (b"oops\n", 0)
 
 
 def test_the_status_of_a_script_is_passed_on() -> None:
-    done = fed("exit 5\necho not me\n")
+    done = run_script("exit 5\necho not me\n")
     assert (done.stdout, done.stderr, done.returncode) == (b"", b"", 5)
 
 
 @pytest.mark.parametrize("shell", ["/bin/dash", "/bin/bash"])
 def test_a_script_goes_on_in_the_next_life_after_the_line_that_jumped(shell: str) -> None:
     image = Kernel.find("stable").image
-    done = fed(
+    done = run_script(
         f"cd /usr/share\necho before\npyluo kexec load {image} --reuse-cmdline\n"
         "pyluo kexec reboot\necho after\npwd\nexit 6",
         SHELL=shell,
@@ -328,12 +327,12 @@ def test_one_shell_after_another_runs_in_a_guest(shared_vm: VM, tmp_path: Path) 
             assert os.pread(out.fileno(), 100, 0) == b"%d\n" % number
 
 
-def fed(script: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+def run_script(script: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
         SHELL,
         input=script.encode(),
         capture_output=True,
-        timeout=PATIENCE,
+        timeout=TIMEOUT,
         env=os.environ | {"SHELL": "/bin/dash"} | environment,
     )
 

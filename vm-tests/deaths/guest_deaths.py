@@ -15,33 +15,33 @@ from pyluo.guest.faults import lock_up_cpu
 _MEMBARRIER, _GLOBAL = 324, 1  # asm/unistd_64.h, linux/membarrier.h
 
 
-def provoke(what: str) -> None:
-    """One of LKDTM's crash points, in a guest of the kernel `selftest` or `debug`.
+def provoke(point: str) -> None:
+    """Trigger one of LKDTM's crash points; the kernels `selftest` and `debug` have them.
 
     Source: drivers/misc/lkdtm/
     """
-    Path("/sys/kernel/debug/provoke-crash/DIRECT").write_text(what)
+    Path("/sys/kernel/debug/provoke-crash/DIRECT").write_text(point)
 
 
-def provoke_soon(what: str) -> None:
-    """The same, when the caller has its answer."""
-    threading.Timer(0.2, provoke, [what]).start()
+def provoke_soon(point: str) -> None:
+    """Trigger a crash point after the caller has got its answer."""
+    threading.Timer(0.2, provoke, [point]).start()
 
 
-def lock_up_both() -> None:
-    """Each of two processors, of which the second is set apart."""
+def lock_up_both_cpus() -> None:
+    """Lock up both of two CPUs, of which the second is isolated."""
     lock_up_cpu()
     os.sched_setaffinity(0, [0])
     provoke("HARDLOCKUP")
 
 
-def never_leave() -> None:
-    """From now on a live update goes no further than its call of reboot()."""
+def block_reboot() -> None:
+    """Make every later live update wait forever where it calls reboot()."""
     kexec.reboot = lambda **_: threading.Event().wait()  # type: ignore[assignment]
 
 
-def panic_unheard() -> None:
-    """A panic whose console has been taken away: what is left is to tell the hypervisor."""
+def panic_without_console() -> None:
+    """Panic without a console, so that only the hypervisor learns of it."""
     Path("/sys/class/tty/ttyS0/console").write_text("N")
     provoke("PANIC")
 
@@ -50,12 +50,11 @@ def reset() -> None:
     Path("/proc/sysrq-trigger").write_text("b")
 
 
-def keep_a_lock() -> None:
-    """A process returns to user space with a spinlock held, and closes a file with it, by which
-    the kernel may sleep.
+def return_with_spinlock() -> None:
+    """Return to user space with a spinlock held, and then close a file, which may sleep.
 
-    It goes before all others, so that none takes its processor between the two, of which the
-    scheduler would complain instead.
+    The process has a real-time priority: if another one preempted it in between, the scheduler
+    would complain of that instead.
     """
     child = os.fork()
     if not child:
@@ -72,7 +71,7 @@ def banner() -> str:
 
 
 def leave_sleeper(name: str) -> None:
-    """A process of this name that sleeps in pause(2), when this returns."""
+    """Start a process of this name, and return when it sleeps in pause(2)."""
     child = os.fork()
     if not child:
         Path("/proc/self/comm").write_text(name)
@@ -83,7 +82,7 @@ def leave_sleeper(name: str) -> None:
 
 
 def lock_up_while_rcu_waits() -> None:
-    """A CPU that never comes to rest is no stall as long as nobody waits for it to."""
+    """Lock up a CPU while a grace period waits for it; otherwise RCU would report no stall."""
     if not os.fork():
         while True:
             ctypes.CDLL(None).syscall(_MEMBARRIER, _GLOBAL, 0, 0)

@@ -1,7 +1,7 @@
-"""Ways for a guest to die, and the failure that each must lead to: for the catalogues of deaths.
+"""Ways for a guest to die, and the failure that the harness must report for each.
 
-PYLUO_ROUNDS says how often each is tried, once if it is not set. If it is set, there is also a
-limit on how long it takes until a death is reported.
+PYLUO_ROUNDS is how often each is tried, by default once. If it is set, the time until a death is
+reported is limited too.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from pyluo.vm.errors import Cause
 
 ROUNDS = int(os.environ.get("PYLUO_ROUNDS", "1"))
-TIMED = "PYLUO_ROUNDS" in os.environ  # otherwise other guests may run at the same time
-PROMPT = 5.0  # seconds from the first line that the kernel prints about it
-SPARE = 10.0  # seconds beyond the limit, to find out what a silent guest does
+TIMED = "PYLUO_ROUNDS" in os.environ  # otherwise other guests may slow it down
+PROMPT = 5.0  # seconds from the kernel's first line about the death to the failure
+SPARE = 10.0  # seconds beyond the limit, to find out where a silent guest's CPUs are
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,12 @@ class Provocation:
     Attributes:
         cause: the cause that the failure must have.
         provoke: the function that provokes it.
-        reason: a part of the reason that must be given.
+        reason: a part of the failure's reason.
         trace: a function that must be in the trace; empty if there is no trace.
-        source: the file that the trace must name for it, if the kernel has debug information.
+        source: the source file that the trace must name for that function, if the kernel has
+            debug information.
         cpus: how many CPUs the trace must show in that function.
-        prints: whether the kernel prints something about it.
+        prints: whether the kernel prints something about the death.
         options: the options of the guest.
         life: the number of the life in which it happens.
     """
@@ -55,7 +56,7 @@ class Provocation:
     life: int = 1
 
     def check(self, kernel: str) -> None:
-        """Provoke it in a guest, and check the failure that the harness raises.
+        """Provoke the death in a guest, and check the failure that the harness raises.
 
         Args:
             kernel: the name of the guest's kernel.
@@ -85,8 +86,8 @@ def _by_cpu(trace: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Yield each line with the number of the CPU that it is about; empty if that is not known."""
     cpu = ""
     for line in trace:
-        if said := re.match(r"CPU: (\d+) ", line):
-            cpu = said[1]
+        if match := re.match(r"CPU: (\d+) ", line):
+            cpu = match[1]
         yield cpu, line
 
 
@@ -96,13 +97,8 @@ def _provoke_and_check(vm: VM, case: Provocation) -> None:
 
 
 def lkdtm(point: str) -> Callable[[VM], object]:
-    """Return a function that makes the kernel's own test module, lkdtm, do it."""
+    """Return a function that triggers a crash point of the kernel's module lkdtm."""
     return lambda vm: vm.call(guest_deaths.provoke, point)
-
-
-def on(**options: object) -> dict[str, object]:
-    """Return the options of a guest."""
-    return options
 
 
 def make_endless_loop(image: bytes) -> bytes:

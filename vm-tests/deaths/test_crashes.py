@@ -1,4 +1,4 @@
-"""Deaths of a guest, provoked: each is told as what it is, and never as a test's verdict."""
+"""Provoke deaths of a guest: each is reported as its cause, and never as a test's verdict."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The catalogue of deaths: each is provoked, and told as what it is.
+"""Provoke each way for a guest to die, and check what the harness reports.
 
-Those that only a kernel with debug information can tell are in test_debug_kernel.py.
+Those that only a kernel with debug information can report are in test_debug_kernel.py.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from deaths import guest_deaths
-from deaths.provocations import ROUNDS, Provocation, lkdtm, make_endless_loop, on
+from deaths.provocations import ROUNDS, Provocation, lkdtm, make_endless_loop
 from pyluo.vm import VM, Complaint, Death, GuestCrash, HarnessError, Kernel, KernelComplaint
 from pyluo.vm.machine import faults
 
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def kill(vm: VM) -> None:
+def kill_qemu(vm: VM) -> None:
     os.kill(vm.pid, signal.SIGKILL)
     vm.call(time.sleep, 60)
 
 
-def end(vm: VM) -> None:
+def quit_qemu(vm: VM) -> None:
     vm.qmp("quit")
     vm.call(time.sleep, 60)
 
 
-def never_leave(vm: VM) -> None:
-    vm.call(guest_deaths.never_leave)
+def jump_with_blocked_reboot(vm: VM) -> None:
+    vm.call(guest_deaths.block_reboot)
     vm.live_update("stable")
 
 
@@ -55,51 +55,51 @@ DEATHS = {
         lkdtm("WARNING_MESSAGE"),
         "bugs.c",
         "lkdtm_WARNING_MESSAGE+",
-        options=on(append="panic_on_warn=1"),
+        options=dict(append="panic_on_warn=1"),
     ),
     "soft lockup": Provocation(
         Complaint.SOFT_LOCKUP,
         lkdtm("SOFTLOCKUP"),
         "soft lockup - CPU#",
         "lkdtm_SOFTLOCKUP+",
-        options=on(cpus=2, append="watchdog_thresh=1"),
+        options=dict(cpus=2, append="watchdog_thresh=1"),
     ),
     "fatal soft lockup": Provocation(
         Complaint.SOFT_LOCKUP,
         lkdtm("SOFTLOCKUP"),
         "soft lockup - CPU#",
         "lkdtm_SOFTLOCKUP+",
-        options=on(append="watchdog_thresh=1 softlockup_panic=1"),
+        options=dict(append="watchdog_thresh=1 softlockup_panic=1"),
     ),
-    # Its own thread writes the console: where that cannot run, only an NMI brings out what it says.
+    # The kernel prints in a thread, which cannot run here: only an NMI makes it print its messages.
     "soft lockup of the only CPU": Provocation(
         Complaint.SOFT_LOCKUP,
         lkdtm("SOFTLOCKUP"),
         "soft lockup - CPU#0",
         "lkdtm_SOFTLOCKUP+",
         prints=False,
-        options=on(append="watchdog_thresh=1"),
+        options=dict(append="watchdog_thresh=1"),
     ),
     "hard lockup": Provocation(
         Complaint.HARD_LOCKUP,
         lkdtm("HARDLOCKUP"),
         "hard LOCKUP on cpu",
         "lkdtm_HARDLOCKUP+",
-        options=on(cpus=2, append="watchdog_thresh=1 nosoftlockup"),
+        options=dict(cpus=2, append="watchdog_thresh=1 nosoftlockup"),
     ),
     "stall": Provocation(
         Complaint.RCU_STALL,
         lambda vm: vm.call(guest_deaths.lock_up_while_rcu_waits),
         "rcu_preempt",
         "lkdtm_SOFTLOCKUP+",
-        options=on(cpus=2, append="nosoftlockup rcupdate.rcu_cpu_stall_timeout=3"),
+        options=dict(cpus=2, append="nosoftlockup rcupdate.rcu_cpu_stall_timeout=3"),
     ),
     "hung task": Provocation(
         Complaint.HUNG_TASK,
         lkdtm("HUNG_TASK"),
         "blocked for more than",
         "lkdtm_HUNG_TASK+",
-        options=on(append="sysctl.kernel.hung_task_timeout_secs=1"),
+        options=dict(append="sysctl.kernel.hung_task_timeout_secs=1"),
     ),
     "silence": Provocation(
         Death.SILENT_HANG,
@@ -110,12 +110,12 @@ DEATHS = {
     ),
     "silence of both CPUs": Provocation(
         Death.SILENT_HANG,
-        lambda vm: vm.call(guest_deaths.lock_up_both),
+        lambda vm: vm.call(guest_deaths.lock_up_both_cpus),
         "nothing for",
         "lkdtm_HARDLOCKUP+",
         cpus=2,
         prints=False,
-        options=on(cpus=2, append=faults.SPARE_PROCESSOR),
+        options=dict(cpus=2, append=faults.SPARE_PROCESSOR),
     ),
     "no answer": Provocation(
         Death.HANG,
@@ -123,7 +123,7 @@ DEATHS = {
         "no answer within",
         "write_sysrq_trigger+",
         prints=False,
-        options=on(call_timeout=2),
+        options=dict(call_timeout=2),
     ),
     "panic in the next life": Provocation(
         Complaint.PANIC,
@@ -137,20 +137,20 @@ DEATHS = {
         "no word from the next kernel within 30 s",
         "start_kernel+",
         prints=False,
-        options=on(boot_timeout=30, silence=90),
+        options=dict(boot_timeout=30, silence=90),
         life=2,
     ),
     "old kernel that does not leave": Provocation(
         Death.HANG,
-        never_leave,
+        jump_with_blocked_reboot,
         "no word from the next kernel within 15 s",
         "write_sysrq_trigger+",
         prints=False,
-        options=on(boot_timeout=15),
+        options=dict(boot_timeout=15),
     ),
     "panic that only QEMU hears of": Provocation(
         Complaint.PANIC,
-        lambda vm: vm.call(guest_deaths.panic_unheard),
+        lambda vm: vm.call(guest_deaths.panic_without_console),
         "QEMU reports",
         prints=False,
     ),
@@ -160,8 +160,8 @@ DEATHS = {
         "the guest reset its machine",
         prints=False,
     ),
-    "QEMU killed": Provocation(Death.QEMU, kill, "SIGKILL", prints=False),
-    "QEMU ended": Provocation(Death.QEMU, end, "exit status 0", prints=False),
+    "QEMU killed": Provocation(Death.QEMU, kill_qemu, "SIGKILL", prints=False),
+    "QEMU ended": Provocation(Death.QEMU, quit_qemu, "exit status 0", prints=False),
 }
 
 
@@ -195,7 +195,7 @@ def test_where_the_cpus_are_is_told_even_if_no_nmi_reaches_the_kernel(tmp_path: 
 def test_a_guest_that_is_stopped_on_purpose_is_not_hung() -> None:
     with VM("selftest", silence=2) as vm:
         vm.qmp("stop")
-        time.sleep(4)  # twice as long as it may be silent
+        time.sleep(4)  # twice the allowed silence
         vm.qmp("cont")
         assert vm.call(os.getpid) > 1
 
@@ -210,7 +210,7 @@ def test_a_guest_whose_memory_is_written_is_not_hung(tmp_path: Path) -> None:
 
 def test_an_answer_that_comes_too_late_does_not_change_the_verdict() -> None:
     with VM("selftest", call_timeout=2) as vm, pytest.raises(GuestCrash) as caught:
-        vm.call(time.sleep, 2.3)  # and it takes longer to see where the CPUs are
+        vm.call(time.sleep, 2.3)  # ends before the harness has found out where the CPUs are
     assert caught.value.cause is Death.HANG
 
 
@@ -245,7 +245,7 @@ def test_a_warning_that_is_expected_is_none_and_the_next_is_one_again() -> None:
         with pytest.raises(KernelComplaint) as caught:
             vm.check()
         assert caught.value.cause is Complaint.WARNING
-        vm.check()  # told once
+        vm.check()  # reports it only once
 
 
 def test_what_is_expected_does_not_excuse_what_is_not() -> None:
@@ -257,16 +257,16 @@ def test_what_is_expected_does_not_excuse_what_is_not() -> None:
 
 def test_a_death_that_nobody_noticed_fails_the_block_unless_it_is_expected() -> None:
     with pytest.raises(GuestCrash) as caught, VM("selftest") as vm:
-        die_unseen(vm)
+        die_unnoticed(vm)
     assert caught.value.cause is Complaint.PANIC
     with VM("selftest", expects=[Complaint.PANIC]) as vm:
-        die_unseen(vm)
+        die_unnoticed(vm)
 
 
 def test_a_watch_that_failed_fails_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pyluo.vm.machine.postmortem.trace", None)
     with pytest.raises(HarnessError, match="failed to watch the guest"), VM("selftest") as vm:
-        die_unseen(vm)
+        die_unnoticed(vm)
 
 
 def test_a_death_that_was_told_does_not_excuse_what_came_before() -> None:
@@ -277,7 +277,7 @@ def test_a_death_that_was_told_does_not_excuse_what_came_before() -> None:
 
 def warn_and_die(vm: VM) -> None:
     vm.call(guest_deaths.provoke, "WARNING")
-    while not vm.reports:  # a thread writes the console
+    while not vm.reports:  # the kernel prints in a thread
         time.sleep(0.05)
     with pytest.raises(GuestCrash, match="dumptest"):
         vm.call(guest_deaths.provoke, "PANIC")
@@ -294,7 +294,7 @@ def test_warnings_that_would_not_be_heard_are_told() -> None:
         vm.run(["dmesg", "-n", "1"])
 
 
-def die_unseen(vm: VM) -> None:
+def die_unnoticed(vm: VM) -> None:
     vm.call(guest_deaths.provoke_soon, "PANIC")
     while not vm.dead:
         time.sleep(0.05)

@@ -1,7 +1,7 @@
-"""What takes the kernel `debug`: what its detectors report, and what its debug information tells.
+"""Tests that need the kernel `debug`: its detectors, and its debug information.
 
-It costs too much to be built for `make test`, which leaves this file out; `make soak` runs it, with
-all deaths as often as PYLUO_ROUNDS says.
+Building that kernel takes too long for `make test`, which leaves this file out; `make soak` runs
+it, and provokes each death PYLUO_ROUNDS times.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from drgn.helpers.linux.sched import cpu_curr
 from sessions import guest_files
 
 from deaths import guest_deaths
-from deaths.provocations import ROUNDS, Provocation, lkdtm, on
+from deaths.provocations import ROUNDS, Provocation, lkdtm
 from pyluo.vm import VM, Complaint, Death, GuestCrash, Kernel
 from pyluo.vm.machine.vmcore import open_vmcore
 
@@ -36,7 +36,7 @@ def panic_in_the_next_life(vm: VM) -> None:
 
 DEATHS = {
     "panic": Provocation(Complaint.PANIC, lkdtm("PANIC"), "dumptest", "lkdtm_PANIC+", BUGS),
-    # With KASAN inline it is the shadow of the address that is accessed first, and is not there.
+    # Inline KASAN accesses the shadow of the address first, which is not mapped.
     "oops": Provocation(
         Complaint.OOPS, lkdtm("EXCEPTION"), "general protection fault", "lkdtm_EXCEPTION+", BUGS
     ),
@@ -77,24 +77,24 @@ DEATHS = {
         "slab-use-after-free in lkdtm_READ_AFTER_FREE+",
         "lkdtm_READ_AFTER_FREE+",
         HEAP,
-        options=on(append="kasan.fault=panic"),
+        options=dict(append="kasan.fault=panic"),
     ),
     "lock kept": Provocation(
         Complaint.LOCKDEP,
-        lambda vm: vm.call(guest_deaths.keep_a_lock),
+        lambda vm: vm.call(guest_deaths.return_with_spinlock),
         "lock held when returning to user space",
         "lkdtm_do_action+",
         "drivers/misc/lkdtm/core.c",
     ),
-    # A lock that is kept is the way to come to sleep in atomic context; that is reported first. It
-    # sleeps when it closes the file, or, if it meets a page fault before, when that has killed it.
+    # The kept lock, which makes the context atomic, is reported first. The process then sleeps when
+    # it closes the file; or, if a page fault kills it before, when it exits.
     "sleep with a lock": Provocation(
         Complaint.BUG,
-        lambda vm: vm.call(guest_deaths.keep_a_lock),
+        lambda vm: vm.call(guest_deaths.return_with_spinlock),
         "sleeping function called from invalid context",
         "__might_resched+",
         "kernel/sched/core.c",
-        options=on(expects=[Complaint.LOCKDEP]),
+        options=dict(expects=[Complaint.LOCKDEP]),
     ),
 }
 
@@ -122,17 +122,17 @@ def test_memory_goes_over_twice_and_the_kernel_complains_of_nothing(
         assert vm.call(guest_files.inspect, "vm0")[0]
 
 
-def calls(trace: drgn.StackTrace) -> dict[str, str]:
-    """The functions of the kernel on a stack, each with the file of the source that it is in."""
+def list_calls(trace: drgn.StackTrace) -> dict[str, str]:
+    """Return the kernel's functions on a stack, each with its source file."""
     found = {}
     for frame in trace:
-        with suppress(LookupError):  # the process's own code
+        with suppress(LookupError):  # a frame of the process's own code
             found[frame.name] = frame.source()[0]
     return found
 
 
-def sessions(program: drgn.Program) -> list[str]:
-    """The names of the outgoing sessions, of which the kernel makes no list that can be read."""
+def list_sessions(program: drgn.Program) -> list[str]:
+    """Return the names of the outgoing sessions, which the kernel lists nowhere."""
     head = program.object("luo_session_global").outgoing.list.address_of_()
     found = list_for_each_entry("struct luo_session", head, "list")
     return [session.name.string_().decode() for session in found]
@@ -141,7 +141,7 @@ def sessions(program: drgn.Program) -> list[str]:
 def test_a_guest_that_lives_is_looked_into(tmp_path: Path) -> None:
     kernel = Kernel.find("debug")
     with VM(kernel) as vm:
-        vm.live_update()  # what lies where is another matter in each life
+        vm.live_update()  # addresses differ in each life
         vm.hold(guest_files.preserve, "vm0", 1 << 20)
         vm.call(guest_deaths.leave_sleeper, "sleeper")
         vm.dump(tmp_path / "core")
@@ -149,9 +149,9 @@ def test_a_guest_that_lives_is_looked_into(tmp_path: Path) -> None:
     program = open_vmcore(tmp_path / "core", kernel)
     assert program["linux_banner"].string_().decode() == banner
     assert program["init_uts_ns"].name.release.string_().decode() == kernel.release
-    assert sessions(program) == ["vm0"]
+    assert list_sessions(program) == ["vm0"]
     (sleeper,) = (task for task in for_each_task(program) if task.comm.string_() == b"sleeper")
-    stack = calls(program.stack_trace(sleeper))
+    stack = list_calls(program.stack_trace(sleeper))
     assert stack["__do_sys_pause"].endswith("kernel/signal.c")
     assert stack["schedule"].endswith("kernel/sched/core.c")
 
@@ -165,13 +165,13 @@ def test_a_guest_that_panicked_is_looked_into(tmp_path: Path) -> None:
     message = panic_message(program)
     assert message is not None
     assert b"dumptest" in message
-    stack = calls(program.stack_trace(cpu_curr(program, 0)))
+    stack = list_calls(program.stack_trace(cpu_curr(program, 0)))
     assert stack["vpanic"].endswith("kernel/panic.c")
     assert stack["lkdtm_PANIC"].endswith(BUGS)
 
 
 def test_a_guest_that_fell_silent_is_looked_into_where_it_is(tmp_path: Path) -> None:
-    """The dump is of before the NMI that makes the kernel tell where it is."""
+    """The dump is taken before the NMI that makes the kernel print where it is."""
     kernel = Kernel.find("debug")
     with VM(kernel, vmcores=tmp_path, silence=20) as vm, pytest.raises(GuestCrash) as caught:
         vm.call(guest_deaths.provoke, "HARDLOCKUP")
@@ -179,6 +179,6 @@ def test_a_guest_that_fell_silent_is_looked_into_where_it_is(tmp_path: Path) -> 
     assert any("lkdtm_HARDLOCKUP+" in line and f"{BUGS}:" in line for line in caught.value.trace)
     assert caught.value.vmcore is not None
     program = open_vmcore(caught.value.vmcore, kernel)
-    stack = calls(program.stack_trace(cpu_curr(program, 0)))
+    stack = list_calls(program.stack_trace(cpu_curr(program, 0)))
     assert stack["lkdtm_HARDLOCKUP"].endswith(BUGS)
     assert not any("panic" in name for name in stack)

@@ -1,4 +1,4 @@
-"""The memory of a guest, written to a file when that is asked for."""
+"""Tests of writing a guest's memory to a file on request."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MEMORY = 512 << 20
 SECRET = "what the guest had in memory"
 
 
-def holds(core: Path, words: str) -> bool:
+def contains(core: Path, words: str) -> bool:
     return words.encode() in core.read_bytes()
 
 
@@ -34,7 +34,7 @@ def test_the_memory_of_a_guest_that_died_is_kept_and_named(kernel: Kernel, tmp_p
     assert list(tmp_path.iterdir()) == [core]
     assert str(core) in str(caught.value)
     assert core.read_bytes()[:4] == b"\x7fELF"
-    assert holds(core, SECRET)
+    assert contains(core, SECRET)
 
 
 def test_the_variable_asks_for_it_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,7 +49,7 @@ def test_the_variable_asks_for_it_as_well(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_guest_lives_on_after_its_memory_was_written(vm: VM, tmp_path: Path) -> None:
     vm.hold(guest_actions.echo, SECRET)
     vm.dump(tmp_path / "core")
-    assert holds(tmp_path / "core", SECRET)
+    assert contains(tmp_path / "core", SECRET)
     assert vm.call(guest_actions.echo, 1) == 1
 
 

@@ -1,4 +1,4 @@
-"""What the tests of the harness itself run in the guest."""
+"""Functions that the tests of the harness run in the guest."""
 
 from __future__ import annotations
 
@@ -63,18 +63,18 @@ def fail_in_a_cycle() -> NoReturn:
     raise CyclicError(cycle)
 
 
-def fail_half_way() -> NoReturn:
+def fail_after_preserving_two() -> NoReturn:
     error = LuoError(1, "an operation")
     error.preserved = (1, 2)
     raise error
 
 
-def end_in(name: str) -> NoReturn:
+def raise_by_name(name: str) -> NoReturn:
     kind: type[BaseException] = getattr(builtins, name)
     raise kind("the end")
 
 
-def make_what_json_cannot_carry(kind: str) -> object:
+def make_unencodable_value(kind: str) -> object:
     if kind == "number":
         return 10**5000
     nested: list[object] = []
@@ -92,7 +92,7 @@ def increment(counter: list[int]) -> int:
     return counter[0]
 
 
-def addresses_that_can_be_bound(candidates: list[str]) -> list[str]:
+def find_bindable_addresses(candidates: list[str]) -> list[str]:
     bound = []
     for address in candidates:
         with socket.socket() as listener:

@@ -1,4 +1,4 @@
-"""However a run ends, no QEMU, no socket and no folder stay behind."""
+"""Check that no QEMU, socket or folder is left behind, however a run ends."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ with VM() as vm:
     threading.Event().wait()
 """
 
-# Says whose it is, and waits; the second one until it is let go.
+# Each test writes down its processes and its guest's folder, and waits: the first one forever, the
+# second one until the file `go` exists.
 TESTS = """
 import os, pathlib, threading
 
@@ -52,7 +53,7 @@ def test_two(vm):
         threading.Event().wait(0.05)
     assert vm.call(os.getpid)
 """
-# Is killed right before or right after it starts the keeper.
+# A program that is killed right before or right after it starts the keeper, QEMU's parent.
 DIES_EARLY = """
 import os, signal, subprocess, sys
 from pyluo.vm import VM
@@ -103,7 +104,7 @@ def test_qemu_does_not_outlive_its_keeper() -> None:
 def test_nothing_outlives_a_pytest_that_is_killed(run: Run, workers: int) -> None:
     names = ["one", "two"][: workers or 1]
     pytest_itself = run.start_pytest(workers)
-    guests = [run.reached(name) for name in names]
+    guests = [run.wait_for_test(name) for name in names]
     assert {process.pid for process in guests} <= run.processes()
     assert len({process.pid for process in guests} - {pytest_itself.pid}) == workers
     assert all(is_qemu(process.qemu) for process in guests)
@@ -115,17 +116,17 @@ def test_nothing_outlives_a_pytest_that_is_killed(run: Run, workers: int) -> Non
 
 
 def test_a_worker_that_is_killed_takes_its_guest_along_and_no_other(run: Run) -> None:
-    whole = run.start_pytest(2, "--max-worker-restart=0", "--pyluo-record=record")
-    one, two = run.reached("one"), run.reached("two")
+    pytest_itself = run.start_pytest(2, "--max-worker-restart=0", "--pyluo-record=record")
+    one, two = run.wait_for_test("one"), run.wait_for_test("two")
     os.kill(one.pid, signal.SIGKILL)
     wait_until(lambda: not is_qemu(one.qemu) and not one.folder.exists())
     assert is_qemu(two.qemu)
     Path(run.project, "go").touch()
-    assert whole.wait(60) == pytest.ExitCode.TESTS_FAILED
+    assert pytest_itself.wait(60) == pytest.ExitCode.TESTS_FAILED
     wait_until(lambda: not run.processes() and not run.folders())
     assert run.sockets() == []
-    came = {each.name.partition("::")[2]: each.outcome for each in json_lines.read(run.record)}
-    assert came == {"test_one": Outcome.NO_VERDICT, "test_two": Outcome.PASSED}
+    outcomes = {each.name.partition("::")[2]: each.outcome for each in json_lines.read(run.record)}
+    assert outcomes == {"test_one": Outcome.NO_VERDICT, "test_two": Outcome.PASSED}
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -149,8 +150,8 @@ def test_the_guest_that_shows_whether_kvm_works_does_not_outlive_who_asks(run: R
 
 
 @dataclass(frozen=True)
-class Reached:
-    """A test that is under way: its process, its guest's, and the folder of its guest."""
+class RunningTest:
+    """A test that is running: the PIDs of its process and of its QEMU, and its guest's folder."""
 
     pid: int
     qemu: int
@@ -158,7 +159,7 @@ class Reached:
 
 
 class Run:
-    """Programs that are known by a mark in their environment, as are all that they start."""
+    """Programs, and all processes that they start: they have a mark in their environment."""
 
     def __init__(self, folder: Path) -> None:
         self.project = folder / "project"
@@ -170,7 +171,7 @@ class Run:
         self._started: list[subprocess.Popen[bytes]] = []
 
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
-        """Starts a Python."""
+        """Start a Python interpreter."""
         environment |= {MARK: self._mark, "TMPDIR": os.fspath(self._temporary)}
         process = subprocess.Popen(
             [sys.executable, *arguments], cwd=self.project, env=os.environ | environment
@@ -179,35 +180,35 @@ class Run:
         return process
 
     def start_pytest(self, workers: int, *options: str) -> subprocess.Popen[bytes]:
-        """Starts pytest, with a test for each worker."""
+        """Start pytest, with one test for each worker."""
         (self.project / "test_waits.py").write_text(TESTS + (SECOND if workers else ""))
         return self.start("-m", "pytest", "-n", str(workers), *options)
 
-    def reached(self, name: str) -> Reached:
-        """Waits until a test is under way."""
+    def wait_for_test(self, name: str) -> RunningTest:
+        """Wait until a test is running."""
         file = self.project / name
         wait_until(file.exists)
         pid, qemu, folder = file.read_text().split(maxsplit=2)
-        return Reached(int(pid), int(qemu), Path(folder))
+        return RunningTest(int(pid), int(qemu), Path(folder))
 
     def processes(self) -> set[int]:
-        """Those that are left, whoever is their parent by now."""
+        """Return the PIDs of the processes that are left, whatever their parents are by now."""
         return {int(each.name) for each in Path("/proc").glob("[0-9]*") if self._has_mark(each)}
 
     def folders(self) -> set[Path]:
-        """What is left in the folder for temporary files, beside what is pytest's own."""
+        """Return what is left in the folder for temporary files, except pytest's own folders."""
         own = self._temporary.glob("pytest-of-*")
         return set(self._temporary.iterdir()) - set(own)
 
     def sockets(self) -> list[str]:
-        """Unix sockets that have a name in one of the run's folders, in use or not."""
+        """Return the Unix sockets that have a name in one of the run's folders, bound or stale."""
         top = os.fspath(self._temporary.parent)
         bound = [line for line in Path("/proc/net/unix").read_text().splitlines() if top in line]
         files = [path for path in Path(top).rglob("*") if path.is_socket()]
         return [*bound, *map(os.fspath, files)]
 
     def end(self) -> None:
-        """Ends all of it, so that a test which failed leaves nothing either."""
+        """Kill all processes, so that a failed test leaves none behind either."""
         for process in self._started:
             process.kill()
         for pid in self.processes():
@@ -219,7 +220,7 @@ class Run:
     def _has_mark(self, process: Path) -> bool:
         try:
             return f"{MARK}={self._mark}".encode() in (process / "environ").read_bytes()
-        except OSError:  # it is gone, or another user's
+        except OSError:  # the process is gone, or is another user's
             return False
 
 

@@ -1,4 +1,4 @@
-"""Faults, thrown: what dies of each, what survives, and that it is told and does not hang."""
+"""Inject faults: check what dies of each, what survives, and that no test hangs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from sessions import guest_files
 
-from harness import guest_thrown
+from harness import guest_faults
 from pyluo import ImageRejectedError, LiveUpdateUnavailableError, SessionNotFoundError, kho
 from pyluo.guest.faults import (
     FaultMissingError,
@@ -24,28 +24,28 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SIZE = 1 << 20
-PRESSURE = 48 << 20  # what is left: the next kernel's image, and little more
+LEFT_MEMORY = 48 << 20  # bytes: enough for the next kernel's image, and little more
 
 
-def intact(vm: VM, name: str = "vm0", token: int = 1) -> bool:
+def is_intact(vm: VM, name: str = "vm0", token: int = 1) -> bool:
     return vm.call(guest_files.inspect, name, token=token)[0]
 
 
 def test_a_holder_killed_at_a_step_takes_with_it_what_it_did_not_share(vm: VM) -> None:
-    vm.hold(guest_thrown.kill_two_holders)
+    vm.hold(guest_faults.kill_two_holders)
     vm.live_update()
-    assert intact(vm, "shared")
+    assert is_intact(vm, "shared")
     with pytest.raises(SessionNotFoundError):
-        intact(vm, "alone")
+        is_intact(vm, "alone")
 
 
 def test_a_step_that_is_not_reached_is_told_with_how_far_it_came(shared_vm: VM) -> None:
     with pytest.raises(StepNotReachedError, match="ended after create, preserve"):
-        shared_vm.call(guest_thrown.stop_where_nobody_comes, "finish")
+        shared_vm.call(guest_faults.stop_at_step_not_reached, "finish")
     with pytest.raises(StepNotReachedError, match=r"after stand: ValueError.*the ground gave way"):
-        shared_vm.call(guest_thrown.stop_after_a_fall)
+        shared_vm.call(guest_faults.stop_after_exception)
     with pytest.raises(StepNotReachedError, match="without a report"):
-        shared_vm.call(guest_thrown.stop_after_an_end)
+        shared_vm.call(guest_faults.stop_after_kill)
 
 
 def test_an_image_that_ends_after_its_header_is_refused_and_costs_nothing(vm: VM) -> None:
@@ -53,7 +53,7 @@ def test_an_image_that_ends_after_its_header_is_refused_and_costs_nothing(vm: VM
     with pytest.raises(ImageRejectedError, match="headless-bzImage"):
         faults.live_update(vm, Next.HEADLESS)
     vm.live_update()
-    assert intact(vm)
+    assert is_intact(vm)
 
 
 def test_an_image_that_ends_half_way_is_taken_and_resets_the_machine(vm: VM) -> None:
@@ -92,55 +92,55 @@ def test_a_kernel_that_takes_nothing_over_comes_up_and_says_so(vm: VM, fault: Ne
     assert not status.live_update
     assert any(faults.words(fault) in each.missing + each.remedy for each in status.obstacles)
     with pytest.raises(LiveUpdateUnavailableError):
-        intact(vm)
+        is_intact(vm)
 
 
 def test_memory_is_taken_as_asked_and_given_back(shared_vm: VM) -> None:
-    before, during, after = shared_vm.call(guest_thrown.hog_and_release, 128 << 20)
+    before, during, after = shared_vm.call(guest_faults.take_and_release_memory, 128 << 20)
     assert during <= 128 << 20 < min(before, after)
 
 
 def test_what_was_preserved_goes_over_when_memory_got_short_and_no_more_is_taken(vm: VM) -> None:
-    held = vm.hold(guest_thrown.preserve_under_pressure, PRESSURE)
-    alive, refusal = vm.call(guest_thrown.state_of, held)
+    held = vm.hold(guest_faults.preserve_under_pressure, LEFT_MEMORY)
+    alive, refusal = vm.call(guest_faults.get_shortage_state, held)
     assert alive
     assert "available" in refusal
     vm.live_update()
-    assert intact(vm)
+    assert is_intact(vm)
 
 
 def test_an_allocation_that_fails_refuses_one_request_and_costs_nothing(
     guest: Callable[..., VM],
 ) -> None:
     vm = guest("selftest")
-    held = vm.hold(guest_thrown.preserve_while_each_allocation_fails)
-    assert vm.call(guest_thrown.times_refused, held) > 1
+    held = vm.hold(guest_faults.preserve_while_each_allocation_fails)
+    assert vm.call(guest_faults.get_refusal_count, held) > 1
     vm.live_update()
-    assert vm.call(guest_thrown.both_intact)
+    assert vm.call(guest_faults.are_both_files_intact)
 
 
 def test_slabs_that_fail_refuse_one_request_and_cost_nothing(guest: Callable[..., VM]) -> None:
     vm = guest("selftest")
-    held = vm.hold(guest_thrown.preserve_while_all_allocations_fail)
-    refused, *rest = vm.call(guest_thrown.outcomes_of, held)
+    held = vm.hold(guest_faults.preserve_while_all_allocations_fail)
+    refused, *rest = vm.call(guest_faults.get_outcomes, held)
     assert refused != "preserved"
     assert rest == ["preserved"]
     vm.live_update()
-    assert intact(vm)
+    assert is_intact(vm)
 
 
 def test_a_fault_that_the_kernel_cannot_throw_is_told_with_what_it_lacks(shared_vm: VM) -> None:
-    for throw, option in (
-        (guest_thrown.throw_an_allocation, "CONFIG_FAILSLAB"),
-        (guest_thrown.throw_slabs, "CONFIG_FAILSLAB"),
+    for inject, option in (
+        (guest_faults.inject_one_failed_allocation, "CONFIG_FAILSLAB"),
+        (guest_faults.inject_failed_slabs, "CONFIG_FAILSLAB"),
         (lock_up_cpu, "CONFIG_LKDTM"),
     ):
         with pytest.raises(FaultMissingError, match=f"lacks {option}, which the kernel selftest"):
-            shared_vm.call(throw)
+            shared_vm.call(inject)
 
 
 def test_with_one_processor_locked_up_the_others_go_on_but_no_jump_comes_about() -> None:
-    """The kernel waits for the processor before it jumps, and for ever."""
+    """The kernel waits forever for the locked-up CPU before it jumps."""
     append = f"{faults.SPARE_PROCESSOR} rcupdate.rcu_cpu_stall_timeout=3"
     with VM("selftest", cpus=2, append=append, boot_timeout=30) as vm:
         vm.hold(guest_files.preserve, "vm0", SIZE)
@@ -154,7 +154,7 @@ def test_with_one_processor_locked_up_the_others_go_on_but_no_jump_comes_about()
 
 
 def test_the_only_processor_locked_up_is_told_as_a_silent_hang() -> None:
-    """Also where patience with the call ends before the silence counts as a hang."""
+    """The call's timeout passes before the silence counts as a hang."""
     with VM("selftest", call_timeout=5) as vm:
         assert vm.silence > 5
         with pytest.raises(GuestCrash) as caught:
@@ -178,7 +178,7 @@ def test_a_jump_while_ten_threads_create_sessions_loses_none_that_was_whole(
     vm.hold(guest_files.preserve, "vm0", SIZE)
     vm.hold(SessionStorm, threads=10)
     vm.live_update()
-    assert intact(vm)
-    kept = vm.call(check_session_storm)
-    assert (kept.failed, kept.lost) == (0, ())
-    assert kept.intact == kept.promised >= 10
+    assert is_intact(vm)
+    result = vm.call(check_session_storm)
+    assert (result.failed, result.lost) == (0, ())
+    assert result.intact == result.promised >= 10

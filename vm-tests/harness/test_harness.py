@@ -1,4 +1,4 @@
-"""How functions, values and programs get into a guest and back."""
+"""Tests of getting functions, values and programs into a guest and back."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_whatever_a_function_ends_in_neither_side_ends_with_it(
 ) -> None:
     expected = ending if issubclass(ending, Exception) else RuntimeError
     with pytest.raises(expected):
-        shared_vm.call(guest_actions.end_in, ending.__name__)
+        shared_vm.call(guest_actions.raise_by_name, ending.__name__)
     assert shared_vm.call(guest_actions.echo, 1) == 1
 
 
@@ -146,13 +146,13 @@ def test_a_result_beyond_json_is_the_callers_error(
     shared_vm: VM, kind: str, error: type[Exception]
 ) -> None:
     with pytest.raises(error):
-        shared_vm.call(guest_actions.make_what_json_cannot_carry, kind)
+        shared_vm.call(guest_actions.make_unencodable_value, kind)
     assert shared_vm.call(guest_actions.echo, 1) == 1
 
 
 def test_what_an_error_carries_besides_its_arguments_crosses(shared_vm: VM) -> None:
     with pytest.raises(LuoError) as caught:
-        shared_vm.call(guest_actions.fail_half_way)
+        shared_vm.call(guest_actions.fail_after_preserving_two)
     assert caught.value.preserved == (1, 2)
 
 
@@ -234,11 +234,11 @@ def test_the_network_comes_up_where_it_is_asked_for(
 ) -> None:
     candidates = ["127.0.0.1", "10.0.2.15"]
     vm = guest(kernel, network=network)
-    bound = vm.call(guest_actions.addresses_that_can_be_bound, candidates)
+    bound = vm.call(guest_actions.find_bindable_addresses, candidates)
     assert bound == (candidates if network else [])
     if network:
         vm.live_update()
-        assert vm.call(guest_actions.addresses_that_can_be_bound, candidates) == candidates
+        assert vm.call(guest_actions.find_bindable_addresses, candidates) == candidates
 
 
 def test_the_bodies_of_marked_tests_run_in_the_guest(pytester: pytest.Pytester) -> None:

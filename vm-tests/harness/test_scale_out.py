@@ -1,4 +1,4 @@
-"""Tests that run elsewhere: by a worker of another environment, and in a project of their own."""
+"""Run tests by a worker of another environment, and in a project of their own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "test-project"
 MEMORY = 512 << 20
-# What pytest-xdist runs, but for the machine in between: nothing of our environment goes over.
+# Stands in for the ssh that pytest-xdist runs: it stays on this machine, and passes on nothing of
+# the environment.
 SSH = """\
 #!/bin/sh -e
 [ $# = 3 -a "$1" = -C -a "$2" = elsewhere ]
@@ -37,8 +38,8 @@ def guest():
 def test_live_updates(vm):
     vm.hold(make_ram)
     vm.live_update()
-    seen = [sys.executable, pyluo.__file__, *vm.call(guest)]
-    Path("seen.json").write_text(json.dumps(seen))
+    report = [sys.executable, pyluo.__file__, *vm.call(guest)]
+    Path("report.json").write_text(json.dumps(report))
 
 def test_fails(shared_vm):
     assert shared_vm.call(os.getpid) == 0
@@ -71,7 +72,7 @@ def test_a_worker_of_another_environment_runs_the_tests_there_and_reports_home(
     outcome.stdout.fnmatch_lines(
         ["vm-tests: 2 ran, 2 of them drove a guest; guests booted: 2, live updates made: 1"]
     )
-    here, there, in_guest, memory = json.loads((far / "seen.json").read_text())
+    here, there, in_guest, memory = json.loads((far / "report.json").read_text())
     assert here == os.fspath(python)
     assert Path(there).is_relative_to(installed)
     assert in_guest == there

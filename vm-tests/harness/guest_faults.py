@@ -1,4 +1,4 @@
-"""What the tests of faults run in the guest; imports only pyluo and the stdlib."""
+"""Functions that the tests of faults run in the guest."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 SIZE = 1 << 20
 
 
-def _holder(name: str, reach: Reach) -> None:
+def _hold_session(name: str, reach: Reach) -> None:
     with LiveUpdate() as device:
         session = device.create_session(name)
     reach("create", session=session.fileno())
@@ -27,47 +27,51 @@ def _holder(name: str, reach: Reach) -> None:
 
 
 def _hold_alone(reach: Reach) -> None:
-    _holder("alone", reach)
+    _hold_session("alone", reach)
 
 
 def _hold_shared(reach: Reach) -> None:
-    _holder("shared", reach)
+    _hold_session("shared", reach)
 
 
 def kill_two_holders() -> list[OutgoingSession]:
-    """One of which has shared its session."""
+    """Kill two holders of a session; only the second one has shared its session."""
     Victim(_hold_alone, stop_at="preserve").kill()
     victim = Victim(_hold_shared, stop_at="preserve", share=["session"])
     victim.kill()
-    kept = session_from_fd(victim.shared["session"])
-    assert isinstance(kept, OutgoingSession)
-    return [kept]
+    session = session_from_fd(victim.shared["session"])
+    assert isinstance(session, OutgoingSession)
+    return [session]
 
 
-def stop_where_nobody_comes(step: str) -> None:
+def stop_at_step_not_reached(step: str) -> None:
     Victim(_hold_alone, stop_at=step)
 
 
-def _fall(reach: Reach) -> None:
+def _raise(reach: Reach) -> None:
     reach("stand")
     raise ValueError("the ground gave way")
 
 
-def stop_after_a_fall() -> None:
-    Victim(_fall, stop_at="stand up")
+def stop_after_exception() -> None:
+    Victim(_raise, stop_at="stand up")
 
 
-def _freeze(reach: Reach) -> None:
+def _kill_itself(reach: Reach) -> None:
     os.kill(os.getpid(), 9)
 
 
-def stop_after_an_end() -> None:
-    Victim(_freeze, stop_at="wake")
+def stop_after_kill() -> None:
+    Victim(_kill_itself, stop_at="wake")
 
 
 def preserve_while_each_allocation_fails() -> tuple[OutgoingSession, Memfd, int]:
-    """Preserves a second file beside a first one; how often that was refused."""
-    first, second = _file(), _file()
+    """Preserve a second file while one allocation after the other fails.
+
+    Returns:
+        The session, the file, and how often preserving it was refused.
+    """
+    first, second = _create_filled_memfd(), _create_filled_memfd()
     with LiveUpdate() as device:
         session = device.create_session("vm0")
     session.preserve(first, 1)
@@ -82,7 +86,7 @@ def preserve_while_each_allocation_fails() -> tuple[OutgoingSession, Memfd, int]
     return session, second, refused
 
 
-def both_intact() -> bool:
+def are_both_files_intact() -> bool:
     with LiveUpdate() as device, device.retrieve_session("vm0") as session:
         contents = []
         for token in (1, 2):
@@ -91,16 +95,16 @@ def both_intact() -> bool:
     return contents == [pattern(SIZE)] * 2
 
 
-def times_refused(held: tuple[OutgoingSession, Memfd, int]) -> int:
+def get_refusal_count(held: tuple[OutgoingSession, Memfd, int]) -> int:
     return held[2]
 
 
 def preserve_while_all_allocations_fail() -> tuple[OutgoingSession, list[str]]:
-    """Tries twice, with and without the fault; what came of it."""
+    """Preserve a file with the fault and then without it; return both outcomes."""
     outcomes = []
     with LiveUpdate() as device:
         session = device.create_session("vm0")
-    ram = _file()
+    ram = _create_filled_memfd()
     try:
         with failslab():
             session.preserve(ram, 1)
@@ -112,56 +116,63 @@ def preserve_while_all_allocations_fail() -> tuple[OutgoingSession, list[str]]:
     return session, outcomes
 
 
-def outcomes_of(held: tuple[OutgoingSession, list[str]]) -> list[str]:
+def get_outcomes(held: tuple[OutgoingSession, list[str]]) -> list[str]:
     return held[1]
 
 
-def throw_an_allocation() -> None:
+def inject_one_failed_allocation() -> None:
     for fault in each_fails():
         with fault:
             pass
 
 
-def throw_slabs() -> None:
+def inject_failed_slabs() -> None:
     with failslab():
         pass
 
 
 def preserve_under_pressure(left: int) -> tuple[OutgoingSession, MemoryHog, str]:
-    """Preserves a file before memory gets short, and another one when it is."""
+    """Preserve one file before memory gets short, and another one when it is.
+
+    Args:
+        left: the bytes of memory that are left available.
+
+    Returns:
+        The session, what takes up the memory, and the message that refused the second file.
+    """
     with LiveUpdate() as device:
         session = device.create_session("vm0")
-    session.preserve(_file(), 1)
+    session.preserve(_create_filled_memfd(), 1)
     hog = MemoryHog(left)
     refusal = ""
     try:
-        session.preserve(_file(), 2)
+        session.preserve(_create_filled_memfd(), 2)
     except PreservedMemoryError as error:
         refusal = str(error)
     return session, hog, refusal
 
 
-def state_of(held: tuple[OutgoingSession, MemoryHog, str]) -> tuple[bool, str]:
+def get_shortage_state(held: tuple[OutgoingSession, MemoryHog, str]) -> tuple[bool, str]:
     return held[1].alive, held[2]
 
 
-def hog_and_release(left: int) -> tuple[int, int, int]:
-    """Available memory before, during and after."""
-    before = _available()
+def take_and_release_memory(left: int) -> tuple[int, int, int]:
+    """Return the available memory in bytes before, during and after the shortage."""
+    before = _read_available_memory()
     hog = MemoryHog(left)
-    during = _available()
+    during = _read_available_memory()
     hog.release()
     assert not hog.alive
-    return before, during, _available()
+    return before, during, _read_available_memory()
 
 
-def _available() -> int:
+def _read_available_memory() -> int:
     with open("/proc/meminfo") as file:
         fields = dict(line.split(":") for line in file)
     return int(fields["MemAvailable"].split()[0]) << 10
 
 
-def _file() -> Memfd:
+def _create_filled_memfd() -> Memfd:
     ram = Memfd.create("ram", SIZE)
     ram.write(pattern(SIZE), 0)
     return ram

@@ -1,4 +1,7 @@
-"""Handing over between users, and between others than began: it takes root, as in a guest."""
+"""Handing over between users, or after another process took a side's place.
+
+Acting as another user needs root, so the tests run in a guest.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.in_guest
 
 NOBODY = 65534
-PATIENCE = 30.0  # seconds
+TIMEOUT = 30.0  # seconds
 HEAD = struct.Struct("<8sHHI")
 READY = HEAD.pack(b"pyluoHOP", 1, Kind.READY, 0)
 
@@ -35,7 +38,7 @@ def test_nothing_is_handed_to_another_user() -> None:
         def successor() -> None:
             os.seteuid(NOBODY)
             send_packet(theirs, READY)
-            assert heard(theirs) == [(Kind.REFUSED, errno.EPERM, 0)]
+            assert receive_packets(theirs) == [(Kind.REFUSED, errno.EPERM, 0)]
 
         with in_child(successor), pytest.raises(HandoffError, match="user 65534") as caught:
             handoff.send(ours, {"ram": ram})
@@ -58,7 +61,7 @@ def test_nothing_is_taken_from_another_user() -> None:
 
 def test_who_made_the_other_end_counts_though_somebody_else_speaks() -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        listener.bind("")  # no name in the file system, so that anybody may connect
+        listener.bind("")  # a name outside the file system, so that any user may connect
         listener.listen()
 
         def successor() -> None:
@@ -81,7 +84,9 @@ def test_who_made_the_other_end_counts_though_somebody_else_speaks() -> None:
 def test_another_user_or_process_cannot_take_the_senders_place(other: str) -> None:
     with pair() as (ours, theirs), Memfd.create("ram", 4096) as ram:
         with (
-            in_child(lambda: refused(handoff.send, Replaced(theirs, other), {"ram": ram})),
+            in_child(
+                lambda: expect_refusal(handoff.send, ReplacedSocket(theirs, other), {"ram": ram})
+            ),
             pytest.raises(HandoffError, match="sends packets in its place") as caught,
         ):
             handoff.receive(ours)
@@ -92,7 +97,7 @@ def test_another_user_or_process_cannot_take_the_senders_place(other: str) -> No
 def test_another_user_or_process_cannot_take_the_receivers_place(other: str) -> None:
     with pair() as (ours, theirs), Memfd.create("ram", 4096) as ram:
         with (
-            in_child(lambda: refused(handoff.receive, Replaced(theirs, other))),
+            in_child(lambda: expect_refusal(handoff.receive, ReplacedSocket(theirs, other))),
             pytest.raises(HandoffError, match="sends packets in its place") as caught,
         ):
             handoff.send(ours, {"ram": ram})
@@ -105,7 +110,7 @@ def test_too_many_descriptors_on_their_way_are_an_error_that_says_so() -> None:
         def predecessor() -> None:
             os.setresuid(NOBODY, NOBODY, NOBODY)
             with pair() as busy:
-                send_packet(busy[0], b"unheard", [ram.fileno()] * MAX_FDS)
+                send_packet(busy[0], b"unread", [ram.fileno()] * MAX_FDS)
                 resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
                 with pytest.raises(HandoffError, match="RLIMIT_NOFILE") as caught:
                     handoff.send(theirs, {"ram": ram})
@@ -113,31 +118,31 @@ def test_too_many_descriptors_on_their_way_are_an_error_that_says_so() -> None:
 
         send_packet(ours, READY)
         with in_child(predecessor):
-            assert heard(ours) == [(Kind.REFUSED, errno.ETOOMANYREFS, 0)]
+            assert receive_packets(ours) == [(Kind.REFUSED, errno.ETOOMANYREFS, 0)]
 
 
-# What the tests have in common.
+# Helpers of the tests above.
 
 
-class Replaced(socket.socket):
-    """A socket that another user, or another process, goes on with after the first word."""
+class ReplacedSocket(socket.socket):
+    """A socket whose owner becomes another user, or another process, after its first packet."""
 
     def __init__(self, end: socket.socket, other: str) -> None:
         super().__init__(fileno=os.dup(end.fileno()))
         self.other = other
-        self.spoken = False
+        self.has_sent = False
 
     def sendmsg(self, *arguments: Any) -> int:
-        self.spoken = True
+        self.has_sent = True
         return super().sendmsg(*arguments)
 
     def recvmsg(self, *arguments: Any) -> Any:
         received = super().recvmsg(*arguments)
-        if self.spoken and self.other == "user":
+        if self.has_sent and self.other == "user":
             os.seteuid(NOBODY)
-        elif self.spoken and (pid := os.fork()):
+        elif self.has_sent and (pid := os.fork()):
             os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-        self.spoken = False
+        self.has_sent = False
         return received
 
 
@@ -150,7 +155,7 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 @contextmanager
 def in_child(function: Callable[[], object]) -> Iterator[None]:
-    """Runs a function in a process of its own meanwhile; it must succeed."""
+    """Run a function in a child process during the block; the function must succeed."""
     pid = os.fork()
     if not pid:
         status = 1
@@ -168,19 +173,19 @@ def in_child(function: Callable[[], object]) -> Iterator[None]:
     assert status == 0
 
 
-def refused(call: Callable[..., object], *arguments: object) -> None:
-    """Sees to it that the other side hears the same of it as it says itself."""
+def expect_refusal(call: Callable[..., object], *arguments: object) -> None:
+    """Check that a call fails with the error that its peer reports too."""
     with pytest.raises(HandoffError, match="sends packets in its place") as caught:
         call(*arguments)
     assert caught.value.errno == errno.EBADMSG
 
 
-def heard(end: socket.socket) -> list[tuple[Kind, int, int]]:
-    """All until the other side hung up: each packet's kind and number, and how many descriptors."""
-    end.settimeout(PATIENCE)
-    found = []
+def receive_packets(end: socket.socket) -> list[tuple[Kind, int, int]]:
+    """Return the kind, the number and the count of descriptors of each packet, until the end."""
+    end.settimeout(TIMEOUT)
+    packets = []
     while (packet := Packet.receive(end, 4096)).data:
         _, _, kind, number = HEAD.unpack_from(packet.data)
-        found.append((Kind(kind), number, len(packet.fds)))
+        packets.append((Kind(kind), number, len(packet.fds)))
         packet.close()
-    return found
+    return packets

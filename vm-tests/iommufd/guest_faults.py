@@ -1,4 +1,4 @@
-"""What comes of a request when its allocations fail, in a guest of the kernel `selftest`."""
+"""Let the allocations of a request fail, in a guest of the kernel `selftest`."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 T = TypeVar("T")
-# iommufd's own faults, which only it has: a trace of each takes the console longer than all else.
+# Switches the reports of iommufd's own fault injection off: printing their traces would take longer
+# than everything else.
 _VERBOSE = "/sys/kernel/debug/fail_iommufd/verbose"
 
 
-def outcomes(attempt: Callable[[], T]) -> Iterator[T | OSError]:
-    """What comes of `attempt` when its first allocation fails, its second, and so on.
+def try_with_each_allocation_failing(attempt: Callable[[], T]) -> Iterator[T | OSError]:
+    """Yield the outcomes of `attempt` when its first allocation fails, its second, and so on.
 
-    The last one is what comes of it when none is left to fail. Between two of them the caller puts
-    back what was changed.
+    The last outcome is that of an attempt in which no allocation failed. The caller undoes each
+    attempt before it asks for the next outcome.
     """
     with open(_VERBOSE, "w") as file:
         file.write("0")

@@ -1,7 +1,7 @@
-"""The device that the kernel's own tests of iommufd invent, in a guest of the kernel `selftest`.
+"""The mock device of the kernel's own tests of iommufd, which the kernel `selftest` has.
 
-It has no memory bus to write to by itself: what it would do is asked for, and what it would see is
-compared.
+It does no DMA. An ioctl makes it do what a device would do, and compares memory with what a device
+would see.
 
 Source: drivers/iommu/iommufd/iommufd_test.h
 """
@@ -43,12 +43,12 @@ IOMMU_TEST_CMD = ord(";") << 8 | 0x80 + 32
 DEVICES = "/sys/bus/iommufd_mock/devices"
 NOBODY = 65534
 
-# Where a page table of the mock can map something, and in which units.
+# The IOVAs that a page table of the mock can map, both inclusive, and its page size in bytes.
 FIRST = 1 << 24
 LAST = (1 << 31) - 1
 PAGE = 2048
 
-# The mock's kinds of what a driver has kinds of.
+# The mock's values where each driver has a type of its own.
 HW_INFO = 0xFEEDBEEF
 HW_INFO_REGISTER = 0xDEADBEEF
 HWPT_DATA = 0xDEAD
@@ -65,9 +65,8 @@ CACHE_VALUE = 0xBADDAD
 HW_QUEUES = 2
 PASID_BITS = 20
 
-# Of IOMMU_TEST_OP_ACCESS_RW and IOMMU_TEST_OP_ACCESS_PAGES.
-_WRITE = 1
-_PINS = 1
+_WRITE = 1  # a flag of IOMMU_TEST_OP_ACCESS_RW and IOMMU_TEST_OP_ACCESS_PAGES
+_PINS = 1  # a flag of IOMMU_TEST_OP_CREATE_ACCESS
 
 _HEADER = struct.Struct("@4I")  # size, op, id, reserved; then the arguments of the op
 _SIZE = 72
@@ -75,7 +74,7 @@ _EVENT = struct.Struct("@I")
 
 
 class _Op(enum.IntEnum):
-    """What the mock can be told to do: IOMMU_TEST_OP_*."""
+    """The operations of the mock: IOMMU_TEST_OP_*."""
 
     ADD_RESERVED = 1
     MD_CHECK_MAP = 3
@@ -99,7 +98,7 @@ class _Op(enum.IntEnum):
 
 
 class MockFlags(enum.IntFlag):
-    """What a mock device is like: MOCK_FLAGS_DEVICE_*."""
+    """The properties of a mock device: MOCK_FLAGS_DEVICE_*."""
 
     NO_DIRTY = 1 << 0
     PASID = 1 << 2
@@ -111,7 +110,7 @@ _PLAIN = MockFlags(0)
 def _command(
     iommufd: IommuContext, op: _Op, object_id: int, layout: str, *values: int
 ) -> tuple[int, ...]:
-    """Has the mock carry out a command, and returns its arguments as the kernel left them."""
+    """Send a command to the mock, and return its arguments as the kernel left them."""
     arguments = struct.Struct("@" + layout)
     memory = bytearray(_SIZE)
     _HEADER.pack_into(memory, 0, _SIZE, op, object_id, 0)
@@ -120,21 +119,21 @@ def _command(
     return arguments.unpack_from(memory, _HEADER.size)
 
 
-def _holds(question: Callable[[], object], otherwise: int) -> bool:
-    """Whether the mock says so; `otherwise` is the errno by which it says that it does not."""
+def _succeeds(check: Callable[[], object], error_number: int) -> bool:
+    """Return whether a check of the mock succeeds; its errno is `error_number` if it does not."""
     try:
-        question()
+        check()
     except OSError as error:
-        if error.errno != otherwise:
+        if error.errno != error_number:
             raise
         return False
     return True
 
 
-def descriptors() -> Iterator[str]:
-    """What each open descriptor of iommufd is of."""
+def iommufd_links() -> Iterator[str]:
+    """Yield the link in /proc of each open descriptor that belongs to iommufd."""
     for name in os.listdir("/proc/self/fd"):
-        with suppress(FileNotFoundError):  # the one by which this is asked
+        with suppress(FileNotFoundError):  # the descriptor of the listing itself
             link = os.readlink(f"/proc/self/fd/{name}")
             if "iommu" in link:
                 yield link
@@ -142,57 +141,57 @@ def descriptors() -> Iterator[str]:
 
 @contextmanager
 def opened() -> Iterator[IommuFd]:
-    """An iommufd, of which nothing is left afterwards: no device, and no descriptor."""
+    """Open an iommufd, and check afterwards that no mock device and no descriptor is left."""
     with IommuFd() as iommufd:
         yield iommufd
     assert os.listdir(DEVICES) == []
-    assert list(descriptors()) == []
+    assert list(iommufd_links()) == []
 
 
 class MockDevice(IommuObject):
-    """A mock device: bound to an iommufd, and attached.
+    """A mock device, bound to an iommufd and attached to a page table.
 
     Args:
-        iommufd: what it lives in.
-        under: what it is attached to at first.
-        flags: what it is like.
+        iommufd: the iommufd in which to create it.
+        table: the page table or the IOAS to which to attach it at first.
+        flags: its properties.
 
     Attributes:
-        device: it, as the iommufd sees it.
-        hwpt_id: of the page table that it is attached to.
+        device: its device object in the iommufd.
+        hwpt_id: the ID of the page table to which it is attached.
     """
 
     noun = "mock device"
 
-    def __init__(self, iommufd: IommuFd, under: Table, flags: MockFlags = _PLAIN) -> None:
+    def __init__(self, iommufd: IommuFd, table: Table, flags: MockFlags = _PLAIN) -> None:
         number, self.hwpt_id, device_id, _ = _command(
-            iommufd, _Op.MOCK_DOMAIN_FLAGS, under.id, "4I", 0, 0, 0, flags
+            iommufd, _Op.MOCK_DOMAIN_FLAGS, table.id, "4I", 0, 0, 0, flags
         )
         super().__init__(iommufd, number)
         self.device = IommuDevice(iommufd, device_id)
         self._tables: dict[int, IommuObject] = {}
-        self._now_under(0, under)
+        self._set_table(0, table)
 
-    def attach(self, under: Table) -> None:
-        """Attaches it to another page table instead."""
-        [self.hwpt_id] = _command(self.iommufd, _Op.MOCK_DOMAIN_REPLACE, self.id, "I", under.id)
-        self._now_under(0, under)
+    def attach(self, table: Table) -> None:
+        """Attach the device to another page table instead."""
+        [self.hwpt_id] = _command(self.iommufd, _Op.MOCK_DOMAIN_REPLACE, self.id, "I", table.id)
+        self._set_table(0, table)
 
-    def attach_pasid(self, pasid: int, under: Table) -> None:
-        """Attaches one of its PASIDs, or attaches it to another page table instead."""
+    def attach_pasid(self, pasid: int, table: Table) -> None:
+        """Attach a PASID of the device to a page table, instead of the one that it has, if any."""
         op = _Op.PASID_REPLACE if pasid in self._tables else _Op.PASID_ATTACH
-        _command(self.iommufd, op, self.id, "2I", pasid, under.id)
-        self._now_under(pasid, under)
+        _command(self.iommufd, op, self.id, "2I", pasid, table.id)
+        self._set_table(pasid, table)
 
     def detach_pasid(self, pasid: int) -> None:
-        """Detaches a PASID, which the kernel does not do by itself when the device goes."""
+        """Detach a PASID, which the kernel does not do when the device is destroyed."""
         _command(self.iommufd, _Op.PASID_DETACH, self.id, "I", pasid)
         self._tables.pop(pasid).remove_user(self)
 
-    def pasid_is_under(self, pasid: int, table: PagingHwpt | NestedHwpt | None) -> bool:
-        """Whether a PASID is attached to a page table, or to none at all."""
+    def pasid_is_attached_to(self, pasid: int, table: PagingHwpt | NestedHwpt | None) -> bool:
+        """Return whether a PASID is attached to this page table; to none, if `table` is None."""
         number = table.id if table else 0
-        return _holds(
+        return _succeeds(
             lambda: _command(self.iommufd, _Op.PASID_CHECK_HWPT, self.id, "2I", pasid, number),
             errno.EINVAL,
         )
@@ -204,8 +203,8 @@ class MockDevice(IommuObject):
         self.device.forget()
         super().forget()
 
-    def fault(self, address: int, *, pasid: int = 0, group: int = 0, access: int = 0) -> None:
-        """Has it ask for a page that it does not find, in a group of its own."""
+    def raise_fault(self, address: int, *, pasid: int = 0, group: int = 0, access: int = 0) -> None:
+        """Make the device report a page fault, as the only one of its group."""
         _command(
             self.iommufd,
             _Op.TRIGGER_IOPF,
@@ -219,17 +218,17 @@ class MockDevice(IommuObject):
         )
 
     def raise_event(self) -> None:
-        """Has its vIOMMU report an event of it, to a queue of the kind `EVENTS`."""
+        """Make the vIOMMU report an event of the device to a queue of the type `EVENTS`."""
         _command(self.iommufd, _Op.TRIGGER_VEVENT, 0, "I", self.device.id)
 
-    def caches(self) -> list[bool]:
-        """Which entries of its cache are as they were at first."""
+    def cache_entries_unchanged(self) -> list[bool]:
+        """Return, for each entry of the device's cache, whether it has its initial value."""
         return [
-            _has(self.device, _Op.DEV_CHECK_CACHE, entry, CACHE_VALUE)
+            _entry_has_value(self.device, _Op.DEV_CHECK_CACHE, entry, CACHE_VALUE)
             for entry in range(CACHE_ENTRIES)
         ]
 
-    def _now_under(self, pasid: int, table: IommuObject) -> None:
+    def _set_table(self, pasid: int, table: IommuObject) -> None:
         table.add_user(self)
         if pasid in self._tables:
             self._tables[pasid].remove_user(self)
@@ -237,11 +236,11 @@ class MockDevice(IommuObject):
 
 
 class CpuAccess:
-    """The way in which a driver without DMA reads and writes what an IOAS maps.
+    """An access to the mappings of an IOAS by the CPU, as drivers of devices without DMA have it.
 
     Args:
-        ioas: whose mappings it sees.
-        pins: whether it pins pages, instead of copying what is in them.
+        ioas: the IOAS to access.
+        pins: whether it pins pages, instead of copying their contents.
     """
 
     def __init__(self, ioas: Ioas, *, pins: bool = False) -> None:
@@ -256,28 +255,28 @@ class CpuAccess:
         os.close(self._fd)
 
     def read(self, iova: int, length: int) -> bytes:
-        """What is mapped there."""
+        """Read from mapped memory."""
         data = bytearray(length)
         self._copy(iova, data, 0)
         return bytes(data)
 
     def write(self, iova: int, data: bytes) -> None:
-        """Writes to what is mapped there."""
+        """Write to mapped memory."""
         self._copy(iova, bytearray(data), _WRITE)
 
     def pin(self, iova: int, length: int) -> int:
-        """Pins what is mapped there, until it is unmapped; returns a number for `unpin`."""
+        """Pin mapped pages until they are unmapped; return their number for `unpin`."""
         _, number, *_ = _command(
             self._iommufd, _Op.ACCESS_PAGES, self._fd, "2I3Q", 0, 0, iova, length, 0
         )
         return number
 
     def unpin(self, number: int) -> None:
-        """Lets go of pages."""
+        """Unpin the pages that `pin` pinned under this number."""
         _command(self._iommufd, _Op.DESTROY_ACCESS_PAGES, self._fd, "I", number)
 
     def move(self, ioas: Ioas) -> None:
-        """Looks at another IOAS from now on."""
+        """Access another IOAS from now on."""
         _command(self._iommufd, _Op.ACCESS_REPLACE_IOAS, self._fd, "I", ioas.id)
 
     def _copy(self, iova: int, data: bytearray, flags: int) -> None:
@@ -295,28 +294,28 @@ class CpuAccess:
 
 
 def reserve(ioas: Ioas, where: IovaRange) -> None:
-    """Takes addresses away, as a device does that cannot use them."""
+    """Reserve IOVAs, as a device does that cannot use them."""
     length = where.last - where.start + 1
     _command(ioas.iommufd, _Op.ADD_RESERVED, ioas.id, "2Q", where.start, length)
 
 
-def shows(hwpt: PagingHwpt | MockDevice, iova: int, buffer: Buffer) -> bool:
-    """Whether a device finds the very pages of a buffer there."""
+def maps_buffer(hwpt: PagingHwpt | MockDevice, iova: int, buffer: Buffer) -> bool:
+    """Return whether a page table maps the pages of a buffer at an IOVA."""
     number = hwpt.hwpt_id if isinstance(hwpt, MockDevice) else hwpt.id
     where = Exported(buffer)
-    question = (hwpt.iommufd, _Op.MD_CHECK_MAP, number, "3Q", iova, where.length, where.address)
-    return _holds(lambda: _command(*question), errno.EINVAL)
+    check = (hwpt.iommufd, _Op.MD_CHECK_MAP, number, "3Q", iova, where.length, where.address)
+    return _succeeds(lambda: _command(*check), errno.EINVAL)
 
 
-def pinned(iommufd: IommuFd, buffer: Buffer, times: int) -> bool:
-    """Whether each page of a buffer is pinned so many times."""
+def is_pinned(iommufd: IommuFd, buffer: Buffer, times: int) -> bool:
+    """Return whether each page of a buffer is pinned that many times."""
     where = Exported(buffer)
-    question = (iommufd, _Op.MD_CHECK_REFS, 0, "2QI", where.length, where.address, times)
-    return _holds(lambda: _command(*question), errno.EIO)
+    check = (iommufd, _Op.MD_CHECK_REFS, 0, "2QI", where.length, where.address, times)
+    return _succeeds(lambda: _command(*check), errno.EIO)
 
 
 def write_pages(hwpt: PagingHwpt, start: int, pages: Iterable[int]) -> None:
-    """Has a device write to pages, counted from an address."""
+    """Make a device write to pages; their numbers count from the IOVA `start`."""
     numbers = set(pages)
     count = max(numbers) + 1
     bits = bytearray(-(-count // 64) * 8)
@@ -328,65 +327,73 @@ def write_pages(hwpt: PagingHwpt, start: int, pages: Iterable[int]) -> None:
     assert written == len(numbers)
 
 
-def tlb(hwpt: NestedHwpt) -> list[bool]:
-    """Which entries of a nested HWPT's TLB are as they were at first."""
-    return [_has(hwpt, _Op.MD_CHECK_IOTLB, entry, TLB_VALUE) for entry in range(TLB_ENTRIES)]
+def tlb_entries_unchanged(hwpt: NestedHwpt) -> list[bool]:
+    """Return, for each entry of a nested HWPT's TLB, whether it has its initial value."""
+    return [
+        _entry_has_value(hwpt, _Op.MD_CHECK_IOTLB, entry, TLB_VALUE) for entry in range(TLB_ENTRIES)
+    ]
 
 
-def _has(of: IommuObject, op: _Op, entry: int, value: int) -> bool:
-    question = (of.iommufd, op, of.id, "2I", entry, value)
-    return _holds(lambda: _command(*question), errno.EINVAL)
+def _entry_has_value(owner: IommuObject, op: _Op, entry: int, value: int) -> bool:
+    check = (owner.iommufd, op, owner.id, "2I", entry, value)
+    return _succeeds(lambda: _command(*check), errno.EINVAL)
 
 
 def hwpt_data(tlb_value: int = TLB_VALUE) -> RawData:
-    """What the mock's driver wants for a page table of the guest's."""
+    """Return the data with which the mock's driver allocates a nested page table."""
     return RawData(HWPT_DATA, struct.pack("=2I", tlb_value, 0))
 
 
 def viommu_data(value: int) -> RawData:
-    """What the mock's driver wants for a vIOMMU, and leaves its answer in."""
+    """Return the data with which the mock's driver allocates a vIOMMU, and to which it replies."""
     return RawData(VIOMMU, struct.pack("=2I2Q", value, 0, 0, 0))
 
 
-def drop_tlb(entry: int | None, *, flags: int = 0) -> RawData:
-    """An invalidation of one entry of a nested HWPT's TLB, or of all."""
+def tlb_invalidation(entry: int | None, *, flags: int = 0) -> RawData:
+    """Return an invalidation of one entry of a nested HWPT's TLB; of all, if `entry` is None."""
     everything = entry is None
     return RawData(INVALIDATION, struct.pack("=2I", flags | everything, entry or 0))
 
 
-def drop_cache(virtual_id: int, entry: int | None, *, flags: int = 0) -> RawData:
-    """An invalidation of one entry of a device's cache, or of all, by the number in the guest."""
+def cache_invalidation(virtual_id: int, entry: int | None, *, flags: int = 0) -> RawData:
+    """Return an invalidation of one entry of a device's cache; of all, if `entry` is None.
+
+    Args:
+        virtual_id: the device's ID in the guest.
+        entry: the number of the entry.
+        flags: the flags of the invalidation, of which only that for all entries is valid.
+    """
     everything = entry is None
     return RawData(INVALIDATION, struct.pack("=3I", flags | everything, virtual_id, entry or 0))
 
 
-def event_of(virtual_id: int) -> bytes:
-    """An event of the mock: the number in the guest of the device that it is about."""
+def make_event(virtual_id: int) -> bytes:
+    """Return an event of the mock: the ID in the guest of the device that caused it."""
     return _EVENT.pack(virtual_id)
 
 
 def readable(file: int) -> bool:
-    """Whether poll(2) says that there is something to read."""
+    """Return whether poll(2) says that there is something to read."""
     poll = select.poll()
     poll.register(file, select.POLLIN)
     return any(event & select.POLLIN for _, event in poll.poll(0))
 
 
-def pattern(memfd: Memfd) -> bytes:
-    """Fills a memfd so that no two of its words are the same."""
+def fill(memfd: Memfd) -> bytes:
+    """Fill a memfd so that no two of its words are the same, and return its contents."""
     data = b"".join(struct.pack("=I", number) for number in range(memfd.size // 4))
     memfd.write(data, 0)
     return data
 
 
-def nesting_parent(ioas: Ioas, device: IommuDevice) -> PagingHwpt:
-    """A HWPT that nested ones can stand on."""
+def alloc_nesting_parent(ioas: Ioas, device: IommuDevice) -> PagingHwpt:
+    """Allocate an HWPT that can be the parent of nested ones."""
     return device.alloc_hwpt(ioas, flags=HwptFlags.NEST_PARENT)
 
 
 @contextmanager
 def unprivileged() -> Iterator[None]:
-    """Without the capabilities and the rights of root, for this block."""
+    """Give up the capabilities and the rights of root during the block."""
     os.setegid(NOBODY)
     os.seteuid(NOBODY)
     try:
@@ -397,19 +404,19 @@ def unprivileged() -> Iterator[None]:
 
 
 @contextmanager
-def limited(what: int, soft: int) -> Iterator[None]:
-    """With a resource limit, for this block."""
-    usual = resource.getrlimit(what)
-    resource.setrlimit(what, (soft, usual[1]))
+def limited(limit: int, soft: int) -> Iterator[None]:
+    """Set the soft value of a resource limit during the block."""
+    usual = resource.getrlimit(limit)
+    resource.setrlimit(limit, (soft, usual[1]))
     try:
         yield
     finally:
-        resource.setrlimit(what, usual)
+        resource.setrlimit(limit, usual)
 
 
 @contextmanager
 def forked() -> Iterator[None]:
-    """While another process has every descriptor that this one has now."""
+    """Have another process keep all current descriptors open during the block."""
     read, write = os.pipe()
     pid = os.fork()
     if not pid:

@@ -1,7 +1,7 @@
-"""What the kernel's iommufd gets wrong today: each test is expected to fail until it passes.
+"""Tests of known bugs of iommufd, each expected to fail; one that passes turns the run red.
 
-Asked past pyluo, which knows of them. A precondition that does not hold raises `Unmet`, which is no
-expected failure.
+They issue the requests themselves, because pyluo works around the bugs. A precondition that does
+not hold raises `Unmet`, which is not an expected failure.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 from sessions.guest_bugs import require
 
 from iommufd import guest_faults, guest_mock
-from iommufd.guest_mock import FIRST, MockDevice, drop_cache, opened, write_pages
+from iommufd.guest_mock import FIRST, MockDevice, cache_invalidation, opened, write_pages
 from pyluo import Memfd
 from pyluo._sys import Ioctl
 from pyluo.iommufd import HwptFlags, IovaRange
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 GET_DIRTY_BITMAP = Ioctl("IOMMU_HWPT_GET_DIRTY_BITMAP", "iommu_hwpt_get_dirty_bitmap")
 INVALIDATE = Ioctl("IOMMU_HWPT_INVALIDATE", "iommu_hwpt_invalidate")
 PAGE = 4096
-NUMBER = 7  # of the device in the guest
-MANY = 400_000  # entries, for which a driver asks for more memory than there is in one piece
+VIRTUAL_ID = 7  # the device's ID in the guest
+MANY_ENTRIES = 400_000  # entries, for which a driver requests more contiguous memory than there is
 
 
 @pytest.fixture
@@ -40,8 +40,8 @@ def bug(reason: str) -> pytest.MarkDecorator:
     return pytest.mark.xfail(strict=True, raises=AssertionError, reason=reason)
 
 
-def tracked(iommufd: IommuFd, ram: Memfd) -> PagingHwpt:
-    """A page table with two pages that are not side by side, and notes what is written."""
+def alloc_tracking_hwpt(iommufd: IommuFd, ram: Memfd) -> PagingHwpt:
+    """Allocate an HWPT with dirty tracking, with two dirty pages and a hole between them."""
     ioas = iommufd.alloc_ioas()
     ioas.huge_pages = False
     device = MockDevice(iommufd, ioas).device
@@ -51,18 +51,18 @@ def tracked(iommufd: IommuFd, ram: Memfd) -> PagingHwpt:
     hwpt.set_dirty_tracking(True)
     write_pages(hwpt, FIRST, {0, 2})
     for page in (0, 2):
-        looked = hwpt.dirty_bitmap(page_of(page), clear=False)
-        require(len(looked) == 1, "a page that was written to is not dirty")
+        bitmap = hwpt.dirty_bitmap(page_range(page), clear=False)
+        require(len(bitmap) == 1, "a page that was written to is not dirty")
     return hwpt
 
 
-def page_of(number: int) -> IovaRange:
+def page_range(number: int) -> IovaRange:
     start = FIRST + number * PAGE
     return IovaRange(start, start + PAGE - 1)
 
 
-def dirty(hwpt: PagingHwpt, pages: int, data: bytearray | int) -> int:
-    """The errno of a request for the dirty pages from the first one on."""
+def request_dirty_bitmap(hwpt: PagingHwpt, pages: int, data: bytearray | int) -> int:
+    """Request the dirty bitmap from the first page on, and return the errno."""
     return GET_DIRTY_BITMAP.attempt(
         hwpt.iommufd.fileno(),
         hwpt_id=hwpt.id,
@@ -73,17 +73,17 @@ def dirty(hwpt: PagingHwpt, pages: int, data: bytearray | int) -> int:
     ).errno
 
 
-def virtual(iommufd: IommuFd) -> Viommu:
+def alloc_viommu(iommufd: IommuFd) -> Viommu:
     ioas = iommufd.alloc_ioas()
     device = MockDevice(iommufd, ioas).device
-    viommu = device.alloc_viommu(guest_mock.VIOMMU, guest_mock.nesting_parent(ioas, device))
-    viommu.alloc_vdevice(device, NUMBER)
+    viommu = device.alloc_viommu(guest_mock.VIOMMU, guest_mock.alloc_nesting_parent(ioas, device))
+    viommu.alloc_vdevice(device, VIRTUAL_ID)
     return viommu
 
 
 def invalidate(viommu: Viommu, count: int) -> tuple[int, int]:
-    """The errno of an invalidation of so many entries, and how many the kernel counts."""
-    entry = drop_cache(NUMBER, 0)
+    """Invalidate this many entries; return the errno, and how many the kernel counts as done."""
+    entry = cache_invalidation(VIRTUAL_ID, 0)
     reply = INVALIDATE.attempt(
         viommu.iommufd.fileno(),
         hwpt_id=viommu.id,
@@ -97,16 +97,16 @@ def invalidate(viommu: Viommu, count: int) -> tuple[int, int]:
 
 def invalidate_many() -> tuple[int, int]:
     with opened() as iommufd:
-        return invalidate(virtual(iommufd), MANY)
+        return invalidate(alloc_viommu(iommufd), MANY_ENTRIES)
 
 
 @bug("GET_DIRTY_BITMAP stops at a hole and answers 0: the dirty pages behind it look clean")
 @pytest.mark.in_guest
 def test_a_dirty_page_behind_a_hole_is_told_or_the_hole_is_refused() -> None:
     with opened() as iommufd, Memfd.create("ram", PAGE) as ram:
-        hwpt = tracked(iommufd, ram)
+        hwpt = alloc_tracking_hwpt(iommufd, ram)
         bits = bytearray(8)
-        answer = dirty(hwpt, 3, bits)
+        answer = request_dirty_bitmap(hwpt, 3, bits)
         assert answer != 0 or bits[0] == 0b101
 
 
@@ -114,10 +114,10 @@ def test_a_dirty_page_behind_a_hole_is_told_or_the_hole_is_refused() -> None:
 @pytest.mark.in_guest
 def test_dirty_pages_that_could_not_be_told_are_not_forgotten() -> None:
     with opened() as iommufd, Memfd.create("ram", PAGE) as ram:
-        hwpt = tracked(iommufd, ram)
-        answer = dirty(hwpt, 1, PAGE)  # an address where nothing is
+        hwpt = alloc_tracking_hwpt(iommufd, ram)
+        answer = request_dirty_bitmap(hwpt, 1, PAGE)  # an address where no memory is
         bits = bytearray(8)
-        dirty(hwpt, 1, bits)
+        request_dirty_bitmap(hwpt, 1, bits)
         assert answer == errno.EFAULT or bits[0] == 1
 
 
@@ -125,8 +125,8 @@ def test_dirty_pages_that_could_not_be_told_are_not_forgotten() -> None:
 @pytest.mark.in_guest
 def test_an_invalidation_for_which_there_is_no_memory_counts_none() -> None:
     with opened() as iommufd:
-        viommu = virtual(iommufd)
-        answers = list(guest_faults.outcomes(lambda: invalidate(viommu, 2)))
+        viommu = alloc_viommu(iommufd)
+        answers = list(guest_faults.try_with_each_allocation_failing(lambda: invalidate(viommu, 2)))
         require((0, 2) in answers, f"{answers}")
         require(any(answer != (0, 2) for answer in answers), "no allocation failed")
         assert (errno.ENOMEM, 2) not in answers

@@ -1,6 +1,6 @@
-"""iommufd when the kernel has no memory: each allocation of each request fails once, on purpose.
+"""Tests of iommufd when the kernel has no memory: each allocation of each request fails once.
 
-What is known of an iommufd is then what is in it, and nothing is left behind.
+Afterwards pyluo must know of exactly what the iommufd contains, and nothing may be left behind.
 """
 
 from __future__ import annotations
@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from iommufd import guest_faults, guest_mock
-from iommufd.guest_mock import EVENTS, FIRST, HW_QUEUE, MockDevice, drop_cache, opened, readable
+from iommufd.guest_mock import (
+    EVENTS,
+    FIRST,
+    HW_QUEUE,
+    MockDevice,
+    cache_invalidation,
+    opened,
+    readable,
+)
 from pyluo import LuoError, Memfd
 from pyluo.errors import InvalidationError
 from pyluo.guest.faults import failslab
@@ -27,7 +35,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.in_guest
 
 SIZE = 16384
-NUMBER = 7  # of the device in the guest
+VIRTUAL_ID = 7  # the device's ID in the guest
 SLOTS = [IovaRange(FIRST + slot * SIZE, FIRST + (slot + 1) * SIZE - 1) for slot in range(4)]
 
 
@@ -37,7 +45,7 @@ def shared_vm(mock_vm: Callable[[], VM]) -> VM:
 
 
 class Scene:
-    """Something of every kind, with a file mapped in the first slot of two address spaces."""
+    """Objects of every kind in an iommufd, with a file mapped in the first slot of both IOASes."""
 
     def __init__(self, iommufd: IommuFd) -> None:
         self.iommufd = iommufd
@@ -52,14 +60,14 @@ class Scene:
         self.other.map_file(self.ram, iova=FIRST)
         self.dirty = self.device.alloc_hwpt(self.ioas, flags=HwptFlags.DIRTY_TRACKING)
         self.faults = iommufd.alloc_fault_queue()
-        self.parent = guest_mock.nesting_parent(self.ioas, self.device)
+        self.parent = guest_mock.alloc_nesting_parent(self.ioas, self.device)
         self.viommu = self.device.alloc_viommu(guest_mock.VIOMMU, self.parent)
-        self.viommu.alloc_vdevice(self.device, NUMBER)
+        self.viommu.alloc_vdevice(self.device, VIRTUAL_ID)
         self.nested = self.device.alloc_nested_hwpt(
             self.viommu, guest_mock.hwpt_data(), fault_queue=self.faults
         )
         self.mock.attach(self.nested)
-        # What is made once is made now, and not while it is counted.
+        # Makes what is made on the first use, so that later states do not differ by it.
         self.state()
 
     def close(self) -> None:
@@ -69,24 +77,24 @@ class Scene:
         self.ram.close()
 
     def state(self) -> dict[str, object]:
-        """What is known of the iommufd, and what can be seen of it."""
-        spaces = (self.ioas, self.other)
+        """Return what pyluo knows of the iommufd, and what can be observed of it."""
+        ioases = (self.ioas, self.other)
         probe = self.iommufd.alloc_ioas()
         free = probe.id
         probe.destroy()
         return {
             "objects": self.iommufd.objects,
             "users": [known.users for known in self.iommufd.objects],
-            "mappings": [space.mappings for space in spaces],
-            "mapped": [[space.maps(slot) for slot in SLOTS] for space in spaces],
+            "mappings": [ioas.mappings for ioas in ioases],
+            "mapped": [[ioas.maps(slot) for slot in SLOTS] for ioas in ioases],
             "the next id": free,
-            "descriptors": sorted(guest_mock.descriptors()),
-            "pinned": guest_mock.pinned(self.iommufd, self.buffer, 0),
+            "descriptors": sorted(guest_mock.iommufd_links()),
+            "pinned": guest_mock.is_pinned(self.iommufd, self.buffer, 0),
             "the accounting": self.iommufd.accounting,
         }
 
 
-def changes(before: dict[str, object], after: dict[str, object]) -> dict[str, object]:
+def find_changes(before: dict[str, object], after: dict[str, object]) -> dict[str, object]:
     return {name: (before[name], after[name]) for name in before if before[name] != after[name]}
 
 
@@ -94,7 +102,7 @@ def destroy(_: Scene, made: IommuObject) -> None:
     made.destroy()
 
 
-def nothing(_: Scene, __: object) -> None:
+def do_nothing(_: Scene, __: object) -> None:
     pass
 
 
@@ -106,7 +114,7 @@ OPERATIONS: dict[str, tuple[Callable[[Scene], Any], Callable[[Scene, Any], objec
     "open": (lambda scene: IommuFd(), lambda scene, made: made.close()),
     "alloc_ioas": (lambda scene: scene.iommufd.alloc_ioas(), destroy),
     "alloc_fault_queue": (lambda scene: scene.iommufd.alloc_fault_queue(), destroy),
-    "iova_ranges": (lambda scene: scene.ioas.iova_ranges(), nothing),
+    "iova_ranges": (lambda scene: scene.ioas.iova_ranges(), do_nothing),
     "allow_iovas": (
         lambda scene: scene.ioas.allow_iovas(SLOTS),
         lambda scene, _: scene.ioas.allow_iovas([]),
@@ -129,7 +137,7 @@ OPERATIONS: dict[str, tuple[Callable[[Scene], Any], Callable[[Scene, Any], objec
     ),
     "unmap": (lambda scene: scene.ioas.unmap(SLOTS[0]), map_again),
     "unmap_all": (lambda scene: scene.ioas.unmap_all(), map_again),
-    "hw_info": (lambda scene: scene.device.hw_info(), nothing),
+    "hw_info": (lambda scene: scene.device.hw_info(), do_nothing),
     "alloc_hwpt": (
         lambda scene: scene.device.alloc_hwpt(scene.ioas, fault_queue=scene.faults),
         destroy,
@@ -153,7 +161,7 @@ OPERATIONS: dict[str, tuple[Callable[[Scene], Any], Callable[[Scene, Any], objec
         destroy,
     ),
     "alloc_vdevice": (
-        lambda scene: scene.viommu.alloc_vdevice(scene.second.device, NUMBER + 1),
+        lambda scene: scene.viommu.alloc_vdevice(scene.second.device, VIRTUAL_ID + 1),
         destroy,
     ),
     "alloc_event_queue": (
@@ -168,7 +176,7 @@ OPERATIONS: dict[str, tuple[Callable[[Scene], Any], Callable[[Scene, Any], objec
         lambda scene: scene.dirty.set_dirty_tracking(True),
         lambda scene, _: scene.dirty.set_dirty_tracking(False),
     ),
-    "dirty_bitmap": (lambda scene: scene.dirty.dirty_bitmap(SLOTS[0]), nothing),
+    "dirty_bitmap": (lambda scene: scene.dirty.dirty_bitmap(SLOTS[0]), do_nothing),
 }
 
 
@@ -179,13 +187,13 @@ def test_what_fails_for_want_of_memory_has_changed_nothing(name: str) -> None:
         scene = Scene(iommufd)
         before = scene.state()
         failures = 0
-        for outcome in guest_faults.outcomes(lambda: attempt(scene)):
+        for outcome in guest_faults.try_with_each_allocation_failing(lambda: attempt(scene)):
             if isinstance(outcome, OSError):
                 assert isinstance(outcome, LuoError), f"{outcome!r}"
                 failures += 1
             else:
                 undo(scene, outcome)
-            assert changes(before, scene.state()) == {}
+            assert find_changes(before, scene.state()) == {}
         assert not isinstance(outcome, OSError), f"{outcome!r}"
         assert failures
         scene.close()
@@ -196,9 +204,9 @@ def test_an_object_for_whose_end_memory_was_missing_is_destroyed_all_the_same() 
         scene = Scene(iommufd)
         before = scene.state()
         made = [scene.device.alloc_hwpt(scene.ioas)]
-        for outcome in guest_faults.outcomes(lambda: made.pop().destroy()):
+        for outcome in guest_faults.try_with_each_allocation_failing(lambda: made.pop().destroy()):
             assert outcome is None
-            assert changes(before, scene.state()) == {}
+            assert find_changes(before, scene.state()) == {}
             made.append(scene.device.alloc_hwpt(scene.ioas))
         scene.close()
 
@@ -210,7 +218,7 @@ def test_a_change_of_process_for_which_there_is_no_memory_has_changed_nothing() 
         with pytest.raises(OSError, match="memory") as caught, failslab():
             iommufd.change_process()
         assert caught.value.errno == errno.ENOMEM
-        assert changes(before, scene.state()) == {}
+        assert find_changes(before, scene.state()) == {}
         iommufd.change_process()
         scene.close()
 
@@ -218,12 +226,14 @@ def test_a_change_of_process_for_which_there_is_no_memory_has_changed_nothing() 
 def test_an_invalidation_for_which_there_is_no_memory_is_told_as_not_carried_out() -> None:
     with opened() as iommufd:
         scene = Scene(iommufd)
-        entries = [drop_cache(NUMBER, 0), drop_cache(NUMBER, 1)]
+        entries = [cache_invalidation(VIRTUAL_ID, 0), cache_invalidation(VIRTUAL_ID, 1)]
         answers = []
-        for outcome in guest_faults.outcomes(lambda: scene.viommu.invalidate(entries)):
+        for outcome in guest_faults.try_with_each_allocation_failing(
+            lambda: scene.viommu.invalidate(entries)
+        ):
             if isinstance(outcome, InvalidationError):
                 answers.append((outcome.errno, outcome.handled))
-                assert scene.mock.caches() == [True] * 4
+                assert scene.mock.cache_entries_unchanged() == [True] * 4
         assert (errno.ENOMEM, 0) in answers
         assert {handled for _, handled in answers} == {0}
         assert outcome == 2
@@ -233,7 +243,7 @@ def test_an_invalidation_for_which_there_is_no_memory_is_told_as_not_carried_out
 def test_faults_that_could_not_be_read_are_still_there() -> None:
     with opened() as iommufd:
         scene = Scene(iommufd)
-        scene.mock.fault(FIRST)
+        scene.mock.raise_fault(FIRST)
         with pytest.raises(LuoError) as caught, failslab():
             scene.faults.read()
         assert caught.value.errno == errno.ENOMEM
@@ -249,11 +259,11 @@ def test_events_that_could_not_be_read_are_still_there() -> None:
         queue = scene.viommu.alloc_event_queue(EVENTS, 1, size=4)
         for _ in range(3):
             scene.mock.raise_event()
-        told = []
-        for outcome in guest_faults.outcomes(queue.read):
+        events = []
+        for outcome in guest_faults.try_with_each_allocation_failing(queue.read):
             assert isinstance(outcome, (list, LuoError))
-            told += outcome if isinstance(outcome, list) else []
-        assert [event.lost for event in told] == [0, 2]
+            events += outcome if isinstance(outcome, list) else []
+        assert [event.lost for event in events] == [0, 2]
         scene.close()
 
 
@@ -262,10 +272,10 @@ def test_an_event_for_which_there_is_no_memory_is_counted_as_lost() -> None:
         scene = Scene(iommufd)
         queue = scene.viommu.alloc_event_queue(EVENTS, 8, size=4)
         lost = 0
-        for outcome in guest_faults.outcomes(scene.mock.raise_event):
+        for outcome in guest_faults.try_with_each_allocation_failing(scene.mock.raise_event):
             if isinstance(outcome, OSError) and outcome.errno == errno.ENOMEM:
                 lost += 1
-        told = queue.read()
+        events = queue.read()
         assert lost
-        assert (len([event for event in told if event.data]), told[-1].lost) == (1, lost)
+        assert (len([event for event in events if event.data]), events[-1].lost) == (1, lost)
         scene.close()

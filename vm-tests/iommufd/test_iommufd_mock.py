@@ -1,4 +1,4 @@
-"""An iommufd, its objects and its address spaces, against the kernel's mock device."""
+"""Tests of iommufd, its objects and its IOASes, with the kernel's mock device."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from iommufd import guest_mock
-from iommufd.guest_mock import FIRST, LAST, CpuAccess, MockDevice, opened, pattern, shows
+from iommufd.guest_mock import FIRST, LAST, CpuAccess, MockDevice, fill, maps_buffer, opened
 from pyluo import (
     IommuUnavailableError,
     IommuUnsupportedError,
@@ -50,7 +50,7 @@ def shared_vm(mock_vm: Callable[[], VM]) -> VM:
     return mock_vm()
 
 
-# The context.
+# The iommufd itself.
 
 
 def test_a_kernel_without_iommufd_is_told_with_what_it_needs() -> None:
@@ -251,7 +251,7 @@ def test_the_end_of_vfios_ioas_leaves_none() -> None:
         assert iommufd.vfio_ioas is None
 
 
-# What hangs on what.
+# Dependencies between objects.
 
 
 def test_what_something_hangs_on_is_destroyed_after_it_and_the_refusal_names_it() -> None:
@@ -295,7 +295,7 @@ def test_a_vdevice_ends_with_its_device() -> None:
         ioas = iommufd.alloc_ioas()
         mock, other = MockDevice(iommufd, ioas), MockDevice(iommufd, ioas)
         viommu = mock.device.alloc_viommu(
-            guest_mock.VIOMMU, guest_mock.nesting_parent(ioas, mock.device)
+            guest_mock.VIOMMU, guest_mock.alloc_nesting_parent(ioas, mock.device)
         )
         vdevice = viommu.alloc_vdevice(mock.device, 7)
         mock.destroy()
@@ -326,7 +326,7 @@ def test_an_ioas_of_which_another_process_has_the_iommufd_is_destroyed_all_the_s
             ioas.destroy()
 
 
-# What is mapped.
+# Mappings.
 
 
 def test_a_device_sees_the_pages_of_a_file() -> None:
@@ -335,14 +335,14 @@ def test_a_device_sees_the_pages_of_a_file() -> None:
         mock = MockDevice(iommufd, ioas)
         mapping = ioas.map_file(ram, offset=4096, length=8192, iova=FIRST + 4096)
         part = memoryview(pages)[4096 : 4096 + 8192]
-        assert shows(mock, FIRST + 4096, part)
-        assert not shows(mock, FIRST, memoryview(pages)[:4096])
+        assert maps_buffer(mock, FIRST + 4096, part)
+        assert not maps_buffer(mock, FIRST, memoryview(pages)[:4096])
         stat = os.fstat(ram.fileno())
         access = Access.READ | Access.WRITE
         identity = (stat.st_dev, stat.st_ino)
         assert mapping == Mapping(FIRST + 4096, 8192, access, identity, 4096)
         assert ioas.unmap(mapping) == 8192
-        assert not shows(mock, FIRST + 4096, part)
+        assert not maps_buffer(mock, FIRST + 4096, part)
         assert ioas.mappings == ()
         part.release()
 
@@ -353,15 +353,15 @@ def test_a_device_sees_the_pages_of_a_buffer() -> None:
         mock = MockDevice(iommufd, ioas)
         mapping = ioas.map(buffer, access=Access.READ)
         assert mapping == Mapping(mapping.iova, SIZE, Access.READ, None, 0)
-        assert shows(mock, mapping.iova, buffer)
-        assert guest_mock.pinned(iommufd, buffer, 1)
+        assert maps_buffer(mock, mapping.iova, buffer)
+        assert guest_mock.is_pinned(iommufd, buffer, 1)
         ioas.unmap(mapping)
-        assert guest_mock.pinned(iommufd, buffer, 0)
+        assert guest_mock.is_pinned(iommufd, buffer, 0)
 
 
 def test_what_is_written_to_an_address_is_in_the_file() -> None:
     with opened() as iommufd, Memfd.create("ram", SIZE) as ram:
-        contents = pattern(ram)
+        contents = fill(ram)
         ioas = iommufd.alloc_ioas()
         mapping = ioas.map_file(ram)
         with CpuAccess(ioas) as access:
@@ -383,7 +383,7 @@ def test_a_buffer_is_read_where_it_is() -> None:
 def test_memory_of_a_file_is_there_after_its_descriptor_was_closed() -> None:
     with opened() as iommufd:
         ram = Memfd.create("ram", SIZE)
-        contents = pattern(ram)
+        contents = fill(ram)
         ioas = iommufd.alloc_ioas()
         mapping = ioas.map_file(ram)
         ram.close()
@@ -438,7 +438,7 @@ def test_a_buffer_that_could_not_be_mapped_can_be_freed_while_the_error_is_looke
 
 def test_read_only_memory_is_mapped_for_reading_alone() -> None:
     with opened() as iommufd, Memfd.create("ram", SIZE) as ram, ram.map(writable=False) as pages:
-        contents = pattern(ram)
+        contents = fill(ram)
         ioas = iommufd.alloc_ioas()
         with pytest.raises(TypeError, match="writable"):
             ioas.map(pages)
@@ -565,7 +565,7 @@ def test_a_file_that_has_no_size_is_told_as_such() -> None:
 
 def test_a_copy_spans_mappings_and_parts_of_them_and_says_what_it_shows() -> None:
     with opened() as iommufd, Memfd.create("a", SIZE) as a, Memfd.create("b", SIZE) as b:
-        contents = pattern(a)[-4096:] + b.read(SIZE, 0)[:8192]
+        contents = fill(a)[-4096:] + b.read(SIZE, 0)[:8192]
         source, target = iommufd.alloc_ioas(), iommufd.alloc_ioas()
         first = source.map_file(a, iova=FIRST)
         second = source.map_file(b, iova=FIRST + SIZE)
@@ -596,8 +596,8 @@ def test_a_copy_is_shown_to_a_device_of_the_same_pages_pinned_once() -> None:
         MockDevice(iommufd, source)
         mock = MockDevice(iommufd, target)
         copied = target.copy(source, source.map(buffer).range)
-        assert shows(mock, copied.start, buffer)
-        assert guest_mock.pinned(iommufd, buffer, 1)
+        assert maps_buffer(mock, copied.start, buffer)
+        assert guest_mock.is_pinned(iommufd, buffer, 1)
         iommufd.close()
 
 
@@ -676,12 +676,12 @@ def test_what_a_driver_has_pinned_is_let_go_of_when_it_is_unmapped() -> None:
         mapping = ioas.map(buffer)
         with CpuAccess(ioas, pins=True) as access:
             number = access.pin(mapping.iova, SIZE)
-            assert guest_mock.pinned(iommufd, buffer, 1)
+            assert guest_mock.is_pinned(iommufd, buffer, 1)
             access.unpin(number)
-            assert guest_mock.pinned(iommufd, buffer, 0)
+            assert guest_mock.is_pinned(iommufd, buffer, 0)
             access.pin(mapping.iova, SIZE)
             assert ioas.unmap(mapping) == SIZE
-            assert guest_mock.pinned(iommufd, buffer, 0)
+            assert guest_mock.is_pinned(iommufd, buffer, 0)
 
 
 def test_a_driver_that_looks_at_an_ioas_is_a_user_that_this_process_does_not_know() -> None:
@@ -694,7 +694,7 @@ def test_a_driver_that_looks_at_an_ioas_is_a_user_that_this_process_does_not_kno
             ioas.destroy()
 
 
-# Where something can be mapped.
+# Ranges of IOVAs.
 
 
 def test_an_ioas_has_all_addresses_until_a_device_narrows_them() -> None:
@@ -817,7 +817,7 @@ def test_the_physical_address_is_no_secret_only_where_there_is_no_iommu() -> Non
             ioas.noiommu_get_pa(mapping.iova, 4096)
 
 
-# What is mapped by whomever.
+# Mappings that others made.
 
 
 def test_a_range_is_mapped_if_all_of_it_is_by_whomever() -> None:
@@ -834,7 +834,7 @@ def test_a_range_is_mapped_if_all_of_it_is_by_whomever() -> None:
         assert ioas.unmap_all() == 2 * SIZE
 
 
-# What another process made is noted, not asked for.
+# Adopting mappings, for which the kernel has no request.
 
 
 def test_a_mapping_is_noted_unless_it_overlaps_one_that_is_known() -> None:

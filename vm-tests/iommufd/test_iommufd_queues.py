@@ -1,4 +1,4 @@
-"""The queues of I/O page faults and of virtual IOMMUs' events, against the kernel's mock device."""
+"""Tests of the queues of I/O page faults and of vIOMMU events, with the kernel's mock device."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from iommufd import guest_mock
-from iommufd.guest_mock import EVENTS, FIRST, MockDevice, MockFlags, event_of, opened, readable
+from iommufd.guest_mock import EVENTS, FIRST, MockDevice, MockFlags, make_event, opened, readable
 from pyluo import IommuUnsupportedError, LuoError, ObjectInUseError
 from pyluo.descriptor import OwnedFd
 from pyluo.iommufd import (
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.in_guest
 
-NUMBER = 7  # of the device in the guest
+VIRTUAL_ID = 7  # the device's ID in the guest
 
 
 @pytest.fixture
@@ -41,8 +41,8 @@ def shared_vm(mock_vm: Callable[[], VM]) -> VM:
     return mock_vm()
 
 
-def faulting(iommufd: IommuFd) -> tuple[MockDevice, PagingHwpt, FaultQueue]:
-    """A device whose page faults are reported."""
+def attach_with_fault_queue(iommufd: IommuFd) -> tuple[MockDevice, PagingHwpt, FaultQueue]:
+    """Attach a device to an HWPT whose page faults are reported to a queue."""
     ioas = iommufd.alloc_ioas()
     queue = iommufd.alloc_fault_queue()
     mock = MockDevice(iommufd, ioas, MockFlags.PASID)
@@ -51,15 +51,17 @@ def faulting(iommufd: IommuFd) -> tuple[MockDevice, PagingHwpt, FaultQueue]:
     return mock, hwpt, queue
 
 
-def eventful(iommufd: IommuFd, depth: int) -> tuple[MockDevice, Viommu, VirtualEventQueue]:
-    """A device whose vIOMMU reports events."""
+def attach_with_event_queue(
+    iommufd: IommuFd, depth: int
+) -> tuple[MockDevice, Viommu, VirtualEventQueue]:
+    """Attach a device to a vIOMMU that reports its events to a queue."""
     ioas = iommufd.alloc_ioas()
     mock = MockDevice(iommufd, ioas)
-    parent = guest_mock.nesting_parent(ioas, mock.device)
+    parent = guest_mock.alloc_nesting_parent(ioas, mock.device)
     viommu = mock.device.alloc_viommu(guest_mock.VIOMMU, parent)
-    viommu.alloc_vdevice(mock.device, NUMBER)
+    viommu.alloc_vdevice(mock.device, VIRTUAL_ID)
     mock.attach(mock.device.alloc_nested_hwpt(viommu, guest_mock.hwpt_data()))
-    queue = viommu.alloc_event_queue(EVENTS, depth, size=len(event_of(NUMBER)))
+    queue = viommu.alloc_event_queue(EVENTS, depth, size=len(make_event(VIRTUAL_ID)))
     return mock, viommu, queue
 
 
@@ -68,8 +70,8 @@ def eventful(iommufd: IommuFd, depth: int) -> tuple[MockDevice, Viommu, VirtualE
 
 def test_a_fault_is_told_with_all_that_is_known_of_it() -> None:
     with opened() as iommufd:
-        mock, _, queue = faulting(iommufd)
-        mock.fault(FIRST + 123, group=9, access=FaultAccess.READ | FaultAccess.WRITE)
+        mock, _, queue = attach_with_fault_queue(iommufd)
+        mock.raise_fault(FIRST + 123, group=9, access=FaultAccess.READ | FaultAccess.WRITE)
         [fault] = queue.read()
         assert fault == PageFault(
             device_id=mock.device.id,
@@ -85,9 +87,11 @@ def test_a_fault_is_told_with_all_that_is_known_of_it() -> None:
 
 def test_a_fault_of_a_pasid_names_it() -> None:
     with opened() as iommufd:
-        mock, hwpt, queue = faulting(iommufd)
+        mock, hwpt, queue = attach_with_fault_queue(iommufd)
         mock.attach_pasid(5, hwpt)
-        mock.fault((1 << 64) - 1, pasid=5, access=FaultAccess.EXECUTE | FaultAccess.PRIVILEGED)
+        mock.raise_fault(
+            (1 << 64) - 1, pasid=5, access=FaultAccess.EXECUTE | FaultAccess.PRIVILEGED
+        )
         [fault] = queue.read()
         assert (fault.pasid, fault.address) == (5, (1 << 64) - 1)
         assert fault.access == FaultAccess.EXECUTE | FaultAccess.PRIVILEGED
@@ -97,10 +101,10 @@ def test_a_fault_of_a_pasid_names_it() -> None:
 
 def test_a_queue_can_be_read_when_there_is_something_in_it() -> None:
     with opened() as iommufd:
-        mock, _, queue = faulting(iommufd)
+        mock, _, queue = attach_with_fault_queue(iommufd)
         assert not readable(queue.fileno())
         assert queue.read() == []
-        mock.fault(FIRST)
+        mock.raise_fault(FIRST)
         assert readable(queue.fileno())
         assert len(queue.read()) == 1
         assert not readable(queue.fileno())
@@ -109,9 +113,9 @@ def test_a_queue_can_be_read_when_there_is_something_in_it() -> None:
 
 def test_as_many_faults_as_there_are_come_in_their_order() -> None:
     with opened() as iommufd:
-        mock, _, queue = faulting(iommufd)
+        mock, _, queue = attach_with_fault_queue(iommufd)
         for number in range(250):
-            mock.fault(FIRST + number, group=number)
+            mock.raise_fault(FIRST + number, group=number)
         faults = []
         while readable(queue.fileno()):
             faults += queue.read()
@@ -122,8 +126,8 @@ def test_as_many_faults_as_there_are_come_in_their_order() -> None:
 
 def test_a_group_is_answered_once() -> None:
     with opened() as iommufd:
-        mock, _, queue = faulting(iommufd)
-        mock.fault(FIRST)
+        mock, _, queue = attach_with_fault_queue(iommufd)
+        mock.raise_fault(FIRST)
         [fault] = queue.read()
         queue.respond([fault, fault], resolved=True)
         with pytest.raises(LuoError, match=f"{queue}, group of cookie {fault.cookie}") as caught:
@@ -133,9 +137,9 @@ def test_a_group_is_answered_once() -> None:
 
 def test_the_groups_around_one_that_cannot_be_answered_are_answered() -> None:
     with opened() as iommufd:
-        mock, _, queue = faulting(iommufd)
+        mock, _, queue = attach_with_fault_queue(iommufd)
         for number in range(3):
-            mock.fault(FIRST, group=number)
+            mock.raise_fault(FIRST, group=number)
         first, second, third = queue.read()
         queue.respond(second, resolved=False)
         with pytest.raises(LuoError, match=f"cookie {second.cookie}"):
@@ -147,11 +151,11 @@ def test_the_groups_around_one_that_cannot_be_answered_are_answered() -> None:
 
 def test_what_was_not_answered_ends_with_the_attachment() -> None:
     with opened() as iommufd:
-        mock, _, queue = faulting(iommufd)
-        mock.fault(FIRST)
-        mock.fault(FIRST + 4096)
+        mock, _, queue = attach_with_fault_queue(iommufd)
+        mock.raise_fault(FIRST)
+        mock.raise_fault(FIRST + 4096)
         [read, *_] = queue.read()
-        mock.fault(FIRST + 8192)
+        mock.raise_fault(FIRST + 8192)
         mock.attach(iommufd.alloc_ioas())
         assert not readable(queue.fileno())
         assert queue.read() == []
@@ -162,12 +166,12 @@ def test_what_was_not_answered_ends_with_the_attachment() -> None:
 
 def test_the_faults_of_several_page_tables_come_by_one_queue() -> None:
     with opened() as iommufd:
-        first, _, queue = faulting(iommufd)
+        first, _, queue = attach_with_fault_queue(iommufd)
         ioas = iommufd.alloc_ioas()
         second = MockDevice(iommufd, ioas)
         second.attach(second.device.alloc_hwpt(ioas, fault_queue=queue))
-        second.fault(FIRST)
-        first.fault(FIRST)
+        second.raise_fault(FIRST)
+        first.raise_fault(FIRST)
         assert [fault.device_id for fault in queue.read()] == [second.device.id, first.device.id]
         assert len(queue.users) == 2
 
@@ -177,10 +181,10 @@ def test_a_page_table_of_the_guests_reports_faults_too() -> None:
         ioas = iommufd.alloc_ioas()
         mock = MockDevice(iommufd, ioas)
         queue = iommufd.alloc_fault_queue()
-        parent = guest_mock.nesting_parent(ioas, mock.device)
+        parent = guest_mock.alloc_nesting_parent(ioas, mock.device)
         nested = mock.device.alloc_nested_hwpt(parent, guest_mock.hwpt_data(), fault_queue=queue)
         mock.attach(nested)
-        mock.fault(FIRST)
+        mock.raise_fault(FIRST)
         assert len(queue.read()) == 1
         with pytest.raises(ObjectInUseError, match=f"Still used by {nested}"):
             queue.destroy()
@@ -188,8 +192,8 @@ def test_a_page_table_of_the_guests_reports_faults_too() -> None:
 
 def test_a_queue_that_is_destroyed_before_its_page_table_stays_as_it_was() -> None:
     with opened() as iommufd:
-        mock, hwpt, queue = faulting(iommufd)
-        mock.fault(FIRST)
+        mock, hwpt, queue = attach_with_fault_queue(iommufd)
+        mock.raise_fault(FIRST)
         with pytest.raises(ObjectInUseError, match=f"Still used by {hwpt}"):
             queue.destroy()
         assert len(queue.read()) == 1
@@ -201,8 +205,8 @@ def test_a_queue_that_is_destroyed_before_its_page_table_stays_as_it_was() -> No
 
 def test_a_queue_that_is_gone_is_neither_read_nor_answered() -> None:
     with opened() as iommufd:
-        mock, hwpt, queue = faulting(iommufd)
-        mock.fault(FIRST)
+        mock, hwpt, queue = attach_with_fault_queue(iommufd)
+        mock.raise_fault(FIRST)
         [fault] = queue.read()
         mock.destroy()
         hwpt.destroy()
@@ -215,8 +219,8 @@ def test_a_queue_that_is_gone_is_neither_read_nor_answered() -> None:
 
 def test_the_end_of_an_iommufd_closes_the_descriptors_of_its_queues() -> None:
     with opened() as iommufd:
-        _, _, faults = faulting(iommufd)
-        *_, events = eventful(iommufd, 1)
+        _, _, faults = attach_with_fault_queue(iommufd)
+        *_, events = attach_with_event_queue(iommufd, 1)
         descriptors = [faults.fileno(), events.fileno()]
         iommufd.close()
         for descriptor in descriptors:
@@ -238,7 +242,7 @@ def test_a_queue_whose_descriptor_is_open_a_second_time_outlives_the_first() -> 
 
 def test_a_process_with_no_room_for_a_descriptor_gets_no_queue_and_loses_nothing() -> None:
     with opened() as iommufd:
-        *_, viommu, old = eventful(iommufd, 1)
+        *_, viommu, old = attach_with_event_queue(iommufd, 1)
         old.destroy()
         objects = iommufd.objects
         full = max(map(int, os.listdir("/proc/self/fd"))) + 1
@@ -262,8 +266,8 @@ def test_a_process_with_no_room_for_a_descriptor_gets_no_queue_and_loses_nothing
 
 def test_a_queue_of_an_iommufd_that_was_given_up_can_still_be_read() -> None:
     with opened() as iommufd:
-        mock, _, queue = faulting(iommufd)
-        mock.fault(FIRST)
+        mock, _, queue = attach_with_fault_queue(iommufd)
+        mock.raise_fault(FIRST)
         fd = iommufd.detach()
         assert queue.destroyed
         assert [fault.address for fault in queue.read()] == [FIRST]
@@ -276,13 +280,13 @@ def test_a_queue_of_an_iommufd_that_was_given_up_can_still_be_read() -> None:
 
 def test_events_come_with_their_numbers_and_in_their_order() -> None:
     with opened() as iommufd:
-        mock, _, queue = eventful(iommufd, 8)
+        mock, _, queue = attach_with_event_queue(iommufd, 8)
         assert not readable(queue.fileno())
         assert queue.read() == []
         for _ in range(3):
             mock.raise_event()
         assert readable(queue.fileno())
-        data = event_of(NUMBER)
+        data = make_event(VIRTUAL_ID)
         assert queue.read() == [VirtualEvent(number, data, 0) for number in range(3)]
         assert not readable(queue.fileno())
         mock.raise_event()
@@ -291,8 +295,8 @@ def test_events_come_with_their_numbers_and_in_their_order() -> None:
 
 def test_events_that_did_not_fit_are_counted() -> None:
     with opened() as iommufd:
-        mock, _, queue = eventful(iommufd, 2)
-        data = event_of(NUMBER)
+        mock, _, queue = attach_with_event_queue(iommufd, 2)
+        data = make_event(VIRTUAL_ID)
         for _ in range(5):
             mock.raise_event()
         assert queue.read() == [
@@ -306,8 +310,8 @@ def test_events_that_did_not_fit_are_counted() -> None:
 
 def test_events_that_were_lost_before_one_that_came_are_counted_with_it() -> None:
     with opened() as iommufd:
-        mock, _, queue = eventful(iommufd, 1)
-        data = event_of(NUMBER)
+        mock, _, queue = attach_with_event_queue(iommufd, 1)
+        data = make_event(VIRTUAL_ID)
         for _ in range(4):
             mock.raise_event()
         room = 8 + len(data)
@@ -318,7 +322,7 @@ def test_events_that_were_lost_before_one_that_came_are_counted_with_it() -> Non
 
 def test_more_events_than_one_read_takes_are_all_told() -> None:
     with opened() as iommufd:
-        mock, _, queue = eventful(iommufd, 200)
+        mock, _, queue = attach_with_event_queue(iommufd, 200)
         for _ in range(200):
             mock.raise_event()
         events = []
@@ -330,20 +334,20 @@ def test_more_events_than_one_read_takes_are_all_told() -> None:
 
 def test_a_queue_that_was_taken_over_tells_of_no_loss_before_its_first_event() -> None:
     with opened() as iommufd, IommuFd.from_fd(os.dup(iommufd.fileno())) as other:
-        mock, _, queue = eventful(iommufd, 2)
+        mock, _, queue = attach_with_event_queue(iommufd, 2)
         for _ in range(2):
             mock.raise_event()
         queue.read()
         for _ in range(4):
             mock.raise_event()
         file = OwnedFd(os.dup(queue.fileno()))
-        taken = VirtualEventQueue(other, queue.id, file, len(event_of(NUMBER)))
+        taken = VirtualEventQueue(other, queue.id, file, len(make_event(VIRTUAL_ID)))
         assert [(event.sequence, event.lost) for event in taken.read()] == [(2, 0), (3, 0), (5, 2)]
 
 
 def test_a_viommu_has_one_queue_of_each_kind() -> None:
     with opened() as iommufd:
-        _, viommu, queue = eventful(iommufd, 1)
+        _, viommu, queue = attach_with_event_queue(iommufd, 1)
         with pytest.raises(LuoError, match=str(viommu)) as caught:
             viommu.alloc_event_queue(EVENTS, 1, size=4)
         assert caught.value.errno == errno.EEXIST
@@ -356,7 +360,7 @@ def test_a_viommu_has_one_queue_of_each_kind() -> None:
 @pytest.mark.parametrize("depth", [0, 1 << 20])
 def test_a_queue_has_a_sensible_depth(depth: int) -> None:
     with opened() as iommufd:
-        _, viommu, queue = eventful(iommufd, 1)
+        _, viommu, queue = attach_with_event_queue(iommufd, 1)
         queue.destroy()
         with pytest.raises(LuoError) as caught:
             viommu.alloc_event_queue(EVENTS, depth, size=4)
@@ -365,14 +369,14 @@ def test_a_queue_has_a_sensible_depth(depth: int) -> None:
 
 def test_a_queue_of_no_kind_is_refused() -> None:
     with opened() as iommufd:
-        _, viommu, _ = eventful(iommufd, 1)
+        _, viommu, _ = attach_with_event_queue(iommufd, 1)
         with pytest.raises(IommuUnsupportedError):
             viommu.alloc_event_queue(0, 1, size=4)
 
 
 def test_the_length_of_an_event_that_is_not_known_is_to_be_given() -> None:
     with opened() as iommufd:
-        _, viommu, queue = eventful(iommufd, 1)
+        _, viommu, queue = attach_with_event_queue(iommufd, 1)
         queue.destroy()
         with pytest.raises(ValueError, match="0xbeefbeef"):
             viommu.alloc_event_queue(EVENTS, 1)
@@ -380,7 +384,7 @@ def test_the_length_of_an_event_that_is_not_known_is_to_be_given() -> None:
 
 def test_an_event_that_is_longer_than_was_said_is_not_taken_for_two() -> None:
     with opened() as iommufd:
-        mock, viommu, queue = eventful(iommufd, 8)
+        mock, viommu, queue = attach_with_event_queue(iommufd, 8)
         queue.destroy()
         queue = viommu.alloc_event_queue(EVENTS, 8, size=2)
         mock.raise_event()

@@ -1,4 +1,4 @@
-"""Page tables, dirty pages, nesting and virtual IOMMUs, against the kernel's mock device."""
+"""Tests of page tables, dirty pages, nesting and vIOMMUs, with the kernel's mock device."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from iommufd.guest_mock import (
     HW_QUEUE,
     MockDevice,
     MockFlags,
-    drop_cache,
-    drop_tlb,
+    cache_invalidation,
     hwpt_data,
+    maps_buffer,
     opened,
-    shows,
+    tlb_invalidation,
     write_pages,
 )
 from pyluo import IommuUnsupportedError, LuoError, Memfd, ObjectInUseError
@@ -60,8 +60,8 @@ def shared_vm(mock_vm: Callable[[], VM]) -> VM:
     return mock_vm()
 
 
-def nested(iommufd: IommuFd) -> tuple[MockDevice, NestedHwpt]:
-    """A device that is attached to a page table of the guest's."""
+def attach_to_nested_hwpt(iommufd: IommuFd) -> tuple[MockDevice, NestedHwpt]:
+    """Attach a device to a nested HWPT."""
     ioas = iommufd.alloc_ioas()
     mock = MockDevice(iommufd, ioas)
     parent = mock.device.alloc_hwpt(ioas, flags=HwptFlags.NEST_PARENT)
@@ -70,18 +70,18 @@ def nested(iommufd: IommuFd) -> tuple[MockDevice, NestedHwpt]:
     return mock, table
 
 
-def virtual(iommufd: IommuFd) -> tuple[Ioas, MockDevice, Viommu]:
-    """A device, and a vIOMMU on a page table of its address space."""
+def alloc_viommu(iommufd: IommuFd) -> tuple[Ioas, MockDevice, Viommu]:
+    """Allocate a vIOMMU for a device; its parent is an HWPT of the device's IOAS."""
     ioas = iommufd.alloc_ioas()
     mock = MockDevice(iommufd, ioas)
-    parent = guest_mock.nesting_parent(ioas, mock.device)
+    parent = guest_mock.alloc_nesting_parent(ioas, mock.device)
     return ioas, mock, mock.device.alloc_viommu(guest_mock.VIOMMU, parent)
 
 
-def tracked(iommufd: IommuFd, ram: Memfd) -> tuple[Ioas, PagingHwpt]:
-    """An address space with a file in it at `FIRST`, and a page table that notes what is written.
+def track_dirty_pages(iommufd: IommuFd, ram: Memfd) -> tuple[Ioas, PagingHwpt]:
+    """Map a file at `FIRST` in an IOAS, and track its dirty pages in an HWPT.
 
-    A page that is combined with others would be noted with them.
+    Huge pages are off, as they would become dirty as a whole.
     """
     ioas = iommufd.alloc_ioas()
     ioas.huge_pages = False
@@ -92,7 +92,7 @@ def tracked(iommufd: IommuFd, ram: Memfd) -> tuple[Ioas, PagingHwpt]:
     return ioas, hwpt
 
 
-# What an IOMMU can do.
+# Capabilities of an IOMMU.
 
 
 def test_information_of_a_format_that_is_not_known_comes_as_it_is() -> None:
@@ -133,7 +133,7 @@ def test_what_any_iommu_may_be_able_to_do_is_told_of_each_device(
         assert info.pasid_bits == pasid_bits
 
 
-# Page tables of the host's.
+# The host's page tables.
 
 
 def test_a_page_table_shows_what_is_mapped_before_and_after_it_was_made() -> None:
@@ -143,8 +143,8 @@ def test_a_page_table_shows_what_is_mapped_before_and_after_it_was_made() -> Non
         first = ioas.map(before)
         hwpt = mock.device.alloc_hwpt(ioas)
         second = ioas.map(after)
-        assert shows(hwpt, first.iova, before)
-        assert shows(hwpt, second.iova, after)
+        assert maps_buffer(hwpt, first.iova, before)
+        assert maps_buffer(hwpt, second.iova, after)
         iommufd.close()
 
 
@@ -156,7 +156,7 @@ def test_a_device_moves_from_one_page_table_to_another() -> None:
         new.map_file(ram, iova=FIRST)
         mock.attach(hwpt)
         assert mock.hwpt_id == hwpt.id
-        assert shows(mock, FIRST, pages)
+        assert maps_buffer(mock, FIRST, pages)
         old.destroy()
         with pytest.raises(ObjectInUseError, match=str(mock)):
             hwpt.destroy()
@@ -227,14 +227,14 @@ def test_a_pasid_has_a_page_table_of_its_own() -> None:
         second = mock.device.alloc_hwpt(other, flags=HwptFlags.PASID)
         mock.attach(everything)
         mock.attach_pasid(5, first)
-        assert mock.pasid_is_under(5, first)
+        assert mock.pasid_is_attached_to(5, first)
         mock.attach_pasid(5, second)
-        assert mock.pasid_is_under(5, second)
+        assert mock.pasid_is_attached_to(5, second)
         first.destroy()
         with pytest.raises(ObjectInUseError, match=str(mock)):
             second.destroy()
         mock.detach_pasid(5)
-        assert mock.pasid_is_under(5, None)
+        assert mock.pasid_is_attached_to(5, None)
         second.destroy()
 
 
@@ -245,7 +245,7 @@ def test_a_pasid_is_not_attached_to_a_page_table_that_was_not_made_for_it() -> N
         mock.attach(mock.device.alloc_hwpt(ioas, flags=HwptFlags.PASID))
         with pytest.raises(OSError, match="Invalid argument"):
             mock.attach_pasid(5, mock.device.alloc_hwpt(ioas))
-        assert mock.pasid_is_under(5, None)
+        assert mock.pasid_is_attached_to(5, None)
 
 
 # Dirty pages.
@@ -253,16 +253,16 @@ def test_a_pasid_is_not_attached_to_a_page_table_that_was_not_made_for_it() -> N
 
 def test_the_pages_that_were_written_to_are_told_once() -> None:
     with opened() as iommufd, Memfd.create("ram", SIZE) as ram:
-        _, hwpt = tracked(iommufd, ram)
-        whole = IovaRange(FIRST, FIRST + SIZE - 1)
+        _, hwpt = track_dirty_pages(iommufd, ram)
+        all_pages = IovaRange(FIRST, FIRST + SIZE - 1)
         write_pages(hwpt, FIRST, {0, 2, 3})
-        assert list(hwpt.dirty_bitmap(whole)) == [FIRST, FIRST + 8192, FIRST + 12288]
-        assert list(hwpt.dirty_bitmap(whole)) == []
+        assert list(hwpt.dirty_bitmap(all_pages)) == [FIRST, FIRST + 8192, FIRST + 12288]
+        assert list(hwpt.dirty_bitmap(all_pages)) == []
 
 
 def test_what_is_only_looked_at_is_told_again() -> None:
     with opened() as iommufd, Memfd.create("ram", SIZE) as ram:
-        _, hwpt = tracked(iommufd, ram)
+        _, hwpt = track_dirty_pages(iommufd, ram)
         write_pages(hwpt, FIRST, {0})
         for _ in range(2):
             assert list(hwpt.dirty_bitmap(FIRST_PAGE, clear=False)) == [FIRST]
@@ -273,37 +273,37 @@ def test_what_is_only_looked_at_is_told_again() -> None:
 def test_one_bit_stands_for_as_much_as_was_asked_for(page_size: int) -> None:
     size = 4 << 20
     with opened() as iommufd, Memfd.create("ram", size) as ram:
-        _, hwpt = tracked(iommufd, ram)
+        _, hwpt = track_dirty_pages(iommufd, ram)
         written = {0, 5, 6, 700, size // 4096 - 1}
         write_pages(hwpt, FIRST, written)
-        told = hwpt.dirty_bitmap(IovaRange(FIRST, FIRST + size - 1), page_size=page_size)
-        assert told.pages == size // page_size
+        bitmap = hwpt.dirty_bitmap(IovaRange(FIRST, FIRST + size - 1), page_size=page_size)
+        assert bitmap.pages == size // page_size
         halves = (number * 4096 + half for number in written for half in (0, 2048))
-        assert list(told) == sorted({FIRST + half // page_size * page_size for half in halves})
+        assert list(bitmap) == sorted({FIRST + half // page_size * page_size for half in halves})
 
 
 @pytest.mark.parametrize("pages", [1, 3, 63, 64, 65, 130])
 def test_a_number_of_pages_that_fills_no_word_is_told_whole(pages: int) -> None:
     with opened() as iommufd, Memfd.create("ram", 1 << 20) as ram:
-        _, hwpt = tracked(iommufd, ram)
+        _, hwpt = track_dirty_pages(iommufd, ram)
         write_pages(hwpt, FIRST, range(pages + 1))
-        told = hwpt.dirty_bitmap(IovaRange(FIRST, FIRST + pages * 4096 - 1))
-        assert (told.pages, len(told)) == (pages, pages)
-        assert list(told) == [FIRST + number * 4096 for number in range(pages)]
+        bitmap = hwpt.dirty_bitmap(IovaRange(FIRST, FIRST + pages * 4096 - 1))
+        assert (bitmap.pages, len(bitmap)) == (pages, pages)
+        assert list(bitmap) == [FIRST + number * 4096 for number in range(pages)]
 
 
 def test_pages_of_mappings_side_by_side_are_told_together() -> None:
     with opened() as iommufd, Memfd.create("a", SIZE) as a, Memfd.create("b", SIZE) as b:
-        ioas, hwpt = tracked(iommufd, a)
+        ioas, hwpt = track_dirty_pages(iommufd, a)
         ioas.map_file(b, iova=FIRST + SIZE)
         write_pages(hwpt, FIRST, {2, 5})
-        told = hwpt.dirty_bitmap(IovaRange(FIRST, FIRST + 2 * SIZE - 1))
-        assert list(told) == [FIRST + 8192, FIRST + SIZE + 4096]
+        bitmap = hwpt.dirty_bitmap(IovaRange(FIRST, FIRST + 2 * SIZE - 1))
+        assert list(bitmap) == [FIRST + 8192, FIRST + SIZE + 4096]
 
 
 def test_a_range_with_a_hole_has_no_dirty_pages_to_tell_and_forgets_none() -> None:
     with opened() as iommufd, Memfd.create("a", SIZE) as a, Memfd.create("b", SIZE) as b:
-        ioas, hwpt = tracked(iommufd, a)
+        ioas, hwpt = track_dirty_pages(iommufd, a)
         behind = ioas.map_file(b, iova=FIRST + 2 * SIZE)
         write_pages(hwpt, FIRST, {0})
         write_pages(hwpt, behind.iova, {0})
@@ -316,7 +316,7 @@ def test_a_range_with_a_hole_has_no_dirty_pages_to_tell_and_forgets_none() -> No
 
 def test_starting_to_track_forgets_what_was_written_before() -> None:
     with opened() as iommufd, Memfd.create("ram", SIZE) as ram:
-        _, hwpt = tracked(iommufd, ram)
+        _, hwpt = track_dirty_pages(iommufd, ram)
         write_pages(hwpt, FIRST, {0})
         hwpt.set_dirty_tracking(False)
         hwpt.set_dirty_tracking(True)
@@ -325,7 +325,7 @@ def test_starting_to_track_forgets_what_was_written_before() -> None:
 
 def test_what_was_written_is_told_after_the_tracking_has_stopped() -> None:
     with opened() as iommufd, Memfd.create("ram", SIZE) as ram:
-        _, hwpt = tracked(iommufd, ram)
+        _, hwpt = track_dirty_pages(iommufd, ram)
         write_pages(hwpt, FIRST, {0})
         hwpt.set_dirty_tracking(False)
         assert list(hwpt.dirty_bitmap(FIRST_PAGE)) == [FIRST]
@@ -353,7 +353,7 @@ def test_a_page_table_that_was_not_made_for_it_tracks_nothing() -> None:
 )
 def test_a_range_that_bits_do_not_fit_is_refused(wanted: IovaRange, page_size: int) -> None:
     with opened() as iommufd, Memfd.create("ram", SIZE) as ram:
-        _, hwpt = tracked(iommufd, ram)
+        _, hwpt = track_dirty_pages(iommufd, ram)
         with pytest.raises(LuoError, match=f"by {page_size} bytes") as caught:
             hwpt.dirty_bitmap(wanted, page_size=page_size)
         assert caught.value.errno == errno.EINVAL
@@ -362,73 +362,76 @@ def test_a_range_that_bits_do_not_fit_is_refused(wanted: IovaRange, page_size: i
 @pytest.mark.parametrize("page_size", [0, -4096, 3000])
 def test_a_bit_stands_for_a_power_of_two(page_size: int) -> None:
     with opened() as iommufd, Memfd.create("ram", SIZE) as ram:
-        _, hwpt = tracked(iommufd, ram)
+        _, hwpt = track_dirty_pages(iommufd, ram)
         with pytest.raises(ValueError, match="not a power of two"):
             hwpt.dirty_bitmap(FIRST_PAGE, page_size=page_size)
 
 
 def test_a_bitmap_says_what_it_is_about() -> None:
     with opened() as iommufd, Memfd.create("ram", SIZE) as ram:
-        _, hwpt = tracked(iommufd, ram)
+        _, hwpt = track_dirty_pages(iommufd, ram)
         write_pages(hwpt, FIRST, {1})
-        told = hwpt.dirty_bitmap(IovaRange(FIRST, FIRST + SIZE - 1))
-        assert told == DirtyBitmap(FIRST, 4096, 4, b"\2" + bytes(7))
-        assert FIRST + 4096 in told
-        assert FIRST not in told
+        bitmap = hwpt.dirty_bitmap(IovaRange(FIRST, FIRST + SIZE - 1))
+        assert bitmap == DirtyBitmap(FIRST, 4096, 4, b"\2" + bytes(7))
+        assert FIRST + 4096 in bitmap
+        assert FIRST not in bitmap
 
 
-# Page tables of the guest's.
+# Nested page tables.
 
 
 def test_an_invalidation_drops_what_it_names_and_says_how_many_were_carried_out() -> None:
     with opened() as iommufd:
-        _, table = nested(iommufd)
-        assert guest_mock.tlb(table) == [True, True, True, True]
-        assert table.invalidate([drop_tlb(0), drop_tlb(2)]) == 2
-        assert guest_mock.tlb(table) == [False, True, False, True]
-        assert table.invalidate([drop_tlb(None)]) == 1
-        assert guest_mock.tlb(table) == [False] * 4
+        _, table = attach_to_nested_hwpt(iommufd)
+        assert guest_mock.tlb_entries_unchanged(table) == [True, True, True, True]
+        assert table.invalidate([tlb_invalidation(0), tlb_invalidation(2)]) == 2
+        assert guest_mock.tlb_entries_unchanged(table) == [False, True, False, True]
+        assert table.invalidate([tlb_invalidation(None)]) == 1
+        assert guest_mock.tlb_entries_unchanged(table) == [False] * 4
 
 
 @pytest.mark.parametrize(
     ("wrong", "number"),
-    [(drop_tlb(guest_mock.TLB_ENTRIES), errno.EINVAL), (drop_tlb(1, flags=2), errno.EOPNOTSUPP)],
+    [
+        (tlb_invalidation(guest_mock.TLB_ENTRIES), errno.EINVAL),
+        (tlb_invalidation(1, flags=2), errno.EOPNOTSUPP),
+    ],
     ids=["entry", "flags"],
 )
 def test_an_invalidation_stops_at_the_first_that_is_refused(wrong: RawData, number: int) -> None:
     with opened() as iommufd:
-        _, table = nested(iommufd)
+        _, table = attach_to_nested_hwpt(iommufd)
         with pytest.raises(InvalidationError, match=f"{table}, entry 2") as caught:
-            table.invalidate([drop_tlb(0), drop_tlb(1), wrong, drop_tlb(3)])
+            table.invalidate([tlb_invalidation(0), tlb_invalidation(1), wrong, tlb_invalidation(3)])
         assert (caught.value.errno, caught.value.handled) == (number, 2)
-        assert guest_mock.tlb(table) == [False, False, True, True]
+        assert guest_mock.tlb_entries_unchanged(table) == [False, False, True, True]
 
 
 def test_an_invalidation_of_another_iommus_kind_is_refused() -> None:
     with opened() as iommufd:
-        _, table = nested(iommufd)
+        _, table = attach_to_nested_hwpt(iommufd)
         with pytest.raises(InvalidationError) as caught:
             table.invalidate([VtdInvalidate(0, 1)])
         assert (caught.value.errno, caught.value.handled) == (errno.EINVAL, 0)
-        assert guest_mock.tlb(table) == [True] * 4
+        assert guest_mock.tlb_entries_unchanged(table) == [True] * 4
 
 
 @pytest.mark.parametrize(
-    "entries", [[], [drop_tlb(0), VtdInvalidate(0, 1)]], ids=["none", "of several kinds"]
+    "entries", [[], [tlb_invalidation(0), VtdInvalidate(0, 1)]], ids=["none", "of several kinds"]
 )
 def test_the_entries_of_an_invalidation_are_of_one_kind(entries: list[RawData]) -> None:
     with opened() as iommufd:
-        _, table = nested(iommufd)
+        _, table = attach_to_nested_hwpt(iommufd)
         with pytest.raises(ValueError, match="all of one kind"):
             table.invalidate(entries)
 
 
 def test_whether_invalidations_of_a_kind_are_taken_is_asked_without_making_one() -> None:
     with opened() as iommufd:
-        mock, table = nested(iommufd)
+        mock, table = attach_to_nested_hwpt(iommufd)
         assert can_invalidate(table, guest_mock.INVALIDATION)
         assert not can_invalidate(table, guest_mock.NO_INVALIDATION)
-        assert guest_mock.tlb(table) == [True] * 4
+        assert guest_mock.tlb_entries_unchanged(table) == [True] * 4
         table_of_the_hosts = table._uses[0]
         assert not can_invalidate(table_of_the_hosts, guest_mock.INVALIDATION)
         viommu = mock.device.alloc_viommu(guest_mock.VIOMMU, table_of_the_hosts)  # type: ignore[arg-type]
@@ -455,7 +458,7 @@ def test_a_page_table_of_another_iommus_format_is_refused(data: HwptData) -> Non
     with opened() as iommufd:
         ioas = iommufd.alloc_ioas()
         mock = MockDevice(iommufd, ioas)
-        parent = guest_mock.nesting_parent(ioas, mock.device)
+        parent = guest_mock.alloc_nesting_parent(ioas, mock.device)
         viommu = mock.device.alloc_viommu(guest_mock.VIOMMU, parent)
         for below in (parent, viommu):
             with pytest.raises(IommuUnsupportedError):
@@ -470,7 +473,7 @@ def test_a_viommu_has_the_answer_of_its_driver() -> None:
     with opened() as iommufd:
         ioas = iommufd.alloc_ioas()
         mock = MockDevice(iommufd, ioas)
-        parent = guest_mock.nesting_parent(ioas, mock.device)
+        parent = guest_mock.alloc_nesting_parent(ioas, mock.device)
         viommu = mock.device.alloc_viommu(guest_mock.VIOMMU, parent, guest_mock.viommu_data(77))
         given, answered, offset, length = struct.unpack("=2I2Q", viommu.data)
         assert (given, answered) == (77, 77)
@@ -486,7 +489,7 @@ def test_a_viommu_of_a_kind_that_the_iommu_does_not_have_is_refused() -> None:
     with opened() as iommufd:
         ioas = iommufd.alloc_ioas()
         mock = MockDevice(iommufd, ioas)
-        parent = guest_mock.nesting_parent(ioas, mock.device)
+        parent = guest_mock.alloc_nesting_parent(ioas, mock.device)
         with pytest.raises(IommuUnsupportedError, match=f"{mock.device}, {parent}"):
             mock.device.alloc_viommu(ViommuType.ARM_SMMUV3, parent)
         assert parent.users == ()
@@ -494,21 +497,21 @@ def test_a_viommu_of_a_kind_that_the_iommu_does_not_have_is_refused() -> None:
 
 def test_a_viommu_drops_what_the_devices_of_its_guest_have_cached() -> None:
     with opened() as iommufd:
-        _, mock, viommu = virtual(iommufd)
+        _, mock, viommu = alloc_viommu(iommufd)
         assert viommu.alloc_vdevice(mock.device, 7).virtual_id == 7
-        assert mock.caches() == [True] * 4
-        assert viommu.invalidate([drop_cache(7, 1), drop_cache(7, 3)]) == 2
-        assert mock.caches() == [True, False, True, False]
-        assert viommu.invalidate([drop_cache(7, None)]) == 1
-        assert mock.caches() == [False] * 4
+        assert mock.cache_entries_unchanged() == [True] * 4
+        assert viommu.invalidate([cache_invalidation(7, 1), cache_invalidation(7, 3)]) == 2
+        assert mock.cache_entries_unchanged() == [True, False, True, False]
+        assert viommu.invalidate([cache_invalidation(7, None)]) == 1
+        assert mock.cache_entries_unchanged() == [False] * 4
 
 
 @pytest.mark.parametrize(
     ("wrong", "number"),
     [
-        (drop_cache(8, 2), errno.EINVAL),
-        (drop_cache(7, guest_mock.CACHE_ENTRIES), errno.EINVAL),
-        (drop_cache(7, 2, flags=2), errno.EOPNOTSUPP),
+        (cache_invalidation(8, 2), errno.EINVAL),
+        (cache_invalidation(7, guest_mock.CACHE_ENTRIES), errno.EINVAL),
+        (cache_invalidation(7, 2, flags=2), errno.EOPNOTSUPP),
     ],
     ids=["device", "entry", "flags"],
 )
@@ -516,17 +519,17 @@ def test_a_viommu_stops_at_the_first_invalidation_that_is_refused(
     wrong: RawData, number: int
 ) -> None:
     with opened() as iommufd:
-        _, mock, viommu = virtual(iommufd)
+        _, mock, viommu = alloc_viommu(iommufd)
         viommu.alloc_vdevice(mock.device, 7)
         with pytest.raises(InvalidationError) as caught:
-            viommu.invalidate([drop_cache(7, 0), wrong, drop_cache(7, 3)])
+            viommu.invalidate([cache_invalidation(7, 0), wrong, cache_invalidation(7, 3)])
         assert (caught.value.errno, caught.value.handled) == (number, 1)
-        assert mock.caches() == [False, True, True, True]
+        assert mock.cache_entries_unchanged() == [False, True, True, True]
 
 
 def test_a_device_and_a_number_in_the_guest_are_one_anothers() -> None:
     with opened() as iommufd:
-        _, mock, viommu = virtual(iommufd)
+        _, mock, viommu = alloc_viommu(iommufd)
         other = MockDevice(iommufd, iommufd.alloc_ioas())
         vdevice = viommu.alloc_vdevice(mock.device, 7)
         for device, number in ((mock.device, 8), (other.device, 7)):
@@ -540,7 +543,7 @@ def test_a_device_and_a_number_in_the_guest_are_one_anothers() -> None:
 
 def test_a_viommu_is_not_destroyed_before_its_vdevice_which_is_named() -> None:
     with opened() as iommufd:
-        _, mock, viommu = virtual(iommufd)
+        _, mock, viommu = alloc_viommu(iommufd)
         vdevice = viommu.alloc_vdevice(mock.device, 7)
         with pytest.raises(ObjectInUseError, match=f"Still used by {vdevice}"):
             viommu.destroy()
@@ -548,12 +551,12 @@ def test_a_viommu_is_not_destroyed_before_its_vdevice_which_is_named() -> None:
         viommu.destroy()
 
 
-# Queues that the hardware reads by itself.
+# Hardware queues.
 
 
 def test_what_a_hardware_queue_is_in_cannot_be_unmapped_and_what_went_before_is_known() -> None:
     with opened() as iommufd, Memfd.create("ram", SIZE) as ram:
-        ioas, _, viommu = virtual(iommufd)
+        ioas, _, viommu = alloc_viommu(iommufd)
         ioas.map_file(ram, iova=FIRST, length=4096)
         mapping = ioas.map_file(ram, iova=FIRST + 4096, length=4096)
         queue = viommu.alloc_hw_queue(HW_QUEUE, 0, mapping.range)
@@ -572,7 +575,7 @@ def test_what_a_hardware_queue_is_in_cannot_be_unmapped_and_what_went_before_is_
 
 def test_hardware_queues_come_in_the_order_of_their_numbers_and_go_in_the_other() -> None:
     with opened() as iommufd, Memfd.create("ram", SIZE) as ram:
-        ioas, _, viommu = virtual(iommufd)
+        ioas, _, viommu = alloc_viommu(iommufd)
         ioas.map_file(ram, iova=FIRST)
         with pytest.raises(LuoError, match="queue 1 at") as caught:
             viommu.alloc_hw_queue(HW_QUEUE, 1, FIRST_PAGE)
@@ -601,7 +604,7 @@ def test_a_hardware_queue_that_cannot_be_leaves_nothing_behind(
     index: int, where: IovaRange, number: int
 ) -> None:
     with opened() as iommufd, Memfd.create("ram", SIZE) as ram:
-        ioas, _, viommu = virtual(iommufd)
+        ioas, _, viommu = alloc_viommu(iommufd)
         ioas.map_file(ram, iova=FIRST, length=4096)
         for twice in (FIRST + 4096, FIRST + 8192):
             ioas.map_file(ram, iova=twice, length=4096)
@@ -616,14 +619,14 @@ def test_a_hardware_queue_that_cannot_be_leaves_nothing_behind(
 
 def test_a_hardware_queue_of_a_kind_that_the_iommu_does_not_have_is_refused() -> None:
     with opened() as iommufd:
-        *_, viommu = virtual(iommufd)
+        *_, viommu = alloc_viommu(iommufd)
         with pytest.raises(IommuUnsupportedError):
             viommu.alloc_hw_queue(HwQueueType.TEGRA241_CMDQV, 0, FIRST_PAGE)
 
 
 def test_a_hardware_queue_can_lie_anywhere_in_a_page() -> None:
     with opened() as iommufd, Memfd.create("ram", SIZE) as ram:
-        ioas, _, viommu = virtual(iommufd)
+        ioas, _, viommu = alloc_viommu(iommufd)
         ioas.map_file(ram, iova=FIRST, length=4096)
         viommu.alloc_hw_queue(HW_QUEUE, 0, IovaRange(FIRST + 256, FIRST + 511)).destroy()
         assert ioas.unmap_all() == 4096

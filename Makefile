@@ -10,6 +10,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+# Guests cannot write bytecode: what the host does not leave them, each of their lives compiles anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 # What a Debian 12 or 13 with only git, make and python3 needs to build the extension, to fetch and
 # build kernels and their selftests, and to run them.
 PACKAGES := python3-venv python3-dev gcc libc6-dev make \

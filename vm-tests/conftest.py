@@ -30,7 +30,17 @@ os.environ["XDG_CACHE_HOME"] = os.environ.get("XDG_CACHE_HOME") or os.path.expan
 pytest_plugins = ["pytester"]
 
 ROOT = Path(__file__).parent.parent
+# The longest tests begin first, so that no worker is left with one of them while the others wait.
+LONGEST = (
+    "test_the_culprit_is_found_though_a_commit_does_not_compile",
+    "test_any_order_of_requests_and_jumps_does_what_the_manual_says",
+    "test_a_store_is_renewed_hop_after_hop_and_nothing_is_lost",
+)
 KUNIT = "tools/testing/kunit"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.name.partition("[")[0] not in LONGEST)
 
 
 @pytest.fixture(scope="session")

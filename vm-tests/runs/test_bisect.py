@@ -1,4 +1,4 @@
-"""`git bisect run pyluo vm bisect`, over a kernel tree with a history made for it."""
+"""Run `git bisect run pyluo vm bisect` over a kernel tree with a history made for it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PYLUO = [sys.executable, "-m", "pyluo", "vm", "bisect"]
-# The sources of what no kernel here compiles are the larger half of the tree.
+# Folders of which the kernel compiles no file: more than half of the tree.
 UNUSED = (
     "Documentation", "drivers/gpu", "drivers/media", "drivers/net/ethernet",
     "drivers/net/wireless", "drivers/scsi", "drivers/staging", "sound", "tools/perf",
     "tools/testing",
 )  # fmt: skip
-# Options that the test can do without, which are a third of the build.
+# Options that the test does not need; they would take a third of the build.
 SMALL = (
     "VIRTUALIZATION", "KVM", "KVM_AMD", "KVM_INTEL",
     "IOMMU_SUPPORT", "INTEL_IOMMU", "INTEL_IOMMU_DEFAULT_ON", "IRQ_REMAP", "IOMMUFD",
@@ -59,7 +59,7 @@ def test_seals_survive(vm):
     assert vm.life.release.endswith("-bisected")
     assert vm.call(seals) == Seal.WRITE | Seal.GROW | Seal.SHRINK
 """
-COMPLETE = "pyluo-complete"  # in .git: a run that was killed has not left half a tree
+COMPLETE = "pyluo-complete"  # a file in .git which says that the whole tree was unpacked
 LUO = "mm/memfd_luo.c"
 CORE = "kernel/liveupdate/luo_core.c"
 SEALS = "memfd_add_seals(file, ser->seals)"
@@ -79,9 +79,9 @@ HISTORY = {
 
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
-    """A folder in the cache that keeps the tree, and what was compiled of it, from run to run.
+    """A folder in the cache that keeps the tree and its object files between runs.
 
-    It has the package of the source in its name; those of other packages are removed.
+    Its name contains the identity of the source package; folders of other packages are removed.
     """
     source = Kernel.find("stable").source
     assert source is not None
@@ -91,18 +91,18 @@ def folder() -> Iterator[Path]:
             if other != path:
                 shutil.rmtree(other)
         path.mkdir(exist_ok=True)
-        # The kernels themselves are built in each run.
+        # Each run must build the kernels themselves.
         shutil.rmtree(path / "cache" / "pyluo" / "kernels", ignore_errors=True)
         yield path
 
 
 @pytest.fixture(scope="module")
 def tree(folder: Path) -> Path:
-    """The source of the kernel `stable`; the files that the history changes are in a repository."""
+    """The source of the kernel `stable`, in a repository that has only the files of HISTORY."""
     path = folder / "linux"
     if not (path / ".git" / COMPLETE).exists():
         make_tree(path)
-    git(path, "bisect", "reset")  # of a run that was killed
+    git(path, "bisect", "reset")  # a killed run may not have done so
     git(path, "checkout", "--quiet", "--force", "history")
     return path
 

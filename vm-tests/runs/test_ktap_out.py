@@ -1,5 +1,7 @@
-"""What a guest's programs report in KTAP becomes subtests, JUnit and KTAP; the last is given to the
-kernel's own parser, out of the source that the kernel under test was built from."""
+"""Tests of turning the KTAP of a guest's programs into subtests, JUnit and KTAP.
+
+The written KTAP is checked by the kernel's own parser, from the source of the kernel under test.
+"""
 
 from __future__ import annotations
 
@@ -46,21 +48,21 @@ WHOLE = NESTED.replace("not ok 2 bad # exit=1", "ok 2 bad").replace("not ok 1", 
 Parser = Any  # a module of the kernel's tree
 
 
-def parsed(kunit_parser: Parser, document: str) -> Any:
-    """The kernel's view of it."""
+def parse(kunit_parser: Parser, document: str) -> Any:
+    """Parse a document with the kernel's parser."""
     return kunit_parser.parse_run_tests(document.splitlines(), kunit_parser.Printer(print=False))
 
 
-def counts(kunit_parser: Parser, document: str) -> dict[str, int]:
-    """What the kernel's parser counts, without what is not there."""
+def count(kunit_parser: Parser, document: str) -> dict[str, int]:
+    """Return the counts of the kernel's parser that are not 0."""
     return {
         name: number
-        for name, number in vars(parsed(kunit_parser, document).counts).items()
+        for name, number in vars(parse(kunit_parser, document).counts).items()
         if number
     }
 
 
-def judged(vm: VM, folder: Path, text: str, end: str = "") -> Verdict:
+def run(vm: VM, folder: Path, text: str, end: str = "") -> Verdict:
     verdict, _ = run_program(vm, [program(folder, text, end)], 30)
     return verdict
 
@@ -80,7 +82,7 @@ def program(folder: Path, text: str, end: str = "") -> Path:
         ("1..2\nok 1 a\nnot ok 2 b\n", "exit 1", {"passed": 1, "failed": 1}),
         ("1..1\nnot ok 1 a # TODO x\n", "", {"passed": 1}),
         ("1..0 # SKIP no device\n", "exit 4", {"skipped": 1}),
-        # What is wrong with the program as a whole, the parser counts as one more.
+        # A fault of the program as a whole is counted as one more failed test.
         ("1..3\nok 1 a\n", "", {"passed": 1, "failed": 1}),
         ("1..1\nok 1 a\n", "exit 3", {"passed": 1, "failed": 1}),
         ("1..1\nok 1 a\n", "kill -SEGV $$", {"passed": 1, "failed": 1}),
@@ -96,18 +98,18 @@ def test_the_kernels_parser_takes_what_is_written_for_what_the_program_said(
     end: str,
     expected: dict[str, int],
 ) -> None:
-    document = ktap_writer.write([judged(shared_vm, tmp_path, text, end)])
-    assert counts(kunit_parser, document) == expected, document
+    document = ktap_writer.write([run(shared_vm, tmp_path, text, end)])
+    assert count(kunit_parser, document) == expected, document
 
 
 def test_to_the_kernels_parser_a_test_that_took_the_guest_with_it_crashed(
     vm: VM, tmp_path: Path, kunit_parser: Parser
 ) -> None:
     text = "1..3\n  1..2\n  ok 1 within\nok 1 a\n  1..2\n  ok 1 first\n"
-    verdict = judged(vm, tmp_path, text, "echo c > /proc/sysrq-trigger")
+    verdict = run(vm, tmp_path, text, "echo c > /proc/sysrq-trigger")
     assert (verdict.outcome, verdict.cause) == (Outcome.CRASHED, Complaint.PANIC)
     document = ktap_writer.write([verdict])
-    main = parsed(kunit_parser, document)
+    main = parse(kunit_parser, document)
     assert (main.status, main.counts.crashed, main.counts.errors) == (
         kunit_parser.TestStatus.TEST_CRASHED,
         1,
@@ -121,8 +123,8 @@ def test_to_the_kernels_parser_a_test_that_took_the_guest_with_it_crashed(
 def test_diagnostics_come_before_the_line_that_they_belong_to(
     shared_vm: VM, tmp_path: Path, kunit_parser: Parser
 ) -> None:
-    document = ktap_writer.write([judged(shared_vm, tmp_path, NESTED, "exit 1")])
-    (of_program,) = parsed(kunit_parser, document).subtests
+    document = ktap_writer.write([run(shared_vm, tmp_path, NESTED, "exit 1")])
+    (of_program,) = parse(kunit_parser, document).subtests
     bad = of_program.subtests[0].subtests[1]
     assert bad.name == "bad"
     assert "    # file.c:9: 1 is not 2" in bad.log
@@ -144,7 +146,7 @@ def test_what_would_mislead_the_kernels_parser_in_a_name_or_a_message_does_not(
         Verdict("r", Outcome.FAILED, "Kernel panic - not syncing: VFS: no root", lines),
     ]
     document = ktap_writer.write(verdicts)
-    assert counts(kunit_parser, document) == {"failed": len(misleading) + 1, "passed": 2}, document
+    assert count(kunit_parser, document) == {"failed": len(misleading) + 1, "passed": 2}, document
 
 
 words = st.text(max_size=12) | st.sampled_from(["a", "a # SKIP", "- a", "1..2", "ok 1 a", ": b"])
@@ -158,13 +160,13 @@ leaves = st.builds(
 
 
 def nested(inner: st.SearchStrategy[Verdict]) -> st.SearchStrategy[Verdict]:
-    """Tests that are made of others, and failed if one of them did."""
+    """Draw tests that have subtests, and that failed if one of these did."""
     return st.builds(
-        lambda name, subtests, said: Verdict(
+        lambda name, subtests, lines: Verdict(
             name,
             Outcome.FAILED if any(each.bad for each in subtests) else Outcome.PASSED,
             "",
-            "\n".join(said),
+            "\n".join(lines),
             subtests=tuple(subtests),
         ),
         words.filter(bool),
@@ -188,7 +190,7 @@ def test_the_kernels_parser_and_junits_document_and_our_own_parser_count_alike(
     expected_failures = outcomes.count(Outcome.EXPECTED_FAILURE)
     passed = len(tests) - skipped - failed
     document = ktap_writer.write([program])
-    kernels = counts(kunit_parser, document)
+    kernels = count(kunit_parser, document)
     numbers = {"passed": passed, "failed": failed, "skipped": skipped}
     assert kernels == {name: number for name, number in numbers.items() if number}
     report = ktap_reader.parse(document)
@@ -209,7 +211,8 @@ PROGRAMS = {
     "ends_badly": ("1..1\nok 1 a\n", "exit 3"),
     "skips_each": ("1..1\nok 1 a # SKIP no device\n", ""),
     "skips_all": ("1..0 # SKIP no device\n", "exit 4"),
-    "takes_the_guest_along": ("1..1\nok 1 a\n", "echo c > /proc/sysrq-trigger"),  # the last one
+    # The last one, because no guest is left after it.
+    "takes_the_guest_along": ("1..1\nok 1 a\n", "echo c > /proc/sysrq-trigger"),
 }
 TEST = """\
 import pytest
@@ -224,7 +227,7 @@ def guest():
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ElementTree.Element]:
-    """JUnit's test cases, by their names, of a pytest that runs all the programs in one guest."""
+    """The JUnit test cases, by name, of a pytest run of all the programs in one guest."""
     folder = tmp_path_factory.mktemp("programs")
     test = TEST
     for name, (text, end) in PROGRAMS.items():
@@ -243,12 +246,12 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ElementTree.Ele
 def test_each_case_of_a_program_is_a_subtest_with_a_case_of_its_own_in_junits_document(
     cases: dict[str, ElementTree.Element],
 ) -> None:
-    told = {
+    tags = {
         name: [child.tag for child in case]
         for name, case in cases.items()
         if name.startswith("reports")
     }
-    assert told == {
+    assert tags == {
         "reports": ["failure"],
         "reports[outer / middle / deep]": [],
         "reports[outer / bad]": ["failure"],

@@ -1,4 +1,4 @@
-"""`pyluo vm matrix`, between two kernels, with all that it writes."""
+"""Tests of `pyluo vm matrix` between two kernels, and of all files that it writes."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def test_all_pairs_with_three_hops_each(tmp_path: Path, kunit_parser: Any) -> No
     assert done.returncode == 1, done.stderr
     cells = json.loads(done.stdout)
     releases = {name: Kernel.find(name).release for name in ("previous", "stable")}
-    seen = [(cell["from"], cell["to"], cell["direction"], cell["outcome"]) for cell in cells]
-    assert seen == [
+    outcomes = [(cell["from"], cell["to"], cell["direction"], cell["outcome"]) for cell in cells]
+    assert outcomes == [
         ("previous", "previous", "same", "passed"),
         ("previous", "stable", "upgrade", "failed"),
         ("stable", "previous", "rollback", "failed"),
@@ -73,8 +73,8 @@ def test_all_pairs_with_three_hops_each(tmp_path: Path, kunit_parser: Any) -> No
     suites = ElementTree.parse(files["junit"]).getroot()
     assert (suites.get("tests"), suites.get("failures"), suites.get("errors")) == ("8", "2", "0")
     lines = files["ktap"].read_text().splitlines()
-    told = kunit_parser.parse_run_tests(lines, kunit_parser.Printer(print=False))
-    assert (told.counts.passed, told.counts.failed) == (6, 2)
+    parsed = kunit_parser.parse_run_tests(lines, kunit_parser.Printer(print=False))
+    assert (parsed.counts.passed, parsed.counts.failed) == (6, 2)
     page = files["html"].read_text()
     assert page.count("<svg") == 8
     assert all(release in page for release in releases.values())

@@ -1,4 +1,4 @@
-"""The kernel's own selftests, unmodified; and that a run of them which is not whole is noticed."""
+"""Run the kernel's own selftests unmodified, and check that an incomplete run is noticed."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 SUITE = SUITES["liveupdate"]
 IOMMU = SUITES["iommu"]
 COMMAND = [sys.executable, "-m", "pyluo", "vm", "selftests"]
-WHOLE = "echo 1..1; echo ok 1 a"
+COMPLETE_RUN = "echo 1..1; echo ok 1 a"
 FAILURES = ("failed", "crashed")
 WITH_DMA_BUFS = re.compile(r"iommufd_ioas\.\w+\.dmabuf_\w+")
 
 
 @dataclass(frozen=True)
-class Reported:
-    """What the command reported of one run, in each of its ways."""
+class Report:
+    """The exit status of one run of the command, and what it wrote in each format."""
 
     status: int
     report: dict[str, Any]
@@ -48,18 +48,18 @@ class Reported:
 
     @property
     def cases(self) -> list[dict[str, Any]]:
-        """The tests that are made of no others."""
+        """The tests that have no subtests."""
         return [
             case for program in self.report["verdicts"] for case in program["subtests"] or [program]
         ]
 
 
 @pytest.fixture(scope="module")
-def reported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Reported]:
-    """A function that runs a suite once by the command, and returns what that reported."""
+def reported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Report]:
+    """A function that runs a suite once by the command, and returns its report."""
 
     @functools.cache
-    def run_once(suite: str, kernel: str) -> Reported:
+    def run_once(suite: str, kernel: str) -> Report:
         folder = tmp_path_factory.mktemp(suite)
         files = {name: folder / name for name in ("junit", "ktap")}
         options = [word for name, path in files.items() for word in (f"--{name}", str(path))]
@@ -71,32 +71,32 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Reported
         )
         assert done.returncode in (0, 1), done.stdout + done.stderr
         report = json.loads(done.stdout)
-        return Reported(done.returncode, report, *(file.read_text() for file in files.values()))
+        return Report(done.returncode, report, *(file.read_text() for file in files.values()))
 
     return run_once
 
 
 @pytest.fixture
-def iommu(reported: Callable[..., Reported]) -> Reported:
-    """What the command reported of the iommu tests."""
+def iommu(reported: Callable[..., Report]) -> Report:
+    """The report of the iommu tests."""
     return reported("iommu", "selftest")
 
 
 @pytest.mark.parametrize("name", ["stable", "previous"])
 def test_every_test_that_the_kernels_source_declares_passes(
-    name: str, reported: Callable[..., Reported], selftest_source: Callable[[str], Path]
+    name: str, reported: Callable[..., Report], selftest_source: Callable[[str], Path]
 ) -> None:
-    expected = declared(selftest_source(name))
+    expected = find_declared_tests(selftest_source(name))
     assert len(expected) > 4
     run = reported("liveupdate", name)
     assert (run.status, run.report["passed"]) == (0, True)
     assert run.report["release"] == Kernel.find(name).release
-    assert reported_tests(run) == sorted(expected)
+    assert list_reported_tests(run) == sorted(expected)
     assert {case["outcome"] for case in run.cases} == {"passed"}
 
 
 def test_the_command_writes_one_run_as_data_as_junit_and_as_ktap(
-    reported: Callable[..., Reported], kunit_parser: Any
+    reported: Callable[..., Report], kunit_parser: Any
 ) -> None:
     run = reported("liveupdate", "stable")
     assert len(run.cases) > 4
@@ -122,15 +122,15 @@ def test_a_file_that_cannot_be_written_is_told_before_a_guest_boots(tmp_path: Pa
 
 
 def test_every_iommu_test_that_the_kernels_source_declares_has_a_verdict(
-    iommu: Reported, selftest_source: Callable[..., Path]
+    iommu: Report, selftest_source: Callable[..., Path]
 ) -> None:
-    expected = declared(selftest_source("selftest", "iommu"))
+    expected = find_declared_tests(selftest_source("selftest", "iommu"))
     assert {program for program, _ in expected} == {"iommufd", "iommufd_fail_nth"}
     assert len(expected) > 200
-    assert reported_tests(iommu) == sorted(expected)
+    assert list_reported_tests(iommu) == sorted(expected)
 
 
-def test_no_iommu_test_fails_but_those_with_dma_bufs(iommu: Reported) -> None:
+def test_no_iommu_test_fails_but_those_with_dma_bufs(iommu: Report) -> None:
     failed = {each["name"] for each in iommu.cases if each["outcome"] in FAILURES}
     assert {case for case in failed if not WITH_DMA_BUFS.fullmatch(case)} == set()
 
@@ -140,7 +140,7 @@ def test_no_iommu_test_fails_but_those_with_dma_bufs(iommu: Reported) -> None:
     raises=AssertionError,
     reason="IOMMU_TEST_OP_DMABUF_GET of Linux 7.3.4 answers 0, not the descriptor",
 )
-def test_the_iommu_tests_with_dma_bufs_pass(iommu: Reported) -> None:
+def test_the_iommu_tests_with_dma_bufs_pass(iommu: Report) -> None:
     tests = [each for each in iommu.cases if WITH_DMA_BUFS.fullmatch(each["name"])]
     require(tests, "no test has dma-bufs")
     outcomes = {each["outcome"] for each in tests}
@@ -149,7 +149,7 @@ def test_the_iommu_tests_with_dma_bufs_pass(iommu: Reported) -> None:
 
 
 def test_an_iommu_test_is_skipped_only_where_its_variant_leaves_nothing_to_test(
-    iommu: Reported,
+    iommu: Report,
 ) -> None:
     skipped = [each for each in iommu.cases if each["outcome"] == "skipped"]
     assert all(".no_viommu." in each["name"] for each in skipped)
@@ -157,25 +157,25 @@ def test_an_iommu_test_is_skipped_only_where_its_variant_leaves_nothing_to_test(
 
 
 def test_the_exit_status_says_whether_an_iommu_test_failed(
-    iommu: Reported,
+    iommu: Report,
 ) -> None:
     failed = any(each["outcome"] in FAILURES for each in iommu.cases)
     assert (iommu.status, iommu.report["passed"]) == ((1, False) if failed else (0, True))
 
 
 def test_the_kernels_own_parser_counts_the_iommu_tests_as_we_do(
-    iommu: Reported, kunit_parser: Any
+    iommu: Report, kunit_parser: Any
 ) -> None:
     lines = iommu.ktap.splitlines()
     counts = kunit_parser.parse_run_tests(lines, kunit_parser.Printer(print=False)).counts
-    told = Counter(each["outcome"] for each in iommu.cases)
+    outcomes = Counter(each["outcome"] for each in iommu.cases)
     kernels = {
         "passed": counts.passed,
         "failed": counts.failed,
         "skipped": counts.skipped,
     }
-    assert kernels == {name: told[name] for name in kernels}
-    assert counts.total() == told.total() > 200
+    assert kernels == {name: outcomes[name] for name in kernels}
+    assert counts.total() == outcomes.total() > 200
     assert counts.errors == 0
 
 
@@ -190,7 +190,7 @@ def test_the_iommu_tests_fail_on_a_kernel_without_their_mock_device() -> None:
 
 
 def test_a_warning_of_the_kernel_fails_an_iommu_test(tmp_path: Path) -> None:
-    script = f"{WHOLE}; echo WARNING > /sys/kernel/debug/provoke-crash/DIRECT"
+    script = f"{COMPLETE_RUN}; echo WARNING > /sys/kernel/debug/provoke-crash/DIRECT"
     boot = partial(VM, IOMMU.kernel, append=IOMMU.append)
     (verdict,) = run_selftests([program(tmp_path, script)], boot, timeout=60)
     assert (verdict.outcome, verdict.cause) == (Outcome.CRASHED, Complaint.WARNING)
@@ -216,10 +216,10 @@ def test_how_many_results_have_come_is_shown_while_a_program_runs(
     class Screen(io.StringIO):
         def write(self, text: str) -> int:
             if "1/3" in text and "1/3" not in self.getvalue():
-                os.kill(vm.pid, signal.SIGKILL)  # this is what was waited for
+                os.kill(vm.pid, signal.SIGKILL)  # the progress was shown, so end the run
             return super().write(text)
 
-    monkeypatch.setenv("TERM", "xterm")  # which can move the cursor
+    monkeypatch.setenv("TERM", "xterm")  # a terminal that can move the cursor
     terminal = Console(file=(screen := Screen()), force_terminal=True, force_interactive=True)
     monkeypatch.setattr("pyluo.vm.progress._console", terminal)
     (verdict,) = run_selftests(
@@ -249,8 +249,8 @@ def test_a_kernel_without_its_source_has_no_selftests() -> None:
     [
         ("echo 1..2; echo ok 1 a", "1 of 2 planned results came"),
         ("echo 1..2; echo ok 1 a; kill -SEGV $$", "killed by SIGSEGV"),
-        (f"{WHOLE}; exit 3", "exit status 3"),
-        (f"{WHOLE}; exit 4", "exit status 4"),
+        (f"{COMPLETE_RUN}; exit 3", "exit status 3"),
+        (f"{COMPLETE_RUN}; exit 4", "exit status 4"),
         ("true", "no result came"),
         ("echo ok 1 a", "no plan came"),
         ("echo 1..1; echo 'Bail out! no memory'; exit 1", "it bailed out: no memory"),
@@ -259,7 +259,7 @@ def test_a_kernel_without_its_source_has_no_selftests() -> None:
 def test_a_program_that_does_not_do_what_it_announced_fails(
     shared_vm: VM, tmp_path: Path, script: str, reason: str
 ) -> None:
-    verdict = verdict_on(shared_vm, program(tmp_path, script))
+    verdict = run_one(shared_vm, program(tmp_path, script))
     assert all(case.outcome is Outcome.PASSED for case in verdict.subtests)
     assert (verdict.outcome, verdict.incomplete) == (Outcome.FAILED, True)
     assert reason in verdict.reason
@@ -270,7 +270,7 @@ def test_a_case_that_fails_is_told_with_what_was_said_about_it(
     shared_vm: VM, tmp_path: Path
 ) -> None:
     script = "echo 1..2; echo ok 1 a; echo '# 1 is not 2'; echo not ok 2 b; exit 1"
-    verdict = verdict_on(shared_vm, program(tmp_path, script))
+    verdict = run_one(shared_vm, program(tmp_path, script))
     first, second = verdict.subtests
     assert first.outcome is Outcome.PASSED
     assert second == Verdict("b", Outcome.FAILED, "", "1 is not 2")
@@ -278,7 +278,7 @@ def test_a_case_that_fails_is_told_with_what_was_said_about_it(
 
 
 def test_a_run_in_which_all_was_skipped_has_not_passed(shared_vm: VM, tmp_path: Path) -> None:
-    verdict = verdict_on(shared_vm, program(tmp_path, "echo '1..0 # SKIP no device'; exit 4"))
+    verdict = run_one(shared_vm, program(tmp_path, "echo '1..0 # SKIP no device'; exit 4"))
     assert (verdict.outcome, verdict.reason) == (Outcome.SKIPPED, "no device")
     assert not passed([verdict])
 
@@ -287,7 +287,7 @@ def test_what_a_program_said_before_it_was_given_up_on_is_kept(
     shared_vm: VM, tmp_path: Path
 ) -> None:
     script = "echo 1..2; echo ok 1 a; echo '# b begins'; sleep 1000"
-    verdict = verdict_on(shared_vm, program(tmp_path, script), timeout=5)
+    verdict = run_one(shared_vm, program(tmp_path, script), timeout=5)
     (case,) = verdict.subtests
     assert (case.name, case.outcome) == ("a", Outcome.PASSED)
     assert "it still ran after 5 s" in verdict.reason
@@ -295,8 +295,11 @@ def test_what_a_program_said_before_it_was_given_up_on_is_kept(
 
 
 def test_a_crash_is_told_as_one_and_the_next_program_gets_a_fresh_guest(tmp_path: Path) -> None:
-    crash = f"{WHOLE}; echo c > /proc/sysrq-trigger"
-    selftests = [program(tmp_path, crash, name="crashes"), program(tmp_path, WHOLE, name="works")]
+    crash = f"{COMPLETE_RUN}; echo c > /proc/sysrq-trigger"
+    selftests = [
+        program(tmp_path, crash, name="crashes"),
+        program(tmp_path, COMPLETE_RUN, name="works"),
+    ]
     crashed, after = verdicts = list(run_selftests(selftests, VM, timeout=60))
     assert (crashed.name, crashed.outcome) == ("crashes", Outcome.CRASHED)
     assert crashed.cause is Complaint.PANIC
@@ -345,7 +348,7 @@ def test_a_staged_program_can_jump_into_another_kernel(tmp_path: Path) -> None:
 def test_a_program_that_ends_like_one_that_is_not_there_has_failed(
     shared_vm: VM, tmp_path: Path, status: int
 ) -> None:
-    verdict = verdict_on(shared_vm, program(tmp_path, f"{WHOLE}; exit {status}"))
+    verdict = run_one(shared_vm, program(tmp_path, f"{COMPLETE_RUN}; exit {status}"))
     assert verdict.outcome is Outcome.FAILED
     assert f"exit status {status}" in verdict.reason
 
@@ -363,8 +366,8 @@ def test_a_suite_that_is_not_there_is_a_mistake_in_the_command() -> None:
     assert "name one of liveupdate, iommu" in done.stderr
 
 
-def declared(folder: Path) -> list[tuple[str, str]]:
-    """The tests of a suite, by the text of its Makefile and its C sources."""
+def find_declared_tests(folder: Path) -> list[tuple[str, str]]:
+    """Find the tests of a suite in its Makefile and its C sources."""
     makefile = (folder / "Makefile").read_text()
     lists = re.findall(r"^TEST_GEN_PROGS(?:_EXTENDED)? \+= (.*)$", makefile, re.MULTILINE)
     tests = []
@@ -380,8 +383,8 @@ def declared(folder: Path) -> list[tuple[str, str]]:
     return tests
 
 
-def reported_tests(run: Reported) -> list[tuple[str, str]]:
-    """The programs and cases that a run reported, in order."""
+def list_reported_tests(run: Report) -> list[tuple[str, str]]:
+    """Return the programs and cases that a run reported, sorted."""
     return sorted(
         (program["name"], case["name"] if program["subtests"] else "")
         for program in run.report["verdicts"]
@@ -396,6 +399,6 @@ def program(folder: Path, script: str, *, name: str = "program", staged: bool = 
     return Selftest(path, staged)
 
 
-def verdict_on(vm: VM, selftest: Selftest, timeout: float = 60) -> Verdict:
+def run_one(vm: VM, selftest: Selftest, timeout: float = 60) -> Verdict:
     verdict, _ = run_program(vm, [selftest.path], timeout)
     return verdict

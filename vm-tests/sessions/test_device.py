@@ -1,4 +1,4 @@
-"""/dev/liveupdate and the requests on it, in a guest that does not jump."""
+"""Tests of /dev/liveupdate and of requests that need no jump."""
 
 from __future__ import annotations
 
@@ -264,12 +264,12 @@ def test_a_discard_waits_for_a_request_of_another_thread() -> None:
         session = device.create_session("s")
         thread = threading.Thread(target=session.preserve, args=(sparse, 1))
         thread.start()
-        while not os.fstat(sparse.fileno()).st_blocks:  # until it is in the kernel
+        while not os.fstat(sparse.fileno()).st_blocks:  # until the request is in the kernel
             time.sleep(0)
         begun = os.fstat(sparse.fileno()).st_blocks * 512
         session.discard()
         ended = os.fstat(sparse.fileno()).st_blocks * 512
         thread.join()
-        assert begun < size  # or nothing was under way
+        assert begun < size  # otherwise the request was over before
         assert ended == size
         sparse.resize(0)

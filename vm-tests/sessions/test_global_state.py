@@ -1,7 +1,8 @@
-"""State of the kernel that is bound to the life of preserved files, as its own test reports it.
+"""Tests of the global state (FLB) that the kernel keeps while files are preserved.
 
-`CONFIG_LIVEUPDATE_TEST` registers three objects with the handler of memfds. Each is made with the
-first file that is preserved in the whole system, and ends with the last.
+`CONFIG_LIVEUPDATE_TEST` registers three such objects with the handler of memfds, and logs their
+callbacks. Each object is created with the first file that is preserved in the whole system, and
+ends with the last.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ if TYPE_CHECKING:
     from pyluo.vm import VM
 
 OBJECTS = [f"liveupdate-test-flb-v{number}" for number in range(3)]
-TWO = {"one": {1: b"a", 2: b"b"}, "two": {3: b"c"}}
+TWO_SESSIONS = {"one": {1: b"a", 2: b"b"}, "two": {3: b"c"}}
 
 
-def told(vm: VM, what: str) -> list[str]:
-    """The objects of which the log says this, in its order."""
-    lines = [line for line in vm.dmesg.splitlines() if what in line]
+def find_logged(vm: VM, words: str) -> list[str]:
+    """Return the objects that the log mentions with these words, in the order of the log."""
+    lines = [line for line in vm.dmesg.splitlines() if words in line]
     return [name for line in lines for name in OBJECTS if f"{name}:" in line]
 
 
@@ -30,37 +31,38 @@ def test_it_is_made_with_the_first_file_and_given_up_with_the_last(
     guest: Callable[..., VM],
 ) -> None:
     vm = guest("selftest")
-    assert told(vm, "preserve was triggered") == []
+    assert find_logged(vm, "preserve was triggered") == []
     empty = vm.hold(guest_cases.preserve, {"empty": {}})
-    assert told(vm, "preserve was triggered") == []
-    held = vm.hold(guest_cases.preserve, TWO)
-    assert told(vm, "preserve was triggered") == OBJECTS
+    assert find_logged(vm, "preserve was triggered") == []
+    held = vm.hold(guest_cases.preserve, TWO_SESSIONS)
+    assert find_logged(vm, "preserve was triggered") == OBJECTS
     vm.call(discard, held, 0)
-    assert told(vm, "unpreserve was triggered") == []
+    assert find_logged(vm, "unpreserve was triggered") == []
     vm.call(discard, held, 1)
-    assert sorted(told(vm, "unpreserve was triggered")) == OBJECTS
+    assert sorted(find_logged(vm, "unpreserve was triggered")) == OBJECTS
     vm.call(discard, empty, 0)
-    vm.hold(guest_cases.preserve, TWO)
-    assert told(vm, "preserve was triggered").count(OBJECTS[0]) == 3  # unpreserve is one
+    vm.hold(guest_cases.preserve, TWO_SESSIONS)
+    # Two of these lines are of preserve; one is of unpreserve, which contains the same words.
+    assert find_logged(vm, "preserve was triggered").count(OBJECTS[0]) == 3
 
 
 def test_the_next_kernel_finds_it_and_finishes_it_with_the_last_file(
     guest: Callable[..., VM],
 ) -> None:
     vm = guest("selftest")
-    vm.hold(guest_cases.preserve, TWO)
-    assert told(vm, "found flb data") == []
+    vm.hold(guest_cases.preserve, TWO_SESSIONS)
+    assert find_logged(vm, "found flb data") == []
     vm.live_update()
-    assert told(vm, "found flb data from the previous boot") == OBJECTS
-    assert told(vm, "finish was triggered") == []
+    assert find_logged(vm, "found flb data from the previous boot") == OBJECTS
+    assert find_logged(vm, "finish was triggered") == []
     sessions = vm.hold(retrieve_both)
     vm.call(finish, sessions, 0)
-    assert told(vm, "finish was triggered") == []
+    assert find_logged(vm, "finish was triggered") == []
     vm.call(finish, sessions, 1)
-    assert sorted(told(vm, "finish was triggered")) == OBJECTS
+    assert sorted(find_logged(vm, "finish was triggered")) == OBJECTS
     assert "ERROR" not in "".join(line for line in vm.dmesg.splitlines() if "flb" in line)
     vm.live_update()
-    assert told(vm, "found flb data") == []
+    assert find_logged(vm, "found flb data") == []
 
 
 def discard(sessions: list[OutgoingSession], number: int) -> None:
@@ -69,7 +71,7 @@ def discard(sessions: list[OutgoingSession], number: int) -> None:
 
 def retrieve_both() -> list[IncomingSession]:
     with LiveUpdate() as device:
-        return [device.retrieve_session(name) for name in TWO]
+        return [device.retrieve_session(name) for name in TWO_SESSIONS]
 
 
 def finish(sessions: list[IncomingSession], number: int) -> None:

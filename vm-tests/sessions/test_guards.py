@@ -1,4 +1,4 @@
-"""What pyluo refuses before the kernel can lose it, or die of it."""
+"""Tests of what pyluo refuses because the kernel would lose it, or die of it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 def test_all_that_pyluo_preserves_the_next_kernel_can_carry(kernel: Kernel, memory: int) -> None:
     with VM(kernel, memory=memory) as vm:
         filled = vm.hold(fill_up)
-        refusal, size = vm.call(what_filled, filled)
+        refusal, size = vm.call(get_refusal_and_size, filled)
         assert "64 MiB beyond them are left to the kernel" in refusal
         vm.live_update()
         assert vm.call(count_preserved) == size
@@ -46,7 +46,7 @@ def test_all_that_pyluo_preserves_the_next_kernel_can_carry(kernel: Kernel, memo
 def test_the_line_that_the_guard_keeps_away_from_lies_lower(
     kernel: Kernel, memory: int, left: int
 ) -> None:
-    """MiB of a guest, and what of it is left outside the scratch areas; as in the manual."""
+    """The manual names these sizes too: MiB of a guest, and MiB left outside its scratch areas."""
     with VM(kernel, memory=memory << 20) as vm:
         vm.hold(fill_up_to, left << 20)
         vm.live_update()
@@ -75,7 +75,7 @@ def test_files_that_fit_one_by_one_and_not_together_are_refused_together() -> No
 
 
 def test_pages_that_lie_in_scratch_memory_count_as_well(kernel: Kernel) -> None:
-    """A file that was filled before it is preserved has pages there, and they have to move out."""
+    """Pages of a file that was filled before it is preserved may have to move out of scratch."""
     with VM(kernel, memory=1 << 30) as vm:
         assert "MiB to allocate" in vm.call(preserve_a_filled_file)
         assert vm.call(count_sessions) == 1
@@ -110,7 +110,7 @@ def test_a_token_out_of_range_is_refused_before_anything_is_preserved(token: int
             session.preserve(a, token)
         with pytest.raises(ValueError, match="a token is 0 to"):
             session.preserve_many({1: a, token: b})
-        a.resize(8192)  # it was not preserved either
+        a.resize(8192)  # succeeds, because the file was not preserved either
         session.discard()
 
 
@@ -130,12 +130,12 @@ def test_a_command_line_that_would_lose_everything_is_refused(shared_vm: VM, cmd
 def test_an_image_of_unknown_origin_is_not_jumped_into(guest: Callable[..., VM]) -> None:
     vm = guest("selftest")
     vm.hold(guest_files.preserve, "vm0", 4096)
-    cmdline = load_by_the_older_call(vm)
+    cmdline = load_by_kexec_load(vm)
     with pytest.raises(HandoverError, match="trust_image"):
         vm.call(kexec.reboot)
     vm.call(kexec.load, os.fspath(vm.kernel.image), cmdline=cmdline)
-    vm.call(kexec.unload)  # and with it goes the word that pyluo loaded it
-    load_by_the_older_call(vm)
+    vm.call(kexec.unload)  # and pyluo forgets that it loaded an image
+    load_by_kexec_load(vm)
     with pytest.raises(HandoverError):
         vm.call(kexec.reboot)
     vm.call(kexec.load, os.fspath(vm.kernel.image), cmdline=cmdline)
@@ -149,7 +149,7 @@ def test_an_image_loaded_by_the_older_call_takes_nothing_over_and_says_nothing(
 ) -> None:
     vm = guest("selftest")
     vm.hold(guest_files.preserve, "vm0", 4096)
-    load_by_the_older_call(vm)
+    load_by_kexec_load(vm)
     with pytest.raises(HarnessError, match="booted again"):
         vm.call(kexec.reboot, trust_image=True)
     with pytest.raises(SessionNotFoundError):
@@ -158,8 +158,8 @@ def test_an_image_loaded_by_the_older_call_takes_nothing_over_and_says_nothing(
 
 
 def test_a_name_that_is_taken_does_not_cost_the_next_kernel_its_life(vm: VM) -> None:
-    """51 sessions fill a block; what a refusal leaves behind it would kill the next kernel."""
-    vm.hold(fifty_one_sessions_and_one_again)
+    """51 sessions fill a block; a refused name would leave an empty one, at which kernels panic."""
+    vm.hold(create_51_sessions_and_one_twice)
     vm.live_update()
     assert vm.call(guest_files.token_is_known, "s50", 1) is False
 
@@ -167,13 +167,13 @@ def test_a_name_that_is_taken_does_not_cost_the_next_kernel_its_life(vm: VM) -> 
 def test_a_store_does_not_retrieve_what_its_memory_group_has_no_room_for(vm: VM) -> None:
     vm.hold(guest_store.make, "store", {"ram": 32 << 20})
     vm.live_update()
-    refusal, whole = vm.call(retrieve_in_a_small_group)
+    refusal, is_intact = vm.call(retrieve_in_a_small_group)
     assert "/small has room for" in refusal
     assert "still in the session" in refusal
-    assert whole
+    assert is_intact
 
 
-def fifty_one_sessions_and_one_again() -> list[OutgoingSession]:
+def create_51_sessions_and_one_twice() -> list[OutgoingSession]:
     with LiveUpdate() as device:
         sessions = [device.create_session(f"s{number}") for number in range(51)]
         with pytest.raises(SessionExistsError):
@@ -182,7 +182,7 @@ def fifty_one_sessions_and_one_again() -> list[OutgoingSession]:
 
 
 def retrieve_in_a_small_group() -> tuple[str, bool]:
-    """The refusal, and whether the file could be had once the group may have more."""
+    """Return the refusal, and whether the file is intact once the group may have more memory."""
     import pathlib
 
     from pyluo import FdStore, _sys
@@ -200,13 +200,13 @@ def retrieve_in_a_small_group() -> tuple[str, bool]:
     except PreservedMemoryError as error:
         refusal = str(error)
     (group / "memory.max").write_text("max")
-    whole = guest_store.intact(store)
+    is_intact = guest_store.intact(store)
     store.finish()
-    return refusal, whole
+    return refusal, is_intact
 
 
 def fill_up() -> tuple[OutgoingSession, str, int]:
-    """Preserves ever smaller files until that is refused."""
+    """Preserve ever smaller files until the smallest size is refused."""
     with LiveUpdate() as device:
         session = device.create_session("fill")
     size, token, total, refusal = 64 << 20, 0, 0, ""
@@ -223,18 +223,18 @@ def fill_up() -> tuple[OutgoingSession, str, int]:
 
 
 def fill_up_to(left: int) -> OutgoingSession:
-    """Preserves, past the guard, until no more than that is free outside the scratch areas."""
+    """Preserve files without the guard until only `left` bytes are free outside scratch areas."""
     with LiveUpdate() as device:
         session = device.create_session("fill")
     token = 0
-    while (gap := free_outside_scratch() - left) > 0:
+    while (gap := read_free_outside_scratch() - left) > 0:
         with Memfd.create("part", max(min(gap // 2, 64 << 20) >> 20, 1) << 20) as part:
             session.preserve_many({token: part}, guarded=False)
         token += 1
     return session
 
 
-def free_outside_scratch() -> int:
+def read_free_outside_scratch() -> int:
     fields = {}
     with open("/proc/meminfo") as file:
         for line in file:
@@ -243,7 +243,7 @@ def free_outside_scratch() -> int:
     return fields["MemFree"] - fields["CmaFree"]
 
 
-def what_filled(filled: tuple[OutgoingSession, str, int]) -> tuple[str, int]:
+def get_refusal_and_size(filled: tuple[OutgoingSession, str, int]) -> tuple[str, int]:
     return filled[1], filled[2]
 
 
@@ -262,7 +262,7 @@ def count_preserved() -> int:
 
 
 def preserve_a_filled_file() -> str:
-    """Fills all memory but a little with one file, so that it reaches into scratch memory."""
+    """Fill almost all memory with one file, so that it extends into scratch memory."""
     total = guards._read_meminfo()["MemAvailable"] - (48 << 20)
     ram = Memfd.create("ram", total // 4096 * 4096)
     chunk = b"\x5a" * (1 << 20)
@@ -286,8 +286,8 @@ def count_sessions() -> int:
     return 1
 
 
-def load_by_the_older_call(vm: VM) -> str:
-    """Loads the running kernel's image by kexec_load(2); its command line comes back."""
+def load_by_kexec_load(vm: VM) -> str:
+    """Load the running kernel's image by kexec_load(2), and return its command line."""
     cmdline = vm.run(["cat", "/proc/cmdline"]).stdout.decode().strip()
     image = os.fspath(vm.kernel.image)
     done = vm.run(["kexec", "--kexec-syscall", "--load", image, "--command-line", cmdline])

@@ -1,4 +1,4 @@
-"""Incoming sessions: one jump brings them all, and each test has one of its own."""
+"""Tests of incoming sessions: one jump for all, and a session for each test."""
 
 from __future__ import annotations
 
@@ -76,6 +76,6 @@ def test_a_descriptor_is_adopted_as_the_session_that_it_is(landed: VM) -> None:
 def test_many_threads_may_use_an_incoming_session_while_one_finishes_it(landed: VM) -> None:
     retrieved, closed, ended = landed.call(guest_incoming.retrieve_from_many_threads, "s11")
     assert retrieved + closed == 64
-    assert retrieved >= 33  # the threads before the one that finishes, less those under way
+    assert retrieved >= 33  # the threads before the one that finishes, less those still running
     assert closed > 0
     assert ended

@@ -1,7 +1,7 @@
-"""What the kernels get wrong today: each test is expected to fail, and turns red once it passes.
+"""Tests of known kernel bugs, each expected to fail; one that passes turns the run red.
 
-Each bug is told in docs/kernel-bugs.md. A precondition that does not hold raises `Unmet`, which is
-no expected failure.
+docs/kernel-bugs.md describes each bug. A precondition that does not hold raises `Unmet`, which is
+not an expected failure.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from sessions.guest_bugs import MIB, OK, require
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-# luo_session.c: what a block of one page holds, 16 bytes of header and 80 for each session
-SESSIONS_OF_A_BLOCK = (4096 - 16) // 80
+# luo_session.c: the sessions of a block, which is a page: a header of 16 bytes, and 80 for each
+SESSIONS_PER_BLOCK = (4096 - 16) // 80
 TEBIBYTE = 1 << 40
 
 
@@ -30,13 +30,13 @@ def bug(reason: str) -> pytest.MarkDecorator:
 
 @pytest.fixture(scope="module", params=["stable", "previous"])
 def kernel(request: pytest.FixtureRequest) -> Kernel:
-    """Each bug is looked for in both, whatever --pyluo-kernel names."""
+    """Both kernels, whichever one --pyluo-kernel names."""
     return Kernel.find(request.param)
 
 
 @pytest.fixture(scope="module")
 def landed(kernel: Kernel) -> Iterator[VM]:
-    """A guest after a jump, with a session for each test that asks for it."""
+    """A guest after a jump, with a session for each test that needs one."""
     with VM(kernel) as vm:
         vm.hold(guest_bugs.preserve_for_all_tests)
         vm.live_update()
@@ -45,7 +45,7 @@ def landed(kernel: Kernel) -> Iterator[VM]:
 
 @bug("a block of sessions left empty by EEXIST makes the next kernel panic")
 def test_a_refused_session_name_does_not_kill_the_next_kernel(vm: VM) -> None:
-    vm.hold(guest_bugs.create_sessions_and_one_twice, SESSIONS_OF_A_BLOCK)
+    vm.hold(guest_bugs.create_sessions_and_one_twice, SESSIONS_PER_BLOCK)
     try:
         vm.live_update()
     except GuestCrash:
@@ -125,9 +125,9 @@ def test_a_file_preserved_read_only_comes_back_read_only(landed: VM) -> None:
 def test_a_memfd_sealed_noexec_comes_back_with_the_seals_it_had(vm: VM) -> None:
     vm.hold(preserve_noexec)
     vm.live_update()
-    seals, mode = vm.call(seals_and_mode)
-    spoilt = ~Seal.SEAL & (Seal.EXEC | Seal.SHRINK | Seal.GROW | Seal.WRITE | Seal.FUTURE_WRITE)
-    require((seals, mode) in {(Seal.EXEC, 0o666), (spoilt, 0o777)}, f"{seals!r}, {mode:o}")
+    seals, mode = vm.call(read_seals_and_mode)
+    added = ~Seal.SEAL & (Seal.EXEC | Seal.SHRINK | Seal.GROW | Seal.WRITE | Seal.FUTURE_WRITE)
+    require((seals, mode) in {(Seal.EXEC, 0o666), (added, 0o777)}, f"{seals!r}, {mode:o}")
     assert (seals, mode) == (Seal.EXEC, 0o666)
 
 
@@ -138,7 +138,7 @@ def preserve_noexec() -> OutgoingSession:
     return session
 
 
-def seals_and_mode() -> tuple[Seal, int]:
+def read_seals_and_mode() -> tuple[Seal, int]:
     with (
         LiveUpdate() as device,
         device.retrieve_session("s") as session,

@@ -1,4 +1,4 @@
-"""The cases of the kernel's selftests/liveupdate, by their names, through the binding."""
+"""The cases of the kernel's selftests/liveupdate, under their names, through the binding."""
 
 from __future__ import annotations
 
@@ -143,8 +143,8 @@ def test_create_session_no_null_termination() -> None:
     from sessions.guest_requests import CREATE, answer
 
     with LiveUpdate() as device:
-        told = answer(CREATE, device.fileno(), fd=-1, name=b"X" * 64)
-    assert told == ("SessionNameError", errno.EINVAL)
+        refusal = answer(CREATE, device.fileno(), fd=-1, name=b"X" * 64)
+    assert refusal == ("SessionNameError", errno.EINVAL)
 
 
 @pytest.mark.in_guest
@@ -152,26 +152,26 @@ def test_create_session_empty_name() -> None:
     from sessions.guest_requests import CREATE, answer
 
     with LiveUpdate() as device:
-        told = answer(CREATE, device.fileno(), fd=-1, name=b"")
-    assert told == ("SessionNameError", errno.EINVAL)
+        refusal = answer(CREATE, device.fileno(), fd=-1, name=b"")
+    assert refusal == ("SessionNameError", errno.EINVAL)
 
 
 @pytest.mark.in_guest
 def test_get_session_name() -> None:
-    assert name_told_by_the_kernel("a name") == "a name"
+    assert read_name_from_kernel("a name") == "a name"
 
 
 @pytest.mark.in_guest
 def test_get_session_name_max_length() -> None:
-    assert name_told_by_the_kernel("A" * 63) == "A" * 63
+    assert read_name_from_kernel("A" * 63) == "A" * 63
 
 
-def name_told_by_the_kernel(name: str) -> str:
+def read_name_from_kernel(name: str) -> str:
     with LiveUpdate() as device:
         session = OutgoingSession.from_fd(device.create_session(name).detach())
-    told = session.name
+    answer = session.name
     session.discard()
-    return told
+    return answer
 
 
 @pytest.mark.in_guest
@@ -194,7 +194,7 @@ def test_preserve_many_files() -> None:
 
 @pytest.fixture(scope="module")
 def landed(kernel: Kernel) -> Iterator[VM]:
-    """All that the kexec tests preserve, over one jump."""
+    """A guest after one jump, with everything that the kexec tests preserve."""
     with VM(kernel) as vm:
         vm.hold(guest_cases.preserve_all)
         vm.live_update()

@@ -1,4 +1,4 @@
-"""Loading and dropping the next kernel, and what the new one knows of the old."""
+"""Tests of loading and unloading the next kernel, and of what it knows of the old one."""
 
 from __future__ import annotations
 

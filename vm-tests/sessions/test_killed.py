@@ -1,6 +1,6 @@
-"""What is lost when a process is killed between two steps of a live update.
+"""Tests of what is lost when a process is killed between two steps of a live update.
 
-The table in the manual is what these tests measure: they compare it with what came out.
+Each test compares an outcome with its cell in the manual's table.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ WORDS = {
 }
 
 
-def table_of_the_manual() -> dict[str, str]:
-    """What the manual says, by the names of the cases."""
+def read_table_of_manual() -> dict[str, str]:
+    """Read the manual's table: an outcome for each case, by its name."""
     section = MANUAL.read_text().split(HEADING, 1)[1].split("\n## ", 1)[0]
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
@@ -45,21 +45,21 @@ def table_of_the_manual() -> dict[str, str]:
     }
 
 
-TABLE = table_of_the_manual()
+TABLE = read_table_of_manual()
 CASES = [case.name for case in guest_killed.cases(guest_killed.BEFORE + guest_killed.AFTER)]
 
 
 @pytest.fixture(scope="module")
 def outcomes(kernel: Kernel) -> dict[str, str]:
-    """What became of each case; one guest sees them all, and one jump."""
+    """The outcome of each case; all cases share one guest and one jump."""
     with VM(kernel) as vm:
         image = os.fspath(vm.kernel.image)
         cmdline = vm.run(["cat", "/proc/cmdline"]).stdout.decode().strip()
         vm.hold(guest_killed.preserve_for_after)
         killed = vm.hold(guest_killed.kill_all_before, image, cmdline)
-        known = vm.call(known_before, killed)
+        known = vm.call(get_outcomes_before_jump, killed)
         with pytest.raises(HarnessError, match="booted again"):
-            vm.call(kexec.reboot)  # into the image that a victim loaded
+            vm.call(kexec.reboot)  # jumps into the image that a victim loaded
         before: dict[str, str] = vm.call(guest_killed.outcomes_after_the_jump, known)
         return before | vm.call(guest_killed.kill_all_after)
 
@@ -73,5 +73,5 @@ def test_the_manual_has_a_cell_for_each_case_and_no_other() -> None:
     assert sorted(TABLE) == sorted(CASES)
 
 
-def known_before(killed: tuple[dict[str, str], list[object]]) -> dict[str, str]:
+def get_outcomes_before_jump(killed: tuple[dict[str, str], list[object]]) -> dict[str, str]:
     return killed[0]

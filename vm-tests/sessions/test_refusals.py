@@ -1,4 +1,4 @@
-"""Each refusal of the kernel, and the exception that it becomes; asked past pyluo's own checks."""
+"""Tests of each refusal of the kernel, and of its exception, without pyluo's own checks."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ def test_a_name_that_is_none_is_refused_by_the_kernel_too(name: bytes) -> None:
 def test_a_name_in_use_and_one_that_did_not_come_in() -> None:
     with LiveUpdate() as device:
         session = device.create_session("s")
-        taken = answer(CREATE, device.fileno(), fd=-1, name=b"s")
+        in_use = answer(CREATE, device.fileno(), fd=-1, name=b"s")
         unknown = answer(RETRIEVE, device.fileno(), fd=-1, name=b"s")
         session.discard()
-    assert taken == ("SessionExistsError", errno.EEXIST)
+    assert in_use == ("SessionExistsError", errno.EEXIST)
     assert unknown == ("SessionNotFoundError", errno.ENOENT)
 
 
@@ -92,9 +92,9 @@ def test_an_outgoing_session_answers_each_wrong_request_in_its_way() -> None:
 def test_a_file_of_more_pages_than_can_be_counted_is_too_big() -> None:
     with LiveUpdate() as device, Memfd.create("a", (1 << 44) + 4096) as sparse:
         session = device.create_session("s")
-        told = answer(PRESERVE_FD, session.fileno(), fd=sparse.fileno(), token=1)
+        refusal = answer(PRESERVE_FD, session.fileno(), fd=sparse.fileno(), token=1)
         session.discard()
-    assert told == ("NotPreservableError", errno.EFBIG)
+    assert refusal == ("NotPreservableError", errno.EFBIG)
 
 
 @pytest.mark.in_guest
@@ -136,8 +136,8 @@ def test_a_session_retrieved_and_one_finished_are_told_apart(landed: VM) -> None
 
 
 def test_the_direction_of_a_session_shows_in_its_refusal_of_a_tail(landed: VM) -> None:
-    told = landed.call(guest_requests.send_unknown_tails, "s2")
-    assert told == (errno.E2BIG, errno.EINVAL, True)
+    errnos = landed.call(guest_requests.send_unknown_tails, "s2")
+    assert errnos == (errno.E2BIG, errno.EINVAL, True)
 
 
 def test_incoming_state_that_cannot_be_read_is_told_now_and_ever_after(
@@ -159,8 +159,8 @@ def test_a_retrieval_that_failed_fails_ever_after_by_the_same_errno(
     vm.hold(guest_requests.preserve_named, ["s"])
     vm.live_update()
     answers = vm.call(guest_requests.retrieve_with_a_fault, "s")
-    (told,) = set(answers)
-    assert told in {("LuoError", errno.ENOMEM), ("LuoError", errno.ENOSPC)}
+    (refusal,) = set(answers)
+    assert refusal in {("LuoError", errno.ENOMEM), ("LuoError", errno.ENOSPC)}
 
 
 @pytest.mark.parametrize("off", ["liveupdate=off", "kho=off"])
@@ -215,7 +215,7 @@ def test_the_link_of_a_session_tells_its_name_as_the_kernel_does() -> None:
     for name in ("n" * 63, "a name with / and %s"):
         with LiveUpdate() as device:
             fd = device.create_session(name).detach()
-        asked = OutgoingSession.from_fd(fd)
-        linked = OutgoingSession.from_fd(asked.detach(), trusted=True)
-        assert (asked.name, linked.name) == (name, name)
-        linked.discard()
+        by_ioctl = OutgoingSession.from_fd(fd)
+        by_link = OutgoingSession.from_fd(by_ioctl.detach(), trusted=True)
+        assert (by_ioctl.name, by_link.name) == (name, name)
+        by_link.discard()

@@ -1,8 +1,8 @@
-"""Sessions and files in any order of requests, against a small model of how they should behave.
+"""Compare random requests on sessions and files with a small model of how they should behave.
 
-The model is what the manual says of sessions, files and jumps, in as few lines as that takes. Any
-difference is a bug of pyluo's or of the kernel's. What the kernels are known to get wrong is left
-out here, and has tests of its own: seals added after preserving, above all.
+The model implements what the manual says of sessions, files and jumps. Any difference is a bug of
+pyluo's or of the kernel's. The known bugs of the kernels are left out here, and have tests of their
+own: above all, seals that are added after preserving.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 USUAL = 1000
 STEPS = int(os.environ.get("PYLUO_MACHINE_STEPS", USUAL))
-RUN = 50  # steps of one run, which begins with nothing
-SPACING = 12  # steps between two jumps, at least
+RUN = 50  # steps of one run, which begins without files and sessions
+SPACING = 12  # the least number of steps between two jumps
 NAMES = ["a", "b", "c"]
 TOKENS = [0, 1, 2, 2**64 - 1]
 SIZES = [0, 1, 4096, 5000, 8192]
 SEALS = [0, Seal.SHRINK, Seal.SHRINK | Seal.GROW, Seal.WRITE, Seal.SEAL]
-# Each answer that the model has, and how often it has to come at least: a machine that never gets
-# to a request shows nothing of it.
+# How often each answer of the model must occur at least: a request that the machine never makes is
+# not tested.
 ANSWERS = {
     ("create", "done"): 10,
     ("create", "SessionExistsError"): 1,
@@ -86,7 +86,7 @@ class Session:
 
 
 class Machine(RuleBasedStateMachine):
-    """What the model and the guest are put through."""
+    """Random requests, each made to the guest and to the model."""
 
     vm: ClassVar[VM]
     answers: ClassVar[Counter[tuple[str, str]]] = Counter()
@@ -96,22 +96,22 @@ class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.numbers = count(1)
-        self.sessions: dict[int, Session] = {}  # by descriptor: one may have several
-        self.files: dict[int, File] = {}  # likewise
-        self.waiting: dict[str, Session] = {}  # came in, and not retrieved yet
-        self.since = 0
+        self.sessions: dict[int, Session] = {}  # by descriptor, of which a session may have several
+        self.files: dict[int, File] = {}  # likewise by descriptor
+        self.not_retrieved: dict[str, Session] = {}  # incoming ones that are not retrieved yet
+        self.steps_since_jump = 0
         Machine.history.clear()
-        self.ask("clear", NAMES)
+        self.request("clear", NAMES)
 
     @rule(data=st.data())
     def step(self, data: st.DataObject) -> None:
-        """One request. The draw is weighted, so that what takes many others to get to is got to."""
+        """Make a random request; the weights favour requests that need many others before them."""
         names = [name for name, weight in self.weights().items() for _ in range(weight)]
         getattr(self, data.draw(st.sampled_from(names)))(data)
 
     def weights(self) -> dict[str, int]:
         memory = any(file.kind != "eventfd" for file in self.files.values())
-        outgoing, incoming = self.outgoing(), self.having()
+        outgoing, incoming = self.outgoing(), self.incoming_with_files()
         holding = any(session.files for session in outgoing.values())
         return {
             "make": 4 if len(self.files) < 8 else 0,
@@ -123,14 +123,14 @@ class Machine(RuleBasedStateMachine):
             "create": 3 if len(self.sessions) < 6 else 0,
             "preserve": 6 if outgoing and self.files else 1 * bool(self.sessions and self.files),
             "preserve_many": 2 if outgoing and len(self.files) > 1 else 0,
-            "retrieve_session": 12 if self.waiting else 1 * bool(self.count("live_update")),
+            "retrieve_session": 12 if self.not_retrieved else 1 * bool(self.count("live_update")),
             "retrieve": 12 if incoming else 1 * bool(self.sessions),
             "finish": 1 if self.sessions else 0,
             "finish_and_stay": 1 if incoming else 0,
             "end": 1 if self.sessions else 0,
             "duplicate": 1 if 0 < len(self.sessions) < 6 else 0,
             "adopt": 1 if self.sessions else 0,
-            "live_update": 6 if holding and self.since >= SPACING else 0,
+            "live_update": 6 if holding and self.steps_since_jump >= SPACING else 0,
         }
 
     def make(self, data: st.DataObject) -> None:
@@ -142,7 +142,7 @@ class Machine(RuleBasedStateMachine):
         self.files[number] = File(kind, bytearray(size), own)
 
     def write(self, data: st.DataObject) -> None:
-        number, file = self.memory(data)
+        number, file = self.draw_memory_file(data)
         filling = data.draw(st.binary(min_size=1, max_size=16))
         last = max(len(file.data) - len(filling), 0)
         offset = data.draw(st.integers(0, last) | st.integers(0, 8200))
@@ -156,7 +156,7 @@ class Machine(RuleBasedStateMachine):
         file.data[offset:end] = filling
 
     def resize(self, data: st.DataObject) -> None:
-        number, file = self.memory(data)
+        number, file = self.draw_memory_file(data)
         size, now = data.draw(st.sampled_from(SIZES)), len(file.data)
         sealed = file.seals & (Seal.SHRINK if size < now else Seal.GROW)
         if size != now and (sealed or file.preserved):
@@ -166,15 +166,15 @@ class Machine(RuleBasedStateMachine):
         file.data[size:] = bytes(max(size - now, 0))
 
     def seek(self, data: st.DataObject) -> None:
-        number, file = self.memory(data)
+        number, file = self.draw_memory_file(data)
         file.position = data.draw(st.sampled_from([0, 7, 2**40]))
         self.expect(("done", None), "seek", number, file.position)
 
     def look(self, data: st.DataObject) -> None:
-        self.look_at(self.memory(data)[0])
+        self.check_file(self.draw_memory_file(data)[0])
 
     def close(self, data: st.DataObject) -> None:
-        number = self.pick(data, self.files)
+        number = self.draw_number(data, self.files)
         self.expect(("done", None), "close", number)
         del self.files[number]
 
@@ -187,17 +187,17 @@ class Machine(RuleBasedStateMachine):
         self.sessions[number] = Session(name, incoming=False)
 
     def preserve(self, data: st.DataObject) -> None:
-        number, target = self.pick(data, self.sessions), self.pick(data, self.files)
+        number, target = self.draw_number(data, self.sessions), self.draw_number(data, self.files)
         session, file = self.sessions[number], self.files[target]
         token = data.draw(st.sampled_from(TOKENS))
-        refusal = self.refusal(session, file, token)
+        refusal = self.predict_refusal(session, file, token)
         self.expect(refusal or ("done", None), "preserve", number, target, token)
         if refusal is None:
             session.files[token] = file
             file.preserved = True
 
     def preserve_many(self, data: st.DataObject) -> None:
-        number = self.pick(data, self.outgoing())
+        number = self.draw_number(data, self.outgoing())
         session = self.sessions[number]
         tokens = data.draw(st.lists(st.sampled_from(TOKENS), unique=True, min_size=2))
         targets = data.draw(st.permutations(sorted(self.files)))
@@ -205,7 +205,7 @@ class Machine(RuleBasedStateMachine):
         done: list[int] = []
         refusal: Outcome | None = None
         for token, target in wanted.items():
-            if refusal := self.refusal(session, self.files[target], token):
+            if refusal := self.predict_refusal(session, self.files[target], token):
                 break
             done.append(token)
             session.files[token] = self.files[target]
@@ -216,18 +216,18 @@ class Machine(RuleBasedStateMachine):
 
     def retrieve_session(self, data: st.DataObject) -> None:
         number = next(self.numbers)
-        name = data.draw(st.sampled_from(sorted(self.waiting) * 3 + NAMES))
-        if name in self.waiting:
+        name = data.draw(st.sampled_from(sorted(self.not_retrieved) * 3 + NAMES))
+        if name in self.not_retrieved:
             self.expect(("done", None), "retrieve_session", number, name)
-            self.sessions[number] = self.waiting.pop(name)
+            self.sessions[number] = self.not_retrieved.pop(name)
             return
         there = any(each.incoming and each.name == name for each in self.sessions.values())
         known, unknown = ("SessionRetrievedError", errno.EINVAL), ("SessionNotFoundError", 2)
         self.expect(known if there else unknown, "retrieve_session", number, name)
 
     def retrieve(self, data: st.DataObject) -> None:
-        having, new = self.having(), next(self.numbers)
-        number = data.draw(st.sampled_from(sorted(having) * 5 + sorted(self.sessions)))
+        with_files, new = self.incoming_with_files(), next(self.numbers)
+        number = data.draw(st.sampled_from(sorted(with_files) * 5 + sorted(self.sessions)))
         session = self.sessions[number]
         token = data.draw(st.sampled_from(sorted(session.files) * 3 + TOKENS))
         if not session.incoming:
@@ -237,11 +237,11 @@ class Machine(RuleBasedStateMachine):
         else:
             self.expect(("done", None), "retrieve", number, token, new)
             file = self.files[new] = session.files[token]
-            file.preserved = False  # it can be resized, though not preserved again yet
-            self.look_at(new)
+            file.preserved = False  # it can be resized, but not yet preserved again
+            self.check_file(new)
 
     def finish(self, data: st.DataObject) -> None:
-        number = self.pick(data, self.sessions)
+        number = self.draw_number(data, self.sessions)
         if not self.sessions[number].incoming:
             self.expect(("WrongSessionError", errno.EINVAL), "finish", number)
             return
@@ -249,12 +249,12 @@ class Machine(RuleBasedStateMachine):
         self.sessions.pop(number).files.clear()
 
     def finish_and_stay(self, data: st.DataObject) -> None:
-        number = self.pick(data, self.having())
+        number = self.draw_number(data, self.incoming_with_files())
         self.expect(("done", None), "finish_and_stay", number)
         self.sessions[number].files.clear()
 
     def end(self, data: st.DataObject) -> None:
-        number = self.pick(data, self.sessions)
+        number = self.draw_number(data, self.sessions)
         self.expect(("done", None), "end", number)
         session = self.sessions.pop(number)
         if not any(each is session for each in self.sessions.values()):
@@ -263,12 +263,12 @@ class Machine(RuleBasedStateMachine):
             session.files.clear()
 
     def duplicate(self, data: st.DataObject) -> None:
-        number, new = self.pick(data, self.sessions), next(self.numbers)
+        number, new = self.draw_number(data, self.sessions), next(self.numbers)
         self.expect(("done", self.sessions[number].name), "duplicate", number, new)
         self.sessions[new] = self.sessions[number]
 
     def adopt(self, data: st.DataObject) -> None:
-        number = self.pick(data, self.sessions)
+        number = self.draw_number(data, self.sessions)
         kind = data.draw(st.sampled_from(["outgoing", "incoming"]))
         fits = self.sessions[number].incoming == (kind == "incoming")
         refusal = ("WrongSessionError", errno.EINVAL)
@@ -276,7 +276,7 @@ class Machine(RuleBasedStateMachine):
 
     def live_update(self, data: st.DataObject) -> None:
         del data
-        self.since = 0
+        self.steps_since_jump = 0
         Machine.answers["live_update", "done"] += 1
         Machine.history.append("live_update")
         try:
@@ -284,7 +284,7 @@ class Machine(RuleBasedStateMachine):
         except GuestCrash as crash:
             Machine.crash = crash
             raise
-        self.waiting = {
+        self.not_retrieved = {
             session.name: Session(session.name, True, session.files)
             for session in self.outgoing().values()
         }
@@ -293,11 +293,11 @@ class Machine(RuleBasedStateMachine):
 
     def expect(self, expected: Outcome, operation: str, *arguments: Any, counted: str = "") -> None:
         Machine.answers[operation, counted or expected[0]] += 1
-        self.since += 1
-        told = self.ask(operation, *arguments)
-        assert told == expected, f"{operation}{arguments}: {told}, where {expected} was expected"
+        self.steps_since_jump += 1
+        answer = self.request(operation, *arguments)
+        assert answer == expected, f"{operation}{arguments}: {answer} instead of {expected}"
 
-    def ask(self, operation: str, *arguments: Any) -> Outcome:
+    def request(self, operation: str, *arguments: Any) -> Outcome:
         Machine.history.append(f"{operation}{arguments}")
         try:
             return self.vm.call(guest_machine.do, operation, *arguments)
@@ -310,30 +310,30 @@ class Machine(RuleBasedStateMachine):
         return Machine.answers[operation, "done"]
 
     @staticmethod
-    def pick(data: st.DataObject, among: dict[int, Any]) -> int:
+    def draw_number(data: st.DataObject, among: dict[int, Any]) -> int:
         return data.draw(st.sampled_from(sorted(among)))
 
-    def memory(self, data: st.DataObject) -> tuple[int, File]:
+    def draw_memory_file(self, data: st.DataObject) -> tuple[int, File]:
         among = {number: file for number, file in self.files.items() if file.kind != "eventfd"}
-        number = self.pick(data, among)
+        number = self.draw_number(data, among)
         return number, among[number]
 
     def outgoing(self) -> dict[int, Session]:
         return {number: each for number, each in self.sessions.items() if not each.incoming}
 
-    def having(self) -> dict[int, Session]:
-        """The incoming sessions that have files."""
+    def incoming_with_files(self) -> dict[int, Session]:
+        """Return the incoming sessions that have files."""
         return {
             number: each for number, each in self.sessions.items() if each.incoming and each.files
         }
 
-    def look_at(self, number: int) -> None:
+    def check_file(self, number: int) -> None:
         file = self.files[number]
-        seen = (bytes(file.data), int(file.seals), file.position)
-        self.expect(("done", seen), "look", number)
+        state = (bytes(file.data), int(file.seals), file.position)
+        self.expect(("done", state), "look", number)
 
-    def refusal(self, session: Session, file: File, token: int) -> Outcome | None:
-        """What the kernel says to this file under this token, if it is refused."""
+    def predict_refusal(self, session: Session, file: File, token: int) -> Outcome | None:
+        """Return the refusal to preserve this file under this token; None if it is preserved."""
         if session.incoming:
             return "LuoError", errno.EINVAL
         if token in session.files:
@@ -341,7 +341,9 @@ class Machine(RuleBasedStateMachine):
         if file.kind == "eventfd":
             return "NotPreservableError", errno.ENOENT
         unfinished = any(
-            each is file for other in self.having().values() for each in other.files.values()
+            each is file
+            for other in self.incoming_with_files().values()
+            for each in other.files.values()
         )
         if file.preserved or unfinished:
             return "AlreadyPreservedError", errno.EBUSY
@@ -353,33 +355,35 @@ def test_any_order_of_requests_and_jumps_does_what_the_manual_says(kernel: Kerne
     Machine.crash = None
     with VM(kernel) as vm:
         Machine.vm = vm
-        # What chance did not get to in the usual number of steps, it gets to in a few more.
-        while (steps := Machine.answers.total()) < STEPS or (seldom() and steps < 3 * STEPS):
+        # Requests that the usual number of steps made too seldom may come in a few more.
+        while (steps := Machine.answers.total()) < STEPS or (
+            find_rare_answers() and steps < 3 * STEPS
+        ):
             runs = max(-(-(STEPS - steps) // RUN), 2)
             try:
                 run_state_machine_as_test(Machine, settings=_settings(runs, steps == 0))
             except BaseException:
                 if Machine.crash is None:
                     raise
-                # Hypothesis asks the dead guest again, and reports only that it answers otherwise.
+                # Hypothesis repeats the run on the dead guest, and reports only its other answers.
                 Machine.crash.add_note("The run: " + "; ".join(Machine.history))
                 raise Machine.crash from None
-    assert seldom() == []
+    assert find_rare_answers() == []
 
 
-def seldom() -> list[tuple[str, str]]:
+def find_rare_answers() -> list[tuple[str, str]]:
     return [key for key, least in ANSWERS.items() if Machine.answers[key] < least]
 
 
 def _settings(runs: int, first: bool) -> settings:
-    """The same steps each time for the usual number of them; others each time beyond that."""
+    """Return settings for the same steps in each test run, unless more than usual are wanted."""
     return settings(
         max_examples=runs,
         stateful_step_count=RUN,
         derandomize=first and STEPS <= USUAL,
         database=None,
         deadline=None,
-        # A step is a request to a guest: to find fewer that fail as well takes many jumps.
+        # Each step is a request to a guest, so shrinking a failure takes many jumps.
         phases=[Phase.generate] if STEPS <= USUAL else [Phase.generate, Phase.shrink],
         suppress_health_check=list(HealthCheck),
     )

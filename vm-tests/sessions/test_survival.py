@@ -1,4 +1,4 @@
-"""What a live update carries over, and what it does not."""
+"""Tests of what a live update carries over, and of what it does not."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_memfd_sealed_against_writing_comes_back_so(vm: VM) -> None:
 
 
 def test_pages_that_were_swapped_out_come_along(guest: Callable[..., VM]) -> None:
-    vm = guest("selftest")  # which has a disk in memory to swap to
+    vm = guest("selftest")  # it has a RAM disk to swap to
     assert vm.run(["mkswap", "/dev/ram0"]).returncode == 0
     assert vm.run(["swapon", "/dev/ram0"]).returncode == 0
     held = vm.hold(guest_files.preserve_swapped, "vm0", 2 << 20)

@@ -1,4 +1,4 @@
-"""Descriptor stores: before the jump, over it, and over many of them."""
+"""Tests of descriptor stores: before a jump, over one, and over many."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def test_a_store_is_renewed_hop_after_hop_and_nothing_is_lost(kernel: Kernel) ->
         for hop in range(1, HOPS + 1):
             vm.live_update()
             held = vm.hold(guest_store.renew_forty)
-            names, whole = vm.call(guest_store.get_renewal_result, held)
-            assert whole, f"hop {hop}"
+            names, is_intact = vm.call(guest_store.get_renewal_result, held)
+            assert is_intact, f"hop {hop}"
             assert names == [f"part {number}" for number in range(guest_store.FILES)]
             assert vm.updates == hop
 
@@ -48,14 +48,14 @@ def test_a_store_is_renewed_hop_after_hop_and_nothing_is_lost(kernel: Kernel) ->
 def test_order_prerequisites_and_metadata_come_along(vm: VM) -> None:
     vm.hold(guest_store.make_linked)
     vm.live_update()
-    seen = vm.call(guest_store.inspect_linked)
-    assert seen["names"] == ["ram", "device", "log"]
-    assert seen["meta"] == {"vm": "vm0", "layout": [1, 2]}
-    assert seen["lost"] == ()
-    # The device was had, and the RAM retrieved before it; but nobody was given the RAM.
-    assert "entries ['ram', 'log'], which get() did not return" in seen["refusal"]
-    assert seen["whole"]
-    assert seen["closed"]
+    result = vm.call(guest_store.inspect_linked)
+    assert result["names"] == ["ram", "device", "log"]
+    assert result["meta"] == {"vm": "vm0", "layout": [1, 2]}
+    assert result["lost"] == ()
+    # get() returned the device, and retrieved the RAM before it, but did not return the RAM.
+    assert "entries ['ram', 'log'], which get() did not return" in result["refusal"]
+    assert result["whole"]
+    assert result["closed"]
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +113,8 @@ def test_a_renewal_without_the_device_touches_nothing(landed: VM) -> None:
 def test_a_table_that_cannot_be_read_finishes_nothing(
     landed: VM, name: str, number: int, text: str
 ) -> None:
-    told, message, rescued = landed.call(guest_store.retrieve_spoiled, name)
-    assert told == number
+    error_number, message, rescued = landed.call(guest_store.retrieve_spoiled, name)
+    assert error_number == number
     assert text in message
     assert rescued
 
@@ -260,7 +260,7 @@ def test_an_entry_is_written_down_before_its_file_is_in_and_again_after_it() -> 
         assert guest_store.read_entries(store) == {"a": True, "b": True}
         before = guest_store.slot_in_use(store)
         store.set_meta({"x": 1})
-        assert guest_store.slot_in_use(store) == 1 - before  # the table before it stays readable
+        assert guest_store.slot_in_use(store) == 1 - before  # the previous table stays readable
         store.remove("a")
         assert guest_store.read_entries(store) == {"b": True}
         store.add("c", c)
@@ -308,12 +308,12 @@ def test_a_session_that_somebody_else_holds_too_is_not_taken_apart() -> None:
 
 
 def test_an_older_table_is_read_and_renewed_in_its_order(landed: VM) -> None:
-    """A table of version 1, whose tokens are against the order of its entries."""
-    names, meta, tokens, whole = landed.call(guest_store.read_version_1, "version 1")
+    """The tokens of this table of version 1 are not in the order of its entries."""
+    names, meta, tokens, is_intact = landed.call(guest_store.read_version_1, "version 1")
     assert names == ["ram", "device"]
     assert meta == {"at": 1}
     assert tokens == [9, 3]
-    assert whole
+    assert is_intact
 
 
 def test_what_an_entry_requires_is_retrieved_before_it(landed: VM) -> None:

@@ -1,4 +1,4 @@
-"""Files over a live update, by the command line."""
+"""Tests of carrying files over a live update by the command line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PATHS = [os.fspath(guest_saved.FOLDER / name) for name in guest_saved.FILES]
 
 @pytest.fixture
 def vm(vm: VM) -> Iterator[VM]:
-    """A guest in which the files of a test are removed after it, so that it can be used again."""
+    """A guest from which the test's files are removed afterwards, so that it can be used again."""
     yield vm
     vm.call(guest_saved.remove_files)
 
@@ -39,13 +39,13 @@ def test_files_come_back_as_they_were(vm: VM) -> None:
     files = vm.call(guest_saved.make_files)
     saved = pyluo(vm, "save", "--json", "vm0", "--", *PATHS)
     assert saved.returncode == 0, saved.stderr
-    told = json.loads(saved.stdout)
-    assert {file["name"]: file["sha256"] for file in told["files"]} == {
+    report = json.loads(saved.stdout)
+    assert {file["name"]: file["sha256"] for file in report["files"]} == {
         name: digest for name, (_, _, digest) in files.items()
     }
     (holder,) = vm.call(open_sessions)
     assert (holder.session, holder.direction) == ("vm0", "outgoing")
-    assert (holder.command, holder.pid) == ("pyluo-holder", told["pid"])
+    assert (holder.command, holder.pid) == ("pyluo-holder", report["pid"])
     vm.live_update()
     restored = pyluo(vm, "restore", "vm0", "/run/target")
     assert restored.returncode == 0, restored.stderr
@@ -62,9 +62,9 @@ def test_what_was_saved_can_be_discarded_on_either_side(vm: VM) -> None:
     vm.call(guest_saved.make_files)
     for name in ("vm0", "vm1"):
         assert pyluo(vm, "save", name, "--", *PATHS).returncode == 0
-    taken = pyluo(vm, "save", "vm0", "--", *PATHS)
-    assert taken.returncode == 1
-    assert b"EEXIST" in taken.stderr
+    refused = pyluo(vm, "save", "vm0", "--", *PATHS)
+    assert refused.returncode == 1
+    assert b"EEXIST" in refused.stderr
     assert b"outgoing session 'vm0' is discarded" in pyluo(vm, "discard", "vm0").stdout
     assert [holder.session for holder in vm.call(open_sessions)] == ["vm1"]
     assert pyluo(vm, "save", "vm0", "--", *PATHS).returncode == 0
@@ -116,7 +116,7 @@ def test_a_file_that_is_not_what_was_saved_is_not_restored(vm: VM) -> None:
     assert b"not made by `pyluo save`" in evil.stderr
     partly = pyluo(vm, "restore", "partly", "/run/target")
     assert partly.returncode == 1
-    assert b"not what `pyluo save` leaves when it is done" in partly.stderr
+    assert b"not made by a `pyluo save` that completed" in partly.stderr
     refused = pyluo(vm, "discard", "partly")
     assert refused.returncode == 1
     assert vm.call(guest_saved.read_entry_size, "partly", "file") == 4096

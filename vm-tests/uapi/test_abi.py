@@ -1,7 +1,7 @@
-"""Every struct, field and constant of `_uapi`, against the headers that a kernel installs.
+"""Compare every struct, field and constant of `_uapi` with the headers that a kernel installs.
 
-The comparison is the compiler's: what it made of our declarations becomes static assertions on the
-kernel's. And the other way round: what a kernel's header names, ours has too.
+The layout and the values that the compiler gave our declarations become static assertions about the
+kernel's. Conversely, what a kernel's header declares must be declared in ours too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pyluo._ffi import ffi, lib
 from pyluo.vm import Kernel
 
 UAPI = Path(pyluo.__file__).parent / "_uapi"
-# Our file, and what of the kernel's header of that name it is about.
+# Our headers, and the names that each takes from the kernel's header of the same name.
 HEADERS = {
     "liveupdate.h": r"LIVEUPDATE_\w+",
     "memfd.h": r"MFD_\w+",
@@ -41,7 +41,7 @@ STRUCTS = {
     "kvm.h": r"kvm_create_guest_memfd",
     "vfio.h": r"\w+",
 }
-# What of that we leave out, and why.
+# The names among these that we leave out, and why.
 LEFT_OUT = {
     "pci_regs.h": {
         r"PCI_(?:EXT_)?CAP_ID_M(?:AX|ASK)": "a count that grows, and a mask that nobody needs",
@@ -61,7 +61,7 @@ LEFT_OUT = {
         r"VFIO_REGION_INFO_CAP_NVLINK2_\w+|vfio_region_info_cap_nvlink2_\w+": "no kernel gives it",
     },
 }
-# What a release brought: older kernels must lack it, and all since must have it.
+# The release that added a name: older kernels must lack it, and all later ones must have it.
 SINCE = {
     "iommufd.h": {
         "IOMMUFD_CMD_IOAS_NOIOMMU_GET_PA": (7, 3),
@@ -117,7 +117,7 @@ def test_a_kernel_lacks_what_is_newer_than_it_and_nothing_else(name: str, header
 
 
 def assertions(name: str, header: str) -> list[str]:
-    """Static assertions that hold for a header exactly like ours, as far as a kernel has it."""
+    """Return static assertions that hold for a kernel's header if it agrees with ours."""
     lacking = {one for one, since in SINCE.get(header, {}).items() if release(name) < since}
     lines = []
     for constant in constants(header):
@@ -138,7 +138,7 @@ def struct_assertions(struct: str) -> list[str]:
         value = f"(({struct} *)0)->{member}"
         lines.append(f'_Static_assert(offsetof({struct}, {member}) == {field.offset}, "{place}");')
         kind = field.type
-        if kind.kind == "array" and kind.length is None:  # flexible, and of no size itself
+        if kind.kind == "array" and kind.length is None:  # a flexible array member has no size
             kind, value = kind.item, f"{value}[0]"
         lines.append(f'_Static_assert(sizeof({value}) == {ffi.sizeof(kind)}, "size of {place}");')
         if kind.kind == "primitive":
@@ -171,7 +171,7 @@ def ours(header: str) -> set[str]:
 
 
 def declared(name: str, header: str) -> set[str]:
-    """The constants and structs that a kernel's header is about: macros, and members of enums."""
+    """Return the macros, members of enums and structs that a kernel's header declares."""
     macros = compile_against(name, including(header), "-E", "-dM").stdout
     text = re.sub(r"/\*.*?\*/", "", (headers(name) / "linux" / header).read_text(), flags=re.DOTALL)
     found = set(re.findall(rf"^#define ({HEADERS[header]}) \S", macros, re.MULTILINE))
@@ -198,7 +198,7 @@ def headers(name: str) -> Path:
 
 
 def compile_against(name: str, source: str, *options: str) -> subprocess.CompletedProcess[str]:
-    """Compiles with the kernel's headers first; -nostdinc would lack stddef.h."""
+    """Compile with the kernel's headers first; -nostdinc would leave out stddef.h."""
     return subprocess.run(
         ["gcc", "-xc", "-fsyntax-only", *options, f"-I{headers(name)}", "-"],
         input=source,

@@ -1,6 +1,6 @@
-"""What `guest_mock` says to the kernel's mock device, against that kernel's own header of it.
+"""Compare what `guest_mock` sends to the kernel's mock device with that kernel's own header.
 
-The header is none of the uAPI, and may be numbered anew with any release.
+The header is not part of the uAPI, so its numbers may change with any release.
 """
 
 from __future__ import annotations

@@ -55,9 +55,9 @@ def measure(kernel: str, rounds: int) -> dict[str, list[float]]:
                 if any(wrong.values()):
                     sys.exit(f"by {how}: {wrong}")
                 measured[how].append(seen["pause"])
-            vm.hold(guest_dma.begin)
+            vm.hold(guest_dma.preserve_machine)
             vm.live_update()
-            vm.hold(guest_dma.go_on, 1)
+            vm.hold(guest_dma.restore_machine, 1)
             pause = vm.timeline.between(REBOOT_CALLED, guest_dma.DRIVEN)
             measured["live update"].append(pause)
             vm.live_update()  # so that no process has the device in the next round

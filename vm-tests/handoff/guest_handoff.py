@@ -156,7 +156,7 @@ def hand_over(how: str, accounting: str, obstacle: str = "") -> dict[str, Any]:
         obstacle: "user mapping" or "limit", which prevent the change of the process; or "other
             user", as which the successor runs.
     """
-    before = len(guest_dma.faults())
+    before = len(guest_dma.read_faults())
     prefix = [] if accounting == "none" else _WITHOUT_IPC_LOCK
     program = [*prefix, *_program("old", how, accounting, obstacle)]
     ended = subprocess.run(program, env=_environment(), capture_output=True, timeout=_TIMEOUT)
@@ -166,7 +166,7 @@ def hand_over(how: str, accounting: str, obstacle: str = "") -> dict[str, Any]:
     for line in ended.stdout.splitlines():
         seen |= json.loads(line)
     seen["pause"] = seen.pop("took") - seen.pop("left")
-    return seen | {"faults": guest_dma.faults()[before:]}
+    return seen | {"faults": guest_dma.read_faults()[before:]}
 
 
 def _program(*arguments: str) -> list[str]:

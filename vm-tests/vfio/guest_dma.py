@@ -1,4 +1,4 @@
-"""DMA between QEMU's `edu` device and preserved memory, run in the guest."""
+"""DMA between QEMU's `edu` device and preserved memory: functions that run in the guest."""
 
 from __future__ import annotations
 
@@ -31,45 +31,45 @@ OUTSIDE = 1 << 24
 READ_WRITE = Access.READ | Access.WRITE
 _FIRST_BUSY, _BUSY_SLOTS = 100, 10
 DRIVEN = "device driven"
-"""The mark of the moment from which the next kernel's process drives the device."""
+"""The mark in the timeline from which the next kernel's process drives the device."""
 ROM_IOVA = IOVA + SIZE
 """Where one page is mapped read-only."""
 
 
 def pattern(number: int) -> bytes:
-    """What no other transfer carries."""
+    """Return the data of a transfer, which differs from that of every other."""
     return (number.to_bytes(4, "little") + b"slot") * (BUFFER // 8)
 
 
 def slot(number: int) -> int:
-    """Where in RAM a transfer's page is; the first one is for passing through."""
+    """Return the offset in RAM of a transfer's page; the first page is the source of all."""
     return (number + 1) * PAGE
 
 
 def copy_through(edu: Edu, ram: Memfd, number: int) -> None:
-    """Has the device read a page of RAM and write it to another one."""
+    """Make the device read the first page of RAM and write it to the transfer's page."""
     ram.write(pattern(number), 0)
     edu.load(IOVA)
     edu.store(IOVA + slot(number))
 
 
-def seen_by_device(edu: Edu, ram: Memfd, number: int) -> bytes:
-    """A page of RAM as the device reads it."""
+def read_by_device(edu: Edu, ram: Memfd, number: int) -> bytes:
+    """Return the data of a transfer's page of RAM as the device reads it."""
     ram.write(bytes(BUFFER), 0)
     edu.load(IOVA + slot(number))
     edu.store(IOVA)
     return ram.read(BUFFER, 0)
 
 
-def faults() -> list[str]:
-    """What the IOMMU has reported so far."""
+def read_faults() -> list[str]:
+    """Return the faults that the IOMMU has reported so far."""
     return [message for message in KernelLog().messages if "fault addr" in message]
 
 
 @contextmanager
 def machine() -> Iterator[tuple[Edu, Ioas, Memfd]]:
-    """The device, attached to an IOAS in which RAM is mapped; all of it closed in the end."""
-    edu, ioas, ram = guest_edu.with_ram(SIZE, IOVA)
+    """Open the device, attached to an IOAS that maps RAM; close everything afterwards."""
+    edu, ioas, ram = guest_edu.open_with_ram(SIZE, IOVA)
     try:
         yield edu, ioas, ram
     finally:
@@ -84,47 +84,51 @@ def round_trip() -> bytes:
         return ram.read(BUFFER, slot(7))
 
 
-def outside_the_map() -> tuple[bytes, bytes, list[str]]:
-    """What the device read where nothing is mapped, what stayed in RAM, and the reports."""
+def access_outside_map() -> tuple[bytes, bytes, list[str]]:
+    """Let the device access IOVAs where nothing is mapped.
+
+    Returns:
+        What the device read there, what is left in RAM that was unmapped, and the faults.
+    """
     with machine() as (edu, ioas, ram):
         ram.write(pattern(1), 0)
         ram.write(pattern(2), slot(2))
         ram.write(pattern(3), slot(3))
-        before = len(faults())
-        edu.load(IOVA)  # so that its buffer is known
+        before = len(read_faults())
+        edu.load(IOVA)  # so that the contents of its buffer are known
         edu.store(OUTSIDE)
         edu.load(OUTSIDE)
         edu.store(IOVA + slot(3))
         read = ram.read(BUFFER, slot(3))
         ioas.unmap_all()
         edu.store(IOVA + slot(2))
-        return read, ram.read(BUFFER, slot(2)), faults()[before:]
+        return read, ram.read(BUFFER, slot(2)), read_faults()[before:]
 
 
-def write_to_what_is_read_only() -> tuple[bytes, list[str]]:
+def write_to_read_only() -> tuple[bytes, list[str]]:
     with machine() as (edu, ioas, ram), Memfd.create("rom", PAGE) as rom:
         rom.write(pattern(5), 0)
         ioas.map_file(rom, iova=ROM_IOVA, access=Access.READ)
-        before = len(faults())
+        before = len(read_faults())
         ram.write(pattern(6), 0)
         edu.load(IOVA)
         edu.store(ROM_IOVA)
         edu.load(ROM_IOVA)
         edu.store(IOVA + slot(0))
         assert ram.read(BUFFER, slot(0)) == pattern(5)
-        return rom.read(BUFFER, 0), faults()[before:]
+        return rom.read(BUFFER, 0), read_faults()[before:]
 
 
-def interrupts_by_msi() -> tuple[int, int, int]:
-    """How many came of a request, of a transfer's end, and of nothing."""
+def count_msi_interrupts() -> tuple[int, int, int]:
+    """Count the interrupts of a request, of a transfer with interrupt, and of one without."""
     with machine() as (edu, _, _):
         event = edu.enable_msi()
         try:
             edu.raise_irq()
-            asked = guest_edu.interrupts(event)
+            requested = guest_edu.count_interrupts(event)
             edu.acknowledge()
             edu.start(IOVA, BUFFER, to_ram=True, irq=True)
-            ended = guest_edu.interrupts(event)
+            ended = guest_edu.count_interrupts(event)
             edu.acknowledge()
             edu.store(IOVA)
             try:
@@ -133,7 +137,7 @@ def interrupts_by_msi() -> tuple[int, int, int]:
                 none = 0
         finally:
             os.close(event)
-        return asked, ended, none
+        return requested, ended, none
 
 
 def dma_while_preserved() -> bytes:
@@ -148,8 +152,8 @@ def dma_while_preserved() -> bytes:
         return ram.read(BUFFER, slot(9))
 
 
-def offers() -> dict[str, str]:
-    """What the kernel answers to the descriptors that it cannot preserve yet."""
+def offer_iommufd_and_vfio() -> dict[str, str]:
+    """Return the refusals of the descriptors that the kernel cannot preserve yet, by their type."""
     answers = {}
     with machine() as (edu, _, _):
         with LiveUpdate() as device:
@@ -165,16 +169,16 @@ def offers() -> dict[str, str]:
     return answers
 
 
-def replaced_under_dma(wanted: int) -> tuple[int, list[int], list[str]]:
-    """Moves the device from page table to page table, while it does DMA.
+def replace_page_table_under_dma(wanted: int) -> tuple[int, list[int], list[str]]:
+    """Replace the device's page table again and again while it does DMA.
 
     Args:
-        wanted: how many transfers are to run across a move; one may end too early.
+        wanted: how many transfers must run during a replacement; one may end too early to count.
 
     Returns:
-        How many did, which of all went wrong, and what the IOMMU reported.
+        How many did, the numbers of the transfers that went wrong, and the IOMMU's faults.
     """
-    before = len(faults())
+    before = len(read_faults())
     across = 0
     wrong = []
     with machine() as (edu, ioas, ram):
@@ -193,15 +197,15 @@ def replaced_under_dma(wanted: int) -> tuple[int, list[int], list[str]]:
             if ram.read(BUFFER, slot(number)) != pattern(number):
                 wrong.append(number)
             assert rebuilt.replaced == ((ioas,) if old is None else old.hwpts)
-            for gone in (*rebuilt.replaced, *(() if old is None else (old.ioas,))):
-                gone.destroy()
+            for unused in (*rebuilt.replaced, *(() if old is None else (old.ioas,))):
+                unused.destroy()
             old = rebuilt
-        return across, wrong, faults()[before:]
+        return across, wrong, read_faults()[before:]
 
 
-def begin() -> tuple[FdStore, Edu, Memfd]:
-    """A machine whose RAM is in a store, with the layout of its IOAS."""
-    edu, ioas, ram = guest_edu.with_ram(SIZE, IOVA)
+def preserve_machine() -> tuple[FdStore, Edu, Memfd]:
+    """Set up a machine, and preserve its RAM and the layout of its IOAS in a store."""
+    edu, ioas, ram = guest_edu.open_with_ram(SIZE, IOVA)
     rom = Memfd.create("rom", PAGE)
     rom.write(pattern(99), 0)
     ioas.map_file(rom, iova=ROM_IOVA, access=Access.READ)
@@ -211,15 +215,15 @@ def begin() -> tuple[FdStore, Edu, Memfd]:
     store.add("rom", rom)
     rom.close()
     IoasLayout.record(ioas, store).save(store)
-    copy_through(edu, ram, 1)  # preserved already
+    copy_through(edu, ram, 1)  # RAM is preserved already
     keep_busy(edu, ram)
     return store, edu, ram
 
 
-def go_on(hop: int) -> tuple[FdStore, Edu, Memfd]:
-    """The same machine, on the next kernel; ready for one more jump."""
+def restore_machine(hop: int) -> tuple[FdStore, Edu, Memfd]:
+    """Restore and check the machine on the next kernel, ready for one more jump."""
     store = FdStore.retrieve("vm0")
-    device = VfioDevice.open(guest_edu.place())
+    device = VfioDevice.open(guest_edu.find_edu())
     iommufd = IommuFd()
     device.bind(iommufd)
     rebuilt = IoasLayout.load(store).rebuild(iommufd, store, [device])
@@ -227,11 +231,11 @@ def go_on(hop: int) -> tuple[FdStore, Edu, Memfd]:
     edu = Edu(device, iommufd)
     ram = store.get("ram", Memfd)
     for number in range(hop + 1):
-        assert seen_by_device(edu, ram, number) == pattern(number), f"slot {number}, hop {hop}"
+        assert read_by_device(edu, ram, number) == pattern(number), f"slot {number}, hop {hop}"
     edu.load(ROM_IOVA)
     edu.store(IOVA)
     assert ram.read(BUFFER, 0) == pattern(99)
-    check_what_ran_at_the_jump(ram)
+    check_transfers_during_jump(ram)
     store.renew()
     copy_through(edu, ram, hop + 1)
     mark(DRIVEN)
@@ -240,7 +244,7 @@ def go_on(hop: int) -> tuple[FdStore, Edu, Memfd]:
 
 
 def keep_busy(edu: Edu, ram: Memfd) -> None:
-    """Has the device do DMA without end, into slots of its own; nobody else drives it from here."""
+    """Make the device do DMA forever, into slots of its own; nothing else may drive it then."""
 
     def drive() -> None:
         for number in itertools.count(_FIRST_BUSY):
@@ -251,24 +255,24 @@ def keep_busy(edu: Edu, ram: Memfd) -> None:
     threading.Thread(target=drive, daemon=True).start()
 
 
-def check_what_ran_at_the_jump(ram: Memfd) -> None:
-    """Each slot has nothing yet or one whole transfer of its own; beside them nothing is."""
+def check_transfers_during_jump(ram: Memfd) -> None:
+    """Check that each busy slot is empty or holds one complete transfer, and nothing beside it."""
     for number in range(_FIRST_BUSY, _FIRST_BUSY + _BUSY_SLOTS):
         page = ram.read(PAGE, slot(number))
         assert page[BUFFER:] == bytes(PAGE - BUFFER), f"beside slot {number}"
         if page[:BUFFER] != bytes(BUFFER):
-            came = int.from_bytes(page[:4], "little")
-            assert _busy_slot(came) == number, f"slot {number} has what is of transfer {came}"
-            assert page[:BUFFER] == pattern(came), f"slot {number} has a part of transfer {came}"
+            found = int.from_bytes(page[:4], "little")
+            assert _busy_slot(found) == number, f"slot {number} has data of transfer {found}"
+            assert page[:BUFFER] == pattern(found), f"slot {number} has a part of transfer {found}"
 
 
 def _busy_slot(number: int) -> int:
     return _FIRST_BUSY + (number - _FIRST_BUSY) % _BUSY_SLOTS
 
 
-def misfits() -> dict[str, str]:
-    """What is said of layouts that the machine has no room for; nothing may be mapped."""
-    said = {}
+def rebuild_layouts_that_do_not_fit() -> dict[str, str]:
+    """Return the refusals of layouts that do not fit the machine; check that nothing is mapped."""
+    refusals = {}
     with machine() as (edu, ioas, ram), Memfd.create("short", PAGE) as short:
         [reserved] = edu.device.reserved_iovas()
         plans = {
@@ -286,39 +290,39 @@ def misfits() -> dict[str, str]:
                     edu.iommufd, {"ram": ram, "short": short}, [edu.device]
                 )
             except LuoError as error:
-                said[name] = str(error)
+                refusals[name] = str(error)
             assert ioas.iommufd.objects == before
             assert edu.device.attached is ioas
         copy_through(edu, ram, 3)
         assert ram.read(BUFFER, slot(3)) == pattern(3)
-    return said
+    return refusals
 
 
-def buffer_is_kept_while_a_device_may_write_to_it() -> bytes:
-    """Closes the iommufd while the device is attached, and then the device.
+def close_iommufd_before_device() -> bytes:
+    """Close the iommufd while the device is attached, and then the device.
 
     Returns:
-        What the device wrote into the buffer after the iommufd was closed.
+        What the device wrote to the buffer after the iommufd was closed.
     """
-    edu, ioas, ram = guest_edu.with_ram(SIZE, IOVA)
+    edu, ioas, ram = guest_edu.open_with_ram(SIZE, IOVA)
     buffer = mmap.mmap(-1, PAGE)
     ioas.map(buffer, iova=OUTSIDE)
     ioas.iommufd.close()
     ram.write(pattern(4), 0)
     edu.load(IOVA)
     edu.store(OUTSIDE)
-    came = buffer[:BUFFER]
+    written = buffer[:BUFFER]
     try:
         buffer.close()
     except BufferError:
         edu.close()
         buffer.close()
         ram.close()
-        return came
+        return written
     raise AssertionError("the buffer could be freed under the device")
 
 
-def give_up_an_iommufd_with_a_buffer() -> None:
+def detach_iommufd_with_buffer() -> None:
     with IommuFd() as iommufd, mmap.mmap(-1, PAGE) as buffer:
         ioas = iommufd.alloc_ioas()
         mapping = ioas.map(buffer)
@@ -329,34 +333,34 @@ def give_up_an_iommufd_with_a_buffer() -> None:
 
 
 def signal_while_mapping() -> tuple[bool, str, bool]:
-    """A signal's handler raises while memory is mapped and pinned.
+    """Let a signal's handler raise an exception while memory is mapped and pinned.
 
     Returns:
-        Whether the IOAS says that it is known what is mapped, what is said when it is recorded, and
-        whether it is known again after everything is unmapped.
+        Whether the IOAS says that its mappings are known, the refusal to record them, and whether
+        they are known again after everything is unmapped.
     """
 
-    class RungError(Exception):
+    class AlarmError(Exception):
         pass
 
-    def ring(number: int, frame: object) -> None:
-        raise RungError
+    def raise_alarm(number: int, frame: object) -> None:
+        raise AlarmError
 
-    said = ""
-    old = signal.signal(signal.SIGALRM, ring)
+    refusal = ""
+    old = signal.signal(signal.SIGALRM, raise_alarm)
     try:
         with machine() as (_, ioas, _), Memfd.create("large", 64 << 20) as large:
             signal.setitimer(signal.ITIMER_REAL, 0.001)
             try:
                 ioas.map_file(large, iova=OUTSIDE)
-            except RungError:
+            except AlarmError:
                 known = ioas.mappings_known
             try:
                 IoasLayout.record(ioas, {"large": large})
             except LuoError as error:
-                said = str(error)
+                refusal = str(error)
             ioas.unmap_all()
-            return known, said, ioas.mappings_known
+            return known, refusal, ioas.mappings_known
     finally:
         signal.signal(signal.SIGALRM, old)
 
@@ -366,8 +370,8 @@ def ask_for_dirty_tracking() -> None:
         edu.device.iommu_device.alloc_hwpt(ioas, flags=HwptFlags.DIRTY_TRACKING)
 
 
-def narrowed() -> tuple[list[IovaRange], list[IovaRange], list[IovaRange]]:
-    """The ranges of an IOAS before, while and after the device is attached."""
+def read_ranges_around_attachment() -> tuple[list[IovaRange], list[IovaRange], list[IovaRange]]:
+    """Return the IOVA ranges of an IOAS before, while and after the device is attached."""
     with IommuFd() as iommufd:
         ioas = iommufd.alloc_ioas()
         fresh = ioas.iova_ranges()

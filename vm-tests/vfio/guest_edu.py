@@ -1,4 +1,4 @@
-"""QEMU's `edu` device in the guest, driven through VFIO: a DMA engine, registers, an interrupt.
+"""QEMU's `edu` device, driven through VFIO in the guest: a DMA engine, registers, an interrupt.
 
 Source: docs/specs/edu.rst of QEMU
 """
@@ -18,28 +18,28 @@ GUEST = {
     "devices": ["intel-iommu,intremap=on,aw-bits=39", "edu"],
     "append": "intel_iommu=on vfio-pci.ids=1234:11e8",
 }
-"""What a guest needs to have it: an IOMMU, the device, and vfio-pci as its driver.
+"""The options of a guest with the device: an IOMMU, the device, and vfio-pci as its driver.
 
-The width of addresses is said, since newer versions of QEMU have another one by default.
+The width of addresses is set because newer versions of QEMU have another default.
 """
 
 BUFFER = 2048
-"""Bytes of a transfer at most; half of what the device has, since QEMU 7.2 aborts at its end."""
+"""The most bytes of a transfer: half of the device's buffer, because QEMU 7.2 aborts at its end."""
 
 _IDENTITY, _RAISE_IRQ, _ACK_IRQ = 0x00, 0x60, 0x64
 _SOURCE, _TARGET, _LENGTH, _COMMAND = 0x80, 0x88, 0x90, 0x98
 _RUN, _TO_RAM, _WITH_IRQ = 1, 2, 4
 _BUFFER_AT = 0x40000
-_PATIENCE = 30.0  # seconds; a transfer takes 0.1 of the device's time
+_TIMEOUT = 30.0  # seconds; a transfer takes 0.1 s of the device's time
 
 
 class Edu:
     """The device, bound to an iommufd and free to do DMA.
 
     Args:
-        device: opened; bound here, unless it is already.
-        iommufd: to which.
-        pt: what to attach it to; None leaves it as it is.
+        device: the open device, which is bound unless it is bound already.
+        iommufd: the iommufd to bind it to.
+        pt: the page table or the IOAS to attach it to; None attaches it to nothing.
     """
 
     def __init__(self, device: VfioDevice, iommufd: IommuFd, pt: IommuObject | None = None) -> None:
@@ -55,7 +55,7 @@ class Edu:
 
     @classmethod
     def open(cls, iommufd: IommuFd, pt: IommuObject | None = None) -> Edu:
-        return cls(VfioDevice.open(place()), iommufd, pt)
+        return cls(VfioDevice.open(find_edu()), iommufd, pt)
 
     @property
     def busy(self) -> bool:
@@ -63,7 +63,7 @@ class Edu:
         return bool(self.registers.read64(_COMMAND) & _RUN)
 
     def start(self, iova: int, length: int, *, to_ram: bool, irq: bool = False) -> None:
-        """Begins a transfer between its buffer and RAM."""
+        """Start a transfer between the device's buffer and RAM."""
         assert not self.busy
         source, target = (_BUFFER_AT, iova) if to_ram else (iova, _BUFFER_AT)
         self.registers.write64(_SOURCE, source)
@@ -73,31 +73,31 @@ class Edu:
         self.registers.write64(_COMMAND, command)
 
     def wait(self) -> None:
-        """Waits for the transfer to end."""
-        deadline = time.monotonic() + _PATIENCE
+        """Wait for the transfer to end."""
+        deadline = time.monotonic() + _TIMEOUT
         while self.busy:
             assert time.monotonic() < deadline, "the transfer does not end"
 
     def load(self, iova: int, length: int = BUFFER) -> None:
-        """Reads RAM into its buffer."""
+        """Make the device read RAM into its buffer."""
         self.start(iova, length, to_ram=False)
         self.wait()
 
     def store(self, iova: int, length: int = BUFFER) -> None:
-        """Writes its buffer to RAM."""
+        """Make the device write its buffer to RAM."""
         self.start(iova, length, to_ram=True)
         self.wait()
 
     def acknowledge(self) -> None:
-        """Tells it that its interrupt was seen."""
+        """Acknowledge the device's interrupt."""
         self.registers.write32(_ACK_IRQ, 0xFFFFFFFF)
 
     def raise_irq(self) -> None:
-        """Makes it interrupt."""
+        """Make the device raise an interrupt."""
         self.registers.write32(_RAISE_IRQ, 1)
 
     def enable_msi(self) -> int:
-        """An eventfd that counts its interrupts; the caller's to close."""
+        """Return an eventfd that counts the device's MSIs; the caller must close it."""
         event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.device.irq(PciIrq.MSI).enable([event])
         return event
@@ -106,21 +106,21 @@ class Edu:
         self.device.close()
 
 
-def place() -> PciDevice:
-    """Where it is on the bus."""
+def find_edu() -> PciDevice:
+    """Return the device on the PCI bus."""
     [device] = PciDevice.find(VENDOR, DEVICE)
     return device
 
 
-def interrupts(event: int) -> int:
-    """How many interrupts came, waiting for the first."""
-    ready, _, _ = select.select([event], [], [], _PATIENCE)
+def count_interrupts(event: int) -> int:
+    """Wait for an interrupt, and return how many came."""
+    ready, _, _ = select.select([event], [], [], _TIMEOUT)
     assert ready, "no interrupt came"
     return os.eventfd_read(event)
 
 
-def with_ram(size: int, iova: int) -> tuple[Edu, Ioas, Memfd]:
-    """The device, with a memfd mapped at an address."""
+def open_with_ram(size: int, iova: int) -> tuple[Edu, Ioas, Memfd]:
+    """Open the device, attached to an IOAS that maps a memfd of `size` bytes at an IOVA."""
     iommufd = IommuFd()
     ioas = iommufd.alloc_ioas()
     ram = Memfd.create("ram", size)

@@ -1,4 +1,4 @@
-"""Layouts of address spaces with one device and with several, run in the guest."""
+"""Layouts of IOASes for one device and for several: functions that run in the guest."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ GUEST = {
     ],
     "append": guest_edu.GUEST["append"],
 }
-"""Three devices: the functions of the first two cannot be told apart by the IOMMU: one group."""
+"""The options of a guest with three devices, of which the first two are one IOMMU group."""
 
 
 @contextmanager
 def machine() -> Iterator[tuple[IommuFd, Memfd, Edu, Edu, Edu]]:
-    """The devices bound and attached to nothing: two of one group, and one by itself."""
+    """Open the devices, bound but not attached: two of one group, and one in a group of its own."""
     with ExitStack() as stack:
         iommufd = stack.enter_context(IommuFd())
         ram = stack.enter_context(Memfd.create("ram", SIZE))
@@ -50,8 +50,8 @@ def machine() -> Iterator[tuple[IommuFd, Memfd, Edu, Edu, Edu]]:
 LAYOUT = IoasLayout((NamedMapping(IOVA, SIZE, READ_WRITE, "ram", 0),))
 
 
-def works(edu: Edu, ram: Memfd, number: int) -> bool:
-    """Whether a device reads and writes RAM."""
+def can_do_dma(edu: Edu, ram: Memfd, number: int) -> bool:
+    """Return whether a device can read and write RAM."""
     guest_dma.copy_through(edu, ram, number)
     return ram.read(BUFFER, slot(number)) == pattern(number)
 
@@ -63,32 +63,32 @@ def rebuild_for_a_fresh_group() -> None:
         assert len(rebuilt.hwpts) == 1  # they are behind one IOMMU
         assert rebuilt.replaced == ()
         assert all(device.attached is rebuilt.hwpts[0] for device in devices)
-        assert all(works(edu, ram, number) for number, edu in enumerate((one, other, alone)))
+        assert all(can_do_dma(edu, ram, number) for number, edu in enumerate((one, other, alone)))
 
 
 def rebuild_for_a_group_that_is_attached() -> None:
     with machine() as (iommufd, ram, one, other, _):
-        old = attached_to_an_own(iommufd, ram, one, other)
+        old = attach_to_own_ioas(iommufd, ram, one, other)
         rebuilt = LAYOUT.rebuild(iommufd, {"ram": ram}, [one.device, other.device])
         assert one.device.attached is other.device.attached is rebuilt.hwpts[0]
         assert rebuilt.replaced == (old,)
         old.destroy()
-        assert works(one, ram, 0)
-        assert works(other, ram, 1)
+        assert can_do_dma(one, ram, 0)
+        assert can_do_dma(other, ram, 1)
 
 
-def a_group_moves_as_a_whole() -> None:
+def move_a_group() -> None:
     with machine() as (iommufd, ram, one, other, alone):
-        old = attached_to_an_own(iommufd, ram, one, other, alone)
-        new = attached_to_an_own(iommufd, ram, one)
+        old = attach_to_own_ioas(iommufd, ram, one, other, alone)
+        new = attach_to_own_ioas(iommufd, ram, one)
         assert other.device.attached is new
         assert alone.device.attached is old
         alone.device.detach_pt()
         old.destroy()
-        assert works(other, ram, 0)
+        assert can_do_dma(other, ram, 0)
 
 
-def attached_to_an_own(iommufd: IommuFd, ram: Memfd, *edus: Edu) -> Ioas:
+def attach_to_own_ioas(iommufd: IommuFd, ram: Memfd, *edus: Edu) -> Ioas:
     ioas = iommufd.alloc_ioas()
     ioas.map_file(ram, iova=IOVA)
     for edu in edus:
@@ -97,14 +97,14 @@ def attached_to_an_own(iommufd: IommuFd, ram: Memfd, *edus: Edu) -> Ioas:
 
 
 def rebuild_fails_after_a_device_was_moved() -> list[str]:
-    """A device of a group whose other one is attached elsewhere cannot be attached.
+    """Rebuild for a device that cannot be attached, as its group is attached elsewhere.
 
     Returns:
-        What the error was noted with.
+        The notes of the error.
     """
     with machine() as (iommufd, ram, one, other, alone):
-        old = attached_to_an_own(iommufd, ram, alone)
-        attached_to_an_own(iommufd, ram, other)
+        old = attach_to_own_ioas(iommufd, ram, alone)
+        attach_to_own_ioas(iommufd, ram, other)
         before = iommufd.objects
         try:
             LAYOUT.rebuild(iommufd, {"ram": ram}, [one.device, alone.device])
@@ -113,8 +113,8 @@ def rebuild_fails_after_a_device_was_moved() -> list[str]:
         assert iommufd.objects == before
         assert alone.device.attached is old
         assert one.device.attached is None
-        assert works(alone, ram, 0)
-        assert works(other, ram, 1)
+        assert can_do_dma(alone, ram, 0)
+        assert can_do_dma(other, ram, 1)
         return notes
 
 
@@ -123,7 +123,7 @@ def rebuild_in_the_iommufd_of_another_device() -> None:
         LAYOUT.rebuild(elsewhere, {"ram": ram}, [one.device])
 
 
-def everything_that_is_wrong() -> tuple[int | None, str]:
+def rebuild_with_several_faults() -> tuple[int | None, str]:
     plans = (
         NamedMapping(0, PAGE, READ_WRITE, "nvram", 0),
         NamedMapping(IOVA, 2 * PAGE, READ_WRITE, "short", 0),
@@ -136,12 +136,12 @@ def everything_that_is_wrong() -> tuple[int | None, str]:
         except IoasLayoutError as error:
             assert iommufd.objects == before
             return error.errno, str(error)
-    raise AssertionError("it was rebuilt")
+    raise AssertionError("the faulty layout was rebuilt")
 
 
-def allowed_ranges() -> tuple[IovaRange, ...]:
+def rebuild_allowed_ranges() -> tuple[IovaRange, ...]:
     with machine() as (iommufd, ram, one, _, _):
-        ioas = attached_to_an_own(iommufd, ram)
+        ioas = attach_to_own_ioas(iommufd, ram)
         ioas.allow_iovas([IovaRange(0, (1 << 32) - (1 << 25) - 1)])
         recorded = IoasLayout.record(ioas, {"ram": ram})
         rebuilt = recorded.rebuild(iommufd, {"ram": ram}, [one.device])
@@ -168,7 +168,7 @@ def record_what_has_no_name() -> None:
         IoasLayout.record(ioas, {"ram": ram})
 
 
-def layouts_under_two_keys() -> None:
+def save_layouts_under_two_keys() -> None:
     store = FdStore.create("two")
     try:
         store.set_meta({"machine": "q35"})
@@ -184,8 +184,8 @@ def layouts_under_two_keys() -> None:
 
 
 def adopt_what_is_not_mapped() -> tuple[str, str]:
-    """What is said of a layout with a file that is not there, and of one that is out of date."""
-    said = []
+    """Return the refusals to adopt a layout whose file is missing, and one that is out of date."""
+    refusals = []
     with IommuFd() as iommufd, Memfd.create("ram", SIZE) as ram:
         ioas = iommufd.alloc_ioas()
         mapping = ioas.map_file(ram, iova=IOVA)
@@ -199,14 +199,14 @@ def adopt_what_is_not_mapped() -> tuple[str, str]:
                 try:
                     LAYOUT.adopt(successor, number, files)
                 except IoasLayoutError as error:
-                    said.append(str(error))
+                    refusals.append(str(error))
                 assert successor.objects == ()
-    first, second = said
+    first, second = refusals
     return first, second
 
 
 def finish_after_rebuilding() -> None:
-    """The memory has nobody but the IOMMU."""
+    """Finish the store although nothing but the IOMMU has got the memory back."""
     store = FdStore.retrieve("vm0")
     with machine() as (iommufd, _, one, _, _):
         IoasLayout.load(store).rebuild(iommufd, store, [one.device])

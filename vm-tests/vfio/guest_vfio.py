@@ -1,9 +1,8 @@
-"""Devices for the tests of VFIO, and how they are come by in the guest.
+"""The devices of the tests of VFIO, and functions that find and drive them in the guest.
 
-An `edu` on the root bus, which has no reset; behind a port an `e1000e` and an `nvme`, which are two
-functions of one slot, so that a hot reset and an IOMMU group have both. The port is no faster than
-5 GT/s: after a reset of the bus QEMU (7.2) leaves the bit clear that the kernel waits for on faster
-links.
+An `edu`, which has no reset, is on the root bus. An `e1000e` and an `nvme` are behind a port, as
+two functions of one slot, so that a hot reset and an IOMMU group include both. The port is limited to
+5 GT/s: on faster links, the kernel waits after a bus reset for a bit that QEMU 7.2 leaves clear.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from pyluo.vfio import Region
 
 DEVICES = (
-    "intel-iommu,intremap=on,aw-bits=39",  # newer versions of QEMU have another width by default
+    "intel-iommu,intremap=on,aw-bits=39",  # newer versions of QEMU have another default width
     "edu",
     "virtio-rng-pci",
     "pcie-root-port,id=below,chassis=1,x-speed=5",
@@ -40,13 +39,13 @@ EDU_ID, EDU_LIVENESS, EDU_RAISE, EDU_ACKNOWLEDGE = 0x00, 0x04, 0x60, 0x64
 EDU_IS = 0x010000ED
 
 E1000E_VLAN_TYPE, E1000E_IVAR = 0x38, 0xE4
-VECTORS_OF_E1000E, VECTORS_OF_NVME = 5, 256  # the latter more than one CPU has
+VECTORS_OF_E1000E, VECTORS_OF_NVME = 5, 256  # 256 is more than one CPU has
 
 NVME_CONFIGURATION, NVME_STATUS = 0x14, 0x1C
 NVME_QUEUE_SIZES, NVME_SUBMISSIONS, NVME_COMPLETIONS, NVME_DOORBELL = 0x24, 0x28, 0x30, 0x1000
 NVME_SERIAL = "pyluo"
 
-PATIENCE = 30.0  # seconds
+TIMEOUT = 30.0  # seconds
 
 
 def edu() -> PciDevice:
@@ -75,7 +74,7 @@ def random_numbers() -> PciDevice:
 
 @contextmanager
 def driven(device: PciDevice) -> Iterator[PciDevice]:
-    """Has vfio-pci drive a device for a while."""
+    """Bind a device to vfio-pci during the block."""
     before = device.bind_driver()
     try:
         yield device
@@ -85,7 +84,7 @@ def driven(device: PciDevice) -> Iterator[PciDevice]:
 
 @contextmanager
 def bound(device: PciDevice, iommufd: IommuFd | None = None) -> Iterator[VfioDevice]:
-    """Opens a device and binds it, to an iommufd of its own unless one is given."""
+    """Open a device and bind it to an iommufd, by default to one of its own."""
     with driven(device), VfioDevice.open(device) as opened:
         if iommufd is not None:
             opened.bind(iommufd)
@@ -98,7 +97,10 @@ def bound(device: PciDevice, iommufd: IommuFd | None = None) -> Iterator[VfioDev
 
 @contextmanager
 def mapped_by_sysfs(device: PciDevice) -> Iterator[memoryview[int]]:
-    """The first registers of a device that no driver has, by 32 bits; it may get one meanwhile."""
+    """Map the first registers, of 32 bits each, of a device without a driver.
+
+    The device may be bound to a driver during the block.
+    """
     folder = Path("/sys/bus/pci/devices", device.address)
     (folder / "enable").write_text("1")
     with (
@@ -127,38 +129,38 @@ def eventfds(count: int) -> Iterator[list[int]]:
             os.close(number)
 
 
-def signalled(eventfd: int, patience: float = PATIENCE) -> int:
-    """How often an eventfd was signalled, waiting for the first time; 0 if that does not come."""
-    ready, _, _ = select.select([eventfd], [], [], patience)
+def signalled(eventfd: int, timeout: float = TIMEOUT) -> int:
+    """Wait until an eventfd is signalled; return how often it was, or 0 after `timeout` seconds."""
+    ready, _, _ = select.select([eventfd], [], [], timeout)
     return os.eventfd_read(eventfd) if ready else 0
 
 
 def signalled_by_now(eventfd: int, registers: Region) -> int:
-    """How often an eventfd was signalled by what was done to an edu before.
+    """Return how often an eventfd was signalled by previous accesses to an edu.
 
-    A read of a register comes back after what the device has sent before it answers, and the
-    guest's only CPU takes an interrupt before it goes on.
+    The read of a register completes only after what the device sent before, and the guest's only
+    CPU takes the interrupts before it continues.
     """
     assert registers.read32(EDU_ID) == EDU_IS
     return signalled(eventfd, 0)
 
 
-def master(device: VfioDevice) -> None:
+def enable_bus_master(device: VfioDevice) -> None:
     device.config.set_bus_master(True)
     assert Command.BUS_MASTER in device.config.command
 
 
-def await_register(read: Callable[[int], int], offset: int, mask: int, value: int) -> None:
-    deadline = time.monotonic() + PATIENCE
+def wait_for_register(read: Callable[[int], int], offset: int, mask: int, value: int) -> None:
+    deadline = time.monotonic() + TIMEOUT
     while read(offset) & mask != value:
         assert time.monotonic() < deadline, f"the register at {offset:#x} is never {value:#x}"
 
 
-def ask_nvme_who_it_is(device: VfioDevice, ram: Memfd, iova: int) -> None:
-    """Has the controller answer into memory, and interrupt by its first vector.
+def identify_nvme(device: VfioDevice, ram: Memfd, iova: int) -> None:
+    """Make the controller identify itself in memory, and raise the interrupt of its first vector.
 
-    The memory, mapped at `iova`, becomes: a queue of requests, a queue of answers, the answer; a
-    page each.
+    The memory, mapped at `iova`, gets the submission queue, the completion queue and the answer,
+    one page each.
     """
     submissions, completions, answer = iova, iova + 4096, iova + 8192
     registers = device.region(PciRegion.BAR0)
@@ -166,12 +168,12 @@ def ask_nvme_who_it_is(device: VfioDevice, ram: Memfd, iova: int) -> None:
     registers.write64(NVME_SUBMISSIONS, submissions)
     registers.write64(NVME_COMPLETIONS, completions)
     registers.write32(NVME_CONFIGURATION, 0x00460001)
-    await_register(registers.read32, NVME_STATUS, 1, 1)
+    wait_for_register(registers.read32, NVME_STATUS, 1, 1)
     identify = struct.pack("<IIQQQQIIQQ", 0x06, 0, 0, 0, answer, 0, 1, 0, 0, 0)
     ram.write(identify, 0)
     registers.write32(NVME_DOORBELL, 1)
 
 
-def serial_of_nvme(ram: Memfd) -> str:
-    """What it said its serial number is, by `ask_nvme_who_it_is`."""
+def read_serial_of_nvme(ram: Memfd) -> str:
+    """Return the serial number in the answer to `identify_nvme`."""
     return ram.read(20, 8192 + 4).decode().rstrip()

@@ -1,4 +1,4 @@
-"""A device that does DMA through an IOMMU, before, during and after live updates."""
+"""Tests of a device that does DMA through an IOMMU, before, during and after live updates."""
 
 from __future__ import annotations
 
@@ -21,15 +21,14 @@ HOPS = 5
 
 @pytest.fixture(scope="module")
 def machine(kernel: Kernel) -> Iterator[VM]:
-    """A guest with the device; the tests leave it as they found it."""
+    """A guest with the device; each test leaves it unchanged."""
     with VM(kernel, **guest_edu.GUEST) as vm:  # type: ignore[arg-type]
         yield vm
 
 
 @pytest.fixture
 def faultless(kernel: Kernel) -> Iterator[VM]:
-    """A guest whose IOMMU has reported nothing so far: of more than three faults within five
-    seconds the kernel tells only some."""
+    """A guest of its own, as the kernel logs no more than three faults within five seconds."""
     with VM(kernel, **guest_edu.GUEST) as vm:  # type: ignore[arg-type]
         yield vm
 
@@ -39,9 +38,9 @@ def test_a_device_reads_a_memfd_and_writes_to_it(machine: VM) -> None:
 
 
 def test_an_access_outside_the_map_is_stopped_and_reported(faultless: VM) -> None:
-    read, kept, faults = faultless.call(guest_dma.outside_the_map)
-    assert read == bytes(guest_edu.BUFFER)  # what QEMU's IOMMU gives for a read that it stops
-    assert kept == guest_dma.pattern(2)
+    read, ram, faults = faultless.call(guest_dma.access_outside_map)
+    assert read == bytes(guest_edu.BUFFER)  # QEMU's IOMMU answers a read that it stops with zeros
+    assert ram == guest_dma.pattern(2)
     unmapped = guest_dma.IOVA + guest_dma.slot(2)
     for direction, iova in (
         ("DMA Write", guest_dma.OUTSIDE),
@@ -52,8 +51,8 @@ def test_an_access_outside_the_map_is_stopped_and_reported(faultless: VM) -> Non
 
 
 def test_a_write_to_what_is_mapped_read_only_is_stopped_and_reported(faultless: VM) -> None:
-    kept, faults = faultless.call(guest_dma.write_to_what_is_read_only)
-    assert kept == guest_dma.pattern(5)
+    rom, faults = faultless.call(guest_dma.write_to_read_only)
+    assert rom == guest_dma.pattern(5)
     assert any(
         "DMA Write" in fault and f"addr {guest_dma.ROM_IOVA:#x} " in fault for fault in faults
     )
@@ -61,7 +60,7 @@ def test_a_write_to_what_is_mapped_read_only_is_stopped_and_reported(faultless: 
 
 
 def test_msi_arrives_on_an_eventfd(machine: VM) -> None:
-    assert machine.call(guest_dma.interrupts_by_msi) == (1, 1, 0)
+    assert machine.call(guest_dma.count_msi_interrupts) == (1, 1, 0)
 
 
 def test_dma_goes_on_while_luo_holds_the_memfd(machine: VM) -> None:
@@ -69,42 +68,42 @@ def test_dma_goes_on_while_luo_holds_the_memfd(machine: VM) -> None:
 
 
 def test_a_page_table_is_replaced_under_dma_without_a_gap(machine: VM) -> None:
-    assert machine.call(guest_dma.replaced_under_dma, 10) == (10, [], [])
+    assert machine.call(guest_dma.replace_page_table_under_dma, 10) == (10, [], [])
 
 
 def test_ranges_narrow_when_a_device_is_attached_and_widen_again(machine: VM) -> None:
     everything = [IovaRange(0, (1 << 64) - 1)]
-    before, meanwhile, after = machine.call(guest_dma.narrowed)
+    before, meanwhile, after = machine.call(guest_dma.read_ranges_around_attachment)
     assert before == after == everything
-    # Without the addresses of interrupts, and as wide as the IOMMU's page tables.
+    # All that the IOMMU's page tables can map, except the addresses of interrupts.
     assert meanwhile == [IovaRange(0, 0xFEDFFFFF), IovaRange(0xFEF00000, (1 << 39) - 1)]
 
 
 def test_a_layout_that_does_not_fit_maps_nothing_and_says_why(machine: VM) -> None:
-    said = machine.call(guest_dma.misfits)
-    assert "overlaps 0xfee00000..0xfeefffff, reserved for VFIO device 0000:" in said["reserved"]
-    assert "0x1000000000000000..0x1000000000000fff is outside 0x0..0x7fffffffff" in said["beyond"]
-    assert "is not aligned to 4096 bytes" in said["unaligned"]
-    assert "needs 8192 bytes of 'short', which has 4096" in said["short"]
-    assert "needs 'nvram', which is missing" in said["missing"]
-    assert all("Nothing was mapped" in text for text in said.values())
+    refusals = machine.call(guest_dma.rebuild_layouts_that_do_not_fit)
+    assert "overlaps 0xfee00000..0xfeefffff, reserved for VFIO device 0000:" in refusals["reserved"]
+    assert (
+        "0x1000000000000000..0x1000000000000fff is outside 0x0..0x7fffffffff" in refusals["beyond"]
+    )
+    assert "is not aligned to 4096 bytes" in refusals["unaligned"]
+    assert "needs 8192 bytes of 'short', which has 4096" in refusals["short"]
+    assert "needs 'nvram', which is missing" in refusals["missing"]
+    assert all("Nothing was mapped" in text for text in refusals.values())
 
 
 def test_a_buffer_is_kept_while_a_device_may_write_to_it(machine: VM) -> None:
-    assert machine.call(guest_dma.buffer_is_kept_while_a_device_may_write_to_it) == (
-        guest_dma.pattern(4)
-    )
+    assert machine.call(guest_dma.close_iommufd_before_device) == guest_dma.pattern(4)
 
 
 def test_an_iommufd_is_not_given_up_with_a_buffer_mapped_through_it(machine: VM) -> None:
     with pytest.raises(UserMappingError, match="of IOAS"):
-        machine.call(guest_dma.give_up_an_iommufd_with_a_buffer)
+        machine.call(guest_dma.detach_iommufd_with_buffer)
 
 
 def test_what_a_signal_left_in_doubt_is_not_recorded(machine: VM) -> None:
-    known, said, known_again = machine.call(guest_dma.signal_while_mapping)
+    known, refusal, known_again = machine.call(guest_dma.signal_while_mapping)
     assert not known
-    assert "signal interrupted a request" in said
+    assert "signal interrupted a request" in refusal
     assert known_again
 
 
@@ -115,9 +114,9 @@ def test_dirty_tracking_is_refused_where_the_iommu_has_none(machine: VM) -> None
 
 @pytest.mark.parametrize("name", ["stable", "previous"])
 def test_luo_refuses_iommufd_and_vfio_and_says_which_support_is_missing(name: str) -> None:
-    """The day a kernel takes one, this turns red: then the manual and `file_kind` want a line."""
+    """If it fails because a kernel preserves one, add a line to the manual and to `file_kind`."""
     with VM(name, **guest_edu.GUEST) as vm:  # type: ignore[arg-type]
-        answers = vm.call(guest_dma.offers)
+        answers = vm.call(guest_dma.offer_iommufd_and_vfio)
     assert set(answers) == {"IommuFd", "VfioDevice"}
     for kind, text in answers.items():
         missing = "iommufd" if kind == "IommuFd" else "VFIO devices (vfio-pci)"
@@ -132,8 +131,8 @@ def test_luo_refuses_iommufd_and_vfio_and_says_which_support_is_missing(name: st
 )
 def test_dma_of_the_next_kernel_sees_what_dma_of_the_old_ones_wrote(releases: list[str]) -> None:
     with VM(releases[0], **guest_edu.GUEST) as vm:  # type: ignore[arg-type]
-        vm.hold(guest_dma.begin)
+        vm.hold(guest_dma.preserve_machine)
         for hop, release in enumerate(releases[1:], start=1):
             vm.live_update(to=release)
-            vm.hold(guest_dma.go_on, hop)
-            assert vm.call(guest_dma.faults) == []
+            vm.hold(guest_dma.restore_machine, hop)
+            assert vm.call(guest_dma.read_faults) == []

@@ -1,4 +1,4 @@
-"""Layouts of address spaces: recorded, refused, rebuilt for several devices, and undone."""
+"""Tests of recording, refusing, rebuilding and undoing layouts of IOASes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def machine(kernel: Kernel) -> Iterator[VM]:
-    """A guest with three devices; the tests leave it as they found it."""
+    """A guest with three devices; each test leaves it unchanged."""
     with VM(kernel, **guest_layout.GUEST) as vm:  # type: ignore[arg-type]
         yield vm
 
@@ -34,7 +34,7 @@ def test_a_group_that_is_attached_is_moved_to_the_rebuilt_page_table(machine: VM
 
 
 def test_a_group_moves_as_a_whole_and_each_device_knows(machine: VM) -> None:
-    machine.call(guest_layout.a_group_moves_as_a_whole)
+    machine.call(guest_layout.move_a_group)
 
 
 def test_a_device_that_was_moved_is_put_back_if_the_next_one_fails(machine: VM) -> None:
@@ -47,14 +47,14 @@ def test_a_device_of_another_iommufd_is_refused_before_anything_is_done(machine:
 
 
 def test_all_that_is_wrong_with_a_layout_is_told_at_once(machine: VM) -> None:
-    number, text = machine.call(guest_layout.everything_that_is_wrong)
+    number, text = machine.call(guest_layout.rebuild_with_several_faults)
     assert number == errno.ENOENT
     for part in ("'nvram', which is missing", "which has 4096", "is outside 0x0.."):
         assert part in text
 
 
 def test_what_is_allowed_is_rebuilt_too(machine: VM) -> None:
-    chosen, allowed = machine.call(guest_layout.allowed_ranges)
+    chosen, allowed = machine.call(guest_layout.rebuild_allowed_ranges)
     assert chosen in allowed
     assert chosen.length == SIZE
 
@@ -79,7 +79,7 @@ def test_a_store_has_a_layout_under_each_key_and_names_the_keys_if_there_is_none
     machine: VM,
 ) -> None:
     with pytest.raises(IoasLayoutError, match="'ioas', 'machine', 'second'") as caught:
-        machine.call(guest_layout.layouts_under_two_keys)
+        machine.call(guest_layout.save_layouts_under_two_keys)
     assert caught.value.errno == errno.ENOENT
 
 

@@ -1,4 +1,4 @@
-"""VFIO devices, in guests with several that QEMU emulates."""
+"""Tests of VFIO devices, in guests with several devices that QEMU emulates."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ from pyluo.vfio import (
 )
 from vfio import guest_vfio
 from vfio.guest_vfio import (
-    await_register,
     bound,
     driven,
     eventfds,
     registers_of_edu,
     signalled,
     signalled_by_now,
+    wait_for_register,
 )
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def vm(request: pytest.FixtureRequest, kernel: Kernel) -> Iterator[VM]:
 pytestmark = [pytest.mark.in_guest, pytest.mark.usefixtures("vm")]
 
 
-# The bus.
+# The PCI bus.
 
 
 def test_a_device_is_found_by_its_ids_and_by_its_address() -> None:
@@ -152,7 +152,7 @@ def test_a_driver_that_is_not_there_changes_nothing() -> None:
 
 
 def test_a_device_that_vfio_refuses_stays_with_its_driver() -> None:
-    port = guest_vfio.port()  # a bridge
+    port = guest_vfio.port()  # a bridge, which vfio-pci refuses
     with pytest.raises(LuoError) as caught:
         port.bind_driver()
     assert caught.value.errno == errno.EINVAL
@@ -173,7 +173,7 @@ def test_who_has_a_device_open_is_told_that_somebody_wants_it() -> None:
         device = VfioDevice.open(edu)
         device.bind(iommufd)
         device.irq(PciIrq.REQUEST).enable([event])
-        # The kernel waits in this until the device is closed.
+        # The kernel blocks the write until the device is closed.
         thread = threading.Thread(target=edu._write, args=("driver/unbind", edu.address))
         thread.start()
         try:
@@ -295,28 +295,28 @@ def test_a_bound_device_is_taken_over_with_its_relations() -> None:
         device.attach(ioas)
         fd = device.detach()
         assert ioas.users == ()
-        with VfioDevice.from_fd(fd) as taken:
-            assert taken.bound
+        with VfioDevice.from_fd(fd) as received:
+            assert received.bound
             with pytest.raises(NotBoundError, match="adopt"):
-                assert taken.iommu_device
-            assert taken.region(PciRegion.BAR0).read32(guest_vfio.EDU_ID) == guest_vfio.EDU_IS
-            known = taken.adopt(iommufd, number, attached=ioas)
-            assert taken.attached is ioas
-            assert (known.id, taken.iommu_device) == (number, known)
+                assert received.iommu_device
+            assert received.region(PciRegion.BAR0).read32(guest_vfio.EDU_ID) == guest_vfio.EDU_IS
+            known = received.adopt(iommufd, number, attached=ioas)
+            assert received.attached is ioas
+            assert (known.id, received.iommu_device) == (number, known)
             with pytest.raises(ValueError, match="known already"):
-                taken.adopt(iommufd, number, attached=None)
-            with pytest.raises(ObjectInUseError, match=str(taken)):
+                received.adopt(iommufd, number, attached=None)
+            with pytest.raises(ObjectInUseError, match=str(received)):
                 ioas.destroy()
         ioas.destroy()
 
 
 def test_an_unbound_device_is_taken_over_as_such() -> None:
     device = VfioDevice.open(guest_vfio.edu())
-    with VfioDevice.from_fd(device.detach()) as taken, IommuFd() as iommufd:
-        assert not taken.bound
+    with VfioDevice.from_fd(device.detach()) as received, IommuFd() as iommufd:
+        assert not received.bound
         with pytest.raises(ValueError, match="not"):
-            taken.adopt(iommufd, 1, attached=None)
-        taken.bind(iommufd)
+            received.adopt(iommufd, 1, attached=None)
+        received.bind(iommufd)
 
 
 def test_a_device_that_is_dropped_is_closed_with_a_warning() -> None:
@@ -394,7 +394,7 @@ def test_an_iommu_without_pasids_refuses_one() -> None:
 
 def test_what_a_device_cannot_reach_is_known_before_it_is_attached() -> None:
     with IommuFd() as iommufd, bound(guest_vfio.edu(), iommufd) as device:
-        assert device.reserved_iovas() == (IovaRange(0xFEE00000, 0xFEEFFFFF),)  # interrupts
+        assert device.reserved_iovas() == (IovaRange(0xFEE00000, 0xFEEFFFFF),)  # for interrupts
         ioas = iommufd.alloc_ioas()
         device.attach(ioas)
         assert not ioas.iova_ranges().allow(IovaRange(0xFEE00000, 0xFEE00FFF))
@@ -449,12 +449,12 @@ def test_a_register_reads_the_same_by_call_and_by_mapping() -> None:
 def test_an_access_has_exactly_its_width() -> None:
     with registers_of_edu() as registers, registers.map() as mapping:
         for access in (registers, mapping):
-            # This one answers to 32 bits: to fewer with zeros, to more with ones.
+            # This register has 32 bits; QEMU answers narrower reads with zeros, and wider ones with ones.
             assert access.read32(guest_vfio.EDU_ID) == guest_vfio.EDU_IS
             assert access.read8(guest_vfio.EDU_ID) == 0
             assert access.read16(guest_vfio.EDU_ID) == 0
             assert access.read64(guest_vfio.EDU_ID) == 0xFFFFFFFF_FFFFFFFF
-            # Those from 0x80 on take 64 bits too.
+            # The registers from 0x80 on take 64 bits too.
             access.write64(0x80, 0x123456789AB)
             assert access.read64(0x80) == 0x123456789AB
             assert access.read32(0x80) == 0x456789AB
@@ -489,7 +489,7 @@ def test_what_is_outside_or_not_aligned_or_too_large_is_refused() -> None:
 
 def test_a_mapping_ends_with_its_device() -> None:
     with registers_of_edu() as registers:
-        closed, left = registers.map(), registers.map()
+        closed, open_until_end = registers.map(), registers.map()
         assert closed.address % 4096 == 0
         closed.close()
         closed.close()
@@ -497,12 +497,12 @@ def test_a_mapping_ends_with_its_device() -> None:
             closed.read32(0)
         with pytest.raises(ValueError, match="closed"):
             assert closed.address
-    assert left.closed
+    assert open_until_end.closed
     with pytest.raises(ValueError, match="released"):
-        left.read32(0)
+        open_until_end.read32(0)
     with pytest.raises(ValueError, match="closed"):
         registers.read32(0)
-    with bound(guest_vfio.edu()):  # it was let go of
+    with bound(guest_vfio.edu()):  # the mapping does not keep the device open
         pass
 
 
@@ -529,7 +529,7 @@ def test_ports_are_reached_by_call_and_cannot_be_mapped() -> None:
     with bound(guest_vfio.e1000e()) as device:
         ports = device.region(PciRegion.BAR2)
         assert ports.info.areas == ()
-        ports.write32(0, guest_vfio.E1000E_IVAR)  # which register is in the window
+        ports.write32(0, guest_vfio.E1000E_IVAR)  # selects the register in the window
         ports.write32(4, 0x00080000)
         assert ports.read32(4) == 0x00080000
         assert device.region(PciRegion.BAR0).read32(guest_vfio.E1000E_IVAR) == 0x00080000
@@ -543,7 +543,7 @@ def test_an_eventfd_writes_to_a_register() -> None:
         assert caught.value.errno == errno.EEXIST
         registers.write32(guest_vfio.EDU_LIVENESS, 0)
         os.eventfd_write(event, 1)
-        await_register(registers.read32, guest_vfio.EDU_LIVENESS, -1, 0x1234 ^ 0xFFFFFFFF)
+        wait_for_register(registers.read32, guest_vfio.EDU_LIVENESS, -1, 0x1234 ^ 0xFFFFFFFF)
         registers.set_ioeventfd(guest_vfio.EDU_LIVENESS, 32, 0x1234, None)
         with pytest.raises(LuoError) as caught:
             registers.set_ioeventfd(guest_vfio.EDU_LIVENESS, 32, 0x1234, None)
@@ -635,7 +635,7 @@ def test_intx_arrives_and_is_masked_until_it_is_unmasked() -> None:
         assert signalled(event) == 1
         registers.write32(guest_vfio.EDU_RAISE, 2)
         assert signalled_by_now(event, registers) == 0
-        intx.unmask()  # the line is still up
+        intx.unmask()  # the line is still asserted
         assert signalled_by_now(event, registers) == 1
         registers.write32(guest_vfio.EDU_ACKNOWLEDGE, 3)
         intx.unmask()
@@ -658,7 +658,7 @@ def test_intx_is_unmasked_by_an_eventfd() -> None:
         registers.write32(guest_vfio.EDU_RAISE, 1)
         assert signalled(event) == 1
         os.eventfd_write(unmask, 1)
-        assert signalled(event) == 1  # the line is still up
+        assert signalled(event) == 1  # the line is still asserted
         registers.write32(guest_vfio.EDU_ACKNOWLEDGE, 1)
         with pytest.raises(LuoError) as caught:
             intx.set_unmask_eventfd(event)
@@ -677,7 +677,7 @@ def test_msi_arrives_once_the_device_may_do_dma() -> None:
         msi.enable([event])
         registers.write32(guest_vfio.EDU_RAISE, 1)
         assert signalled_by_now(event, registers) == 0
-        guest_vfio.master(device)
+        guest_vfio.enable_bus_master(device)
         for time_ in range(1, 4):
             registers.write32(guest_vfio.EDU_RAISE, 1 << time_)
             assert signalled_by_now(event, registers) == 1
@@ -755,12 +755,12 @@ def test_msix_arrives_from_a_device_that_did_dma() -> None:
         ioas = iommufd.alloc_ioas()
         ioas.map_file(ram, iova=iova)
         device.attach(ioas)
-        guest_vfio.master(device)
+        guest_vfio.enable_bus_master(device)
         device.irq(PciIrq.MSIX).enable([event, other])
-        guest_vfio.ask_nvme_who_it_is(device, ram, iova)
+        guest_vfio.identify_nvme(device, ram, iova)
         assert signalled(event) >= 1
         assert signalled(other, 0) == 0
-        assert guest_vfio.serial_of_nvme(ram) == guest_vfio.NVME_SERIAL
+        assert guest_vfio.read_serial_of_nvme(ram) == guest_vfio.NVME_SERIAL
 
 
 def test_msix_vectors_are_added_one_by_one() -> None:
@@ -956,7 +956,7 @@ def test_a_device_in_low_power_is_reached_by_call_but_not_by_mapping() -> None:
             mapping.read32(guest_vfio.EDU_ID)
         with pytest.raises(LuoError, match="SIGBUS"):
             mapping.write32(guest_vfio.EDU_LIVENESS, 0)
-        assert killed_by(lambda: mapping._exported.load(0, 32)) == signal.SIGBUS
+        assert find_fatal_signal(lambda: mapping._exported.load(0, 32)) == signal.SIGBUS
         low_power.exit()
         low_power.exit()
         assert mapping.read32(guest_vfio.EDU_ID) == guest_vfio.EDU_IS
@@ -966,11 +966,11 @@ def test_a_device_in_low_power_is_reached_by_call_but_not_by_mapping() -> None:
         assert not low_power.entered
 
 
-# What the tests have in common.
+# Helpers of the tests above.
 
 
-def killed_by(action: Callable[[], object]) -> int:
-    """The signal that ends a process that does this; 0 if none does."""
+def find_fatal_signal(action: Callable[[], object]) -> int:
+    """Run an action in a child process; return the signal that kills it, or 0."""
     pid = os.fork()
     if not pid:
         try:

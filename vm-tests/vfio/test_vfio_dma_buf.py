@@ -1,4 +1,4 @@
-"""Dma-bufs of a device's memory, on the kernel that has them."""
+"""Tests of dma-bufs of a device's memory, on the kernel that supports them."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from pyluo.vm import VM
 
 PAGE = 4096
-SIZE = 1 << 20  # of the BAR
-RAM, REGISTERS = 0x100000, 0x200000  # where they are mapped, within what an edu reaches
+SIZE = 1 << 20  # bytes of the BAR
+RAM, REGISTERS = 0x100000, 0x200000  # their IOVAs, which an edu can reach
 MARK = 0x1234
 
 
@@ -86,7 +86,7 @@ def test_another_device_reaches_a_dma_buf_until_its_memory_is_switched_off() -> 
         edu = Edu.open(iommufd, ioas)
 
         def read_by_edu() -> int:
-            """What it gets from there; zeros if the IOMMU stops it."""
+            """Return the register as the edu reads it; 0 if the IOMMU stops the read."""
             ram.write(bytes(4), 0)
             edu.load(RAM, 4)
             edu.load(REGISTERS + guest_vfio.E1000E_VLAN_TYPE, 4)
@@ -102,7 +102,7 @@ def test_another_device_reaches_a_dma_buf_until_its_memory_is_switched_off() -> 
                 ioas.map_file(buffer, length=size)
             assert caught.value.errno == errno.ENODEV
             device.config.command |= Command.MEMORY
-            # The register answers again, and the IOMMU lets nobody to it.
+            # The register can be read again, but its mapping in the IOMMU stays revoked.
             assert registers.read32(guest_vfio.E1000E_VLAN_TYPE) == MARK
             assert read_by_edu() == 0
             ioas.unmap(mapping)

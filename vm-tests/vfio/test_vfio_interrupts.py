@@ -1,4 +1,4 @@
-"""Interrupts that the IOMMU does not remap: unsafe, and fewer of them."""
+"""Tests of interrupts that the IOMMU does not remap: they are unsafe, and fewer."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ pytestmark = [pytest.mark.in_guest, pytest.mark.usefixtures("vm")]
 
 def test_a_device_whose_interrupts_are_not_isolated_is_refused() -> None:
     with (
-        VfioDevice.open(controller()) as device,
+        VfioDevice.open(find_controller()) as device,
         IommuFd() as iommufd,
         pytest.raises(LuoPermissionError, match="allow_unsafe_interrupts") as caught,
     ):
@@ -46,7 +46,7 @@ def test_a_device_whose_interrupts_are_not_isolated_is_refused() -> None:
 
 
 def test_fewer_vectors_than_asked_for_are_none_and_told() -> None:
-    with unsafe(), bound(controller()) as device, eventfds(VECTORS) as events:
+    with allow_unsafe_interrupts(), bound(find_controller()) as device, eventfds(VECTORS) as events:
         msi = device.irq(PciIrq.MSI)
         assert msi.info.count == VECTORS
         with pytest.raises(LuoError, match="has 1 to give") as caught:
@@ -59,13 +59,13 @@ def test_fewer_vectors_than_asked_for_are_none_and_told() -> None:
         assert signalled(events[0]) == 1
 
 
-def controller() -> PciDevice:
+def find_controller() -> PciDevice:
     [device] = PciDevice.find(0x1033, 0x0194)
     return device
 
 
 @contextmanager
-def unsafe() -> Iterator[None]:
+def allow_unsafe_interrupts() -> Iterator[None]:
     UNSAFE.write_text("Y")
     try:
         yield

@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["pytester"]
 
-# How long an example takes says more of the machine's load than of the code.
+# The time of an example depends on the load of the machine more than on the code.
 settings.register_profile("pyluo", deadline=None)
 settings.load_profile("pyluo")
 
-# A thousand descriptors handed over are open on both sides, and what is usual is 1024.
+# The tests hand over a thousand descriptors, which both sides have open; the usual limit is 1024.
 _soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (min(_hard, max(_soft, 4096)), _hard))
 
-# A kernel tree to all that builds one: it takes no time, and its image boots nowhere.
+# The Makefile of a fake kernel tree, which is built in no time; its image does not boot.
 TREE = """
 tinyconfig:
 	@: > $(O)/.config
@@ -47,7 +47,7 @@ headers_install:
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The path of such a tree; the cache is empty."""
+    """The path of a fake kernel tree; the cache is empty."""
     monkeypatch.setenv("XDG_CACHE_HOME", os.fspath(tmp_path / "cache"))
     image = bytearray(4096)
     image[0x202:0x206] = b"HdrS"
@@ -63,9 +63,11 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def interrupted(tree: Path) -> Callable[[list[str]], tuple[int, bytes]]:
-    """Runs a command in the tree, and interrupts it once one of its tests has made `waiting` there;
-    its status, and what it printed."""
+def run_interrupted(tree: Path) -> Callable[[list[str]], tuple[int, bytes]]:
+    """A function that runs a command in the tree, and interrupts it once it makes `waiting` there.
+
+    It returns the command's exit status and its output.
+    """
 
     def run(command: list[str]) -> tuple[int, bytes]:
         with subprocess.Popen(
@@ -80,8 +82,8 @@ def interrupted(tree: Path) -> Callable[[list[str]], tuple[int, bytes]]:
                 while not (tree / "waiting").exists():
                     assert time.monotonic() < deadline
                     time.sleep(0.02)
-                process.send_signal(signal.SIGINT)  # it alone, as from another program
-                # Its end is also that of pytest, which has the pipes too.
+                process.send_signal(signal.SIGINT)  # to this process only, as another program would
+                # Waits for its pytest too, which has the pipes open.
                 printed, _ = process.communicate(timeout=60)
             finally:
                 if process.poll() is None:
@@ -92,8 +94,8 @@ def interrupted(tree: Path) -> Callable[[list[str]], tuple[int, bytes]]:
 
 
 @pytest.fixture(params=["full", "gone"])
-def unprintable(request: pytest.FixtureRequest) -> Iterator[int]:
-    """A descriptor that takes no output: of a full disk, and of a pipe whose reader is gone."""
+def broken_output(request: pytest.FixtureRequest) -> Iterator[int]:
+    """A descriptor that cannot be written: of a full disk, or of a pipe without a reader."""
     if request.param == "full":
         output = os.open("/dev/full", os.O_WRONLY)
     else:

@@ -146,15 +146,15 @@ def test_entries_of_any_kind_are_read_whole_or_refused(
 
 
 def test_no_more_is_read_of_a_file_than_a_table_takes() -> None:
-    asked: list[int] = []
+    lengths_read: list[int] = []
 
     def read(length: int, offset: int) -> bytes:
-        asked.append(length)
+        lengths_read.append(length)
         return HEADER.pack(b"pyluoFDS", VERSION, 0, 1, 1 << 40)[:length]
 
     with pytest.raises(FdStoreError):
         decode_file(read, 1 << 41)
-    assert sum(asked) < 4096
+    assert sum(lengths_read) < 4096
 
 
 @pytest.mark.parametrize("name", [5, "", None])

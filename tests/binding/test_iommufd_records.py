@@ -52,7 +52,7 @@ u32 = st.integers(0, (1 << 32) - 1)
 u64 = st.integers(0, (1 << 64) - 1)
 
 
-# What an IOMMU can do.
+# Capabilities of an IOMMU.
 
 
 @given(st.integers(-1, 1 << 32), st.binary(max_size=80))
@@ -289,17 +289,17 @@ def test_events_are_parsed_or_refused_whatever_they_are(
 def test_every_lost_event_is_counted_once(
     events: list[tuple[bool, int]], size: int, start: int
 ) -> None:
-    data, sequence, came = b"", start, 0
+    data, sequence, delivered = b"", start, 0
     for lost_here, lost_before in events:
         sequence = (sequence + lost_before) % SEQUENCES
         data += HEADER.pack(LOST if lost_here else 0, sequence)
         data += b"" if lost_here else bytes(size)
-        came += not lost_here
+        delivered += not lost_here
         sequence = (sequence + 1) % SEQUENCES
     parsed = parse_events(data, size, start)
     lost = sum(event.lost for event in parsed)
-    assert (came + lost - (sequence - start)) % SEQUENCES == 0
-    assert came == sum(bool(event.data) for event in parsed)
+    assert (delivered + lost - (sequence - start)) % SEQUENCES == 0
+    assert delivered == sum(bool(event.data) for event in parsed)
 
 
 def test_after_the_last_number_comes_zero() -> None:
@@ -353,7 +353,7 @@ def test_an_address_that_a_bitmap_is_not_about_is_not_in_it(iova: int) -> None:
     assert (iova in bitmap) is (0x5000 <= iova < 0x5000 + 3 * 4096)
 
 
-# What a driver is told.
+# Data for a driver.
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ def exited_cleanly(pid: int) -> bool:
     return os.waitpid(pid, 0)[1] == 0
 
 
-# What arrives
+# What is received
 
 
 @pytest.mark.parametrize("count", [0, 1, 252, 253, 254, 1000])
@@ -395,7 +395,7 @@ def test_a_silent_process_is_not_waited_for(pair: Pair) -> None:
         with pytest.raises(HandoffError) as caught:
             call()
         assert caught.value.errno in (errno.ETIMEDOUT, errno.ECONNRESET)
-    with pytest.raises(HandoffError):  # and a failed conversation is not taken up again
+    with pytest.raises(HandoffError):  # because a failed conversation is not resumed
         handoff.receive(pair[1])
 
 
@@ -484,12 +484,12 @@ def test_a_receiver_that_gave_up_cannot_be_committed_to(pair: Pair, recorded: Re
 
 def test_a_receiver_that_was_interrupted_cannot_be_committed_to(recorded: Recorded) -> None:
     class Interrupted(socket.socket):
-        left = 2
+        calls_left = 2
 
         def recvmsg(self, *arguments: int) -> Any:
-            if not self.left:
+            if not self.calls_left:
                 raise KeyboardInterrupt
-            self.left -= 1
+            self.calls_left -= 1
             return super().recvmsg(*arguments)
 
     with ExitStack() as stack:
@@ -503,7 +503,7 @@ def test_a_receiver_that_was_interrupted_cannot_be_committed_to(recorded: Record
 
 
 def test_a_commit_that_comes_as_the_receiver_gives_up_counts(recorded: Recorded) -> None:
-    """Otherwise the sender would have given the files up, and nobody would have them."""
+    """Otherwise the sender would have closed the files, and neither side would have them."""
 
     class Late(socket.socket):
         def shutdown(self, how: int) -> None:
@@ -770,8 +770,8 @@ def test_a_packet_that_says_something_else_is_refused(
         *((magic, version, kind, (number + more) % (1 << 32)) for more in (-1, 1)),
         (magic[::-1], version, kind, number),
     ]
-    said = [*(struct.pack("<8sHHI", *fields) for fields in changed), data + b"x", data + data]
-    for each in [*said, data.ljust(5000)]:
+    malformed = [*(struct.pack("<8sHHI", *fields) for fields in changed), data + b"x", data + data]
+    for each in [*malformed, data.ljust(5000)]:
         error = refusal([*packets[:index], (each, fds), *packets[index + 1 :]])
         assert error is not None, each
         assert error.errno == errno.EBADMSG

@@ -1,4 +1,4 @@
-"""How builds share the cache: the tree is a few lines of make, and the test is who runs it when."""
+"""Tests of how builds share the cache, with a fake kernel tree."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ def start(tree: Path, *options: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # A shell has what it starts in the background ignore it, and children inherit that.
+        # A shell makes its background jobs ignore SIGINT, and their children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
-def compilations(tree: Path) -> int:
+def count_compilations(tree: Path) -> int:
     log = tree.parent / "compilations"
     return len(log.read_text().splitlines()) if log.exists() else 0
 
 
 def wait_for_a_compilation(tree: Path, number: int = 1) -> None:
     deadline = time.monotonic() + 30
-    while compilations(tree) < number:
+    while count_compilations(tree) < number:
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
@@ -47,10 +47,10 @@ def test_two_builds_at_once_wait_for_each_other_and_compile_once(tree: Path) -> 
     assert "waiting for another build" in second.stderr.readline()
     hold.unlink()
     assert [run.wait() for run in (first, second)] == [0, 0]
-    told = {run.communicate()[0] for run in (first, second)}
-    assert len(told) == 1
-    assert "Linux 7.9.9" in told.pop()
-    assert compilations(tree) == 1
+    outputs = {run.communicate()[0] for run in (first, second)}
+    assert len(outputs) == 1
+    assert "Linux 7.9.9" in outputs.pop()
+    assert count_compilations(tree) == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
@@ -66,7 +66,7 @@ def test_an_interrupted_build_is_done_anew(tree: Path, number: signal.Signals) -
     hold.unlink()
     again = start(tree)
     out, complaint = again.communicate(timeout=60)
-    assert (again.returncode, compilations(tree)) == (0, 2), complaint
+    assert (again.returncode, count_compilations(tree)) == (0, 2), complaint
     assert "Linux 7.9.9" in out
     assert [path.name for path in kernels.iterdir() if path.name.startswith(".")] == []
 
@@ -84,19 +84,19 @@ def test_a_build_that_the_cache_has_needs_no_tools(
     monkeypatch.setenv("PATH", os.fspath(only_gcc))
     run = start(tree)
     assert run.communicate()[1] == ""
-    assert (run.returncode, compilations(tree)) == (0, 1)
+    assert (run.returncode, count_compilations(tree)) == (0, 1)
 
 
 def test_what_a_tree_compiled_is_kept_for_its_next_build(tree: Path) -> None:
     start(tree).communicate(timeout=60)
-    (kept,) = (tree.parent / "cache" / "pyluo" / "objects").iterdir()
-    (kept / "of the first build").touch()
+    (objects_of_tree,) = (tree.parent / "cache" / "pyluo" / "objects").iterdir()
+    (objects_of_tree / "of the first build").touch()
     (tree / "init.c").write_text("int changed;\n")
     again = start(tree)
     _, complaint = again.communicate(timeout=60)
-    assert (again.returncode, compilations(tree)) == (0, 2), complaint
-    assert [path.name for path in kept.parent.iterdir()] == [kept.name]
-    assert (kept / "of the first build").exists()
+    assert (again.returncode, count_compilations(tree)) == (0, 2), complaint
+    assert [path.name for path in objects_of_tree.parent.iterdir()] == [objects_of_tree.name]
+    assert (objects_of_tree / "of the first build").exists()
 
 
 def test_other_options_are_another_kernel_with_objects_of_its_own(tree: Path) -> None:
@@ -108,7 +108,7 @@ def test_other_options_are_another_kernel_with_objects_of_its_own(tree: Path) ->
         out, complaint = run.communicate(timeout=60)
         assert run.returncode == 0, complaint
         images.add(out)
-    assert (len(images), compilations(tree)) == (3, 3)
+    assert (len(images), count_compilations(tree)) == (3, 3)
     assert len(list((tree.parent / "cache" / "pyluo" / "objects").iterdir())) == 3
 
 
@@ -134,17 +134,17 @@ def test_a_fragment_that_does_not_work_is_told(
 
 def test_the_objects_of_a_tree_that_is_gone_go_with_the_next_build(tree: Path) -> None:
     start(tree).communicate(timeout=60)
-    gone = tree.rename(tree.parent / "moved")
-    start(gone).communicate(timeout=60)
+    moved = tree.rename(tree.parent / "moved")
+    start(moved).communicate(timeout=60)
     objects = tree.parent / "cache" / "pyluo" / "objects"
-    assert [(kept / "tree").read_text() for kept in objects.iterdir()] == [os.fspath(gone)]
+    assert [(folder / "tree").read_text() for folder in objects.iterdir()] == [os.fspath(moved)]
 
 
 def test_the_kernels_of_a_tree_go_once_nobody_asked_for_them_in_a_week(tree: Path) -> None:
     kernels = tree.parent / "cache" / "pyluo" / "kernels"
 
     def build(number: int) -> set[Path]:
-        """What it adds to the cache."""
+        """Build with a number as an option; return the kernels that this adds to the cache."""
         before = set(kernels.glob("*"))
         run = start(tree, "--config", f"CONFIG_A={number}")
         _, complaint = run.communicate(timeout=60)
@@ -153,7 +153,7 @@ def test_the_kernels_of_a_tree_go_once_nobody_asked_for_them_in_a_week(tree: Pat
 
     old = [build(number).pop() for number in range(3)]
     of_an_archive, asked_for, _ = old
-    (of_an_archive / "tree").unlink()  # as if it were
+    (of_an_archive / "tree").unlink()  # kernels from an archive have no such file
     eight_days_ago = time.time() - 8 * 24 * 3600
     for kernel in old:
         os.utime(kernel, (eight_days_ago, eight_days_ago))
@@ -164,14 +164,14 @@ def test_the_kernels_of_a_tree_go_once_nobody_asked_for_them_in_a_week(tree: Pat
 
 def test_a_tarball_is_built_like_a_tree(tree: Path) -> None:
     tarball = tree.parent / "linux.tar.gz"
-    # The stand-in for a tree writes beside it, which is in the scratch folder here.
+    # The fake tree writes beside itself; unpacked, that would be the build's scratch folder.
     makefile = (tree / "Makefile").read_text().replace("$(CURDIR)/..", os.fspath(tree.parent))
     (tree / "Makefile").write_text(makefile)
     subprocess.run(["tar", "-C", tree.parent, "-czf", tarball, tree.name], check=True)
     for times in (1, 2):
         run = start(tarball)
         out, complaint = run.communicate(timeout=60)
-        assert (run.returncode, compilations(tree)) == (0, 1), (times, complaint)
+        assert (run.returncode, count_compilations(tree)) == (0, 1), (times, complaint)
         assert "Linux 7.9.9" in out
     assert not (tree.parent / "cache" / "pyluo" / "objects").exists()
 
@@ -189,8 +189,8 @@ def test_a_tree_that_was_built_in_its_own_folder_is_told_with_the_way_out(
 def test_objects_that_a_build_was_killed_over_are_not_trusted(tree: Path) -> None:
     hold = tree.parent / "hold"
     start(tree).communicate(timeout=60)
-    (kept,) = (tree.parent / "cache" / "pyluo" / "objects").iterdir()
-    (kept / "cut short").touch()
+    (objects_of_tree,) = (tree.parent / "cache" / "pyluo" / "objects").iterdir()
+    (objects_of_tree / "cut short").touch()
     (tree / "init.c").write_text("int changed;\n")
     hold.touch()
     killed = start(tree)
@@ -199,15 +199,15 @@ def test_objects_that_a_build_was_killed_over_are_not_trusted(tree: Path) -> Non
     killed.communicate(timeout=60)
     hold.unlink()
     assert start(tree).communicate(timeout=60)
-    assert not (kept / "cut short").exists()
+    assert not (objects_of_tree / "cut short").exists()
 
 
 def test_objects_outlive_a_build_that_fails_by_itself(tree: Path) -> None:
     start(tree).communicate(timeout=60)
-    (kept,) = (tree.parent / "cache" / "pyluo" / "objects").iterdir()
-    (kept / "whole").touch()
-    for text in ("not C\n", "int mended;\n"):
+    (objects_of_tree,) = (tree.parent / "cache" / "pyluo" / "objects").iterdir()
+    (objects_of_tree / "complete").touch()
+    for text in ("not C\n", "int repaired;\n"):
         (tree / "init.c").write_text(text)
         start(tree).communicate(timeout=60)
-    assert (kept / "whole").exists()
-    assert compilations(tree) == 3
+    assert (objects_of_tree / "complete").exists()
+    assert count_compilations(tree) == 3

@@ -1,4 +1,4 @@
-"""Which kernel a name stands for, and what becomes of bad ones; no archive is asked."""
+"""Tests of finding kernels by name, and of wrong names; none reads a package archive."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_a_file_that_is_no_kernel_is_told_as_such(tmp_path: Path) -> None:
 VERSION = b"7.4.0-rc1+ (someone@somewhere) #7 SMP PREEMPT_DYNAMIC Sat Nov 21"
 
 
-def image_of(version: bytes) -> bytes:
+def make_image(version: bytes) -> bytes:
     image = bytearray(4096)
     image[0x202:0x206] = b"HdrS"
     image[0x20E:0x210] = (0x300).to_bytes(2, "little")
@@ -112,7 +112,7 @@ def image_of(version: bytes) -> bytes:
 
 
 def test_a_ready_image_says_its_release_itself(tmp_path: Path) -> None:
-    (tmp_path / "bzImage").write_bytes(image_of(VERSION))
+    (tmp_path / "bzImage").write_bytes(make_image(VERSION))
     kernel = Kernel.find(tmp_path / "bzImage")
     assert kernel.release == "7.4.0-rc1+"
     assert (kernel.config, kernel.system_map, kernel.vmlinux) == (None, None, None)
@@ -126,7 +126,7 @@ def test_what_a_ready_image_was_made_of_is_found_where_its_build_left_it(
 ) -> None:
     path = tmp_path / image
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(image_of(VERSION))
+    path.write_bytes(make_image(VERSION))
     (tmp_path / config).write_text("CONFIG_KASAN=y\n")
     (tmp_path / "System.map").touch()
     builder, number = VERSION.split(b") ")
@@ -143,7 +143,7 @@ def test_what_a_ready_image_was_made_of_is_found_where_its_build_left_it(
 
 def test_lines_of_configuration_are_for_what_is_built(tmp_path: Path, tree: Path) -> None:
     ready = tmp_path / "bzImage"
-    ready.write_bytes(image_of(VERSION))
+    ready.write_bytes(make_image(VERSION))
     words = ["--config=CONFIG_A=y", "--kernel", os.fspath(ready)]
     parser = argparse.ArgumentParser()
     options.add(parser.add_argument)

@@ -1,4 +1,4 @@
-"""How many guests run at once."""
+"""Tests of how many guests run at once."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ GIB = 1 << 30
 @pytest.mark.parametrize(
     ("cores", "memory", "guest", "cpus", "number"),
     [
-        (8, 64 * GIB, GIB, 1, 8),  # by the cores
+        (8, 64 * GIB, GIB, 1, 8),  # limited by the cores
         (8, 64 * GIB, GIB, 4, 2),
-        (8, 6 * GIB, GIB, 1, 4),  # by the memory: each takes half a GiB besides
+        (8, 6 * GIB, GIB, 1, 4),  # by the memory; each guest takes half a GiB more than its own
         (8, 6 * GIB, 2 * GIB, 1, 2),
-        (2, 64 * GIB, GIB, 4, 1),  # one always
+        (2, 64 * GIB, GIB, 4, 1),  # one guest always runs
         (2, GIB, 4 * GIB, 1, 1),
     ],
 )

@@ -14,36 +14,38 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Heard:
+class Callbacks:
+    """The calls that a console made."""
+
     beginnings: int = 0
     reports: list[tuple[Complaint, str]] = field(default_factory=list)
     deaths: list[tuple[Complaint, str]] = field(default_factory=list)
     trace: list[str] = field(default_factory=list)
 
 
-def listen(*chunks: bytes) -> tuple[Heard, Console]:
-    """What a console makes of chunks that come one after the other, and then end."""
+def feed_console(*chunks: bytes) -> tuple[Callbacks, Console]:
+    """Feed a console with chunks of output, and return its callbacks and the console."""
 
-    async def feed() -> tuple[Heard, Console]:
-        heard = Heard()
+    async def feed() -> tuple[Callbacks, Console]:
+        calls = Callbacks()
 
-        def began(_: float) -> None:
-            heard.beginnings += 1
+        def on_begin(_: float) -> None:
+            calls.beginnings += 1
 
-        def complained(report: Report) -> None:
-            heard.reports.append((report.complaint, report.reason))
+        def on_complaint(report: Report) -> None:
+            calls.reports.append((report.complaint, report.reason))
 
-        def died(report: Report) -> None:
-            heard.deaths.append((report.complaint, report.reason))
-            heard.trace = report.lines
+        def on_death(report: Report) -> None:
+            calls.deaths.append((report.complaint, report.reason))
+            calls.trace = report.lines
 
-        console = Console(began, complained, died)
+        console = Console(on_begin, on_complaint, on_death)
         stream = asyncio.StreamReader()
         for chunk in chunks:
             stream.feed_data(chunk)
         stream.feed_eof()
         await console.read(stream)
-        return heard, console
+        return calls, console
 
     return asyncio.run(feed())
 
@@ -68,19 +70,19 @@ def listen(*chunks: bytes) -> tuple[Heard, Console]:
     ],
 )
 def test_a_deadly_line_is_told_as_what_it_is(line: str, complaint: Complaint, reason: str) -> None:
-    heard, _ = listen(f"[    1.0] {line}\r\n".encode())
-    ((told, words),) = heard.deaths
-    assert told is complaint
-    assert words.startswith(reason)
+    calls, _ = feed_console(f"[    1.0] {line}\r\n".encode())
+    ((cause, text),) = calls.deaths
+    assert cause is complaint
+    assert text.startswith(reason)
 
 
 @pytest.mark.parametrize(
     "line", ["PANIC: early exception 0x0e IP 10:ffffffff81000000 error 0", " -- System halted"]
 )
 def test_a_kernel_that_dies_before_it_can_stamp_its_words_has_begun(line: str) -> None:
-    heard, _ = listen(b"[    1.0] a line of the kernel before\r\n", line.encode() + b"\r\n")
-    assert heard.deaths == [(Complaint.PANIC, line.strip())]
-    assert heard.beginnings == 1
+    calls, _ = feed_console(b"[    1.0] a line of the kernel before\r\n", line.encode() + b"\r\n")
+    assert calls.deaths == [(Complaint.PANIC, line.strip())]
+    assert calls.beginnings == 1
 
 
 @pytest.mark.parametrize(
@@ -97,8 +99,8 @@ def test_a_kernel_that_dies_before_it_can_stamp_its_words_has_begun(line: str) -
     ],
 )
 def test_a_harmless_line_is_no_report(line: str) -> None:
-    heard, _ = listen(line.encode() + b"\n")
-    assert (heard.reports, heard.deaths) == ([], [])
+    calls, _ = feed_console(line.encode() + b"\n")
+    assert (calls.reports, calls.deaths) == ([], [])
 
 
 @pytest.mark.parametrize(
@@ -132,9 +134,9 @@ def test_a_harmless_line_is_no_report(line: str) -> None:
 def test_what_a_kernel_may_survive_is_reported_and_no_death(
     line: str, complaint: Complaint
 ) -> None:
-    heard, _ = listen(f"[    1.0] {line}\n".encode())
-    assert [told for told, _ in heard.reports] == [complaint]
-    assert heard.deaths == []
+    calls, _ = feed_console(f"[    1.0] {line}\n".encode())
+    assert [cause for cause, _ in calls.reports] == [complaint]
+    assert calls.deaths == []
 
 
 @pytest.mark.parametrize(
@@ -157,30 +159,30 @@ def test_what_a_kernel_may_survive_is_reported_and_no_death(
 def test_a_panic_is_told_as_what_it_is_the_consequence_of(
     report: str, panic: str, complaint: Complaint
 ) -> None:
-    heard, _ = listen(f"[1.0] {report}\n[1.1] Kernel panic - not syncing: {panic}\n".encode())
-    assert [told for told, _ in heard.deaths] == [complaint]
+    calls, _ = feed_console(f"[1.0] {report}\n[1.1] Kernel panic - not syncing: {panic}\n".encode())
+    assert [cause for cause, _ in calls.deaths] == [complaint]
 
 
 def test_what_follows_the_first_word_of_a_death_belongs_to_its_trace() -> None:
-    heard, _ = listen(
+    calls, _ = feed_console(
         b"[1.0] kernel BUG at a.c:1!\n[1.1] Oops: invalid opcode\n[1.2] RIP: 0010:b+0x1/0x2\n"
         b"[1.3] Kernel panic - not syncing: Fatal exception\n"
         b"[1.4] ---[ end Kernel panic - not syncing: Fatal exception ]---\n[1.5] after\n"
     )
-    assert heard.deaths == [(Complaint.BUG, "kernel BUG at a.c:1!")]
-    assert [line[:5] for line in heard.trace] == ["[1.0]", "[1.1]", "[1.2]", "[1.3]", "[1.4]"]
+    assert calls.deaths == [(Complaint.BUG, "kernel BUG at a.c:1!")]
+    assert [line[:5] for line in calls.trace] == ["[1.0]", "[1.1]", "[1.2]", "[1.3]", "[1.4]"]
 
 
 def test_a_report_of_one_life_explains_no_panic_of_the_next() -> None:
-    heard, _ = listen(
+    calls, _ = feed_console(
         b"[9.0] WARNING: a.c:1 at b\n[0.0] Linux version 7\n"
         b"[0.1] Kernel panic - not syncing: kernel: panic_on_warn set ...\n"
     )
-    assert [told for told, _ in heard.deaths] == [Complaint.PANIC]
+    assert [cause for cause, _ in calls.deaths] == [Complaint.PANIC]
 
 
 def test_a_report_ends_where_the_next_begins() -> None:
-    _, console = listen(
+    _, console = feed_console(
         b"[1.0] WARNING: lock held when returning to user space!\n[1.1] 1 lock held by a/1\n"
         b"[1.2] BUG: sleeping function called from invalid context at a.c:1\n[1.3]  b+0x1/0x2\n"
     )
@@ -191,17 +193,17 @@ def test_a_report_ends_where_the_next_begins() -> None:
 
 
 def test_a_character_cut_in_two_is_one_character() -> None:
-    assert "ü" in listen(b"\xc3", b"\xbc\n")[1].text
+    assert "ü" in feed_console(b"\xc3", b"\xbc\n")[1].text
 
 
 def test_a_line_cut_in_two_is_one_line() -> None:
-    heard, console = listen(b"[0.0] Linux ver", b"sion 7.3.4 (x)\n", b"unfinished")
-    assert heard.beginnings == 1
+    calls, console = feed_console(b"[0.0] Linux ver", b"sion 7.3.4 (x)\n", b"unfinished")
+    assert calls.beginnings == 1
     assert console.tail() == ("[0.0] Linux version 7.3.4 (x)", "unfinished")
 
 
 def test_control_characters_do_not_reach_the_reader() -> None:
-    _, console = listen(b"\x1b[2J\x1bc\x07plain\r\n\x1b[31m\xc2\x9bred")
+    _, console = feed_console(b"\x1b[2J\x1bc\x07plain\r\n\x1b[31m\xc2\x9bred")
     assert "plain" in console.text
     assert console.tail()[-1] == "red"
     assert "\x1b[" not in console.text

@@ -1,4 +1,4 @@
-"""What a guest is given that was not told otherwise."""
+"""Tests of the defaults of a guest, which depend on its kernel."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def kernel(folder: Path, config: str | None) -> Kernel:
 
 
 def test_a_kernel_with_kasan_is_given_room_and_time(tmp_path: Path) -> None:
-    given = needs(kernel(tmp_path, "CONFIG_SMP=y\nCONFIG_KASAN=y\n"))
-    assert given.memory > PLAIN.memory
-    assert given.boot_timeout > PLAIN.boot_timeout
-    assert "kho_scratch=" in given.words
+    defaults = needs(kernel(tmp_path, "CONFIG_SMP=y\nCONFIG_KASAN=y\n"))
+    assert defaults.memory > PLAIN.memory
+    assert defaults.boot_timeout > PLAIN.boot_timeout
+    assert "kho_scratch=" in defaults.words
 
 
 @pytest.mark.parametrize("config", [None, "", "# CONFIG_KASAN is not set\nCONFIG_KASAN_X=y\n"])

@@ -1,4 +1,4 @@
-"""What is said of guests on command lines."""
+"""Tests of the options of a guest on command lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Traces are read against a program with debug information, as a kernel's are."""
+"""Tests of reading traces, with a small program in place of a kernel with debug information."""
 
 from __future__ import annotations
 

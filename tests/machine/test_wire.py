@@ -27,7 +27,7 @@ def test_a_value_crosses_unchanged_whatever_it_is_made_of(value: object) -> None
     assert line.count(b"\n") == 1
     message = wire.parse(line)
     assert message is not None
-    assert same(wire.decode(message["value"]), value)
+    assert is_same(wire.decode(message["value"]), value)
 
 
 @given(st.binary(max_size=200))
@@ -104,12 +104,12 @@ def test_infinity_crosses() -> None:
     assert math.isinf(wire.decode(json.loads(json.dumps(wire.encode(math.inf)))))
 
 
-def same(one: Any, other: Any) -> bool:
-    """Equality that tells 1 from True and from 1.0, at every depth."""
+def is_same(one: Any, other: Any) -> bool:
+    """Return whether two values are equal, where 1, True and 1.0 differ at every depth."""
     if type(one) is not type(other):
         return False
     if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
+        return len(one) == len(other) and all(map(is_same, one, other))
     if isinstance(one, dict):
-        return len(one) == len(other) and all(map(same, one.items(), other.items()))
+        return len(one) == len(other) and all(map(is_same, one.items(), other.items()))
     return bool(one == other)

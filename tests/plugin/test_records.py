@@ -1,4 +1,4 @@
-"""What is kept of each test; no guest is needed to die or to fail."""
+"""Tests of the record of each test; none needs a guest, not even to crash."""
 
 from __future__ import annotations
 
@@ -110,14 +110,14 @@ OUTCOMES = {
 }
 
 
-TOLD = {
+KTAP_OUTCOMES = {
     Outcome.PASSED: Outcome.PASSED,
     Outcome.SKIPPED: Outcome.SKIPPED,
     Outcome.EXPECTED_FAILURE: Outcome.EXPECTED_FAILURE,
 }
 
 
-def records(pytester: pytest.Pytester, *options: str) -> dict[str, Verdict]:
+def read_records(pytester: pytest.Pytester, *options: str) -> dict[str, Verdict]:
     pytester.makepyfile(test_it=TESTS)
     path: Path = pytester.path / "record"
     pytester.runpytest_subprocess(f"--pyluo-record={path}", *options)
@@ -126,35 +126,35 @@ def records(pytester: pytest.Pytester, *options: str) -> dict[str, Verdict]:
 
 @pytest.mark.parametrize("workers", [[], ["-n", "2"]])
 def test_each_test_has_its_outcome(pytester: pytest.Pytester, workers: list[str]) -> None:
-    kept = records(pytester, *workers)
-    assert {name: record.outcome for name, record in kept.items()} == OUTCOMES
-    assert {record.cause for record in kept.values() if record.outcome is Outcome.CRASHED} == {
+    verdicts = read_records(pytester, *workers)
+    assert {name: record.outcome for name, record in verdicts.items()} == OUTCOMES
+    assert {record.cause for record in verdicts.values() if record.outcome is Outcome.CRASHED} == {
         Complaint.PANIC
     }
-    assert kept["skips"].reason == "Skipped: no reason"
-    assert kept["expected"].reason == "known"
-    assert kept["harness"].reason == "HarnessError: no disk: free some"
-    assert "kernel panic: Fatal exception" in kept["crashes"].reason
-    assert "assert 1 == 2" in kept["fails"].text
+    assert verdicts["skips"].reason == "Skipped: no reason"
+    assert verdicts["expected"].reason == "known"
+    assert verdicts["harness"].reason == "HarnessError: no disk: free some"
+    assert "kernel panic: Fatal exception" in verdicts["crashes"].reason
+    assert "assert 1 == 2" in verdicts["fails"].text
 
 
 @pytest.mark.parametrize("workers", [[], ["-n", "2"]])
 def test_each_subtest_is_kept_by_its_name(pytester: pytest.Pytester, workers: list[str]) -> None:
-    kept = records(pytester, *workers)
-    assert [(each.name, each.outcome) for each in kept["subtests"].subtests] == [
+    verdicts = read_records(pytester, *workers)
+    assert [(each.name, each.outcome) for each in verdicts["subtests"].subtests] == [
         ("number=0", Outcome.PASSED), ("number=1", Outcome.FAILED), ("number=2", Outcome.PASSED),
     ]  # fmt: skip
-    assert kept["subtests"].reason == "number=1: AssertionError: assert 1 != 1"
-    assert "assert 1 != 1" in kept["subtests"].text
-    (skipped,) = kept["subtest_skips"].subtests
+    assert verdicts["subtests"].reason == "number=1: AssertionError: assert 1 != 1"
+    assert "assert 1 != 1" in verdicts["subtests"].text
+    (skipped,) = verdicts["subtest_skips"].subtests
     assert (skipped.name, skipped.outcome) == ("mmap", Outcome.SKIPPED)
-    assert kept["subtest_skips"].text == ""
-    (expected,) = kept["subtest_is_expected"].subtests
+    assert verdicts["subtest_skips"].text == ""
+    (expected,) = verdicts["subtest_is_expected"].subtests
     assert (expected.outcome, expected.reason) == (Outcome.EXPECTED_FAILURE, "known")
-    crashed = kept["subtest_crashes"]
+    crashed = verdicts["subtest_crashes"]
     assert crashed.reason.startswith("mmap, size=4096: GuestCrash: kernel panic: Fatal exception")
     assert (crashed.cause, crashed.subtests[2].cause) == (Complaint.PANIC, Complaint.PANIC)
-    assert kept["subtest_harness"].reason == "subtest: HarnessError: no disk"
+    assert verdicts["subtest_harness"].reason == "subtest: HarnessError: no disk"
 
 
 @pytest.mark.parametrize("workers", [[], ["-n", "2"]])
@@ -170,12 +170,12 @@ def test_the_verdicts_on_all_tests_are_written_in_ktap(
     assert [test.name for test in another.subtests.results] == ["TestIt::test_it"]
     assert (it.name, it.outcome) == ("test_it.py", Outcome.FAILED)
     assert it.subtests is not None
-    told = {test.name.removeprefix("test_"): test for test in it.subtests.results}
-    assert {name: test.outcome for name, test in told.items()} == {
-        name: TOLD.get(outcome, Outcome.FAILED) for name, outcome in OUTCOMES.items()
+    written = {test.name.removeprefix("test_"): test for test in it.subtests.results}
+    assert {name: test.outcome for name, test in written.items()} == {
+        name: KTAP_OUTCOMES.get(outcome, Outcome.FAILED) for name, outcome in OUTCOMES.items()
     }
-    assert told["harness"].reason == "no verdict: HarnessError: no disk: free some"
-    subtests = told["subtests"].subtests
+    assert written["harness"].reason == "no verdict: HarnessError: no disk: free some"
+    subtests = written["subtests"].subtests
     assert subtests is not None
     assert [(case.name, case.failed) for case in subtests.results] == [
         ("number=0", False), ("number=1", True), ("number=2", False),
@@ -202,7 +202,7 @@ def test_the_time_of_a_subtest_is_part_of_its_tests(pytester: pytest.Pytester) -
                 report.duration = 1000
         """
     )
-    assert records(pytester)["subtests"].seconds < 1000
+    assert read_records(pytester)["subtests"].seconds < 1000
 
 
 def test_a_run_that_dies_leaves_what_it_had(pytester: pytest.Pytester) -> None:

@@ -102,18 +102,18 @@ def test_the_version_is_the_installed_one(capsys: pytest.CaptureFixture[str]) ->
 def test_what_cannot_be_printed_is_no_pass(
     words: list[str],
     status: int,
-    unprintable: int,
+    broken_output: int,
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     command = [sys.executable, "-m", "pyluo", *words]
-    done = subprocess.run(command, stdout=unprintable, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(command, stdout=broken_output, stderr=subprocess.PIPE, text=True)
     assert done.returncode == status
     full = "full" in request.node.callspec.id
     message = "pyluo: the output could not be printed: No space left on device\n"
     assert done.stderr == (message if full else "")
-    assert subprocess.run(command, stdout=subprocess.DEVNULL, stderr=unprintable).returncode == 0
+    assert subprocess.run(command, stdout=subprocess.DEVNULL, stderr=broken_output).returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -121,10 +121,10 @@ def test_what_cannot_be_printed_is_no_pass(
     [(["no-such-command"], 2), (["kexec", "load", "/no/such/image", "--reuse-cmdline"], 1)],
 )
 def test_a_failure_that_cannot_be_printed_stays_one(
-    words: list[str], status: int, unprintable: int
+    words: list[str], status: int, broken_output: int
 ) -> None:
     command = [sys.executable, "-m", "pyluo", *words]
-    assert subprocess.run(command, stdout=unprintable, stderr=unprintable).returncode == status
+    assert subprocess.run(command, stdout=broken_output, stderr=broken_output).returncode == status
 
 
 SHOW_PROGRESS = (

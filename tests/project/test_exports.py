@@ -1,4 +1,4 @@
-"""The docstrings, types and exports of the public names."""
+"""Tests of the docstrings, types and exports of the public names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sdist and the wheel that are built from the checkout are complete."""
+"""Check that the sdist and the wheel that are built from the checkout are complete."""
 
 from __future__ import annotations
 

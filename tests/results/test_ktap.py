@@ -209,13 +209,13 @@ def test_a_run_passes_only_if_all_that_was_planned_came_and_passed(
     oks: list[bool], data: st.DataObject
 ) -> None:
     results = [f"{'ok' if ok else 'not ok'} {number} t" for number, ok in enumerate(oks, 1)]
-    kept = data.draw(st.lists(st.sampled_from(results), unique=True))
-    report = parse("\n".join([f"1..{len(oks)}", *kept]))
-    assert report.failed == (len(kept) < len(oks) or not all(oks))
+    present = data.draw(st.lists(st.sampled_from(results), unique=True))
+    report = parse("\n".join([f"1..{len(oks)}", *present]))
+    assert report.failed == (len(present) < len(oks) or not all(oks))
 
 
 def outline(report: KtapReport | None) -> object:
-    """A report without its diagnostics."""
+    """Return a report without its diagnostics."""
     if report is None:
         return None
     results = [(each.name, each.outcome, outline(each.subtests)) for each in report.results]

@@ -1,4 +1,4 @@
-"""What `git bisect run` is told; the tree is a few lines of make, and no test asks for a guest."""
+"""Tests of what `git bisect run` is told, with a fake kernel tree and without a guest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    Interrupted = Callable[[list[str]], tuple[int, bytes]]
+    RunInterrupted = Callable[[list[str]], tuple[int, bytes]]
 
 PYLUO = [sys.executable, "-m", "pyluo", "vm", "bisect"]
 TESTS = """
@@ -51,7 +51,7 @@ def test_waits():
 
 
 @pytest.fixture(autouse=True)
-def _here(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _enter_tree(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tree.parent / "test_it.py").write_text(TESTS)
     (tree.parent / "test_broken.py").write_text("def test_nothing(:\n")
     monkeypatch.chdir(tree)
@@ -62,7 +62,7 @@ def bisect(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    ("tests", "status", "told"),
+    ("tests", "status", "message"),
     [
         (["../test_it.py::test_passes"], 0, "Linux 7.9.9 is good"),
         (["../test_it.py::test_fails"], 1, "is bad: "),
@@ -95,10 +95,10 @@ def bisect(*words: str) -> subprocess.CompletedProcess[str]:
     ],
 )
 def test_only_a_test_that_failed_makes_a_kernel_bad(
-    tests: list[str], status: int, told: str
+    tests: list[str], status: int, message: str
 ) -> None:
     done = bisect(*tests)
-    assert (done.returncode, told in done.stdout) == (status, True), done.stdout + done.stderr
+    assert (done.returncode, message in done.stdout) == (status, True), done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
@@ -148,9 +148,9 @@ def test_a_mistake_in_the_command_is_no_verdict(words: list[str]) -> None:
     "words", [["--json", "../test_it.py::test_passes"], ["../test_it.py::test_fails"], ["--tree"]]
 )
 def test_a_step_that_cannot_be_told_is_no_verdict(
-    words: list[str], stream: str, unprintable: int
+    words: list[str], stream: str, broken_output: int
 ) -> None:
-    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, stream: unprintable}
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, stream: broken_output}
     out, err = streams["stdout"], streams["stderr"]
     done = subprocess.run([*PYLUO, *words], stdout=out, stderr=err, timeout=120)
     assert done.returncode == 125
@@ -177,6 +177,6 @@ def test_a_test_that_still_ran_at_the_limit_has_not_passed(background: list[str]
     ]  # fmt: skip
 
 
-def test_an_interruption_ends_the_bisection_and_the_tests(interrupted: Interrupted) -> None:
-    status, _ = interrupted([*PYLUO, "../test_it.py::test_waits"])
+def test_an_interruption_ends_the_bisection_and_the_tests(run_interrupted: RunInterrupted) -> None:
+    status, _ = run_interrupted([*PYLUO, "../test_it.py::test_waits"])
     assert status == 130

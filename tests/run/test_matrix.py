@@ -1,4 +1,4 @@
-"""Routes and what becomes of them, and the page; for runs that no guest made."""
+"""Tests of routes, cells and the page of a matrix, from made-up runs."""
 
 from __future__ import annotations
 
@@ -22,14 +22,16 @@ from pyluo.vm.results.verdict import Outcome, Verdict
 from pyluo.vm.run.matrix import routes
 
 OLD, NEW = Kernel("old", "7.2.13", Path("old")), Kernel("new", "7.3.4", Path("new"))
-WHOLE = Timeline(
+LANDED = Timeline(
     100.0,
     (Event(LOADED, 100.5), Event(REBOOT_CALLED, 101.0), Event(NEW_KERNEL, 101.5),
      Event(WORKER_UP, 103.5), Event("mine", 103.75), Event("mine", 104.0)),
 )  # fmt: skip
-CUT = Timeline(200.0, (Event(LOADED, 200.25), Event(REBOOT_CALLED, 200.5)))
+NOT_LANDED = Timeline(200.0, (Event(LOADED, 200.25), Event(REBOOT_CALLED, 200.5)))
 GUEST = GuestLog(
-    "old", (Jump("old", "new", True, WHOLE), Jump("new", "old", False, CUT)), "<b>console</b> & all"
+    "old",
+    (Jump("old", "new", True, LANDED), Jump("new", "old", False, NOT_LANDED)),
+    "<b>console</b> & all",
 )
 PASSED = Verdict("test_a.py::test_<one>", Outcome.PASSED, seconds=4.0, guests=(GUEST,))
 CRASHED = Verdict(
@@ -42,8 +44,8 @@ CRASHED = Verdict(
 )
 
 
-def run(*records: Verdict, status: int = 0, said: str = "") -> PytestRun:
-    return PytestRun(records, status, said)
+def run(*records: Verdict, status: int = 0, output: str = "") -> PytestRun:
+    return PytestRun(records, status, output)
 
 
 @pytest.mark.parametrize(
@@ -108,9 +110,9 @@ def test_a_cell_that_did_not_pass_has_a_verdict_that_says_so() -> None:
     crash = Cell(route, run(CRASHED, status=1)).verdict()
     assert (crash.outcome, crash.cause) == (Outcome.CRASHED, Complaint.PANIC)
     assert [leaf.name for leaf in crash.leaves()] == ["test_a.py::test_two"]
-    whole = Cell(route, run(PASSED, SKIPPED, EXPECTED)).verdict()
-    assert whole.outcome is Outcome.PASSED
-    assert [leaf.outcome for leaf in whole.leaves()] == [
+    passed = Cell(route, run(PASSED, SKIPPED, EXPECTED)).verdict()
+    assert passed.outcome is Outcome.PASSED
+    assert [leaf.outcome for leaf in passed.leaves()] == [
         Outcome.PASSED, Outcome.SKIPPED, Outcome.EXPECTED_FAILURE,
     ]  # fmt: skip
 
@@ -165,11 +167,11 @@ def test_junit_tells_a_failure_from_a_death_and_from_no_verdict(
 ) -> None:
     route = Route(OLD, NEW, 3)
     document = junit.write("matrix", [Cell(route, ended).verdict()])
-    told = {}
+    results = {}
     for case in ElementTree.fromstring(document).iter("testcase"):
         name = case.attrib["name"].removeprefix(str(route))
-        told[name] = next(((child.tag, child.get("type", "")) for child in case), ("", ""))
-    assert told == cases
+        results[name] = next(((child.tag, child.get("type", "")) for child in case), ("", ""))
+    assert results == cases
 
 
 @pytest.mark.parametrize("dies", [True, False])
@@ -198,7 +200,7 @@ def test_the_blackout_of_a_cell_is_that_of_what_landed() -> None:
 
 
 class _Page(HTMLParser):
-    """What a page has, and what of other places it refers to."""
+    """The elements of a page, and its references to other places."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -212,12 +214,14 @@ class _Page(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = dict(attrs)
+        attributes = dict(attrs)
         self.tags[tag] += 1
-        self.classes.update((given.get("class") or "").split())
-        self.references += [given[name] or "" for name in ("src", "href") if name in given]
-        self.ids += [given["id"] or ""] if "id" in given else []
-        self.folded += tag == "details" and "open" not in given
+        self.classes.update((attributes.get("class") or "").split())
+        self.references += [
+            attributes[name] or "" for name in ("src", "href") if name in attributes
+        ]
+        self.ids += [attributes["id"] or ""] if "id" in attributes else []
+        self.folded += tag == "details" and "open" not in attributes
         if tag not in ("meta", "br"):
             self.open.append(tag)
 
@@ -234,7 +238,7 @@ class _Page(HTMLParser):
 
 def test_the_page_has_every_cell_jump_and_log_and_needs_no_other_file() -> None:
     cells = [
-        Cell(route, run(CRASHED, status=1, said="said") if route.hops == 3 else run(PASSED))
+        Cell(route, run(CRASHED, status=1, output="output") if route.hops == 3 else run(PASSED))
         for route in routes([OLD, NEW], [OLD, NEW], [1, 3])
     ]
     text = render(cells)
@@ -242,22 +246,22 @@ def test_the_page_has_every_cell_jump_and_log_and_needs_no_other_file() -> None:
     assert page.open == []
     assert page.tags["section"] == 8
     assert page.tags["svg"] == 8
-    assert page.tags["td"] == 3 * 2 + 4 * 3  # of each kernel; of each row, the hops and the cells
+    assert page.tags["td"] == 3 * 2 + 4 * 3  # 3 for each kernel; in each row, the hops and 2 cells
     assert page.classes["cross"] == 8
-    # Of a jump that landed and one that did not; and once in the legend.
+    # Both jumps load and leave, but only one lands; the legend has one of each too.
     assert {style: page.classes[style] for style in ("load", "leave", "jump", "boot")} == {
         "load": 17, "leave": 17, "jump": 9, "boot": 9,
     }  # fmt: skip
     assert page.classes["restore"] == 9
-    assert page.folded == 16  # the consoles and the logs; what went wrong is open
+    assert page.folded == 16  # the consoles and the logs; failures are unfolded
     assert page.references == [f"#{number}" for number in (0, 2, 1, 3, 4, 6, 5, 7)]
     assert sorted(page.ids) == [str(number) for number in range(8)]
     assert "script" not in page.tags
     assert "url(" not in text
     assert "@import" not in text
-    said = "".join(page.data)
+    text_of_page = "".join(page.data)
     for words in ("<b>console</b> & all", "panic: <why>", "test_<one>", "blackout 2.50 s"):
-        assert words in said
+        assert words in text_of_page
     assert "b" not in page.tags
 
 
@@ -273,7 +277,7 @@ def test_a_timeline_is_drawn_in_proportion() -> None:
     page = render([Cell(Route(OLD, NEW, 1), run(PASSED))])
     drawn = re.findall(r'<rect class="(\w+)" x="([\d.]+)" y="3" width="([\d.]+)"', page)
     bars = {style: (float(start) - 220, float(width)) for style, start, width in drawn}
-    second = 640 / 3.75  # the longest of the page takes all the width
+    second = 640 / 3.75  # the longest timeline of a page takes the whole width
     assert bars == {
         "load": pytest.approx((0, 0.5 * second)),
         "leave": pytest.approx((0.5 * second, 0.5 * second)),

@@ -1,4 +1,4 @@
-"""What `pyluo vm matrix` prints and writes; the tree is a few lines of make, and no guest boots."""
+"""Tests of what `pyluo vm matrix` prints and writes, with a fake kernel tree and no guest."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    Interrupted = Callable[[list[str]], tuple[int, bytes]]
+    RunInterrupted = Callable[[list[str]], tuple[int, bytes]]
 
 WORDS = ["vm", "matrix", "--from=.", "--jobs=1"]
 MATRIX = [sys.executable, "-m", "pyluo", *WORDS]
@@ -39,7 +39,7 @@ def test_waits(hops):
 
 
 @pytest.fixture(autouse=True)
-def _here(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _enter_tree(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tree.parent / "test_it.py").write_text(TESTS)
     monkeypatch.chdir(tree)
 
@@ -58,8 +58,10 @@ def test_a_cell_of_the_table_says_the_result_and_why_it_is_not_a_pass() -> None:
     assert "│ no verdict, same: 1 skipped: no test passed " in three
 
 
-def test_what_a_route_came_to_before_an_interruption_is_told(interrupted: Interrupted) -> None:
-    status, out = interrupted([*MATRIX, "--hops=1,2,3", "--json", "../test_it.py"])
+def test_what_a_route_came_to_before_an_interruption_is_told(
+    run_interrupted: RunInterrupted,
+) -> None:
+    status, out = run_interrupted([*MATRIX, "--hops=1,2,3", "--json", "../test_it.py"])
     assert status == 130
     cells = json.loads(out)
     assert [cell["outcome"] for cell in cells] == ["passed", "failed", "no verdict"]
@@ -68,7 +70,7 @@ def test_what_a_route_came_to_before_an_interruption_is_told(interrupted: Interr
     ]  # fmt: skip
 
 
-async def _fake(*_: object, hops: int, **__: Any) -> PytestRun:
+async def _run_fake_tests(*_: object, hops: int, **__: Any) -> PytestRun:
     if hops == 2:
         raise ValueError("a mistake")
     return PytestRun((Verdict("t", Outcome.PASSED, text="\udc80"),), 0, "\udc80")
@@ -77,7 +79,7 @@ async def _fake(*_: object, hops: int, **__: Any) -> PytestRun:
 def test_a_mistake_in_the_program_costs_no_result(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(pytest_process, "run_tests", _fake)
+    monkeypatch.setattr(pytest_process, "run_tests", _run_fake_tests)
     with pytest.raises(ValueError, match="a mistake"):
         main([*WORDS, "--hops=1,2", "--json"])
     cells = json.loads(capsys.readouterr().out)
@@ -85,7 +87,7 @@ def test_a_mistake_in_the_program_costs_no_result(
 
 
 def test_the_page_takes_what_is_no_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(pytest_process, "run_tests", _fake)
+    monkeypatch.setattr(pytest_process, "run_tests", _run_fake_tests)
     assert main([*WORDS, "--hops=1", f"--html={tmp_path}/page.html"]) == 0
     assert "<pre>?</pre>" in (tmp_path / "page.html").read_text()
 

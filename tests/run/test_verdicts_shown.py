@@ -1,4 +1,4 @@
-"""What `pyluo vm selftests` prints, and when: for verdicts that no guest gave."""
+"""Tests of what `pyluo vm selftests` prints, and when, for made-up verdicts."""
 
 from __future__ import annotations
 
@@ -69,12 +69,12 @@ def test_a_document_has_every_verdict_and_is_printed_after_the_last(
             assert capsys.readouterr().out == ""
 
     assert not show_json("iommu", KERNEL, verdicts())
-    told = json.loads(capsys.readouterr().out)
+    report = json.loads(capsys.readouterr().out)
     assert [
-        (each["name"], [case["name"] for case in each["subtests"]]) for each in told["verdicts"]
+        (each["name"], [case["name"] for case in each["subtests"]]) for each in report["verdicts"]
     ] == [
         ("iommufd", ["one", "two", "three"]),
         ("luo_kexec_simple", []),
         ("killed", ["one", "two"]),
     ]
-    assert told["passed"] is False
+    assert report["passed"] is False

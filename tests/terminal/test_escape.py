@@ -1,4 +1,4 @@
-"""What is typed into a guest's terminal, and what to the host."""
+"""Tests of telling the keys for a guest's terminal from those for the host."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The line to a terminal in a guest, whose other end begins anew with each life."""
+"""Tests of the line to a terminal in a guest; its other end starts afresh in each life."""
 
 from __future__ import annotations
 

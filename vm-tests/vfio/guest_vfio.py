@@ -1,8 +1,8 @@
 """The devices of the tests of VFIO, and functions that find and drive them in the guest.
 
 An `edu`, which has no reset, is on the root bus. An `e1000e` and an `nvme` are behind a port, as
-two functions of one slot, so that a hot reset and an IOMMU group include both. The port is limited to
-5 GT/s: on faster links, the kernel waits after a bus reset for a bit that QEMU 7.2 leaves clear.
+two functions of one slot, so that a hot reset and an IOMMU group include both. The port is limited
+to 5 GT/s: on faster links, the kernel waits after a bus reset for a bit that QEMU 7.2 leaves clear.
 """
 
 from __future__ import annotations

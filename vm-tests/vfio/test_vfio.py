@@ -449,7 +449,7 @@ def test_a_register_reads_the_same_by_call_and_by_mapping() -> None:
 def test_an_access_has_exactly_its_width() -> None:
     with registers_of_edu() as registers, registers.map() as mapping:
         for access in (registers, mapping):
-            # This register has 32 bits; QEMU answers narrower reads with zeros, and wider ones with ones.
+            # QEMU answers narrower reads of this register with zeros, and wider ones with ones.
             assert access.read32(guest_vfio.EDU_ID) == guest_vfio.EDU_IS
             assert access.read8(guest_vfio.EDU_ID) == 0
             assert access.read16(guest_vfio.EDU_ID) == 0

@@ -134,10 +134,10 @@ DEATHS = {
     "no landing": Provocation(
         Death.LANDING,
         partial(VM.live_update, append="rootdelay=3600"),
-        "no word from the next kernel within 30 s",
+        "no word from the next kernel within 15 s",
         "start_kernel+",
         prints=False,
-        options=dict(boot_timeout=30, silence=90),
+        options=dict(boot_timeout=15, silence=45),
         life=2,
     ),
     "old kernel that does not leave": Provocation(

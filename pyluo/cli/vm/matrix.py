@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import sys
@@ -130,6 +129,8 @@ def _run(
     ended: list[Cell],
 ) -> None:
     """Run the tests, and add each cell to `ended` as it ends."""
+    import asyncio  # here, because it costs a third of the start of every command
+
     from pyluo.vm import progress
     from pyluo.vm.machine.capacity import at_once
     from pyluo.vm.machine.needs import needs

@@ -1,7 +1,8 @@
-"""The `pyluo` command. Each subcommand is a module here; argparse parses the command line.
+"""The `pyluo` command. Each of its commands is a module of this package.
 
-Exit status: 0 passed; 1 a test failed, the guest died or the kernel refused; 2 wrong usage; 69 the
-harness could not do its work. `pyluo vm bisect` exits as `git bisect run` expects: 0, 1 or 125.
+Exit status: 0 the command succeeded and all tests passed; 1 a test failed, the guest died or the
+kernel refused; 2 wrong usage; 69 the harness could not do its work. `pyluo vm bisect` exits as `git
+bisect run` expects: 0, 1 or 125.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _HARNESS_MODULES = frozenset({"jinja2", "pyroute2", "pytest", "qemu", "rich"})  
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     words = sys.argv[1:] if argv is None else list(argv)
-    # `git bisect run` would take the usual statuses for a bad kernel.
+    # To `git bisect run`, the usual statuses 2 and 69 would mean a bad kernel.
     is_bisection = words[:2] == ["vm", "bisect"]
     status_if_lost = UNTESTABLE if is_bisection else UNAVAILABLE
     try:
@@ -67,17 +68,18 @@ def _run(words: Sequence[str]) -> int:
 
 
 def _flush_output(code: int, status_if_lost: int) -> int:
-    """Flush the output of a command, and return its exit status.
+    """Flush stdout and stderr, and return the exit status of the process.
 
     Args:
-        code: the status of the command.
-        status_if_lost: the status if the command passed but its output could not be printed.
+        code: the exit status of the command; returned unless the command passed and its output
+            was lost.
+        status_if_lost: the exit status if the command passed but its output could not be printed.
     """
     for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
             stream.flush()
         except OSError as error:
-            # Otherwise Python would try again at exit, and change the status to 120.
+            # Otherwise Python would flush the stream again at exit, fail, and exit with 120.
             with open(os.devnull, "wb") as null:
                 os.dup2(null.fileno(), stream.fileno())
             code = code or status_if_lost
@@ -87,9 +89,9 @@ def _flush_output(code: int, status_if_lost: int) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that exits with the status for wrong usage even if it cannot print its message.
+    """A parser that exits with status 2 for wrong usage even if it cannot print its error message.
 
-    The parser of older Pythons raises an OSError then.
+    In older versions of Python, `argparse` raises an OSError if the message cannot be printed.
     """
 
     def error(self, message: str) -> NoReturn:
@@ -100,7 +102,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Version(argparse.Action):
-    """Prints the version, looked up only on demand: the lookup takes as long as most commands."""
+    """The action of --version: prints pyluo's version.
+
+    The version is looked up only here, because the lookup takes as long as most commands.
+    """
 
     def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:  # noqa: A002
         super().__init__(option_strings, dest=argparse.SUPPRESS, nargs=0, help=help)
@@ -113,7 +118,10 @@ class _Version(argparse.Action):
 
 
 def _harness_status(error: Exception) -> int:
-    """Return the exit status for a failed guest, harness or host; raise any other error again."""
+    """Return the exit status for the failure of a guest, of the harness or of the host.
+
+    Any other error is raised again.
+    """
     from pyluo.vm.errors import GuestFailure, HarnessError
 
     if isinstance(error, GuestFailure):

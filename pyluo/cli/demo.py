@@ -1,4 +1,4 @@
-"""`pyluo demo`: see a live update."""
+"""`pyluo demo`: show a live update of a guest that preserves a memfd."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from pyluo.vm.machine.options import size
 if TYPE_CHECKING:
     import argparse
 
-    from pyluo.cli.parsers import Commands
+    from pyluo.cli.parsers import Subparsers
     from pyluo.vm.run.round_trip import RoundTrip
 
 __all__ = ["add_parser"]
 
 
-def add_parser(commands: Commands) -> None:
-    """Add the command to the parser."""
-    parser = commands.add_parser("demo", help="carry a memfd through a real live update, in QEMU")
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the `demo` command."""
+    parser = subparsers.add_parser("demo", help="carry a memfd through a real live update, in QEMU")
     parser.add_argument("--kernel", default="stable", metavar="KERNEL", help="the kernel to boot")
     parser.add_argument(
-        "--to", metavar="KERNEL", help="the kernel to jump into; without it, the same one"
+        "--to", metavar="KERNEL", help="the kernel to jump to (default: the same kernel)"
     )
     parser.add_argument(
         "--size", type=size, default="4M", help="the size of the memfd (default: 4M)"
     )
-    parser.add_argument("--corrupt", action="store_true", help="flip a byte, to see it fail")
-    parser.add_argument("--json", action="store_true", help="as data")
+    parser.add_argument("--corrupt", action="store_true", help="flip a byte, to see the check fail")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_run)
 
 

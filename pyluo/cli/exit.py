@@ -1,4 +1,4 @@
-"""The exit statuses."""
+"""The exit statuses of the `pyluo` command."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ __all__ = ["FAILED", "INTERRUPTED", "PASSED", "UNAVAILABLE", "USAGE"]
 
 PASSED = 0
 FAILED = 1
-USAGE = 2  # argparse's own
+USAGE = 2  # the status with which argparse exits
 UNAVAILABLE = 69  # EX_UNAVAILABLE of sysexits.h
-INTERRUPTED = 130  # as a shell reports SIGINT
+INTERRUPTED = 130  # 128 + SIGINT, which a shell reports for an interrupted command

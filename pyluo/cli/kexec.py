@@ -1,4 +1,4 @@
-"""`pyluo kexec`: load the next kernel, check for it, unload it, or jump."""
+"""`pyluo kexec`: load the next kernel, check whether one is loaded, unload it, or jump to it."""
 
 from __future__ import annotations
 
@@ -11,37 +11,40 @@ from pyluo.cli.exit import FAILED, PASSED
 if TYPE_CHECKING:
     import argparse
 
-    from pyluo.cli.parsers import Commands
+    from pyluo.cli.parsers import Subparsers
 
 __all__ = ["add_parser"]
 
 
-def add_parser(commands: Commands) -> None:
-    """Add the command to the parser."""
-    parser = commands.add_parser("kexec", help="load the next kernel, or jump into it")
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the `kexec` command."""
+    parser = subparsers.add_parser("kexec", help="load the next kernel, or jump to it")
     actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
-    load = actions.add_parser("load", help="load an image by kexec_file_load(2)")
+    load = actions.add_parser("load", help="load the next kernel with kexec_file_load(2)")
     load.add_argument("kernel", type=Path, help="a bzImage")
     load.add_argument("--initrd", type=Path, metavar="FILE")
     line = load.add_mutually_exclusive_group(required=True)
     line.add_argument("--cmdline", metavar="TEXT", help="the next kernel's command line")
-    line.add_argument("--reuse-cmdline", action="store_true", help="that of the running kernel")
+    line.add_argument(
+        "--reuse-cmdline", action="store_true", help="use the running kernel's command line"
+    )
     load.add_argument(
         "--no-handover",
         action="store_true",
-        help="load it even if its command line turns live update off",
+        help="load the kernel even if its command line turns live update off",
     )
     load.set_defaults(run=_load)
     for name, run, text in (
-        ("loaded", _loaded, "exit 0 if an image is loaded, else 1"),
-        ("unload", _unload, "drop the loaded image"),
+        ("loaded", _loaded, "exit with 0 if a kernel is loaded, else with 1"),
+        ("unload", _unload, "unload the kernel that was loaded"),
     ):
         actions.add_parser(name, help=text).set_defaults(run=run)
     reboot = actions.add_parser(
-        "reboot", help="jump now, ending no process; open outgoing sessions go over"
+        "reboot",
+        help="jump now, without stopping processes first; open outgoing sessions are preserved",
     )
     reboot.add_argument(
-        "--trust-image", action="store_true", help="jump into an image that pyluo did not load"
+        "--trust-image", action="store_true", help="jump even if pyluo did not load the kernel"
     )
     reboot.set_defaults(run=_reboot)
 

@@ -1,4 +1,4 @@
-"""The type of argparse's object that subcommands are added to."""
+"""The type of the object that argparse's `add_subparsers` returns; commands are added to it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import argparse
 
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 else:
-    Commands = object
+    Subparsers = object
 
-__all__ = ["Commands"]
+__all__ = ["Subparsers"]

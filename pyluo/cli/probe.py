@@ -1,4 +1,4 @@
-"""`pyluo probe`: which kinds of file this kernel preserves."""
+"""`pyluo probe`: print which kinds of file the running kernel can preserve."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from pyluo.cli.exit import PASSED
 if TYPE_CHECKING:
     import argparse
 
-    from pyluo.cli.parsers import Commands
+    from pyluo.cli.parsers import Subparsers
 
 __all__ = ["add_parser"]
 
 
-def add_parser(commands: Commands) -> None:
-    """Add the command to the parser."""
-    parser = commands.add_parser("probe", help="which kinds of file this kernel preserves")
-    parser.add_argument("--json", action="store_true", help="as data")
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the `probe` command."""
+    parser = subparsers.add_parser("probe", help="print which kinds of file this kernel preserves")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_run)
 
 

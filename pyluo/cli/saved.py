@@ -1,4 +1,4 @@
-"""`pyluo save`, `pyluo restore`, `pyluo discard`: files over a live update."""
+"""`pyluo save`, `pyluo restore` and `pyluo discard`: carry files over a live update."""
 
 from __future__ import annotations
 
@@ -19,18 +19,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-    from pyluo.cli.parsers import Commands
+    from pyluo.cli.parsers import Subparsers
 
 __all__ = ["add_parser"]
 
 
-def add_parser(commands: Commands) -> None:
-    """Add the three commands to the parser."""
-    save = commands.add_parser("save", help="preserve copies of files for the next kernel")
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the commands `save`, `restore` and `discard`."""
+    save = subparsers.add_parser("save", help="preserve copies of files for the next kernel")
     save.add_argument("name", metavar="NAME", help="the name of the session; 1 to 63 bytes")
     save.add_argument("files", type=Path, nargs="+", metavar="FILE")
     save.set_defaults(run=_save)
-    restore = commands.add_parser("restore", help="write out what was saved, after the jump")
+    restore = subparsers.add_parser(
+        "restore", help="write the saved files to a folder, after the jump"
+    )
     restore.add_argument("name", metavar="NAME")
     restore.add_argument(
         "folder",
@@ -40,14 +42,16 @@ def add_parser(commands: Commands) -> None:
     )
     restore.add_argument("--force", action="store_true", help="replace files of the same names")
     restore.set_defaults(run=_restore)
-    discard = commands.add_parser("discard", help="give up what was saved")
+    discard = subparsers.add_parser("discard", help="drop the saved files")
     discard.add_argument("name", metavar="NAME")
     discard.add_argument(
-        "--force", action="store_true", help="even if it came in and is not what `save` made"
+        "--force",
+        action="store_true",
+        help="discard an incoming session even if `save` did not make it",
     )
     discard.set_defaults(run=_discard)
     for parser in (save, restore, discard):
-        parser.add_argument("--json", action="store_true", help="as data")
+        parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _save(arguments: argparse.Namespace) -> int:
@@ -106,7 +110,14 @@ def _file_size(path: Path) -> int:
 
 
 def _progress_bar(what: str, total: int | None) -> AbstractContextManager[Callable[[int], None]]:
-    """Return a progress bar, if there is a terminal and rich is installed, which is optional."""
+    """Return a progress bar in MiB on stderr.
+
+    If stderr is no terminal, or rich is not installed, the progress is not shown.
+
+    Args:
+        what: the name of the work.
+        total: how many bytes there are; None if that is not known.
+    """
     if os.isatty(2):
         try:
             from pyluo.vm import progress

@@ -1,4 +1,4 @@
-"""`pyluo status`: whether this system can live-update, its origin, and its open sessions."""
+"""`pyluo status`: whether this system can live-update, what booted it, and its open sessions."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from pyluo.open_sessions import OpenSession, open_sessions
 if TYPE_CHECKING:
     import argparse
 
-    from pyluo.cli.parsers import Commands
+    from pyluo.cli.parsers import Subparsers
 
 __all__ = ["add_parser"]
 
 
-def add_parser(commands: Commands) -> None:
-    """Add the command to the parser."""
-    parser = commands.add_parser("status", help="whether this system can live-update")
-    parser.add_argument("--json", action="store_true", help="as data")
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the `status` command."""
+    parser = subparsers.add_parser("status", help="print whether this system can live-update")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_run)
 
 

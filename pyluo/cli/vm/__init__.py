@@ -1,4 +1,7 @@
-"""`pyluo vm`: build kernels, and run and live-update guests. Each action is a module here."""
+"""`pyluo vm`: build kernels, and run and live-update guests.
+
+Each of its actions is a module of this package.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,14 @@ from typing import TYPE_CHECKING
 from pyluo.cli.vm import bisect, kernel, live_update, matrix, run, selftests, shell
 
 if TYPE_CHECKING:
-    from pyluo.cli.parsers import Commands
+    from pyluo.cli.parsers import Subparsers
 
 __all__ = ["add_parser"]
 
 
-def add_parser(commands: Commands) -> None:
-    """Add the command to the parser."""
-    parser = commands.add_parser("vm", help="kernels, and guests to live-update")
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the `vm` command and its actions."""
+    parser = subparsers.add_parser("vm", help="build kernels, and run and live-update guests")
     actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
     for action in (kernel, run, shell, live_update, selftests, matrix, bisect):
         action.add_parser(actions)

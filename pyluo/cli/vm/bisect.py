@@ -1,4 +1,4 @@
-"""`pyluo vm bisect`: a step of `git bisect run`."""
+"""`pyluo vm bisect`: the command for `git bisect run`; it tests the checked-out commit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pyluo.cli.vm import program
 from pyluo.vm.machine import options
 
 if TYPE_CHECKING:
-    from pyluo.cli.parsers import Commands
+    from pyluo.cli.parsers import Subparsers
     from pyluo.vm.run.bisection import Step
 
 __all__ = ["UNTESTABLE", "add_parser"]
@@ -29,16 +29,16 @@ in a kernel tree:
   git bisect run pyluo vm bisect path/to/test_guests.py::test_seals
 
 Exit status: 0 the tests passed; 1 a test failed, or its guest died; 125 the kernel does not compile
-or boot, or the harness or the command line was at fault: git skips the commit. Ctrl-C ends the
-bisection.
+or boot, or the harness or the command line was at fault, so that git skips the commit. Ctrl-C ends
+the bisection.
 """
 
 
-def add_parser(actions: Commands) -> None:
-    """Add the action to the parser."""
-    bisect = actions.add_parser(
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the `bisect` action."""
+    bisect = subparsers.add_parser(
         "bisect",
-        help="build the kernel tree here, test it, and exit as `git bisect run` wants it",
+        help="build the kernel tree in this folder, test it, and exit as `git bisect run` expects",
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -46,11 +46,11 @@ def add_parser(actions: Commands) -> None:
     side = bisect.add_mutually_exclusive_group()
     side.add_argument(
         "--from", dest="kernel", metavar="KERNEL",
-        help="the kernel to live-update from; without it, the tree's own",
+        help="the kernel to live-update from (default: the kernel of the tree)",
     )  # fmt: skip
     side.add_argument(
         "--to", metavar="KERNEL",
-        help="the kernel to live-update to; without it, the tree's own",
+        help="the kernel to live-update to (default: the kernel of the tree)",
     )  # fmt: skip
     bisect.add_argument(
         "--hops", type=options.count, default=1, metavar="N",
@@ -58,28 +58,34 @@ def add_parser(actions: Commands) -> None:
     )  # fmt: skip
     bisect.add_argument(
         "--match", type=_compile_pattern, metavar="REGEX",
-        help="a failure counts only if its text matches; a commit that fails otherwise is skipped",
+        help="count only failures whose text matches; skip a commit that fails in another way",
     )  # fmt: skip
     bisect.add_argument(
         "--unbootable", choices=["skip", "bad"], default="skip",
         help="the verdict on a kernel that does not boot (default: skip)",
     )  # fmt: skip
     program.add_limit(bisect)
-    bisect.add_argument("--tree", type=Path, default=Path(), help="the kernel tree, if elsewhere")
-    bisect.add_argument("--json", action="store_true", help="the result as data")
+    bisect.add_argument(
+        "--tree", type=Path, default=Path(), help="the kernel tree (default: this folder)"
+    )
+    bisect.add_argument("--json", action="store_true", help="print JSON")
     bisect.add_argument(
         "tests", nargs="*", metavar="TEST",
-        help="for pytest: files, node ids, options after --; pyluo's own checks without any",
+        help="arguments for pytest: files, node ids, options after --; without any, pyluo's own "
+        "checks run",
     )  # fmt: skip
     bisect.set_defaults(run=_bisect)
 
 
 def _bisect(arguments: argparse.Namespace) -> int:
-    """Test a commit; nothing that goes wrong in here may look like a verdict on it."""
+    """Test the checked-out commit, and return the exit status for git.
+
+    An error of this program must not look like a verdict on the commit, so the commit is skipped.
+    """
     try:
         from pyluo.vm.run import bisection
 
-        # With --json, pytest's output must not be mixed with the data.
+        # With --json, pytest's output must not be mixed with the JSON.
         output = sys.stderr if arguments.json else sys.stdout
         output.flush()
         step = bisection.try_commit(
@@ -92,7 +98,7 @@ def _bisect(arguments: argparse.Namespace) -> int:
             unbootable=bisection.Mark[arguments.unbootable.upper()],
             output=output.buffer,
         )
-        _print_result(step, as_data=arguments.json)
+        _print_result(step, as_json=arguments.json)
         return step.mark
     except Exception:
         with suppress(OSError):
@@ -100,8 +106,8 @@ def _bisect(arguments: argparse.Namespace) -> int:
         return UNTESTABLE
 
 
-def _print_result(step: Step, *, as_data: bool) -> None:
-    if as_data:
+def _print_result(step: Step, *, as_json: bool) -> None:
+    if as_json:
         from pyluo.vm.results import json_lines
 
         verdicts = step.run.verdicts if step.run else ()

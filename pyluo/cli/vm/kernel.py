@@ -11,23 +11,23 @@ from pyluo.vm.machine import options
 if TYPE_CHECKING:
     import argparse
 
-    from pyluo.cli.parsers import Commands
+    from pyluo.cli.parsers import Subparsers
 
 __all__ = ["add_parser"]
 
 
-def add_parser(actions: Commands) -> None:
-    """Add the action to the parser."""
-    kernel = actions.add_parser("kernel", help="fetch, configure and build kernels")
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the `kernel` action."""
+    kernel = subparsers.add_parser("kernel", help="fetch, configure and build kernels")
     verbs = kernel.add_subparsers(title="verbs", required=True, metavar="VERB")
     build = verbs.add_parser("build", help="build kernels, unless the cache has them")
     build.add_argument(
         "names", nargs="*", default=["stable"], metavar="NAME",
-        help="a kernel of kernels.toml, or the path of a tree or a tarball",
+        help="a name in kernels.toml, or the path of a tree or a tarball",
     )  # fmt: skip
     options.add(build.add_argument, only=["config"])
     build.add_argument("--update", action="store_true", help="ask the archive for newer versions")
-    build.add_argument("--json", action="store_true", help="as data")
+    build.add_argument("--json", action="store_true", help="print JSON")
     build.set_defaults(run=_build)
 
 

@@ -13,14 +13,14 @@ from pyluo.cli.vm import program
 from pyluo.vm.machine import options
 
 if TYPE_CHECKING:
-    from pyluo.cli.parsers import Commands
+    from pyluo.cli.parsers import Subparsers
 
 __all__ = ["add_parser"]
 
 
-def add_parser(actions: Commands) -> None:
-    """Add the action to the parser."""
-    update = actions.add_parser("live-update", help="live-update a guest, once or many times")
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the `live-update` action."""
+    update = subparsers.add_parser("live-update", help="live-update a guest, once or many times")
     options.add(update.add_argument)
     program.add_timeout(update)
     update.add_argument(
@@ -35,7 +35,9 @@ def add_parser(actions: Commands) -> None:
     update.add_argument(
         "--hops", type=options.count, default=1, metavar="N", help="how many jumps (default: 1)"
     )
-    update.add_argument("--json", action="store_true", help="the count as data; not with CMD")
+    update.add_argument(
+        "--json", action="store_true", help="print JSON; not with --before or --after"
+    )
     update.set_defaults(run=_live_update)
 
 
@@ -61,7 +63,7 @@ def _live_update(arguments: argparse.Namespace) -> int:
 
 
 def _run_before_and_after(arguments: argparse.Namespace) -> int:
-    """Run a program on the first kernel, and another one on the last."""
+    """Run a program on the first kernel and another one on the last; return the exit status."""
     before, after = (command or ["true"] for command in (arguments.before, arguments.after))
     with options.GuestOptions.of(arguments).guest() as vm:
         if status := program.relay(vm, before, arguments.timeout):

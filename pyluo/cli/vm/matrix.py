@@ -1,4 +1,4 @@
-"""`pyluo vm matrix`: run tests between every two of several kernels."""
+"""`pyluo vm matrix`: run tests that live-update guests between every two of several kernels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import IO
 
-    from pyluo.cli.parsers import Commands
+    from pyluo.cli.parsers import Subparsers
     from pyluo.vm.results.cell import Cell, Route
     from pyluo.vm.results.verdict import Verdict
 
@@ -28,9 +28,9 @@ _KERNELS = ["previous", "stable"]
 _WIDE = 200  # columns
 
 
-def add_parser(actions: Commands) -> None:
-    """Add the action to the parser."""
-    matrix = actions.add_parser("matrix", help="run tests between every two of several kernels")
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the `matrix` action."""
+    matrix = subparsers.add_parser("matrix", help="run tests between every two of several kernels")
     options.add(matrix.add_argument, without=["kernel", "to"])
     matrix.add_argument(
         "--from", dest="origins", type=_parse_names, default=_KERNELS, metavar="KERNEL,...",
@@ -39,7 +39,7 @@ def add_parser(actions: Commands) -> None:
     matrix.add_argument(
         "--to", dest="targets", type=_parse_names, metavar="KERNEL,...",
         help="the kernels to live-update to, and back again if there are several hops "
-        "(default: as --from)",
+        "(default: the same as --from)",
     )  # fmt: skip
     matrix.add_argument(
         "--hops", type=_parse_numbers, default=[1, 3], metavar="N,...",
@@ -50,12 +50,13 @@ def add_parser(actions: Commands) -> None:
         help="how many routes at once (default: as many as cores and memory allow)",
     )  # fmt: skip
     program.add_limit(matrix)
-    matrix.add_argument("--html", metavar="FILE", help="write a page with all results there")
-    verdicts.add_files(matrix)
-    matrix.add_argument("--json", action="store_true", help="as data")
+    matrix.add_argument("--html", metavar="FILE", help="write a page with all results to FILE")
+    verdicts.add_file_options(matrix)
+    matrix.add_argument("--json", action="store_true", help="print JSON")
     matrix.add_argument(
         "tests", nargs="*", metavar="TEST",
-        help="for pytest: files, node ids, options after --; pyluo's own checks without any",
+        help="arguments for pytest: files, node ids, options after --; without any, pyluo's own "
+        "checks run",
     )  # fmt: skip
     matrix.set_defaults(run=_matrix)
 
@@ -80,7 +81,7 @@ def _matrix(arguments: argparse.Namespace) -> int:
         try:
             _run(routes, arguments, guest, cells)
         except (KeyboardInterrupt, Exception) as error:
-            failure = error  # raised below; what was tried by then is printed first
+            failure = error  # raised below, after the results so far were printed
         tried = {cell.route: cell for cell in cells}
         cells[:] = [tried.get(route) or Cell(route, NOT_RUN) for route in routes]
         for cell in cells:
@@ -92,7 +93,7 @@ def _matrix(arguments: argparse.Namespace) -> int:
     ):
         for _ in seen:
             pass
-        # Before the files are written, which may fail.
+        # Print first, because writing the files may fail.
         if arguments.json:
             print(json.dumps([cell.to_data() for cell in cells], indent=2), flush=True)
         else:
@@ -108,7 +109,11 @@ def _matrix(arguments: argparse.Namespace) -> int:
 
 @contextmanager
 def _replace_file(path: str | None) -> Iterator[IO[str] | None]:
-    """Open a file that replaces another one when it is completely written."""
+    """Open a new file in the block; it gets its name, and replaces an older file, when complete.
+
+    Args:
+        path: the path of the file; if None, the block is given None.
+    """
     if path is None:
         yield None
         return
@@ -128,7 +133,7 @@ def _run(
     guest: options.GuestOptions,
     ended: list[Cell],
 ) -> None:
-    """Run the tests, and add each cell to `ended` as it ends."""
+    """Run the tests on every route, and append the cell of each route to `ended` as it ends."""
     import asyncio  # here, because it costs a third of the start of every command
 
     from pyluo.vm import progress
@@ -167,7 +172,7 @@ def _print_table(cells: Sequence[Cell]) -> None:
         )
     for head, row in rows.items():
         table.add_row(*head, *row)
-    # Output to a program must not be folded to the width of a terminal.
+    # If the output goes to a program, its lines must not be wrapped at the width of a terminal.
     width = None if sys.stdout.isatty() else _WIDE
     Console(highlight=False, markup=False, width=width).print(table)
 

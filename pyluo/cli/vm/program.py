@@ -1,4 +1,4 @@
-"""Programs that a command line runs in a guest, and the limits on their time."""
+"""Run the program of a command line in a guest; add the options that limit times."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 __all__ = ["add_limit", "add_timeout", "relay"]
 
-# As in shells and timeout(1).
+# The exit statuses of shells and of timeout(1) for these cases.
 _TIMED_OUT, _NOT_RUNNABLE, _NOT_FOUND, _SIGNALLED = 124, 126, 127, 128
 
 
 def add_timeout(parser: argparse.ArgumentParser) -> None:
-    """Add the option for how long a program may take."""
+    """Add the option --timeout: how long a program may take."""
     parser.add_argument(
         "--timeout", type=count, default=600, metavar="S", help="seconds for each program"
     )
 
 
 def add_limit(parser: argparse.ArgumentParser) -> None:
-    """Add the option for how long a run of tests may take."""
+    """Add the option --limit: how long a run of tests may take."""
     parser.add_argument(
         "--limit", type=seconds, default=3600.0, metavar="S",
         help="seconds for the tests, after which there is no verdict (default: 3600)",
@@ -36,7 +36,13 @@ def add_limit(parser: argparse.ArgumentParser) -> None:
 
 
 def relay(vm: VM, command: Sequence[str], timeout: int) -> int:
-    """Run a program in the guest, pass its output on, and return its status as a shell would."""
+    """Run a program in the guest, print its output, and return its exit status as a shell does.
+
+    Args:
+        vm: the guest.
+        command: the program and its arguments.
+        timeout: how long the program may take, in seconds.
+    """
     try:
         done = vm.run(command, timeout)
     except FileNotFoundError as error:

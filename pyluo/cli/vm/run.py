@@ -10,14 +10,14 @@ from pyluo.vm.machine import options
 if TYPE_CHECKING:
     import argparse
 
-    from pyluo.cli.parsers import Commands
+    from pyluo.cli.parsers import Subparsers
 
 __all__ = ["add_parser"]
 
 
-def add_parser(actions: Commands) -> None:
-    """Add the action to the parser."""
-    run = actions.add_parser("run", help="run a program in a fresh guest")
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the `run` action."""
+    run = subparsers.add_parser("run", help="run a program in a fresh guest")
     options.add(run.add_argument, without=["to"])
     program.add_timeout(run)
     run.add_argument(

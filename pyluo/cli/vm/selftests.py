@@ -13,22 +13,22 @@ from pyluo.vm.machine import options
 if TYPE_CHECKING:
     import argparse
 
-    from pyluo.cli.parsers import Commands
+    from pyluo.cli.parsers import Subparsers
 
 __all__ = ["add_parser"]
 
 
-def add_parser(actions: Commands) -> None:
-    """Add the action to the parser."""
-    tests = actions.add_parser("selftests", help="run the kernel's own selftests")
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the `selftests` action."""
+    tests = subparsers.add_parser("selftests", help="run the kernel's own selftests")
     options.add(tests.add_argument)
-    tests.set_defaults(kernel=None)  # each suite has its own
+    tests.set_defaults(kernel=None)  # each suite has its own default kernel
     program.add_timeout(tests)
     tests.add_argument(
         "suite", nargs="?", default="liveupdate", metavar="SUITE", help="liveupdate or iommu"
     )
-    tests.add_argument("--json", action="store_true", help="as data")
-    verdicts.add_files(tests)
+    tests.add_argument("--json", action="store_true", help="print JSON")
+    verdicts.add_file_options(tests)
     tests.set_defaults(run=_selftests)
 
 

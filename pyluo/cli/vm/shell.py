@@ -1,4 +1,6 @@
-"""`pyluo vm shell`: a terminal in a fresh guest that survives live updates."""
+"""`pyluo vm shell`: open a terminal in a fresh guest; the terminal keeps working across live
+updates.
+"""
 
 from __future__ import annotations
 
@@ -9,25 +11,26 @@ from pyluo.vm.machine import options
 if TYPE_CHECKING:
     import argparse
 
-    from pyluo.cli.parsers import Commands
+    from pyluo.cli.parsers import Subparsers
 
 __all__ = ["add_parser"]
 
 
-def add_parser(actions: Commands) -> None:
-    """Add the action to the parser."""
-    shell = actions.add_parser(
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the `shell` action."""
+    shell = subparsers.add_parser(
         "shell",
-        help="open a terminal in a fresh guest that survives live updates",
-        description="Open a terminal in a fresh guest that survives live updates. Ctrl-] ? shows "
-        "the keys for the host. If stdin is not a terminal, it is run as a script.",
+        help="open a terminal in a fresh guest; the terminal keeps working across live updates",
+        description="Open a terminal in a fresh guest; the terminal keeps working across live "
+        "updates. Ctrl-] ? shows the keys that the host handles. If stdin is not a terminal, it is "
+        "run as a script.",
     )
     options.add(shell.add_argument)
     shell.add_argument(
         "command",
         nargs="*",
         metavar="CMD",
-        help="the program and its arguments, after --; without it, $SHELL or /bin/sh",
+        help="the program and its arguments, after -- (default: $SHELL or /bin/sh)",
     )
     shell.set_defaults(run=_shell)
 

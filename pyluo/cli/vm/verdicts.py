@@ -1,4 +1,4 @@
-"""Print verdicts, and write them into the files that a command line names."""
+"""Print the verdicts on tests, and write them to the files that a command line names."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from pyluo.vm import Kernel
     from pyluo.vm.results.verdict import Verdict
 
-__all__ = ["add_files", "show", "show_json", "write_files"]
+__all__ = ["add_file_options", "show", "show_json", "write_files"]
 
-# The words of KTAP, which readers of selftests know, by the values of outcomes.
+# What to print for each outcome: KTAP's words, which users of the kernel's selftests know.
 _WORDS = {
     "passed": "ok",
     "failed": "not ok",
@@ -27,30 +27,34 @@ _WORDS = {
 }
 
 
-def add_files(parser: argparse.ArgumentParser) -> None:
-    """Add the options that name the files of `write_files`."""
-    parser.add_argument("--junit", metavar="FILE", help="write the verdicts there as JUnit's XML")
-    parser.add_argument("--ktap", metavar="FILE", help="write them there in KTAP")
+def add_file_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options --junit and --ktap, which name the files that `write_files` writes."""
+    parser.add_argument("--junit", metavar="FILE", help="write the verdicts to FILE as JUnit XML")
+    parser.add_argument("--ktap", metavar="FILE", help="write the verdicts to FILE in KTAP")
 
 
 def show(suite: str, kernel: Kernel, verdicts: Iterable[Verdict]) -> bool:
-    """Print each verdict as it comes, then their numbers; return whether the run passed."""
+    """Print each verdict when it comes, then how many there were of each outcome.
+
+    Returns:
+        Whether the run passed.
+    """
     from pyluo.vm.results.verdict import passed
 
-    seen, numbers = [], Counter[str]()
+    seen, counts = [], Counter[str]()
     for verdict in verdicts:
         seen.append(verdict)
         for leaf in verdict.leaves():
-            numbers[_word(leaf)] += 1
+            counts[_word(leaf)] += 1
             _print(verdict.name, leaf)
-    summary = ", ".join(f"{number} {word}" for word, number in numbers.items())
+    summary = ", ".join(f"{count} {word}" for word, count in counts.items())
     end = "PASSED" if passed(seen) else "FAILED"
     print(f"\n{end}: {suite} on Linux {kernel.release}: {summary or 'no test ran'}")
     return passed(seen)
 
 
 def show_json(suite: str, kernel: Kernel, verdicts: Iterable[Verdict]) -> bool:
-    """Print all verdicts as JSON once the last has come; return whether the run passed."""
+    """Print all verdicts as JSON after the last one has come; return whether the run passed."""
     from pyluo.vm.results import json_lines
     from pyluo.vm.results.verdict import passed
 
@@ -70,12 +74,18 @@ def show_json(suite: str, kernel: Kernel, verdicts: Iterable[Verdict]) -> bool:
 def write_files(
     suite: str, verdicts: Iterable[Verdict], junit_file: str | None, ktap_file: str | None
 ) -> Iterator[Iterator[Verdict]]:
-    """Pass verdicts on, and write them into files once the last has come.
+    """Give the block an iterator over verdicts; after the block, write the verdicts to the files.
 
-    A run that is cut short leaves the files empty, whatever was in them before.
+    The files are emptied before the first test runs; if the run is cut short, they stay empty.
+
+    Args:
+        suite: the name of the run.
+        verdicts: the verdicts, as the tests end.
+        junit_file: the path of the file for JUnit XML; None for no such file.
+        ktap_file: the path of the file for KTAP; None for no such file.
 
     Raises:
-        OSError: a file cannot be written; this comes before the first test runs.
+        OSError: a file cannot be opened (raised before the first test runs), or written at the end.
     """
     from pyluo.vm.results import junit, ktap_writer
 

@@ -1,4 +1,8 @@
-"""Python bindings for the kernel's Live Update Orchestrator. Importing it opens nothing."""
+"""Python bindings for the kernel's Live Update Orchestrator. Importing them opens no file.
+
+The *jump* is the kexec of a live update: the running kernel starts the next kernel directly,
+without the firmware, and what is in open outgoing sessions survives.
+"""
 
 from __future__ import annotations
 
@@ -104,8 +108,8 @@ if TYPE_CHECKING:
     from pyluo.fdstore import FdStore
     from pyluo.iommu_layout import IoasLayout
 
-# Imported on first use, because their imports would add a tenth of a second to every jump of a
-# guest.
+# These are imported on first use: importing them at once would take a tenth of a second after every
+# jump of a guest.
 _LAZY = {
     "handoff": "pyluo.handoff",
     "kho": "pyluo.kho",

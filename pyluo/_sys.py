@@ -1,6 +1,7 @@
-"""The only module that uses the kernel's structs and makes its system calls, through cffi.
+"""The only module that uses cffi: for the kernel's structs, and for system calls.
 
-No cffi object leaves this module, and every errno leaves it as a `LuoError`.
+No function here returns a cffi object. A system call that fails raises a `LuoError`; only
+`Ioctl.attempt`, `Ioctl.errno_for_unknown_tail` and `preserve_many` return the errno instead.
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ __all__ = [
     "reboot",
 ]
 
-_UNKNOWN_FLAGS = 0xFFF0  # no kernel's kexec_load(2) knows any of them
+_UNKNOWN_FLAGS = 0xFFF0  # flags that kexec_load(2) accepts on no kernel
 
 T = TypeVar("T")
 
 
 def constant(name: str) -> int:
-    """Return the value of a macro in the headers of `_uapi`, by its name."""
+    """Return the value of the macro or enum constant of this name in the headers of `_uapi`."""
     value = getattr(lib, name)
     assert isinstance(value, int), name
     return value
@@ -50,7 +51,7 @@ def constant(name: str) -> int:
 
 @contextmanager
 def raising(operation: str, subject: str = "") -> Iterator[None]:
-    """Turn an OSError of the standard library into the exception for `operation`."""
+    """Turn an OSError that the ``with`` block raises into the LuoError for `operation`."""
     try:
         yield
     except LuoError:
@@ -69,7 +70,7 @@ def _call(operation: str, subject: str, function: Callable[[], int]) -> int:
 
 
 def _retry(function: Callable[[], int]) -> tuple[int, int]:
-    """Return the result and the errno of a system call, repeating it as long as it gives EINTR."""
+    """Call `function`, again after each EINTR; return its result and its errno (0 if none)."""
     while (result := function()) < 0:
         number = ffi.errno
         if number != errno.EINTR:
@@ -78,10 +79,10 @@ def _retry(function: Callable[[], int]) -> tuple[int, int]:
 
 
 class Reply:
-    """A struct as the kernel filled it in, and the result of the system call.
+    """A struct that the kernel filled in, with the result of the system call.
 
     Attributes:
-        result: the result of the system call; 0 if the struct was read from a buffer.
+        result: the return value of the system call; 0 if the struct was read from a buffer.
         errno: the errno of the system call; 0 if it succeeded.
     """
 
@@ -102,17 +103,17 @@ class Reply:
         return tuple(int(item) for item in getattr(self._struct, field))
 
     def text(self, field: str) -> str:
-        """Return a field that is a zero-terminated string, decoded as file names are."""
+        """Return the text of a field that is a zero-terminated string, decoded by os.fsdecode."""
         raw = bytes(ffi.buffer(getattr(self._struct, field)))
         return os.fsdecode(raw.split(b"\0", 1)[0])
 
     def data(self) -> bytes:
-        """Return the bytes of the struct and of the tail that follows it."""
+        """Return the bytes of the struct and of the data after it, if there is any."""
         return bytes(ffi.buffer(self._memory))
 
 
 class Struct:
-    """A struct of the headers in `_uapi`, to be packed from fields and unpacked from bytes."""
+    """A kernel struct from the headers in `_uapi`: packs fields into bytes, and unpacks bytes."""
 
     __slots__ = ("_pointer", "name", "size")
 
@@ -125,8 +126,9 @@ class Struct:
         """Return the bytes of the struct, with `fields` set and every other byte zero.
 
         Args:
-            fields: values by member: an integer; bytes or integers for an array; a buffer for a
-                pointer. The pointer is valid only as long as the caller keeps the buffer.
+            fields: the value of each member: an integer; bytes or integers for an array; a buffer
+                for a member that holds an address. The caller must keep the buffer as long as the
+                kernel may use the address.
         """
         packed = bytearray(self.size)
         struct = ffi.cast(self._pointer, ffi.from_buffer("char[]", packed))
@@ -150,14 +152,18 @@ class Struct:
 
 
 class Exported:
-    """A buffer with a fixed address: it can neither move nor be freed until `release`.
+    """A buffer that can neither move nor be freed until `release`, and its address.
 
     Args:
         buffer: the buffer.
-        writable: whether the buffer must be writable, as `store` needs it.
+        writable: whether the buffer must be writable; `store` needs a writable one.
+
+    Attributes:
+        address: the address of the buffer in this process.
+        length: the length of the buffer in bytes.
 
     Raises:
-        TypeError: the buffer is not writable.
+        TypeError: the buffer must be writable and is not.
     """
 
     __slots__ = ("_buffer", "_exported", "_writable", "address", "length")
@@ -175,8 +181,8 @@ class Exported:
         """Read an unsigned integer in a single access of `bits` bits (8, 16, 32 or 64).
 
         Raises:
-            ValueError: the integer does not lie within the buffer or is not aligned to its own
-                width, or the width is not one of these.
+            ValueError: the integer does not lie within the buffer, or is not aligned to its own
+                width; `bits` is another number; or the buffer was released.
         """
         return int(lib.pyluo_load(self._address_of(offset, bits), bits))
 
@@ -184,8 +190,8 @@ class Exported:
         """Write an unsigned integer in a single access of `bits` bits (8, 16, 32 or 64).
 
         Raises:
-            ValueError: as `load` does, or the value does not fit.
-            TypeError: the buffer was exported for reading only.
+            ValueError: see `load`; or the value does not fit into `bits` bits.
+            TypeError: this object was created with ``writable=False``.
         """
         if not self._writable:
             raise TypeError("the buffer was exported for reading only")
@@ -214,9 +220,10 @@ class Ioctl:
     """An ioctl that takes a pointer to a struct, one field of which is the struct's size.
 
     Args:
-        name: the name of the request.
+        name: the kernel's name of the ioctl.
         struct: the name of the struct.
-        size: the field with the size of the struct in bytes; it is set unless the caller sets it.
+        size: the name of the member that holds the struct's size in bytes. The size of the struct
+            and its tail is filled in, unless the caller gives this member as a field.
     """
 
     __slots__ = ("_number", "_size_field", "name", "struct")
@@ -231,10 +238,11 @@ class Ioctl:
         """Call the ioctl with `fields` set and every other byte zero.
 
         Args:
-            fd: the descriptor to call it on.
+            fd: the descriptor on which to call the ioctl.
             subject: the object of the request, for the message of an error.
-            tail: bytes that follow the struct and count in its size; the kernel may write to them.
-            fields: values by member of the struct, as for `Struct.pack`.
+            tail: bytes to copy behind the struct, which count in its size. The kernel may change
+                the copy; `Reply.data` has the result.
+            fields: the value of each member; see `Struct.pack`.
 
         Raises:
             LuoError: the class depends on the request and the errno.
@@ -245,9 +253,9 @@ class Ioctl:
         return reply
 
     def attempt(self, fd: int, tail: Buffer = b"", /, **fields: Field) -> Reply:
-        """Call the ioctl without raising: the reply has the errno, and what the kernel filled in.
+        """Call the ioctl; return the reply even if the ioctl fails, with the errno in it.
 
-        Some requests fill in their struct even if they fail.
+        Some ioctls fill in their struct even if they fail.
         """
         size = self.struct.size + len(tail)
         memory = ffi.new("unsigned char[]", size)
@@ -258,7 +266,7 @@ class Ioctl:
         return Reply(struct, memory, result, number)
 
     def errno_for_unknown_tail(self, fd: int) -> int:
-        """Return the errno for a struct with a non-zero tail, which every kernel must refuse."""
+        """Call the ioctl with a non-zero tail, which the kernel must refuse; return the errno."""
         size = self.struct.size
         struct = ffi.new("unsigned char[]", size + 8)
         ffi.cast("uint32_t *", struct)[0] = size + 8
@@ -269,7 +277,7 @@ class Ioctl:
 
 
 def _set_fields(struct: object, fields: Mapping[str, Field]) -> None:
-    """Set members of a struct; the caller must keep the buffers that it points to."""
+    """Set members of a struct; the caller must keep each buffer whose address is set."""
     for field, value in fields.items():
         if isinstance(value, int):
             setattr(struct, field, value)
@@ -284,16 +292,16 @@ def _set_fields(struct: object, fields: Mapping[str, Field]) -> None:
 
 
 def plain_ioctl(name: str, fd: int, subject: str = "") -> int:
-    """Call an ioctl that takes no argument; return its result, which may be a new descriptor."""
+    """Call an ioctl without an argument; return its result, which may be a new descriptor."""
     number = constant(name)
     return _call(name, subject, lambda: lib.pyluo_ioctl(fd, number, ffi.NULL))
 
 
 def preserve_many(session: int, fds: Sequence[int], tokens: Sequence[int]) -> tuple[int, int]:
-    """Preserve each descriptor under its token until one fails.
+    """Preserve each descriptor under its token; stop at the first one that fails.
 
     Returns:
-        The number of descriptors preserved, and the errno of the one that failed (0 if none did).
+        The number of descriptors preserved, and the errno of the first failure (0 if none failed).
     """
     done = ffi.new("size_t *")
     fd_array = ffi.new("int32_t[]", list(fds))
@@ -303,13 +311,13 @@ def preserve_many(session: int, fds: Sequence[int], tokens: Sequence[int]) -> tu
 
 
 def pidfd_getfd(pidfd: int, fd: int) -> int:
-    """Return a duplicate, with close-on-exec set, of another process's descriptor."""
+    """Duplicate a descriptor of another process, with close-on-exec set; return the duplicate."""
     subject = f"descriptor {fd} of another process"
     return _call("pidfd_getfd", subject, lambda: lib.pyluo_pidfd_getfd(pidfd, fd))
 
 
 def kexec_file_load(kernel: int, initrd: int, cmdline: bytes, flags: int, subject: str) -> None:
-    """Load an image for kexec; `cmdline` comes without its terminating zero."""
+    """Load an image for kexec; `cmdline` must have no terminating zero."""
     length = len(cmdline) + 1 if cmdline else 0
     _call(
         "kexec_file_load",
@@ -319,20 +327,21 @@ def kexec_file_load(kernel: int, initrd: int, cmdline: bytes, flags: int, subjec
 
 
 def kexec_load_exists() -> bool:
-    """Return whether this kernel has kexec_load(2), by calling it with flags that it must refuse.
+    """Return whether this kernel has kexec_load(2).
 
-    The call counts as an attempt if kernel.kexec_load_limit_reboot is set.
+    The system call is made with flags that it must refuse. If the sysctl
+    kernel.kexec_load_limit_reboot is set, this call counts against the limit.
     """
     return lib.pyluo_kexec_load(_UNKNOWN_FLAGS) == 0 or ffi.errno != errno.ENOSYS
 
 
 def reboot(command: int) -> None:
-    """Make the reboot system call with its magic numbers; return only if it fails."""
+    """Make the reboot(2) system call; raise LuoError if the call fails."""
     _call("reboot", "", lambda: lib.pyluo_reboot(command))
 
 
 def mount(source: str, target: str, kind: str, options: str = "") -> None:
-    """Mount a file system, without flags."""
+    """Mount a file system of type `kind` at `target`, without mount flags."""
     encode = os.fsencode
     _call(
         "mount",

@@ -1,4 +1,4 @@
-"""A kernel's command line, parsed as the kernel parses it."""
+"""Boolean parameters of a kernel's command line, parsed as the kernel parses them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ __all__ = ["is_switched_on"]
 
 
 def is_switched_on(name: str, words: Sequence[str], *, default: bool) -> bool:
-    """Return whether a boolean parameter is on; its last occurrence counts.
+    """Return whether a boolean parameter is on; its last occurrence decides.
 
     Args:
         name: the name of the parameter, such as ``liveupdate``.
-        words: the words of the command line; those after ``--`` are for init.
+        words: the words of the command line; words after ``--`` are for init and are ignored.
         default: the result if the parameter is not on the command line.
 
-    Source: lib/kstrtox.c, kstrtobool(): the first one or two letters decide.
+    Source: lib/kstrtox.c, kstrtobool(), which looks only at the first one or two letters
     """
     if "--" in words:
         words = words[: words.index("--")]

@@ -1,17 +1,18 @@
-"""The encoding of a descriptor store's table of contents: its entries and their tokens.
+"""The encoding of the table of contents of an `FdStore`.
 
-The table is a file with two slots. A write goes to the slot that does not hold the newest table, so
-that a write interrupted by the jump leaves the previous table readable. Each slot is a header,
-whose layout is the same for all versions, followed by JSON::
+The table lists the entries of the store with their tokens. It is a file with two slots. Each write
+goes to the slot that does not hold the newest table, so that the previous table stays readable if
+the jump interrupts the write. A slot is a header followed by JSON. The layout of the header is the
+same in all versions::
 
     bytes 0-7    magic
     bytes 8-11   version of the JSON
     bytes 12-15  CRC-32 of the header, with zero in this field, and of the JSON
-    bytes 16-23  generation: the valid slot with the highest one counts
+    bytes 16-23  generation: of two valid slots, the one with the higher generation is used
     bytes 24-31  length of the JSON, in bytes
 
-All numbers are little-endian. Version 1 had names, tokens and metadata; version 2 added the
-prerequisites, the kind and size of the file, and whether it is preserved yet.
+All numbers are little-endian. In version 1 an entry had a name, a token and metadata. Version 2
+added the required entries, the kind and size of the file, and whether the file is preserved.
 """
 
 from __future__ import annotations
@@ -34,22 +35,22 @@ VERSION = 2
 _MAGIC = b"pyluoFDS"
 _HEADER = struct.Struct("<8sIIQQ")
 _TOKENS = range(1, 1 << 64)  # 0 is the token of the table itself
-_MAX_JSON = 64 << 20  # bytes; a header that says more is not valid
+_MAX_JSON = 64 << 20  # bytes; a header with a greater length is not valid
 _READING = "FdStore table"
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A descriptor of a store.
+    """An entry of a store: a file with a name.
 
     Attributes:
         name: the entry's name in the store.
-        token: the file's token in the session; the order of the entries does not depend on it.
+        token: the file's token in the session; entries are not sorted by their tokens.
         kind: "memfd", or "file" if the file has no class of its own.
-        size: the size in bytes when the entry was added; 0 if the file has no size.
-        requires: the names of earlier entries that this one needs.
-        meta: metadata from the owner of the store: any value that JSON can carry.
-        preserved: whether the session has the file; False while it is being preserved.
+        size: the file's size in bytes when the entry was added; 0 if the file has no size.
+        requires: the names of earlier entries that this entry needs.
+        meta: metadata from the owner of the store: any value that JSON can represent.
+        preserved: whether the file is in the session; False while it is being preserved.
     """
 
     name: str
@@ -66,7 +67,7 @@ class Contents:
     """The contents of a table.
 
     Attributes:
-        entries: the entries in order; an entry comes after those that it requires.
+        entries: the entries in order; an entry comes after the entries that it requires.
         meta: the metadata of the store.
     """
 
@@ -75,12 +76,12 @@ class Contents:
 
 
 def encode(contents: Contents, generation: int, room: int) -> bytes:
-    """Encode a slot of at most `room` bytes.
+    """Return the bytes of a slot with these contents, at most `room` bytes.
 
     Raises:
-        FdStoreError: the slot does not fit (ENOSPC).
-        TypeError: JSON cannot carry the metadata, or a name is empty or not a string.
-        ValueError: JSON cannot carry the metadata, as with NaN.
+        FdStoreError: the slot would be longer (ENOSPC).
+        TypeError: JSON cannot represent the metadata, or a name is empty or not a string.
+        ValueError: JSON cannot represent the metadata, for example NaN.
     """
     tree = {
         "meta": contents.meta,
@@ -92,13 +93,14 @@ def encode(contents: Contents, generation: int, room: int) -> bytes:
                 "size": entry.size,
                 "requires": list(entry.requires),
                 "meta": entry.meta,
-                "settled": int(entry.preserved),  # a digit, so that its length never changes
+                # A digit, so that the JSON has the same length before and after preserving.
+                "settled": int(entry.preserved),
             }
             for entry in contents.entries
         ],
     }
     text = json.dumps(tree, separators=(",", ":"), allow_nan=False).encode()
-    _parse_contents(json.loads(text), VERSION)  # refuse now what no reader could parse later
+    _parse_contents(json.loads(text), VERSION)  # refuse contents that no reader could parse later
     room = min(room, _HEADER.size + _MAX_JSON)
     if _HEADER.size + len(text) > room:
         raise FdStoreError(
@@ -112,17 +114,21 @@ def encode(contents: Contents, generation: int, room: int) -> bytes:
 
 
 def decode(read: Callable[[int, int], bytes], size: int) -> tuple[Contents, int, int]:
-    """Decode the newest table in a file; return it with its generation and the number of its slot.
+    """Decode the newest table in a file.
 
-    Only as much of the file is read as a table can take, because the file may be a guest's RAM.
+    No more is read than a table can occupy, because the file may be large and no table at all, such
+    as the RAM of a guest.
 
     Args:
-        read: a function that returns so many bytes (first argument) from an offset (second one).
+        read: a function of a length and an offset, both in bytes, that reads from the file.
         size: the size of the file in bytes.
 
+    Returns:
+        The contents, their generation, and the number of the slot that they were in (0 or 1).
+
     Raises:
-        FdStoreError: the table has a newer version (EPROTONOSUPPORT), is damaged, or is not a table
-            (EBADMSG).
+        FdStoreError: the table has a newer version (EPROTONOSUPPORT); or the file has no valid
+            table (EBADMSG).
     """
     room = size // 2
     slots = [_read_slot(read, number * room, room) for number in (0, 1)]
@@ -147,7 +153,7 @@ def decode(read: Callable[[int, int], bytes], size: int) -> tuple[Contents, int,
 def _read_slot(
     read: Callable[[int, int], bytes], offset: int, room: int
 ) -> tuple[int, int, bytes] | None:
-    """Return the version, generation and JSON of a slot; None if it is empty or damaged."""
+    """Return the version, generation and JSON of a slot; None if the slot is empty or damaged."""
     header = read(_HEADER.size, offset)
     if room < _HEADER.size or len(header) < _HEADER.size:
         return None
@@ -163,7 +169,10 @@ def _checksum(version: int, generation: int, text: bytes) -> int:
 
 
 def _parse_contents(tree: Any, version: int) -> Contents:
-    """Check everything: a table with a valid checksum may still come from another program."""
+    """Return the contents in parsed JSON; raise ValueError, KeyError or TypeError if invalid.
+
+    Everything is checked, because another program may have written a table with a valid checksum.
+    """
     entries: dict[str, Entry] = {}
     tokens: set[int] = set()
     for item in tree["entries"]:

@@ -1,4 +1,4 @@
-"""The base classes of objects that own a file descriptor."""
+"""The base classes of objects that own a file descriptor, and functions for descriptors."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pyluo.errors import from_errno
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["Descriptor", "HasFileno", "OwnedFd", "adopt", "number_of", "require_device"]
+__all__ = ["Descriptor", "HasFileno", "OwnedFd", "wrap_new_fd", "fileno_of", "require_device"]
 
 
 class HasFileno(Protocol):
-    """Any object that has a descriptor: a `Descriptor`, a file, a socket."""
+    """An object with a descriptor, such as a `Descriptor`, a file or a socket."""
 
     def fileno(self) -> int:
         """Return the number of the descriptor."""
@@ -29,8 +29,8 @@ D = TypeVar("D", bound="Descriptor")
 class Descriptor:
     """An open file descriptor, owned by this object.
 
-    This base class neither closes the descriptor nor warns about it: closing means something else
-    for each subclass.
+    This base class has no close() and does not warn about leaked descriptors, because closing has a
+    different effect in each subclass.
     """
 
     __slots__ = ("__weakref__", "_fd")
@@ -40,10 +40,11 @@ class Descriptor:
 
     @classmethod
     def from_fd(cls, fd: int) -> Self:
-        """Take over an open descriptor; the new object owns it.
+        """Return a new object that owns an open descriptor.
 
         Raises:
-            LuoError: the descriptor is not open (EBADF), or not of this kind.
+            LuoError: the descriptor is not open (EBADF), or is not of the kind that the class is
+                for. The caller still owns the descriptor.
         """
         with raising("fstat", f"descriptor {fd}"):
             os.fstat(fd)
@@ -65,7 +66,7 @@ class Descriptor:
         return self._fd < 0
 
     def detach(self) -> int:
-        """Return the descriptor, still open; the caller owns it now."""
+        """Return the descriptor without closing it; the caller owns it from now on."""
         fd = self.fileno()
         self._fd = -1
         return fd
@@ -81,9 +82,10 @@ class Descriptor:
 
 
 class OwnedFd(Descriptor):
-    """A descriptor that can be closed; also the class for files that have no class of their own.
+    """A descriptor that can be closed.
 
-    There is no lock: as with any file, the caller must not close it while another thread uses it.
+    Files for which pyluo has no other class get this one. There is no lock: the caller must not
+    close the object while another thread uses it.
     """
 
     __slots__ = ()
@@ -110,8 +112,11 @@ class OwnedFd(Descriptor):
             self._close()
 
 
-def adopt(fd: int, kind: type[D]) -> D:
-    """Make an object of a new descriptor; if that fails, close it, because nobody else knows it."""
+def wrap_new_fd(fd: int, kind: type[D]) -> D:
+    """Return an object of class `kind` that owns a descriptor that was just created.
+
+    If that fails, the descriptor is closed, because no one else will close it.
+    """
     try:
         return kind.from_fd(fd)
     except BaseException:
@@ -119,8 +124,8 @@ def adopt(fd: int, kind: type[D]) -> D:
         raise
 
 
-def number_of(fd: Descriptor | int) -> int:
-    """Return the number of a descriptor given as an object or as the number itself.
+def fileno_of(fd: Descriptor | int) -> int:
+    """Return the number of a descriptor, which is given as an object or as a number.
 
     Raises:
         ValueError: the object is closed.
@@ -129,14 +134,14 @@ def number_of(fd: Descriptor | int) -> int:
 
 
 def require_device(fd: int, name: str) -> None:
-    """Check that a descriptor is of a certain misc device.
+    """Raise LuoError unless a descriptor is open on a certain misc device.
 
     Args:
         fd: the descriptor.
         name: the name of the device in /sys/class/misc.
 
     Raises:
-        LuoError: the descriptor is not open (EBADF), or not of this device (ENODEV).
+        LuoError: the descriptor is not open (EBADF), or is not open on this device (ENODEV).
     """
     with raising("fstat", f"descriptor {fd}"):
         device = os.fstat(fd).st_rdev
@@ -144,7 +149,7 @@ def require_device(fd: int, name: str) -> None:
         with open(f"/sys/class/misc/{name}/dev") as file:
             major, minor = file.read().split(":")
     except OSError:
-        pass  # this system has no such device, so the descriptor cannot be of it
+        pass  # this system has no such device, so the descriptor is of another file
     else:
         if device == os.makedev(int(major), int(minor)):
             return

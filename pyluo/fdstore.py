@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 from pyluo import contents, guards
 from pyluo._sys import raising
 from pyluo.contents import Contents, Entry
-from pyluo.descriptor import OwnedFd, adopt, number_of
+from pyluo.descriptor import OwnedFd, fileno_of, wrap_new_fd
 from pyluo.errors import (
     FdStoreError,
     LuoError,
@@ -104,10 +104,10 @@ class FdStore:
         Args:
             name: the name of the session.
             device: the open device; by default it is opened for the duration of the call.
-            table_size: as for the class.
+            table_size: see the class.
 
         Raises:
-            LuoError: as `LiveUpdate` and `LiveUpdate.create_session` do.
+            LuoError: see `LiveUpdate` and `LiveUpdate.create_session`.
         """
         with _open_device(device) as luo:
             session = luo.create_session(name)
@@ -122,8 +122,8 @@ class FdStore:
         """Retrieve the store of this name that the previous kernel handed over.
 
         Raises:
-            LuoError: as `LiveUpdate` and `LiveUpdate.retrieve_session` do.
-            FdStoreError: as for the class.
+            LuoError: see `LiveUpdate` and `LiveUpdate.retrieve_session`.
+            FdStoreError: see the class.
         """
         with _open_device(device) as luo:
             session = luo.retrieve_session(name)
@@ -206,13 +206,13 @@ class FdStore:
             KeyError: there is no such entry.
             PreservedMemoryError: pyluo refuses because the caller's memory cgroup has no room for
                 the file (ENOMEM); it is still in the session.
-            LuoError: as `IncomingSession.retrieve` does.
+            LuoError: see `IncomingSession.retrieve`.
         """
         with self._lock:
             entry = self._entries[name]
             chosen = type or _TYPES.get(entry.kind, OwnedFd)
             if name in self._files:
-                fd = adopt(_duplicate(self._files[name]), chosen)
+                fd = wrap_new_fd(_duplicate(self._files[name]), chosen)
             else:
                 fd = self._retrieve(entry, chosen)
             self._handed_out.add(name)
@@ -227,7 +227,7 @@ class FdStore:
 
         Raises:
             KeyError: there is no such entry.
-            LuoError: as `get` does.
+            LuoError: see `get`.
         """
         with self._lock:
             was_handed_out = name in self._handed_out
@@ -267,12 +267,12 @@ class FdStore:
             requires: the names of entries that must be retrieved before this one, and finished
                 after it.
             meta: metadata to keep with the entry: any value that JSON can carry.
-            allow_noexec: as for `OutgoingSession.preserve`.
+            allow_noexec: see `OutgoingSession.preserve`.
 
         Raises:
             FdStoreError: the name is taken (EEXIST); a required entry is not in the store (ENOENT);
                 the table of contents is full (ENOSPC); the store is incoming (EPERM).
-            LuoError: as `OutgoingSession.preserve` does. The store is unchanged then.
+            LuoError: see `OutgoingSession.preserve`. The store is unchanged then.
         """
         with self._lock:
             session = self._require_outgoing("add")
@@ -339,7 +339,7 @@ class FdStore:
             FdStoreError: other entries require it, or another process has the session open, so that
                 it would not end (EBUSY); the store is incoming (EPERM). Nothing was changed.
             DeviceBusyError: the device is open elsewhere (EBUSY); nothing was changed.
-            LuoError: as `OutgoingSession.preserve` does.
+            LuoError: see `OutgoingSession.preserve`.
         """
         with self._lock:
             session = self._require_outgoing("remove")
@@ -387,7 +387,7 @@ class FdStore:
         Args:
             destroy: the names of entries to give up.
             device: the open device; by default it is opened for the duration of the call.
-            allow_noexec: as for `OutgoingSession.preserve`.
+            allow_noexec: see `OutgoingSession.preserve`.
 
         Raises:
             FdStoreError: an entry to destroy does not exist (ENOENT), or another entry requires it
@@ -467,7 +467,7 @@ class FdStore:
             FdStoreError: it would destroy entries that `get` did not return and `destroy` does not
                 name (EBUSY); a name is not in the store (ENOENT); the store is outgoing (EPERM).
                 Nothing is finished then.
-            LuoError: as `IncomingSession.finish` does.
+            LuoError: see `IncomingSession.finish`.
         """
         with self._lock:
             session = self._require_incoming("finish")
@@ -745,6 +745,6 @@ def _open_device(device: LiveUpdate | None) -> AbstractContextManager[LiveUpdate
 
 
 def _duplicate(fd: OwnedFd | int) -> int:
-    number = number_of(fd)
+    number = fileno_of(fd)
     with raising("dup", f"descriptor {number}"):
         return os.dup(number)

@@ -1,4 +1,7 @@
-"""The kind of file of a descriptor, by its link in /proc, and what kernels lack to preserve it."""
+"""The kind of file behind a descriptor, and why a kernel cannot preserve some kinds.
+
+The kind is read from the descriptor's link in /proc/self/fd.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import os
 __all__ = ["SESSION_LINK", "describe_file", "missing_support", "read_link"]
 
 SESSION_LINK = "anon_inode:[luo_session] "
-"""The beginning of a session's link in /proc/PID/fd; the session's name follows it."""
+"""The beginning of a session's link in /proc/PID/fd; the rest of the link is the session's name."""
 
 _RETRIEVED = "/ (deleted)"  # the link of a memfd that a live update carried over, up to Linux 7.3
 
@@ -15,7 +18,7 @@ _REBUILD = (
     "Record its mappings with IoasLayout in the store, and rebuild them after the jump; preserve "
     "the memory itself as a memfd"
 )
-# By the beginning of the link: the handler that kernels up to 7.3 lack, and what to do instead.
+# For links that begin like this: the handler that kernels up to 7.3 lack, and what to do instead.
 _MISSING = {
     "/dev/iommu": f"it has no live update handler for iommufd. {_REBUILD}",
     "/dev/vfio/devices/": (
@@ -31,7 +34,7 @@ _MISSING = {
 
 
 def read_link(fd: int) -> str:
-    """Return the link in /proc of a descriptor of this process; empty if it is not open."""
+    """Return the link in /proc/self/fd of a descriptor; an empty string if it is not open."""
     try:
         return os.readlink(f"/proc/self/fd/{fd}")
     except OSError:
@@ -39,7 +42,7 @@ def read_link(fd: int) -> str:
 
 
 def describe_file(fd: int) -> str:
-    """Return what a descriptor is, in words, for a message."""
+    """Return words for the file behind a descriptor, such as "a memfd", for an error message."""
     link = read_link(fd)
     if link.startswith("/memfd:") or link == _RETRIEVED:
         return "a memfd"
@@ -52,7 +55,7 @@ def describe_file(fd: int) -> str:
 
 
 def missing_support(fd: int) -> str:
-    """Return why the running kernel cannot preserve a file; empty if pyluo does not know."""
+    """Return why the running kernel cannot preserve a file; an empty string if unknown."""
     link = read_link(fd)
     for beginning, reason in _MISSING.items():
         if link.startswith(beginning):

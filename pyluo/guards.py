@@ -1,4 +1,4 @@
-"""Checks that refuse requests which the kernel would accept, and then lose the file or crash."""
+"""Checks that refuse requests that the kernel would accept, but then lose a file or crash."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ __all__ = [
 ]
 
 RESERVE = 64 << 20
-"""Bytes outside the scratch areas that are not preserved but left to the kernel.
+"""Bytes of memory outside the scratch areas that must remain free for the kernel.
 
 Measured on Linux 7.3: the next kernel boots if 16 MiB of 512 MiB, or 32 MiB of 1 GiB, are left.
-With half of that, the preserving kernel sometimes runs out of memory in the request and kills init.
+With half as much left, LIVEUPDATE_SESSION_PRESERVE_FD sometimes ran out of memory and the OOM
+killer killed init. 64 MiB is twice the larger measured value.
 """
 
 _OPERATION = "LIVEUPDATE_SESSION_PRESERVE_FD"
@@ -39,12 +40,19 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def refuse_noexec(fd: int, subject: Callable[[], str]) -> None:
-    """Refuse a memfd that would come back executable and sealed against writing.
+    """Refuse a memfd that would be executable and sealed against writing after the jump.
+
+    For a memfd made with MFD_NOEXEC_SEAL, memfd_luo_retrieve() creates an executable file and then
+    adds F_SEAL_EXEC, which on an executable memfd implies the seals against writing.
+
+    Args:
+        fd: the file.
+        subject: a function that returns words for the file, for the message of an error.
 
     Raises:
         NotPreservableError: the memfd was made with MFD_NOEXEC_SEAL (EINVAL).
 
-    Source: mm/memfd_luo.c, memfd_luo_retrieve(): it adds the seal to an executable file.
+    Source: mm/memfd_luo.c, memfd_luo_retrieve(); mm/memfd.c, memfd_add_seals()
     """
     if read_seals(fd) & Seal.EXEC:
         raise NotPreservableError(
@@ -60,20 +68,21 @@ def refuse_noexec(fd: int, subject: Callable[[], str]) -> None:
 def refuse_excess_memory(
     fds: Sequence[int], subject: Callable[[], str], *, in_scratch: bool = True
 ) -> None:
-    """Refuse files if there is not enough memory that can be preserved for all their pages.
+    """Refuse files if preserving them would leave too little memory.
 
-    The kernel would try until it kills processes, and panics if init is one of them.
+    The kernel would not refuse: its OOM killer would kill processes to free memory, and the kernel
+    panics if it kills init.
 
     Args:
         fds: the files.
-        subject: returns what the files are, for the message of an error.
-        in_scratch: whether some of their pages may lie in scratch areas; the pages of a file that
-            a live update carried over do not.
+        subject: a function that returns words for the files, for the message of an error.
+        in_scratch: whether some pages of the files may lie in scratch areas. False for files that
+            a live update carried over: their pages never do.
 
     Raises:
         PreservedMemoryError: there is not enough memory (ENOMEM).
-        NotPreservableError: a file has a tebibyte or more (EFBIG); kernels up to 7.3 cannot make
-            the list of its pages, however much memory there is.
+        NotPreservableError: a file has a tebibyte or more (EFBIG); kernels up to 7.3 cannot
+            allocate the list of its pages, even with enough memory.
     """
     sizes = [_allocated_size(fd) for fd in fds]
     if max(sizes, default=0) >= _SIZE_LIMIT:
@@ -87,11 +96,11 @@ def refuse_excess_memory(
     room = preservable_memory() - RESERVE
     if wanted <= room:
         return
-    # Pages in a scratch area are moved out of it, and swapped pages are read in. No interface tells
-    # which pages of a file those are, so the worst case counts.
+    # Preserving moves pages out of scratch areas and reads swapped pages in. No interface tells
+    # which pages of a file are affected, so assume as many as possible.
     holes = sum(map(_size_of_holes, fds))
-    elsewhere = _swap_in_use() + (_scratch_in_use() if in_scratch else 0)
-    wanted = holes + min(wanted - holes, elsewhere)
+    bytes_to_move = _swap_in_use() + (_scratch_in_use() if in_scratch else 0)
+    wanted = holes + min(wanted - holes, bytes_to_move)
     if wanted > room:
         raise PreservedMemoryError(
             errno.ENOMEM,
@@ -107,12 +116,12 @@ def refuse_excess_memory(
 def refuse_full_cgroup(size: int, subject: str) -> None:
     """Refuse to retrieve a file that does not fit into the caller's memory cgroup.
 
-    The kernel charges the pages to that cgroup, and a retrieval that fails loses the file. If the
-    OOM killer acts instead, it kills the process that retrieves, and with it the session.
+    The kernel charges the pages to that cgroup. If the limit is exceeded, the retrieval fails and
+    the file is lost; or the OOM killer kills the process, and the whole session is lost.
 
     Args:
         size: the size of the file in bytes.
-        subject: what is to be retrieved, for the message of an error.
+        subject: words for the file, for the message of an error.
 
     Raises:
         PreservedMemoryError: the cgroup has too little room (ENOMEM).
@@ -130,7 +139,10 @@ def refuse_full_cgroup(size: int, subject: str) -> None:
 
 
 def room_in_cgroups() -> tuple[float, str]:
-    """Return the bytes left in the tightest of the caller's cgroup and its parents, and its path.
+    """Return the bytes left before the lowest memory limit, and the path of the limiting cgroup.
+
+    The limits of the caller's cgroup and of its ancestors count. Without a limit, the result is
+    infinity and "/".
 
     Source: Documentation/admin-guide/cgroup-v2.rst, memory.max, memory.current, memory.stat
     """
@@ -142,18 +154,18 @@ def room_in_cgroups() -> tuple[float, str]:
                 path = line.removeprefix("0::").strip()
     while path:
         with suppress(OSError, ValueError):
-            limit = _read_limit(f"{_CGROUPS}{path}/memory.max")
-            used = _read_limit(f"{_CGROUPS}{path}/memory.current")
+            limit = _read_number(f"{_CGROUPS}{path}/memory.max")
+            used = _read_number(f"{_CGROUPS}{path}/memory.current")
             left = limit - used + _reclaimable(f"{_CGROUPS}{path}/memory.stat")
             if left < room:
                 room, tightest = max(left, 0), path
-        # The topmost one counts too: from within a container its own cgroup looks like the root.
+        # Check "/" too: in a container it is the container's own cgroup, which may have a limit.
         path = os.path.dirname(path) if path != "/" else ""
     return room, tightest
 
 
 def _reclaimable(path: str) -> int:
-    """Return the bytes of a cgroup's page cache that can be reclaimed; tmpfs files cannot."""
+    """Return the reclaimable bytes of page cache in a cgroup's memory.stat, without tmpfs pages."""
     total = 0
     with open(path) as file:
         for line in file:
@@ -163,15 +175,15 @@ def _reclaimable(path: str) -> int:
     return total
 
 
-def _read_limit(path: str) -> int:
+def _read_number(path: str) -> int:
     with open(path) as file:
         return int(file.read())  # "max" raises ValueError: there is no limit
 
 
 def preservable_memory() -> int:
-    """Return the bytes of memory that could be preserved: available, and outside scratch areas.
+    """Return how many bytes of memory are available outside the scratch areas.
 
-    This is an estimate from MemAvailable and CmaFree, because scratch areas are used as CMA.
+    This is an estimate: MemAvailable minus CmaFree, because the kernel uses scratch areas as CMA.
 
     Source: Documentation/filesystems/proc.rst, meminfo; kernel/liveupdate/kexec_handover.c,
     kho_release_scratch()
@@ -181,10 +193,11 @@ def preservable_memory() -> int:
 
 
 def _allocated_size(fd: int) -> int:
-    """Return the bytes that a preserved file takes, in whole pages; 0 if it is not of a tmpfs."""
-    if (
-        not supports_seals(fd) or os.fstatvfs(fd).f_bsize != _PAGE
-    ):  # huge pages: the kernel refuses them
+    """Return the bytes that a file takes when preserved, in whole pages.
+
+    The result is 0 for a file that the kernel refuses: it is not on a tmpfs, or has huge pages.
+    """
+    if not supports_seals(fd) or os.fstatvfs(fd).f_bsize != _PAGE:
         return 0
     return -(-os.fstat(fd).st_size // _PAGE) * _PAGE
 
@@ -195,16 +208,16 @@ def _size_of_holes(fd: int) -> int:
 
 
 def _scratch_in_use() -> int:
-    """Return the bytes of scratch areas that files use; 0 if the caller may not read it.
+    """Return the used bytes of the scratch areas; 0 if the caller may not read /proc/pagetypeinfo.
 
     Source: mm/vmstat.c, pagetypeinfo_showblockcount()
     """
-    pages_of_a_block, column, blocks = 0, 0, 0
+    pages_per_block, column, blocks = 0, 0, 0
     try:
         with open(_PAGETYPEINFO) as file:
             for line in file:
                 if line.startswith("Pages per block:"):
-                    pages_of_a_block = int(line.split(":")[1])
+                    pages_per_block = int(line.split(":")[1])
                 elif line.startswith("Number of blocks type"):
                     names = line.removeprefix("Number of blocks type").split()
                     column = names.index("CMA") - len(names)
@@ -212,7 +225,7 @@ def _scratch_in_use() -> int:
                     blocks += int(line.split()[column])
     except (OSError, ValueError):
         return 0
-    return max(blocks * pages_of_a_block * _PAGE - _read_meminfo()["CmaFree"], 0)
+    return max(blocks * pages_per_block * _PAGE - _read_meminfo()["CmaFree"], 0)
 
 
 def _swap_in_use() -> int:
@@ -221,7 +234,7 @@ def _swap_in_use() -> int:
 
 
 def _read_meminfo() -> dict[str, int]:
-    """Return some values of /proc/meminfo, in bytes."""
+    """Return the values of /proc/meminfo that this module uses, in bytes."""
     fields = dict.fromkeys(("MemAvailable", "CmaFree", "SwapTotal", "SwapFree"), 0)
     with raising("open meminfo", _MEMINFO), open(_MEMINFO) as file:
         for line in file:

@@ -72,7 +72,7 @@ class Holder:
         """End the process, and with it the session, unless others have it open too.
 
         Raises:
-            LuoError: as for `session`.
+            LuoError: see `session`.
         """
         with _connect(self.name, self.direction) as connection, raising("ask holder", str(self)):
             connection.settimeout(None)  # freeing much memory takes long
@@ -103,7 +103,7 @@ def retrieve(name: str) -> Holder:
 
     Raises:
         LuoError: a holder of this session runs already (EEXIST), the process did not start
-            (ECHILD); and as `LiveUpdate.retrieve_session` does.
+            (ECHILD); see also `LiveUpdate.retrieve_session`.
     """
     return _start(name, "incoming", -1)
 

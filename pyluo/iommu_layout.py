@@ -137,7 +137,7 @@ class IoasLayout:
             key: the key in the metadata; each IOAS of a VM needs its own.
 
         Raises:
-            FdStoreError: as `FdStore.set_meta` does.
+            FdStoreError: see `FdStore.set_meta`.
         """
         store.set_meta({**store.meta, key: self.as_json()})
 
@@ -146,7 +146,7 @@ class IoasLayout:
         """Load the layout that `save` added to the metadata of a store.
 
         Raises:
-            IoasLayoutError: the metadata has no such key (ENOENT); and as `from_json` does.
+            IoasLayoutError: the metadata has no such key (ENOENT); see also `from_json`.
         """
         if key not in store.meta:
             subject = f"store {store.name!r}, key {key!r}"
@@ -229,7 +229,7 @@ class IoasLayout:
             ValueError: a device is bound to another iommufd.
             IoasLayoutError: a file is missing (ENOENT) or too short (EFBIG), or the hardware cannot
                 map an address (EADDRINUSE). The message lists all problems, of all three kinds.
-            LuoError: as `IommuDevice.alloc_hwpt`, `Ioas.map_file` and `VfioDevice.attach` do.
+            LuoError: see `IommuDevice.alloc_hwpt`, `Ioas.map_file` and `VfioDevice.attach`.
         """
         for device in devices:
             device.iommu_device.id_in(iommufd)
@@ -275,7 +275,7 @@ class IoasLayout:
             devices: the devices that will be attached, whose reserved addresses count too.
 
         Raises:
-            IoasLayoutError: as `rebuild` does.
+            IoasLayoutError: see `rebuild`.
         """
         misfits = {
             errno.ENOENT: _find_missing(self.mappings, files),

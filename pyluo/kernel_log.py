@@ -1,7 +1,7 @@
-"""The messages of the kernel's log that are about live updates.
+"""What the kernel's log says about live updates.
 
-This is a module of its own so that a process that only counts live updates need not load the
-imports of `kho`.
+This is separate from `kho` so that a process that only counts live updates does not import the
+modules that `kho` needs.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ _EXEC_FROM = re.compile(r"KHO: exec from: (\S+) \(count (\d+)\)")
 
 
 class KernelLog:
-    """The kernel's messages of this boot, read when the object is created.
+    """The kernel's messages since this kernel booted, read when the object is created.
 
-    A property is None if its message is not found and the log cannot be read or has lost its
-    beginning.
+    A property that can be None is None if the answer is unknown: the log has no message about it,
+    and the caller may not read the log or the log no longer has its first messages.
 
     Attributes:
         messages: the messages, oldest first; empty if the caller may not read the log.
 
-    Source: kernel/liveupdate/kexec_handover.c and luo_core.c, their messages. Linux 6.19; the
-    release and the number of kexecs since 7.0.
+    Source: the messages in kernel/liveupdate/kexec_handover.c and luo_core.c. Linux 6.19; for
+    `from_release` and `kexecs` 7.0.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class KernelLog:
 
     @property
     def handed_over(self) -> bool | None:
-        """Whether the previous kernel handed data over."""
+        """Whether the previous kernel handed data over to this one."""
         if any(_FOUND in message for message in self.messages):
             return True
         return False if self._complete else None
@@ -85,7 +85,7 @@ class KernelLog:
 
 
 def _read_records() -> Iterator[str]:
-    """Yield the records of /dev/kmsg, oldest first; none if the caller may not read it."""
+    """Yield the records of /dev/kmsg, oldest first; yield nothing if it cannot be opened."""
     try:
         fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:

@@ -1,6 +1,7 @@
-"""The next kernel: load its image, and jump into it.
+"""Loading the image of the next kernel, and jumping into it.
 
-Only kexec_file_load(2) is used. An image loaded by the older kexec_load(2) takes nothing over.
+This module uses only kexec_file_load(2). A kernel loaded by the older kexec_load(2) takes nothing
+over from this one.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ _REBOOT_KEXEC = constant("LINUX_REBOOT_CMD_KEXEC")
 _LOADED = "/sys/kernel/kexec_loaded"
 _CMDLINE = "/proc/cmdline"
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
-# Tells a later process of this boot that pyluo loaded the image: the kernel does not say by which
-# system call an image was loaded.
+# This file tells a later process that pyluo loaded the image since this kernel booted. The kernel
+# does not report which system call loaded an image.
 _RECORD = "/run/pyluo/image"
 
 
@@ -36,7 +37,7 @@ def load(
     reuse_cmdline: bool = False,
     handover: bool = True,
 ) -> None:
-    """Load the image to jump into; it replaces an image that was loaded before.
+    """Load the image of the next kernel, in place of an image that was loaded before.
 
     Sessions may be created and filled before or after the image is loaded.
 
@@ -45,9 +46,9 @@ def load(
         initrd: the path of the initial ramdisk, if the kernel needs one.
         cmdline: the kernel's command line; it needs ``liveupdate=on``, and ``kho=on`` unless the
             kernel's configuration turns KHO on.
-        reuse_cmdline: use the command line of the running kernel.
-        handover: refuse a command line with which the next kernel would take nothing over, if the
-            running kernel has live update.
+        reuse_cmdline: whether to use the command line of the running kernel.
+        handover: whether to refuse a command line with which the next kernel would take nothing
+            over. This is checked only if the running kernel has live update.
 
     Raises:
         HandoverError: pyluo refuses because ``liveupdate=on`` is missing or KHO is off (EINVAL).
@@ -82,7 +83,7 @@ def load(
 
 
 def loaded() -> bool:
-    """Return whether an image is loaded, by either system call.
+    """Return whether an image is loaded, by kexec_file_load(2) or by kexec_load(2).
 
     Raises:
         FileNotFoundError: the kernel was built without kexec.
@@ -105,24 +106,25 @@ def unload() -> None:
 
 
 def reboot(*, sync: bool = True, trust_image: bool = False) -> None:
-    """Jump into the loaded image, at once and without ending any process.
+    """Jump into the loaded image immediately, without ending any process first.
 
-    The call returns only if it fails. Outgoing sessions whose descriptors are open are carried
-    over; everything else in memory is lost.
+    If the jump succeeds, this call does not return; if it fails, the call raises. Outgoing sessions
+    whose descriptors are open are carried over; everything else in memory is lost.
 
     Args:
-        sync: write dirty file data to disk first; the kernel does not do it.
-        trust_image: jump even if pyluo did not load the image on this boot, and it may have been
-            loaded by kexec_load(2), which this kernel has.
+        sync: whether to write dirty file data to disk first, which the kernel does not do.
+        trust_image: whether to jump even if the image may have been loaded by kexec_load(2): this
+            kernel has that system call, and pyluo did not load an image since this kernel booted.
 
     Raises:
         NoImageLoadedError: no image is loaded (EINVAL); nothing was changed.
-        HandoverError: pyluo refuses because it cannot know whether the image takes over what is
-            preserved (EPERM). It does not notice if somebody replaced its own image later.
+        HandoverError: pyluo refuses because the image may take nothing over (EPERM). pyluo does not
+            notice if another program has replaced the image that pyluo loaded.
         FileNotFoundError: the kernel was built without kexec.
         LuoPermissionError: the caller lacks CAP_SYS_BOOT (EPERM).
         KexecBusyError: another kexec operation is running (EBUSY).
-        LuoError: a preserved file could not be frozen; the system runs on with its sessions intact.
+        LuoError: a preserved file could not be frozen; the system keeps running, and its sessions
+            are intact.
 
     Source: reboot(2); include/uapi/linux/reboot.h, LINUX_REBOOT_CMD_KEXEC. Linux 2.6.13.
     """
@@ -142,7 +144,7 @@ def reboot(*, sync: bool = True, trust_image: bool = False) -> None:
 
 
 def _check_handover(line: str) -> None:
-    """Refuse a command line that does not turn live update on, or turns it or KHO off."""
+    """Refuse a command line without live update, or with KHO turned off."""
     words = line.split()
     if not is_switched_on("kho", words, default=True):
         reason = "It turns KHO off"
@@ -160,7 +162,10 @@ def _check_handover(line: str) -> None:
 
 
 def _record_load() -> None:
-    """Record for `reboot` that pyluo loaded the image; without a record, `reboot` may refuse."""
+    """Write the file that tells `reboot` that pyluo loaded the image.
+
+    If the file cannot be written, `reboot` may refuse the image; that is not an error here.
+    """
     with suppress(OSError):
         os.makedirs(os.path.dirname(_RECORD), mode=0o700, exist_ok=True)
         with open(_RECORD, "w") as file:
@@ -168,7 +173,10 @@ def _record_load() -> None:
 
 
 def _was_loaded_by_file() -> bool:
-    """Return whether the image was certainly loaded by kexec_file_load(2)."""
+    """Return whether it is certain that kexec_file_load(2) loaded the image.
+
+    It is certain if pyluo recorded the load, or if this kernel has no other such system call.
+    """
     with suppress(OSError):
         if _read_file(_RECORD) == _read_file(_BOOT_ID):
             return True

@@ -1,4 +1,4 @@
-"""The live update state of the running kernel, read-only."""
+"""What the running kernel reports about live update: whether it works, and what was handed over."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ class Obstacle:
 class KhoStatus:
     """The live update state of the running kernel.
 
-    The attributes that come from the kernel's log are None if the log cannot be read, or has lost
-    its beginning.
+    An attribute that is read from the kernel's log is None if the log has no message about it, and
+    cannot be read or no longer has its first messages.
 
     Attributes:
         release: the release of the running kernel, as `uname -r` prints it.
         live_update: whether /dev/liveupdate exists.
-        handed_over: whether the previous kernel handed data over; from the log.
+        handed_over: whether the previous kernel handed data over to this one; from the log.
         from_release: the release of the previous kernel; from the log.
         kexecs: the number of kexecs with handover since the cold boot; from the log.
         updates: the number of live updates since the cold boot; from the log.
-        obstacles: the reasons why there is no live update; empty if there is.
+        obstacles: the reasons why this system has no live update; empty if it has live update.
     """
 
     release: str
@@ -68,7 +68,7 @@ _UNEXPLAINED = Obstacle(
 
 
 def status() -> KhoStatus:
-    """Read the kernel's log, its command line and its configuration.
+    """Return the live update state of the running kernel.
 
     Source: /dev/kmsg, /proc/cmdline, /proc/config.gz or /boot/config-RELEASE. Linux 6.19.
     """
@@ -136,7 +136,7 @@ def _find_obstacles(release: str, log: KernelLog) -> Iterator[Obstacle]:
 
 
 def _read_config(release: str) -> str:
-    """Return the configuration of the running kernel; empty if it cannot be read."""
+    """Return the configuration of the running kernel; an empty string if it cannot be read."""
     for pattern in _CONFIGS:
         path = Path(pattern.format(release=release))
         try:

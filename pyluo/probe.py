@@ -65,7 +65,7 @@ def probe(device: LiveUpdate | None = None) -> list[Finding]:
         device: the open device; by default it is opened for the duration of the call.
 
     Raises:
-        LuoError: as `LiveUpdate` and `LiveUpdate.create_session` do.
+        LuoError: see `LiveUpdate` and `LiveUpdate.create_session`.
     """
     if device is None:
         with LiveUpdate() as own:

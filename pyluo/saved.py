@@ -90,7 +90,7 @@ def save(
     Raises:
         ValueError: there are no files, two have the same name, or one is not a regular file.
         PreservedMemoryError: the files do not fit into memory (ENOMEM); nothing was done.
-        LuoError: as `FdStore.create` and `FdStore.add` do, or a file cannot be read. The session
+        LuoError: see `FdStore.create` and `FdStore.add`, or a file cannot be read. The session
             is discarded then.
     """
     files = _stat_files(paths)

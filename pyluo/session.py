@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, ClassVar, Self, TypeVar, overload
 from pyluo import guards
 from pyluo._sys import Ioctl
 from pyluo._sys import preserve_many as preserve_in_one_call
-from pyluo.descriptor import Descriptor, OwnedFd, adopt, number_of
+from pyluo.descriptor import Descriptor, OwnedFd, fileno_of, wrap_new_fd
 from pyluo.errors import (
     LuoError,
     WrongSessionError,
@@ -169,7 +169,7 @@ class OutgoingSession(_Session):
 
         Source: include/uapi/linux/liveupdate.h, LIVEUPDATE_SESSION_PRESERVE_FD. Linux 6.19.
         """
-        number = number_of(fd)
+        number = fileno_of(fd)
         _check_token(token)
         with self._lock:
             session = self.fileno()
@@ -190,16 +190,16 @@ class OutgoingSession(_Session):
 
         Args:
             files: the files by their tokens.
-            allow_noexec: as for `preserve`.
+            allow_noexec: see `preserve`.
             guarded: False skips pyluo's own checks, for files that were preserved before and take
                 no more memory now.
 
         Raises:
-            LuoError: as `preserve` does, for the first file that fails. The attribute `preserved`
+            LuoError: see `preserve`, for the first file that fails. The attribute `preserved`
                 of the exception lists the tokens of the files before it, which stay in the session.
         """
         tokens = list(files)
-        numbers = [number_of(fd) for fd in files.values()]
+        numbers = [fileno_of(fd) for fd in files.values()]
         for token in tokens:
             _check_token(token)
         with self._lock:
@@ -295,7 +295,7 @@ class IncomingSession(_Session):
                 fd = _RETRIEVE_FD(self.fileno(), subject, fd=-1, token=token).integer("fd")
             except LuoError as error:
                 raise self._error_for(error.errno or errno.EIO, error.operation, subject) from None
-        return adopt(fd, type)
+        return wrap_new_fd(fd, type)
 
     def finish(self) -> None:
         """Finish and close the session; the kernel destroys every file that was not retrieved.

@@ -132,7 +132,7 @@ class Conversation:
         """Send a packet.
 
         Raises:
-            HandoffError: as `pyluo.handoff.send` does; with the other side's reason if it sent one.
+            HandoffError: see `pyluo.handoff.send`; with the other side's reason if it sent one.
         """
         with raising(self._operation, self.subject):
             try:
@@ -152,7 +152,7 @@ class Conversation:
             fds: the number of descriptors that it must bring.
 
         Raises:
-            HandoffError: as `pyluo.handoff.receive` does; the packet's descriptors are closed.
+            HandoffError: see `pyluo.handoff.receive`; the packet's descriptors are closed.
         """
         actual_kind, actual_number, packet = self._next_packet()
         try:

@@ -103,7 +103,7 @@ class Manifest:
 
         Raises:
             ValueError: a name is empty, or longer than 255 bytes in UTF-8.
-            LuoError: as `Memfd.create` and `Memfd.write` do.
+            LuoError: see `Memfd.create` and `Memfd.write`.
         """
         table = b"".join(map(_pack, self.entries))
         lengths = len(self.entries), self.pid, len(table), len(self.state)

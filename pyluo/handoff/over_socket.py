@@ -13,7 +13,7 @@ from errno import ENAMETOOLONG
 from typing import TYPE_CHECKING
 
 from pyluo._sys import raising
-from pyluo.descriptor import OwnedFd, number_of
+from pyluo.descriptor import OwnedFd, fileno_of
 from pyluo.errors import HandoffError
 from pyluo.handoff.conversation import Kind, open_conversation
 from pyluo.handoff.manifest import Entry, Manifest
@@ -74,13 +74,13 @@ def send(
             ENOTCONN); it broke the protocol (EBADMSG or EPROTO) or uses another version of it
             (EPROTONOSUPPORT); too many descriptors of this user are in flight (ETOOMANYREFS). Any
             other errno is the reason why the receiver refused.
-        LuoError: a descriptor is not open (EBADF); and as `Memfd.create` does. Nothing was sent
+        LuoError: a descriptor is not open (EBADF); see also `Memfd.create`. Nothing was sent
             then, and the connection is unchanged.
 
     Source: unix(7), SCM_RIGHTS
     """
     _check_arguments(connection, timeout)
-    numbers = [number_of(file) for file in files.values()]
+    numbers = [fileno_of(file) for file in files.values()]
     entries = []
     for name, number in zip(files, numbers, strict=True):
         with raising("fstat", f"descriptor {number}"):
@@ -116,7 +116,7 @@ def receive(
     the sender has given the files up and no process drives them.
 
     Args:
-        connection: as for `send`.
+        connection: see `send`.
         allow: a function that returns whether to receive from a process; called as for `send`.
         timeout: seconds to wait for each packet of the other process; None for no limit.
         max_files: the largest number of descriptors to accept.
@@ -201,7 +201,7 @@ def connect(path: str | os.PathLike[str]) -> socket.socket:
     """Connect to the process that listens at `path`; the caller must close the connection.
 
     Args:
-        path: as for `listen`.
+        path: see `listen`.
 
     Raises:
         HandoffError: no process listens there (ENOENT or ECONNREFUSED); a process of another user

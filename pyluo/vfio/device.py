@@ -264,7 +264,7 @@ class VfioDevice(OwnedFd):
         (`detach` gives up the descriptor, as in every class that owns one.)
 
         Args:
-            pasid: as for `attach`.
+            pasid: see `attach`.
 
         Raises:
             NotBoundError: the device is not bound (EINVAL).

@@ -89,7 +89,7 @@ class Irq:
         """Connect one vector to another eventfd, or to none; the others stay as they are.
 
         Raises:
-            LuoError: as for `enable`.
+            LuoError: see `enable`.
         """
         self.enable([eventfd], first=vector)
 
@@ -106,7 +106,7 @@ class Irq:
         """Let a vector signal again; a pending interrupt signals at once.
 
         Raises:
-            LuoError: as for `mask`.
+            LuoError: see `mask`.
         """
         self._check_vectors(vector, 1)
         self._set(_NONE | _UNMASK, vector, 1)
@@ -115,7 +115,7 @@ class Irq:
         """Let the kernel unmask a vector whenever an eventfd is signalled; None ends this.
 
         Raises:
-            LuoError: as for `mask`; an eventfd is set for the vector already (EBUSY).
+            LuoError: see `mask`; an eventfd is set for the vector already (EBUSY).
         """
         self._check_vectors(vector, 1)
         self._set(_EVENTFD | _UNMASK, vector, 1, struct.pack("=i", fileno(eventfd)))
@@ -146,7 +146,7 @@ class Irq:
         """Signal the eventfds of those vectors, from `first` on, for which `wanted` is true.
 
         Raises:
-            LuoError: as for `trigger`.
+            LuoError: see `trigger`.
         """
         self._check_vectors(first, len(wanted))
         if not wanted:

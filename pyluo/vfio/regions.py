@@ -97,7 +97,7 @@ class Region(Registers):
 
         Raises:
             ValueError: the range does not lie within the region.
-            LuoError: as for `read`; the region cannot be written to (EINVAL).
+            LuoError: see `read`; the region cannot be written to (EINVAL).
         """
         view = memoryview(data).cast("B")
         self._check(offset, len(view))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Protocol
 
-from pyluo.descriptor import number_of
+from pyluo.descriptor import fileno_of
 from pyluo.errors import LuoError, NotBoundError, from_errno
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class OpenDevice(Protocol):
 
 def fileno(fd: Descriptor | int | None) -> int:
     """Return the number of a descriptor, or -1 for None, as the kernel's interface has it."""
-    return -1 if fd is None else number_of(fd)
+    return -1 if fd is None else fileno_of(fd)
 
 
 def attempt(

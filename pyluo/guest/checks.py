@@ -1,4 +1,4 @@
-"""The guest's side of the tests in `pyluo.vm.run.checks`."""
+"""The functions that the tests in `pyluo.vm.run.checks` run in a guest."""
 
 from __future__ import annotations
 
@@ -17,22 +17,24 @@ __all__ = ["check_files", "check_sessions", "preserve_files", "preserve_sessions
 _STORE = "checks"
 _PAGE = 4096
 _READ_ONLY = Seal.WRITE | Seal.GROW | Seal.SHRINK
-# Name, size in bytes, offset and length of each part with data, seals.
+# For each file: its name, its size in bytes, the offset and the length of each area that contains
+# data, and its seals.
 _FILES: tuple[tuple[str, int, tuple[tuple[int, int], ...], Seal], ...] = (
     ("ram", 16 << 20, ((0, 16 << 20),), Seal(0)),
     ("sparse", 64 << 20, ((0, _PAGE), (9 << 20, _PAGE), ((64 << 20) - _PAGE, _PAGE)), Seal(0)),
     ("odd", 5 * _PAGE + 100, ((0, 5 * _PAGE + 100),), Seal(0)),
     ("locked", 64 << 10, ((0, 64 << 10),), _READ_ONLY),
-    ("of fixed size", 64 << 10, ((0, 64 << 10),), Seal.GROW | Seal.SHRINK),
-    ("for good", _PAGE, ((0, _PAGE),), _READ_ONLY | Seal.SEAL),
+    ("fixed size", 64 << 10, ((0, 64 << 10),), Seal.GROW | Seal.SHRINK),
+    ("sealed for good", _PAGE, ((0, _PAGE),), _READ_ONLY | Seal.SEAL),
 )
 _SESSIONS = 24
 
-Checked = tuple[FdStore | list[OutgoingSession], list[str]]
+# The objects to hold open until the next jump, and a line for each problem that was found.
+CheckResult = tuple[FdStore | list[OutgoingSession], list[str]]
 
 
-def preserve_files() -> Checked:
-    """Preserve files of several kinds with random content, in a descriptor store."""
+def preserve_files() -> CheckResult:
+    """Preserve memfds of several kinds, with random content, in a descriptor store."""
     store = FdStore.create(_STORE)
     for name, size, data_areas, seals in _FILES:
         with Memfd.create(name, size) as memfd:
@@ -43,8 +45,8 @@ def preserve_files() -> Checked:
     return store, []
 
 
-def check_files() -> Checked:
-    """Check all files after a jump, and preserve them again."""
+def check_files() -> CheckResult:
+    """Retrieve the memfds after a jump, check them, and preserve them again."""
     store = FdStore.retrieve(_STORE)
     mark("session retrieved")
     found = list(_compare_files(store))
@@ -74,8 +76,8 @@ def _compute_crc(memfd: Memfd, data_areas: tuple[tuple[int, int], ...]) -> int:
     return crc
 
 
-def preserve_sessions() -> Checked:
-    """Create many sessions, each with one preserved file."""
+def preserve_sessions() -> CheckResult:
+    """Create many sessions, each with one preserved memfd."""
     sessions = []
     with LiveUpdate() as device:
         for number in range(_SESSIONS):
@@ -83,8 +85,8 @@ def preserve_sessions() -> Checked:
     return sessions, []
 
 
-def check_sessions() -> Checked:
-    """Check all sessions after a jump, finish them, and create them again."""
+def check_sessions() -> CheckResult:
+    """Retrieve the sessions after a jump, check their memfds, and create the sessions again."""
     sessions, found = [], []
     with LiveUpdate() as device:
         for number in range(_SESSIONS):
@@ -114,6 +116,6 @@ def _make_content(number: int) -> bytes:
     return number.to_bytes(2, "little") * (_PAGE // 2)
 
 
-def problems(checked: Checked) -> list[str]:
-    """Return the problems that a check found."""
-    return checked[1]
+def problems(result: CheckResult) -> list[str]:
+    """Return the problems in the result of a check."""
+    return result[1]

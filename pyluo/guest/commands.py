@@ -1,4 +1,4 @@
-"""Small functions that the harness itself runs in a guest."""
+"""Functions that the harness itself runs in a guest."""
 
 from __future__ import annotations
 
@@ -11,9 +11,14 @@ __all__ = ["dmesg", "log_warning", "run"]
 
 
 def run(argv: list[str], folder: str, timeout: float) -> tuple[int, bytes, bytes]:
-    """Run a program and return its exit status, stdout and stderr.
+    """Run a program, and return its exit status, its stdout and its stderr.
 
-    Processes that it leaves in the background are not waited for.
+    This does not wait for processes that the program leaves in the background.
+
+    Args:
+        argv: the program and its arguments.
+        folder: the folder to run the program in.
+        timeout: seconds after which the program is killed.
     """
     import subprocess  # here, because it takes a moment to load, and few guests run programs
 
@@ -24,20 +29,20 @@ def run(argv: list[str], folder: str, timeout: float) -> tuple[int, bytes, bytes
         done = subprocess.run(
             argv, cwd=folder, timeout=timeout, stdin=subprocess.DEVNULL, stdout=out, stderr=err
         )
-        return done.returncode, _content(out), _content(err)
+        return done.returncode, _read_all(out), _read_all(err)
 
 
-def _content(file: BinaryIO) -> bytes:
+def _read_all(file: BinaryIO) -> bytes:
     file.seek(0)
     return file.read()
 
 
 def log_warning(text: str) -> None:
-    """Write a line to the kernel's log, at the level of warnings."""
+    """Write a line to the kernel's log, at the log level of warnings."""
     with open("/dev/kmsg", "w") as log:
         log.write(f"<4>{text}\n")
 
 
 def dmesg() -> str:
-    """Return the messages of this kernel, one per line."""
+    """Return the messages in the log of the running kernel, one per line."""
     return "\n".join(KernelLog().messages)

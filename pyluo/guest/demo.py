@@ -1,4 +1,4 @@
-"""The guest's side of `pyluo demo`."""
+"""The functions that `pyluo demo` runs in a guest."""
 
 from __future__ import annotations
 
@@ -18,7 +18,14 @@ _CHUNK = 1 << 20
 
 
 def preserve(size: int) -> tuple[OutgoingSession, Memfd, Memfd]:
-    """Preserve a memfd of random bytes, and create files beside it that are not preserved."""
+    """Preserve a memfd of random bytes, and create a memfd and files that are not preserved.
+
+    Args:
+        size: the size of the preserved memfd in bytes.
+
+    Returns:
+        The session, the preserved memfd, and the memfd that is not preserved.
+    """
     ram, neighbour = Memfd.create("ram", size), Memfd.create("neighbour", len(_TEXT))
     for offset in range(0, size, _CHUNK):
         ram.write(os.urandom(min(_CHUNK, size - offset)), offset)
@@ -33,15 +40,18 @@ def preserve(size: int) -> tuple[OutgoingSession, Memfd, Memfd]:
 
 
 def digest(preserved: tuple[OutgoingSession, Memfd, Memfd]) -> str:
-    """Return the SHA-256 of the preserved memfd."""
+    """Return the SHA-256 of the preserved memfd in the result of `preserve`."""
     return _sha256(preserved[1])
 
 
 def retrieve(corrupt: bool) -> tuple[str, list[str]]:
-    """Retrieve the memfd.
+    """Retrieve the preserved memfd after the jump.
+
+    Args:
+        corrupt: whether to change a byte of the memfd, so that the digest must differ.
 
     Returns:
-        Its SHA-256, and the names of the neighbours that still exist.
+        The SHA-256 of the memfd, and the names of the unpreserved files that exist all the same.
     """
     with LiveUpdate() as device:
         session = device.retrieve_session(_SESSION)
@@ -62,8 +72,8 @@ def retrieve(corrupt: bool) -> tuple[str, list[str]]:
 
 
 def _sha256(memfd: Memfd) -> str:
-    # As the standard library's random does, because hashlib loads OpenSSL, which takes a third of a
-    # second under TCG.
+    # Import the module that the standard library's `random` imports too: hashlib would load
+    # OpenSSL, which takes a third of a second under TCG.
     try:
         if sys.version_info >= (3, 12):
             from _sha2 import sha256

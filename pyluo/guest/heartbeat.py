@@ -1,7 +1,7 @@
-"""The init process's connection to the host: heartbeats, so that a silent guest counts as hung.
+"""The heartbeats of a guest: its init process sends them, so that the host notices a hang.
 
-It has a port of its own, apart from the worker's: if a function does not return, or the worker is
-stuck in the kernel, the machine is still alive.
+The heartbeats have a virtio-serial port of their own. They go on while the worker runs a long
+function or is stuck in the kernel, because the machine is alive then.
 """
 
 from __future__ import annotations
@@ -17,20 +17,25 @@ __all__ = ["Heartbeat"]
 _INTERVAL = 1000  # milliseconds
 _SHOW = b"show\n"
 _BEAT, _SHOWN = b"beat\n", b"shown\n"
-# Documentation/admin-guide/sysrq.rst: log all levels to the console, show blocked tasks, show what
-# all CPUs run.
+# Documentation/admin-guide/sysrq.rst: print messages of all log levels on the console (9), show
+# blocked tasks (w), show the backtraces of all CPUs (l).
 _SYSRQ = "9", "w", "l"
 
 
 class Heartbeat:
-    """Sends a heartbeat every second while this process is scheduled."""
+    """Sends heartbeats to the host, at least one a second."""
 
     def __init__(self) -> None:
-        # A host that does not read must not block the init process.
+        # Nonblocking, because the init process must go on even if the host does not read.
         self._fd = port.open_by_name(port.HEARTBEAT, os.O_NONBLOCK)
 
     def beat_until(self, child: int) -> int:
-        """Send heartbeats, reap orphans and show the kernel's state on request, until a child ends.
+        """Send heartbeats until a child process ends.
+
+        Meanwhile, reap orphans, and show what the kernel does if the host asks for it.
+
+        Args:
+            child: the process id of the child.
 
         Returns:
             The child's wait status.

@@ -1,4 +1,4 @@
-"""The mounts of every guest, over the read-only root of its host."""
+"""The mounts of every guest; its root is the host's root, read-only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["mount_all"]
 
 
 def mount_all() -> None:
-    """Mount the kernel's file systems, and writable ones where programs expect them."""
+    """Mount the kernel's own file systems, and writable ones where programs expect to write."""
     mount("proc", "/proc", "proc")
     mount("sysfs", "/sys", "sysfs")
     mount("tmpfs", "/run", "tmpfs", "mode=0755")
@@ -30,10 +30,10 @@ def mount_all() -> None:
 
 
 def _make_writable(folder: str) -> None:
-    """Mount an overlay with a tmpfs on a folder of the host.
+    """Make a folder of the host writable in the guest: mount an overlay with a tmpfs on it.
 
-    The host's files stay visible, because a checkout or a cache may be among them. A kernel without
-    overlayfs gets an empty folder instead.
+    The host's files in the folder stay visible, because a checkout or a cache may be among them. If
+    the kernel has no overlayfs, an empty tmpfs is mounted instead, which hides them.
     """
     upper, work = f"/run{folder}/upper", f"/run{folder}/work"
     os.makedirs(upper)
@@ -45,6 +45,7 @@ def _make_writable(folder: str) -> None:
 
 
 def _mount_if_known(source: str, target: str, kind: str, options: str = "") -> bool:
+    """Mount a file system, and return whether that worked; the kernel may not know its type."""
     try:
         mount(source, target, kind, options)
     except LuoError:

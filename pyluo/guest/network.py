@@ -1,4 +1,4 @@
-"""The network of a guest that was given one."""
+"""The network of a guest that has a network interface."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pyroute2 import IPRoute
 
 __all__ = ["bring_up"]
 
-# QEMU's user network: the host is .2, the first address it leases is .15.
+# QEMU's user network: .2 is the gateway, and .15 is the first address that its DHCP server leases.
 _ADDRESS, _PREFIX, _GATEWAY = "10.0.2.15", 24, "10.0.2.2"
 
 
 def bring_up() -> None:
-    """Bring up the loopback, and the interface of the virtio device with QEMU's addresses."""
+    """Bring up the loopback and the virtio interface, with the address and route for QEMU."""
     hardware = next(
         path.name for path in Path("/sys/class/net").iterdir() if (path / "device").exists()
     )

@@ -1,4 +1,4 @@
-"""The guest's ends of its channels to the host."""
+"""The virtio-serial ports that connect a guest to the host, as programs in the guest use them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ _PORTS = "/sys/class/virtio-ports"
 
 
 class Port:
-    """A virtio-serial port to the host."""
+    """A virtio-serial port to the host that carries messages (see `wire`).
+
+    Args:
+        fd: the descriptor of the port's device; `close` closes it.
+    """
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -32,26 +36,30 @@ class Port:
         return cls(open_by_name(name))
 
     def fileno(self) -> int:
-        """Return the descriptor, for poll(2)."""
+        """Return the descriptor of the port, for poll(2)."""
         return self._fd
 
     def close(self) -> None:
         """Close the port."""
         os.close(self._fd)
 
-    def send_first(self, message: wire.Frame) -> None:
-        """Send the first message of a life, after a newline that ends a message cut off before."""
-        self._write(b"\n" + wire.frame(message))
+    def send_first(self, message: wire.Message) -> None:
+        """Send the first message of a process, after an empty line.
 
-    def send(self, message: wire.Frame) -> None:
+        The line break ends a message that a jump or the end of a process may have cut off.
+        """
+        self._write(b"\n" + wire.to_line(message))
+
+    def send(self, message: wire.Message) -> None:
         """Send one message."""
-        self._write(wire.frame(message))
+        self._write(wire.to_line(message))
 
-    def receive(self) -> wire.Frame:
+    def receive(self) -> wire.Message:
         """Wait for the next message that parses, and return it."""
         searched = 0
         while True:
-            # Search only new data: a read returns 4 KiB of a message that may have megabytes.
+            # Search only the new data, because a message may have megabytes, and each read returns
+            # only 4 KiB of it.
             end = self._pending.find(b"\n", searched)
             if end < 0:
                 searched = len(self._pending)
@@ -63,8 +71,8 @@ class Port:
             if message := wire.parse(line):
                 return message
 
-    def receive_some(self) -> list[wire.Frame]:
-        """Wait for one read, and return the messages that it completes, possibly none."""
+    def receive_some(self) -> list[wire.Message]:
+        """Read once, waiting for data; return the messages that are complete now, possibly none."""
         self._pending += os.read(self._fd, 1 << 20)
         *lines, self._pending = self._pending.split(b"\n")
         return [message for line in lines if (message := wire.parse(bytes(line)))]
@@ -92,13 +100,21 @@ _port: Port | None = None
 
 
 def set_mark_port(port: Port) -> None:
-    """Set the port that `mark` writes to."""
+    """Set the port on which `mark` sends its events."""
     global _port
     _port = port
 
 
 def mark(event: str) -> None:
-    """Report an event to the host's timeline, from a function that runs in the guest."""
+    """Add an event to the host's timeline of the live update.
+
+    Args:
+        event: the name of the event.
+
+    Raises:
+        RuntimeError: this is not the worker's process, which runs the functions that the host
+            calls.
+    """
     if _port is None:
         raise RuntimeError("mark() works only in a function that the host called in a guest")
     _port.send({"mark": event})

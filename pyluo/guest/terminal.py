@@ -1,20 +1,21 @@
-"""A program in the guest that runs on the host's terminal, or on the host's pipes.
+"""Run a program in the guest whose input and output are those of a process on the host.
 
-A process of its own relays the bytes, so that neither the worker nor the program waits for the
-other. It sends the frames of `wire` over a port of its own:
+The program runs on a pseudoterminal if the host's process has a terminal, else on pipes. A separate
+process in the guest, the relay, copies the bytes, so that neither the worker nor the program waits
+for the other. The relay exchanges messages (see `wire`) with the host over a port of its own:
 
 | to the guest | |
 | --- | --- |
 | `input` | bytes for the program |
-| `eof` | there are no more bytes for it |
+| `eof` | the program's input ends here |
 | `size` | rows and columns of the host's terminal |
 
 | to the host | |
 | --- | --- |
 | `output`, `error` | bytes from the program |
-| `taken` | how many more bytes of a pipe the program has read |
+| `taken` | how many more bytes of its input the program has read, if that is a pipe |
 | `folder` | the program's current folder |
-| `end` | the program's exit status, or the negative number of a signal that ended it |
+| `end` | the program's exit status, or the negative number of the signal that ended it |
 | `failed` | the exception that ended the relay |
 """
 
@@ -40,15 +41,15 @@ if TYPE_CHECKING:
 __all__ = ["start", "wait"]
 
 _HOSTNAME = "guest"
-# The prompt of a shell without a start file would look like the host's. (Debian's start file for
-# bash shows the name of the machine.)
+# The prompt of a shell without a start file; the default prompt would look like the host's. (With
+# Debian's start file, bash shows the host name in its prompt.)
 _PROMPT = "guest:$PWD# "
 _SHELL = "/bin/sh"
-_CHUNK = 1 << 14  # bytes of output in a frame
-_PIECE = 1 << 12  # bytes written to the program at a time: a page, which is a slot of a pipe
-_INPUT_LIMIT = 1 << 16  # bytes of input that are buffered here
+_CHUNK = 1 << 14  # bytes of output in a message, at most
+_PIECE = 1 << 12  # bytes written to the program at a time, at most: a page, or one slot of a pipe
+_INPUT_LIMIT = 1 << 16  # bytes of input in the relay's buffer, after which it stops reading
 _FOLDER_POLL = 100  # milliseconds
-_NOT_RUNNABLE, _NOT_FOUND = 126, 127  # as in shells
+_NOT_RUNNABLE, _NOT_FOUND = 126, 127  # the exit statuses of shells for these cases
 _GONE = select.POLLERR | select.POLLHUP | select.POLLNVAL
 
 
@@ -59,21 +60,21 @@ def start(
     environment: Mapping[str, str],
     size: Size | None,
 ) -> int:
-    """Start a program, and a process that relays its input and output.
+    """Start a program, and the relay of its input and output.
 
     Args:
-        boot_id: the boot id of this life; messages that the host sent to another one are dropped.
-        argv: the program and its arguments; by default SHELL of `environment`, or /bin/sh if that
-            cannot be run.
-        folders: the program starts in the first of these that exists.
-        environment: variables to add to the worker's own.
-        size: the rows and columns of the program's terminal; None for pipes.
+        boot_id: the boot id of this life; messages that the host sent to another life are dropped.
+        argv: the program and its arguments; if empty, the program that SHELL in `environment`
+            names, or /bin/sh if that one cannot be run.
+        folders: the program starts in the first of these folders that exists.
+        environment: variables to add to the worker's environment.
+        size: the rows and columns of the program's terminal; None to run the program on pipes.
 
     Returns:
         The process id of the relay.
 
     Raises:
-        OSError: a relay is running already (EBUSY).
+        OSError: another relay is running (EBUSY).
     """
     channel = port.Port.find(port.TERMINAL)
     try:
@@ -93,13 +94,17 @@ def start(
 
 
 def wait(relay_pid: int) -> None:
-    """Wait until a relay that reported the program's end has closed the port, for the next one."""
-    with suppress(ChildProcessError):  # it was a process of an earlier life
+    """Wait until a relay has ended and has closed its port, so that `start` can open it again.
+
+    Args:
+        relay_pid: the process id of the relay; it has reported the end of its program.
+    """
+    with suppress(ChildProcessError):  # the relay belonged to an earlier life
         os.waitpid(relay_pid, 0)
 
 
 class _Program:
-    """The program to run."""
+    """The program to run: its arguments, its folder and its environment."""
 
     def __init__(
         self, argv: Sequence[str], folders: Sequence[str], environment: Mapping[str, str]
@@ -110,8 +115,8 @@ class _Program:
         self._environment = environment
 
     def exec(self) -> NoReturn:
-        """Replace this process, a forked child, by the program; this does not return."""
-        # Python ignores these signals, and the program would inherit that.
+        """Execute the program in this process, which is a forked child; this does not return."""
+        # Python ignores these signals. The program would inherit this, and may need their defaults.
         for number in (signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)
         self._change_folder()
@@ -122,7 +127,7 @@ class _Program:
             os._exit(_NOT_FOUND if error.errno == errno.ENOENT else _NOT_RUNNABLE)
 
     def _change_folder(self) -> None:
-        """Change to the first folder that exists, and report each one that does not."""
+        """Change to the first folder that exists; report each folder before it on stderr."""
         for folder in self._folders:
             try:
                 os.chdir(folder)
@@ -138,7 +143,7 @@ def _print_error(text: str) -> None:
 
 
 class _Relay:
-    """Relays bytes between the port and the program, until the program ends."""
+    """Starts the program, and copies bytes between it and the port until the program ends."""
 
     def __init__(
         self, channel: port.Port, boot_id: str, program: _Program, size: Size | None
@@ -172,7 +177,7 @@ class _Relay:
         (reads, self._input), (output, writes), (errors, error_writes) = (
             os.pipe() for _ in range(3)
         )
-        # A pipe with a single slot has room again only when everything in it was read.
+        # A pipe with a single slot is writable again only after everything in it was read.
         fcntl.fcntl(self._input, fcntl.F_SETPIPE_SZ, _PIECE)
         if not (pid := os.fork()):
             os.setsid()
@@ -185,7 +190,7 @@ class _Relay:
         return pid
 
     def run(self) -> None:
-        """Relay bytes until the program ends, and report its exit status to the host."""
+        """Copy bytes until the program ends, and report its exit status to the host."""
         self._channel.send_first({})
         active = True
         while True:
@@ -200,7 +205,8 @@ class _Relay:
             self._report_folder()
             if self._ended in ready:
                 break
-        # Processes that it left in the background are not waited for.
+        # Forward what is left of the program's output. Do not wait for the end of the output,
+        # because processes that the program left in the background may still have it open.
         for fd in list(self._sources):
             while self._forward_output(fd):
                 pass
@@ -208,10 +214,12 @@ class _Relay:
         self._channel.send({"end": os.waitstatus_to_exitcode(status)})
 
     def _poll(self, active: bool) -> dict[int, int]:
-        """Wait, and return what is ready.
+        """Wait until a descriptor is ready, and return poll(2)'s events by descriptor.
 
-        After activity it waits only for a moment, because the program may have changed its folder,
-        of which nobody is notified.
+        Args:
+            active: whether something was ready the last time. If so, this waits only for a moment
+                and may return nothing, because the program may then have changed its folder, and
+                no event tells of that.
         """
         poll = select.poll()
         poll.register(self._ended, select.POLLIN)
@@ -226,7 +234,7 @@ class _Relay:
     def _handle_messages(self) -> None:
         for message in self._channel.receive_some():
             if message.get("boot_id") != self._boot_id:
-                continue  # it was for an earlier life
+                continue  # the host sent it to an earlier life
             if (data := message.get("input")) is not None:
                 self._pending_input += wire.decode(data)
             elif size := message.get("size"):
@@ -240,17 +248,20 @@ class _Relay:
                 termios.tcsetwinsize(fd, size)
 
     def _feed_program(self, event: int) -> None:
-        """Write a line, or as much as there is room for, to the program.
+        """Write at most one line of the pending input to the program.
 
-        Through a pipe, the next line is written only when the program has read the previous one,
-        and the host is told so. Thus after a line that jumped, a script can continue in the next
-        life.
+        A line is written to a pipe only after the program has read the line before; then the host
+        is told how many bytes were read. So if a line of a script jumps, the host knows with which
+        line the script continues in the next life.
+
+        Args:
+            event: the events that poll(2) returned for the program's input.
         """
         if self._unread_in_pipe:
             self._channel.send({"taken": self._unread_in_pipe})
             self._unread_in_pipe = 0
         if event & _GONE:
-            self._pending_input, self._eof = b"", True  # the program closed its input
+            self._pending_input, self._eof = b"", True  # the program has closed its input
         if self._pending_input:
             line = self._pending_input.find(b"\n") + 1 or len(self._pending_input)
             piece = self._pending_input[: min(line, _PIECE)]
@@ -263,13 +274,17 @@ class _Relay:
             self._input = -1
 
     def _forward_output(self, fd: int) -> bool:
-        """Forward what the program wrote; return whether there was something."""
+        """Forward output of the program to the host, and return whether there was any.
+
+        Args:
+            fd: the descriptor to read from; it is closed at the end of the output.
+        """
         try:
             data = os.read(fd, _CHUNK)
         except BlockingIOError:
             return False
         except OSError as error:
-            if error.errno != errno.EIO:  # a terminal's answer if no process has it open
+            if error.errno != errno.EIO:  # EIO: no process has the terminal open any more
                 raise
             data = b""
         if data:
@@ -280,7 +295,7 @@ class _Relay:
         return bool(data)
 
     def _report_folder(self) -> None:
-        """Tell the host the program's folder, if it changed."""
+        """Send the program's current folder to the host if it changed."""
         with suppress(OSError):  # the program has ended
             folder = os.readlink(f"/proc/{self._pid}/cwd")
             if folder != self._folder:

@@ -1,10 +1,11 @@
-"""The wire between host and guest: one JSON object per line, over a virtio-serial port.
+"""The wire between host and guest: messages over a virtio-serial port, one JSON object a line.
 
-Each line is a complete frame, so that a message cut off by a jump spoils only itself: the guest
-begins each life with an empty line, and a line that does not parse belongs to the life before.
+A jump may cut off a message. After each boot the guest first sends an empty line, so that the next
+message begins on a line of its own; a line that does not parse was cut off by the jump.
 
-Values are sent as JSON. A type that JSON does not have is an object with one key that starts with
-``$``. Nothing is unpickled: classes are sent by name, and only exceptions, enums and dataclasses.
+Values of a type that JSON does not have are sent as an object with one key that starts with ``$``.
+Nothing is pickled: exceptions, enums and dataclasses are sent as the name of their class and its
+arguments, and no objects of other classes can be sent.
 """
 
 from __future__ import annotations
@@ -27,25 +28,25 @@ __all__ = [
     "GuestObject",
     "decode",
     "encode",
-    "frame",
     "parse",
     "reference",
     "resolve",
-    "resolve_loaded"
+    "resolve_loaded",
+    "to_line"
 ]  # fmt: skip
 
-MAIN = "__host_main__"  # the guest's name for the module that is __main__ on the host
+MAIN = "__host_main__"  # the name in the guest of the module that is __main__ on the host
 
-Frame = dict[str, Any]
+Message = dict[str, Any]
 
 
 class GuestObject:
-    """An object that stays in the guest: what `vm.hold` returns, and an argument to later calls.
+    """A handle on an object that is kept in the guest: `vm.hold` returns it; later calls take it.
 
     Attributes:
-        boot_id: the life of the guest that it belongs to.
-        number: its name there.
-        description: its repr, when it was held.
+        boot_id: the boot id of the life of the guest in which the object exists.
+        number: the number under which the guest keeps the object.
+        description: the object's repr at the time when `vm.hold` returned.
     """
 
     def __init__(self, boot_id: str, number: int, description: str) -> None:
@@ -57,13 +58,13 @@ class GuestObject:
         return f"<held in the guest: {self.description}>"
 
 
-def frame(message: Frame) -> bytes:
-    """Return the line that carries a message."""
+def to_line(message: Message) -> bytes:
+    """Return the line that carries a message, with its line break."""
     return json.dumps(message, separators=(",", ":")).encode() + b"\n"
 
 
-def parse(line: bytes) -> Frame | None:
-    """Return the message of a line; None if the line was cut off."""
+def parse(line: bytes) -> Message | None:
+    """Return the message that a line carries; None if the line was cut off."""
     try:
         message = json.loads(line)
     except (ValueError, RecursionError):
@@ -71,29 +72,31 @@ def parse(line: bytes) -> Frame | None:
     return message if isinstance(message, dict) else None
 
 
-def reference(thing: type | Callable[..., Any]) -> str:
-    """Return the name by which the other side can find a class or a function.
+def reference(class_or_function: type | Callable[..., Any]) -> str:
+    """Return the name by which the other side can find a class or a function: "module:path".
 
     Raises:
-        TypeError: it has no such name: it is a lambda, a bound method, or defined in a function.
+        TypeError: the other side cannot find it by a name, because it is a lambda or a bound
+            method, or is defined in a function.
     """
-    name = f"{_find_module(thing)}:{getattr(thing, '__qualname__', repr(thing))}"
-    bound = getattr(thing, "__self__", None)
+    path = getattr(class_or_function, "__qualname__", repr(class_or_function))
+    name = f"{_find_module(class_or_function)}:{path}"
+    bound = getattr(class_or_function, "__self__", None)
     if "<" in name or (bound is not None and not isinstance(bound, ModuleType)):
         raise TypeError(f"{name} cannot be found by its name in the guest: define it in a module")
     return name
 
 
 def resolve(name: str) -> Any:
-    """Return the class or function that a reference names, after importing its module."""
+    """Import the module of a reference, and return the class or function that it names."""
     module, _, path = name.partition(":")
     return _follow_path(importlib.import_module(MAIN if module == "__main__" else module), path)
 
 
 def resolve_loaded(name: str) -> Any:
-    """Return the class or function that a reference names, in a module that is already imported.
+    """Return the class or function that a reference names, if its module is already imported.
 
-    The host uses this, so that no guest can make it import anything.
+    The host uses this function instead of `resolve`, so that no guest can make it import a module.
 
     Raises:
         ValueError: the module is not imported.
@@ -105,22 +108,28 @@ def resolve_loaded(name: str) -> Any:
     return _follow_path(home, path)
 
 
-def _follow_path(thing: Any, path: str) -> Any:
+def _follow_path(module: ModuleType, path: str) -> Any:
+    found: Any = module
     for part in path.split("."):
-        thing = getattr(thing, part)
-    return thing
+        found = getattr(found, part)
+    return found
 
 
-def _find_module(thing: Any) -> str:
-    """Return the module where a thing can be found; pytest's outcomes claim to be builtins."""
+def _find_module(class_or_function: Any) -> str:
+    """Return the name of the module in which a class or a function can be found.
+
+    pytest's outcome exceptions (skip, fail) have the __module__ "builtins", so they are looked up
+    separately.
+    """
     outcomes = sys.modules.get("_pytest.outcomes")
-    if outcomes is not None and getattr(outcomes, getattr(thing, "__name__", ""), None) is thing:
+    name = getattr(class_or_function, "__name__", "")
+    if outcomes is not None and getattr(outcomes, name, None) is class_or_function:
         return "_pytest.outcomes"
-    return str(thing.__module__)
+    return str(class_or_function.__module__)
 
 
 def encode(value: Any) -> Any:
-    """Return a value as JSON.
+    """Return the JSON that stands for a value; `decode` turns it back into the value.
 
     Raises:
         TypeError: values of this type cannot be sent.
@@ -156,23 +165,24 @@ def encode(value: Any) -> Any:
 
 def decode(
     value: Any,
-    held: Callable[[str, int], Any] | None = None,
+    find_held: Callable[[str, int], Any] | None = None,
     *,
     find: Callable[[str], Any] = resolve,
 ) -> Any:
-    """Return the value that was given to `encode`.
+    """Return the value that JSON stands for, as `encode` returned it.
 
     Args:
         value: the JSON.
-        held: returns the object that a boot id and a number stand for on this side.
-        find: returns the class that a name stands for on this side: `resolve` or `resolve_loaded`.
+        find_held: returns the object that is kept under a boot id and a number; None on the host,
+            which keeps no objects.
+        find: returns the class that a reference names: `resolve` or `resolve_loaded`.
 
     Raises:
-        ValueError: `encode` returns no such JSON.
+        ValueError: this is not JSON that `encode` returns.
     """
 
     def inner(item: Any) -> Any:
-        return decode(item, held, find=find)
+        return decode(item, find_held, find=find)
 
     if isinstance(value, list):
         return [inner(item) for item in value]
@@ -189,7 +199,7 @@ def decode(
         case "$dict":
             return {inner(key): inner(item) for key, item in content}
         case "$path":
-            from pathlib import Path  # here, because it takes a moment to load in a guest
+            from pathlib import Path  # imported only here, because loading it slows a guest's boot
 
             return Path(content)
         case "$enum":
@@ -197,8 +207,8 @@ def decode(
         case "$data":
             fields = {name: inner(item) for name, item in content[1].items()}
             return _check_dataclass(find(content[0]))(**fields)
-        case "$held" if held is not None:
-            return held(*content)
+        case "$held" if find_held is not None:
+            return find_held(*content)
         case "$error":
             return _decode_error(content, find)
     raise ValueError(f"{kind!r} is no kind of value")
@@ -216,8 +226,8 @@ def _check_dataclass(found: Any) -> Any:
     return found
 
 
-def _encode_error(error: BaseException) -> Frame:
-    """Return an exception's text, and the parts to rebuild it from, if these can be sent."""
+def _encode_error(error: BaseException) -> Message:
+    """Return the text of an exception and, if they can be sent, the values to rebuild it from."""
     import traceback
 
     try:
@@ -237,22 +247,22 @@ def _encode_error(error: BaseException) -> Frame:
             "arguments": [encode(item) for item in reduced[1]],
             "state": {name: encode(item) for name, item in state.items()},
         }
-        frame(complete)  # raises if JSON cannot represent it
+        to_line(complete)  # raises if JSON cannot represent it
         return complete
     except Exception:
         return text
 
 
-def _decode_error(content: Frame, find: Callable[[str], Any]) -> BaseException:
-    """Rebuild an exception.
+def _decode_error(content: Message, find: Callable[[str], Any]) -> BaseException:
+    """Return the exception that the JSON stands for.
 
-    If this is not possible, or the exception would end more than a call, return a RuntimeError with
-    its text.
+    If it cannot be rebuilt, or if raising it would end the host program (SystemExit,
+    KeyboardInterrupt, ...), return a RuntimeError with its text instead.
     """
     try:
         kind = _check_class(find(content["type"]), BaseException)
         if not issubclass(kind, Exception) and kind.__name__ in vars(builtins):
-            raise ValueError(f"{kind.__name__} is for the guest alone")
+            raise ValueError(f"{kind.__name__} must not be raised on the host")
         error: BaseException = kind(*(decode(item, find=find) for item in content["arguments"]))
         state = {name: decode(item, find=find) for name, item in content["state"].items()}
         vars(error).update(state)

@@ -11,13 +11,13 @@ from pyluo import kexec
 from pyluo.guest import port, wire
 from pyluo.kernel_log import KernelLog
 
-__all__ = ["work"]
+__all__ = ["run_worker"]
 
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
 class _UnreachableError(Exception):
-    """The file of the host's module does not exist in this machine's view of the host's files."""
+    """The guest cannot see the file of the module that defines the requested function."""
 
     def __init__(self, file: str) -> None:
         super().__init__(file)
@@ -25,7 +25,12 @@ class _UnreachableError(Exception):
 
 
 class Worker:
-    """The host's requests; results of `hold` are kept until the jump."""
+    """Carries out the host's requests. Keeps the results of `hold` requests until the next jump.
+
+    Args:
+        channel: the port to the host.
+        boot_id: the boot id of this life.
+    """
 
     def __init__(self, channel: port.Port, boot_id: str) -> None:
         self._channel = channel
@@ -37,16 +42,19 @@ class Worker:
         """Answer requests until the machine is gone."""
         while True:
             request = self._channel.receive()
-            # The host may have sent this request to the life before.
+            # The host may have sent this request before the guest jumped; ignore it then.
             if request.get("boot_id") == self._boot_id:
                 self._channel.send({"answer": request["id"], **self._answer(request)})
 
-    def _answer(self, request: wire.Frame) -> wire.Frame:
-        """Carry out a request, and return its result or its exception, whatever happens."""
+    def _answer(self, request: wire.Message) -> wire.Message:
+        """Carry out a request, and return the answer: its result, or the exception that it raised.
+
+        This function itself never raises an exception.
+        """
         try:
             action = getattr(self, "do_" + request["do"])
             answer = {"result": wire.encode(action(request))}
-            wire.frame(answer)  # raises here, not in serve(), if JSON cannot represent it
+            wire.to_line(answer)  # raises here, not in serve(), if JSON cannot represent it
             return answer
         except _UnreachableError as error:
             return {"unreachable": error.file}
@@ -58,29 +66,30 @@ class Worker:
             raise ValueError("an argument was held in a life of the guest that is over")
         return self._held[number]
 
-    def do_call(self, request: wire.Frame) -> Any:
-        """Run a function and return its result."""
+    def do_call(self, request: wire.Message) -> Any:
+        """Run the requested function, and return its result."""
         sys.path[:] = request["path"]
         function = _find_function(request["function"], request["file"])
         arguments = wire.decode(request["arguments"], self._find_held)
         keywords = wire.decode(request["keywords"], self._find_held)
         return function(*arguments, **keywords)
 
-    def do_hold(self, request: wire.Frame) -> Any:
-        """Run a function and keep its result."""
+    def do_hold(self, request: wire.Message) -> Any:
+        """Run the requested function, keep its result, and return its number and its repr."""
         result = self.do_call(request)
         number = next(self._numbers)
         self._held[number] = result
         return [number, repr(result)]
 
-    def do_release(self, request: wire.Frame) -> None:
-        """Release a result that was kept."""
-        wire.decode(request["held"], self._find_held)  # raises if it is of an earlier life
+    def do_release(self, request: wire.Message) -> None:
+        """Drop a result that was kept."""
+        wire.decode(request["held"], self._find_held)  # raises if it was held before the last jump
         del self._held[request["held"]["$held"][1]]
 
-    def do_jump(self, request: wire.Frame) -> None:
-        """Load the next kernel and jump; this returns only with an exception."""
-        # A test may jump into any kernel, even one that loses what was preserved.
+    def do_jump(self, request: wire.Message) -> None:
+        """Load the next kernel and jump to it. Does not return; raises if that fails."""
+        # handover=False and trust_image=True switch off pyluo's checks: a test may jump to a kernel
+        # that loses what was preserved.
         kexec.load(request["image"], cmdline=request["cmdline"], handover=False)
         port.mark("loaded")
         os.sync()
@@ -89,13 +98,22 @@ class Worker:
 
 
 def _find_function(reference: str, file: str | None) -> Any:
-    """Return a function by its module's name; if needed, load the module from its file."""
+    """Return the function that a reference names.
+
+    Args:
+        reference: the name of the function, as `wire.reference` returned it.
+        file: the file of its module on the host, for a module that cannot be imported by name.
+
+    Raises:
+        _UnreachableError: the guest cannot see the file.
+    """
     module = reference.partition(":")[0]
     if module != "__main__":
         try:
             return wire.resolve(reference)
         except ModuleNotFoundError as error:
-            # Only if the module itself, or its package, cannot be imported by that name.
+            # Fall back to the file only if the module or its package was not found; re-raise if one
+            # of the module's own imports is missing.
             if file is None or not f"{module}.".startswith(f"{error.name}."):
                 raise
     name = wire.MAIN if module == "__main__" else module
@@ -116,8 +134,8 @@ def _find_function(reference: str, file: str | None) -> Any:
     return wire.resolve(name + ":" + reference.partition(":")[2])
 
 
-def work() -> None:
-    """Say hello to the host, and answer requests until the machine is gone."""
+def run_worker() -> None:
+    """Tell the host that the worker is up, and answer requests until the machine is gone."""
     channel = port.Port.find()
     port.set_mark_port(channel)
     if os.environ.get("PYLUO_NETWORK"):

@@ -23,7 +23,7 @@ values = st.recursive(
 
 @given(values)
 def test_a_value_crosses_unchanged_whatever_it_is_made_of(value: object) -> None:
-    line = wire.frame({"value": wire.encode(value)})
+    line = wire.to_line({"value": wire.encode(value)})
     assert line.count(b"\n") == 1
     message = wire.parse(line)
     assert message is not None

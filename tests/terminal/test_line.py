@@ -12,8 +12,8 @@ def test_what_a_jump_cut_short_spoils_nothing_of_the_next_life() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         line = Line(ours)
-        theirs.sendall(wire.frame({"folder": "/a"}) + b'{"folder": "/b')
-        theirs.sendall(b"\n" + wire.frame({"folder": "/c"}))
+        theirs.sendall(wire.to_line({"folder": "/a"}) + b'{"folder": "/b')
+        theirs.sendall(b"\n" + wire.to_line({"folder": "/c"}))
         assert line.drain() == [{"folder": "/a"}, {"folder": "/c"}]
 
 
@@ -37,7 +37,7 @@ def test_a_line_that_qemu_hung_up_has_an_end() -> None:
     ours, theirs = socket.socketpair()
     with ours:
         line = Line(ours)
-        theirs.sendall(wire.frame({"end": 0}))
+        theirs.sendall(wire.to_line({"end": 0}))
         theirs.close()
         assert line.drain() == [{"end": 0}]
         assert line.closed

@@ -11,12 +11,12 @@ from pyluo import LiveUpdate, Memfd, OutgoingSession, PreservedMemoryError, sess
 from pyluo.guest.faults import MemoryHog, Victim, each_fails, failslab
 
 if TYPE_CHECKING:
-    from pyluo.guest.faults import Reach
+    from pyluo.guest.faults import ReachStep
 
 SIZE = 1 << 20
 
 
-def _hold_session(name: str, reach: Reach) -> None:
+def _hold_session(name: str, reach: ReachStep) -> None:
     with LiveUpdate() as device:
         session = device.create_session(name)
     reach("create", session=session.fileno())
@@ -26,11 +26,11 @@ def _hold_session(name: str, reach: Reach) -> None:
     reach("preserve", session=session.fileno())
 
 
-def _hold_alone(reach: Reach) -> None:
+def _hold_alone(reach: ReachStep) -> None:
     _hold_session("alone", reach)
 
 
-def _hold_shared(reach: Reach) -> None:
+def _hold_shared(reach: ReachStep) -> None:
     _hold_session("shared", reach)
 
 
@@ -48,7 +48,7 @@ def stop_at_step_not_reached(step: str) -> None:
     Victim(_hold_alone, stop_at=step)
 
 
-def _raise(reach: Reach) -> None:
+def _raise(reach: ReachStep) -> None:
     reach("stand")
     raise ValueError("the ground gave way")
 
@@ -57,7 +57,7 @@ def stop_after_exception() -> None:
     Victim(_raise, stop_at="stand up")
 
 
-def _kill_itself(reach: Reach) -> None:
+def _kill_itself(reach: ReachStep) -> None:
     os.kill(os.getpid(), 9)
 
 

@@ -24,7 +24,7 @@ from pyluo import (
 from pyluo.guest.faults import Victim
 
 if TYPE_CHECKING:
-    from pyluo.guest.faults import Reach
+    from pyluo.guest.faults import ReachStep
 
 BEFORE = ("create", "preserve", "load")
 AFTER = ("jump", "retrieve the session", "retrieve the file", "finish")
@@ -112,7 +112,7 @@ def _kill_a_victim(case: Case, image: str, cmdline: str) -> None:
         case.kept = adopt(fd)
 
 
-def _run_victim(case: Case, image: str, cmdline: str, reach: Reach) -> None:
+def _run_victim(case: Case, image: str, cmdline: str, reach: ReachStep) -> None:
     """Run the steps of a victim, before the jump or after it."""
     if case.step in BEFORE:
         outgoing, memfd = _create(case)

@@ -1,6 +1,7 @@
-"""Faults to inject in a guest: call these from functions that run there, or by `vm.hold`.
+"""Faults to inject in a guest.
 
-Faults of the next kernel are injected by the host: see `pyluo.vm.machine.faults`.
+Functions that run in the guest use these functions and classes; `vm.hold` can also call them.
+Faults of the next kernel are injected from the host: see `pyluo.vm.machine.faults`.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ from pyluo.guest.faults.cpu import lock_up_cpu
 from pyluo.guest.faults.memory import MemoryHog
 from pyluo.guest.faults.missing import FaultMissingError
 from pyluo.guest.faults.sessions import SessionStorm, StormResult, check_session_storm
-from pyluo.guest.faults.victim import Reach, StepNotReachedError, Victim
+from pyluo.guest.faults.victim import ReachStep, StepNotReachedError, Victim
 
 __all__ = [
     "FaultMissingError",
     "MemoryHog",
     "NthFails",
-    "Reach",
+    "ReachStep",
     "SessionStorm",
     "StepNotReachedError",
     "StormResult",

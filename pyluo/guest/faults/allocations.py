@@ -24,20 +24,21 @@ _CAPABILITIES = {"failslab": "CONFIG_FAILSLAB", "fail_page_alloc": "CONFIG_FAIL_
 
 
 class NthFails:
-    """A `with` block in which one of this thread's kernel allocations fails.
+    """A `with` block in which one allocation that the kernel makes for this thread fails.
 
-    Allocations that may wait for memory, which most are, can fail too.
+    Allocations that may wait for memory, as most allocations may, are counted and can fail, too.
 
     Args:
-        number: which allocation fails, from 1.
+        number: which of the allocations in the block fails; 1 is the first.
 
     Attributes:
-        injected: whether the block made that many allocations; valid after the block.
+        injected: whether an allocation failed, because the block made that many; valid after the
+            block.
 
     Raises:
         FaultMissingError: the kernel cannot inject this fault; raised on entry.
 
-    Source: /proc/PID/task/TID/fail-nth. Linux 4.14.
+    Source: /proc/PID/task/TID/fail-nth, since Linux 4.14.
     """
 
     def __init__(self, number: int) -> None:
@@ -64,9 +65,10 @@ class NthFails:
 
 
 def each_fails() -> Iterator[NthFails]:
-    """Yield a fault for each attempt at something: its first allocation fails, then its second.
+    """Yield a fault for the first allocation of some work, then for its second, and so on.
 
-    The attempt in which no allocation was left to fail is the last:
+    The caller repeats the work in a block of each fault. The iterator ends after the work has run
+    without a failure, because it has made fewer allocations than the fault's number:
 
         for fault in each_fails():
             with fault:
@@ -81,11 +83,11 @@ def each_fails() -> Iterator[NthFails]:
 
 @contextmanager
 def failslab(probability: int = 100, *, times: int = -1) -> Iterator[None]:
-    """Make this thread's slab allocations in the block fail at random.
+    """Make slab allocations that the kernel makes for this thread in the block fail at random.
 
     Args:
-        probability: of each failure, in percent.
-        times: how many fail at most; -1 for no limit.
+        probability: how likely each allocation is to fail, in percent.
+        times: how many allocations fail at most; -1 for no limit.
 
     Raises:
         FaultMissingError: the kernel cannot inject this fault; raised on entry.
@@ -113,7 +115,7 @@ def _include_waiting_allocations() -> None:
         if not os.path.exists(path):
             raise FaultMissingError(name, option)
         _write(path, "N")
-        # Logging a trace of each failure would take longer than everything else.
+        # If the kernel logged a trace of each failure, logging would take longer than all the rest.
         _write(f"{_DEBUGFS}/{name}/verbose", "0")
 
 

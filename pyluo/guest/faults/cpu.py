@@ -21,18 +21,18 @@ _POLL_INTERVAL = 0.05
 
 
 def lock_up_cpu() -> int:
-    """Keep a processor busy with its interrupts off, from now on until the machine is reset.
+    """Keep the last processor busy, with its interrupts off, until the machine is reset.
 
-    This is the last processor. If there is only one, the whole guest stops, and this does not
-    return. Otherwise it must be set apart by ``isolcpus=`` and ``irqaffinity=``: in a page fault of
-    any process that has ever run on it, the kernel would wait for it.
+    If there is only one processor, the whole guest stops, and this function does not return.
+    Otherwise the last processor must be set apart by ``isolcpus=`` and ``irqaffinity=``: a page
+    fault of a process that has ever run on that processor makes the kernel wait for it.
 
     Returns:
-        The number of the processor.
+        The number of the last processor.
 
     Raises:
         FaultMissingError: the kernel has no CONFIG_LKDTM.
-        RuntimeError: the processor is not set apart.
+        RuntimeError: the last processor is not set apart.
         TimeoutError: the kernel did not log that the lockup begins.
     """
     if not os.path.exists(_TRIGGER):
@@ -67,7 +67,8 @@ def _wait_for_lockup(log: int) -> None:
     """Read the kernel's log until it announces the lockup."""
     end = time.monotonic() + _TIMEOUT
     while time.monotonic() < end:
-        # Poll, because it may be the locked-up processor that has to wake this process.
+        # Do not wait without a timeout: the kernel may leave it to the locked-up processor to wake
+        # this process when a line comes.
         select.select([log], [], [], _POLL_INTERVAL)
         with suppress(BlockingIOError):
             if _CRASH_TYPE.encode() in os.read(log, 8192):

@@ -19,7 +19,7 @@ class MemoryHog:
     If the kernel runs out of memory, it kills this process first.
 
     Args:
-        left: how many bytes to leave available, as MemAvailable counts them.
+        left: how many bytes of MemAvailable in /proc/meminfo to leave.
 
     Raises:
         MemoryError: the kernel killed the process before it had taken enough.
@@ -47,7 +47,9 @@ class MemoryHog:
 
     @property
     def alive(self) -> bool:
-        """Whether it still has its memory: it was neither released nor killed by the kernel."""
+        """Whether the process still has its memory: it was not released, and the kernel has not
+        killed it.
+        """
         if self._pid:
             pidfd = os.pidfd_open(self._pid)  # it becomes readable when the process ends
             try:
@@ -57,7 +59,7 @@ class MemoryHog:
         return False
 
     def release(self) -> None:
-        """Release the memory; releasing it twice does nothing."""
+        """Kill the process, which releases the memory; releasing it twice does nothing."""
         pid, self._pid = self._pid, 0
         if pid:
             os.kill(pid, signal.SIGKILL)

@@ -6,10 +6,10 @@ __all__ = ["FaultMissingError"]
 
 
 class FaultMissingError(RuntimeError):
-    """The kernel was built without an option that this fault needs; nothing was injected.
+    """The running kernel was built without an option that this fault needs; nothing was injected.
 
     Args:
-        fault: the fault.
+        fault: the name of the fault.
         option: the missing option of the kernel's configuration.
     """
 

@@ -1,4 +1,4 @@
-"""Sessions that many threads create, up to the moment of a jump."""
+"""Many threads that create and discard sessions until the moment of a jump."""
 
 from __future__ import annotations
 
@@ -19,19 +19,21 @@ if TYPE_CHECKING:
 __all__ = ["SessionStorm", "StormResult", "check_session_storm"]
 
 _LEDGER, _TOKEN = "storm", 1
-# For each thread: the number of its oldest session, one past its newest, and 1 if it failed.
+# What the ledger records for each thread: the number of its oldest session, the number after that
+# of its newest session, and 1 if the thread failed.
 _ENTRY = struct.Struct("=QQQ")
 
 
 class SessionStorm:
-    """Threads that create sessions and discard old ones, until the jump.
+    """Threads that create sessions, and discard the oldest ones, until the jump.
 
-    Each session has a memfd that contains the session's name. Another preserved memfd, the ledger,
-    records which sessions are complete; `check_session_storm` compares the sessions with it.
+    Each session preserves a memfd that contains the session's name. Another preserved memfd, the
+    ledger, records which sessions are complete. After the jump, `check_session_storm` compares the
+    sessions with the ledger.
 
     Args:
         threads: the number of threads.
-        each: how many sessions each thread keeps at most.
+        each: how many sessions each thread keeps.
     """
 
     def __init__(self, threads: int = 10, each: int = 20) -> None:
@@ -39,7 +41,8 @@ class SessionStorm:
         with LiveUpdate() as device:
             self._session = device.create_session(_LEDGER)
             self._session.preserve(self._ledger, _TOKEN)
-            # Each object has a lock of its own, so that the threads contend only in the kernel.
+            # A LiveUpdate object has a lock. Each thread gets its own object, so that the threads
+            # contend only for the locks in the kernel.
             devices = [LiveUpdate.from_fd(os.dup(device.fileno())) for _ in range(threads)]
         all_started = threading.Barrier(threads + 1)
         for number, device in enumerate(devices):
@@ -60,7 +63,8 @@ class SessionStorm:
                 if newest == 1:
                     all_started.wait()
                 if len(kept) > each:
-                    # Before the discard, because the ledger must be true at any time.
+                    # Record this before the discard: the jump may come at any time, and a session
+                    # that the ledger lists must exist.
                     oldest += 1
                     self._record(number, oldest, newest, failed)
                     kept.popleft().discard()
@@ -79,11 +83,12 @@ class StormResult:
 
     Attributes:
         created: how many sessions were created and preserved before the jump.
-        promised: how many of them the ledger listed as complete when the jump came.
-        intact: how many of the promised ones were retrieved intact.
-        lost: the names of the other promised ones.
-        partial: sessions that exist without being promised: they were being created or discarded.
-        failed: how many threads had stopped before the jump.
+        promised: how many of these sessions the ledger listed as complete when the jump came.
+        intact: how many of the promised sessions were retrieved intact.
+        lost: the names of the promised sessions that were not intact.
+        partial: how many sessions exist although the ledger does not list them: they were being
+            created or discarded when the jump came.
+        failed: how many threads had failed before the jump.
     """
 
     created: int
@@ -95,7 +100,7 @@ class StormResult:
 
 
 def check_session_storm() -> StormResult:
-    """Retrieve all sessions after the jump, and compare them with the ledger."""
+    """Retrieve the sessions of a `SessionStorm` after the jump; compare them with its ledger."""
     with LiveUpdate() as device:
         entries = _read_ledger(device)
         lost: list[str] = []

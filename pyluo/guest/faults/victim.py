@@ -1,4 +1,4 @@
-"""A process that is killed at a chosen step."""
+"""A process that is killed after a chosen step of its work."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["Reach", "StepNotReachedError", "Victim"]
+__all__ = ["ReachStep", "StepNotReachedError", "Victim"]
 
 _TIMEOUT = 30.0  # seconds
 _REPORT_LIMIT = 4096
@@ -19,64 +19,65 @@ _FDS_LIMIT = 64
 
 
 class StepNotReachedError(RuntimeError):
-    """A process did not reach the step at which it was to be killed; it is dead all the same."""
+    """A process did not reach the step after which it was to be killed; the process has ended."""
 
 
-class Reach(Protocol):
-    """The function that a victim calls after each step."""
+class ReachStep(Protocol):
+    """The type of the function that a victim calls after each step."""
 
     def __call__(self, step: str, **fds: int) -> None:
-        """Continue, or wait here to be killed.
+        """Return at once, or, at the step to stop at, wait to be killed.
 
         Args:
-            step: the name of the step.
-            fds: descriptors that exist by now, with the names under which they can be shared.
+            step: the name of the step that is done.
+            fds: descriptors that are open now, by the names under which they can be shared.
         """
 
 
 class Victim:
-    """A process that goes through steps, and stops at one of them until it is killed.
+    """A process that runs a function and stops after a chosen step of it, until it is killed.
 
-    It is a fork of the caller. Its open descriptors are closed when it dies, unless they are
-    shared:
+    The process is a fork of the caller. When the process is killed, the kernel closes its
+    descriptors; files of which the caller has a duplicate stay open:
 
-        def life(reach):
+        def steps(reach):
             session = device.create_session("vm0")
             reach("create", session=session.fileno())
             session.preserve(ram, 1)
             reach("preserve", session=session.fileno())
 
-        victim = Victim(life, stop_at="preserve")
+        victim = Victim(steps, stop_at="preserve")
         victim.kill()
 
     Args:
-        life: the function to run; its argument is the function to call after each step.
-        stop_at: the step at which the process waits.
-        share: names of descriptors of which the caller gets duplicates.
+        steps: the function to run; its argument is the function to call after each step.
+        stop_at: the name of the step after which the process waits.
+        share: the names of the descriptors of which the caller gets duplicates.
 
     Attributes:
-        pid: the process id.
-        shared: the duplicates, by name; the caller must close them.
+        pid: the id of the process.
+        shared: the duplicates of the descriptors, by name; the caller must close them.
 
     Raises:
-        StepNotReachedError: the process ended before the step, or took more than half a minute.
+        StepNotReachedError: the process ended before it reached the step, or took more than half a
+            minute.
     """
 
     def __init__(
-        self, life: Callable[[Reach], object], *, stop_at: str, share: Sequence[str] = ()
+        self, steps: Callable[[ReachStep], object], *, stop_at: str, share: Sequence[str] = ()
     ) -> None:
-        ours, theirs = socket.socketpair()
+        parent_end, child_end = socket.socketpair()
         self._alive = True
         self.pid = os.fork()
         if not self.pid:
-            ours.close()
-            _run_life(life, stop_at, share, theirs)
-        theirs.close()
-        with ours:
-            self.shared = self._wait(ours, stop_at, share)
+            parent_end.close()
+            _run_steps(steps, stop_at, share, child_end)
+        child_end.close()
+        with parent_end:
+            self.shared = self._wait(parent_end, stop_at, share)
 
     def kill(self) -> None:
-        """Kill the process by SIGKILL, and wait until it is gone; killing it twice does nothing."""
+        """Kill the process by SIGKILL, and wait until it ended; killing it twice does nothing."""
         if self._alive:
             self._alive = False
             os.kill(self.pid, signal.SIGKILL)
@@ -98,24 +99,24 @@ class Victim:
         raise StepNotReachedError(f"step {stop_at!r} was not reached: {reason}")
 
 
-def _run_life(
-    life: Callable[[Reach], object], stop_at: str, share: Sequence[str], channel: socket.socket
+def _run_steps(
+    steps: Callable[[ReachStep], object], stop_at: str, share: Sequence[str], channel: socket.socket
 ) -> NoReturn:
     """Run the function in the forked process, report to the caller's process, and exit."""
-    steps: list[str] = []
+    reached: list[str] = []
 
     def reach(step: str, **fds: int) -> None:
-        steps.append(step)
+        reached.append(step)
         if step == stop_at:
             socket.send_fds(channel, [b"reached"], [fds[name] for name in share])
             while True:
                 signal.pause()
 
     try:
-        life(reach)
-        report = f"the process ended after {', '.join(steps) or 'no step'}"
+        steps(reach)
+        report = f"the process ended after {', '.join(reached) or 'no step'}"
     except BaseException as error:
-        report = f"after {', '.join(steps) or 'no step'}: {error!r}"
+        report = f"after {', '.join(reached) or 'no step'}: {error!r}"
     try:
         channel.send(report.encode(errors="replace")[:_REPORT_LIMIT])
     finally:

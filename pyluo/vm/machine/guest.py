@@ -87,9 +87,9 @@ class Guest:
         self._silence = silence
         self._on_change: Callable[[], None] | None = None
         self._ids = count(1)
-        self._answers: dict[int, asyncio.Future[wire.Frame]] = {}
+        self._answers: dict[int, asyncio.Future[wire.Message]] = {}
         self._turn = asyncio.Lock()
-        self._hello: asyncio.Future[wire.Frame] = asyncio.get_running_loop().create_future()
+        self._hello: asyncio.Future[wire.Message] = asyncio.get_running_loop().create_future()
         self._started = time.monotonic()
         self._events: list[timeline.Event] = []
         self._writers: list[asyncio.StreamWriter] = []
@@ -128,7 +128,7 @@ class Guest:
         boot = time.monotonic() - self._started
         self.watch.watch_for_silence(self._silence or max(_SILENCE_LEAST, _SILENCE_FACTOR * boot))
 
-    async def request(self, message: wire.Frame, timeout: float) -> wire.Frame:
+    async def request(self, message: wire.Message, timeout: float) -> wire.Message:
         """Send a request to the worker and wait for the answer; requests take turns.
 
         The answer is left encoded, so that what it raises is raised in the caller's thread.
@@ -143,7 +143,7 @@ class Guest:
 
     async def jump(
         self, image: str, cmdline: str, kernel: Kernel, timeout: float
-    ) -> wire.Frame | None:
+    ) -> wire.Message | None:
         """Live-update the guest.
 
         Args:
@@ -274,17 +274,17 @@ class Guest:
         finally:
             await asyncio.to_thread(self.process.close)
 
-    async def _send(self, message: wire.Frame) -> asyncio.Future[wire.Frame]:
+    async def _send(self, message: wire.Message) -> asyncio.Future[wire.Message]:
         """Send a request to the current life; return a future for the answer."""
         if self.watch.dying:
             raise await self.watch.cause_of_death()
         assert self.lives.current is not None
         number = next(self._ids)
-        answer: asyncio.Future[wire.Frame] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[wire.Message] = asyncio.get_running_loop().create_future()
         self._answers = {number: answer}
-        frame = wire.frame({"id": number, "boot_id": self.lives.current.boot_id, **message})
-        # The empty line ends a message that a jump may have cut short.
-        self._writers[0].write(b"\n" + frame)
+        line = wire.to_line({"id": number, "boot_id": self.lives.current.boot_id, **message})
+        # The line break ends an earlier message that a jump may have cut off.
+        self._writers[0].write(b"\n" + line)
         return answer
 
     async def _begin_life(self, timeout: float) -> Life:
@@ -302,7 +302,7 @@ class Guest:
                 if message := wire.parse(line):
                     self._take_message(message)
 
-    def _take_message(self, message: wire.Frame) -> None:
+    def _take_message(self, message: wire.Message) -> None:
         if mark := message.get("mark"):
             self._events.append(timeline.Event(mark, time.monotonic()))
         elif hello := message.get("hello"):
@@ -313,7 +313,7 @@ class Guest:
             if answer and not answer.done():  # the caller may have given up
                 answer.set_result(message)
 
-    def _take_hello(self, hello: wire.Frame) -> None:
+    def _take_hello(self, hello: wire.Message) -> None:
         if not self._hello.done():
             self._hello.set_result(hello)
             return
@@ -343,6 +343,6 @@ async def _connect(
     return await asyncio.open_unix_connection(sock=channel, limit=_MESSAGE_LIMIT)
 
 
-async def _first(*futures: asyncio.Future[wire.Frame]) -> wire.Frame:
+async def _first(*futures: asyncio.Future[wire.Message]) -> wire.Message:
     done, _ = await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
     return done.pop().result()

@@ -92,7 +92,7 @@ class Lives:
         same = release == self.kernel.release
         self._advance(self.kernel if same else _unknown_kernel(self.kernel, release))
 
-    def enter(self, hello: wire.Frame, blackout: float | None) -> Life:
+    def enter(self, hello: wire.Message, blackout: float | None) -> Life:
         """Make the life that has spoken the current one, and return it.
 
         Args:

@@ -488,7 +488,7 @@ class VM:
             future.cancel()
             raise
 
-    def _send(self, message: wire.Frame, timeout: float) -> Any:
+    def _send(self, message: wire.Message, timeout: float) -> Any:
         usage.requests += 1
         self.requests += 1
         self._used = True

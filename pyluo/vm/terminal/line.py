@@ -53,7 +53,7 @@ class Line:
 
     def send(self, **message: object) -> None:
         """Send a message; `flush` sends the rest if the guest cannot take all of it now."""
-        self._outgoing += wire.frame({"boot_id": self._boot_id, **message})
+        self._outgoing += wire.to_line({"boot_id": self._boot_id, **message})
         self.flush()
 
     def flush(self) -> None:
@@ -62,7 +62,7 @@ class Line:
             sent = self._channel.send(self._outgoing)
             self._outgoing = self._outgoing[sent:]
 
-    def receive(self) -> list[wire.Frame]:
+    def receive(self) -> list[wire.Message]:
         """Return the messages that have arrived completely; those of earlier lives come first."""
         try:
             data = self._channel.recv(_CHUNK)
@@ -74,9 +74,9 @@ class Line:
         *lines, self._incoming = (self._incoming + data).split(b"\n")
         return [message for line in lines if (message := wire.parse(line))]
 
-    def drain(self) -> list[wire.Frame]:
+    def drain(self) -> list[wire.Message]:
         """Return all messages that have arrived by now."""
-        messages: list[wire.Frame] = []
+        messages: list[wire.Message] = []
         while not self.closed:
             before = len(self._incoming)
             more = self.receive()

@@ -145,7 +145,7 @@ class Shell:
             self._line.send(eof=True)
         self._send_keys(b"")
 
-    def _take_messages(self, messages: list[wire.Frame]) -> None:
+    def _take_messages(self, messages: list[wire.Message]) -> None:
         for message in messages:
             for what, content in message.items():
                 match what:

@@ -336,7 +336,7 @@ def kexec_load_exists() -> bool:
 
 
 def reboot(command: int) -> None:
-    """Make the reboot(2) system call; raise LuoError if the call fails."""
+    """Make the system call reboot with its magic numbers; raise LuoError if the call fails."""
     _call("reboot", "", lambda: lib.pyluo_reboot(command))
 
 

@@ -13,7 +13,7 @@ from pyluo.errors import from_errno
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["Descriptor", "HasFileno", "OwnedFd", "wrap_new_fd", "fileno_of", "require_device"]
+__all__ = ["Descriptor", "HasFileno", "OwnedFd", "fileno_of", "require_device", "wrap_new_fd"]
 
 
 class HasFileno(Protocol):

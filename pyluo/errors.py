@@ -1,7 +1,8 @@
 """The exceptions: one class for each kind of failure that a caller may want to handle.
 
-The class of a failure depends on the pair (operation, errno), because an errno means different
-things for different operations. The tables below map these pairs to classes and hints.
+The operation and the errno together determine the class, because the same errno means different
+things for different operations. Two tables below map the pair (operation, errno) to a class and to
+a hint.
 """
 
 from __future__ import annotations
@@ -49,21 +50,22 @@ __all__ = [
 ]
 
 
-# ENOTSUP and EOPNOTSUPP are one number on Linux; the kernel's documentation says EOPNOTSUPP.
+# ENOTSUP and EOPNOTSUPP are the same number on Linux; the kernel's documentation uses EOPNOTSUPP.
 _NAMES = dict(_errno.errorcode) | {_errno.EOPNOTSUPP: "EOPNOTSUPP"}
 
 
 class LuoError(OSError):
-    """A request that the kernel refused.
+    """A request that the kernel, or pyluo before it, refused.
 
     Args:
-        errno: the kernel's answer.
-        operation: the kernel's name of the request, such as ``LIVEUPDATE_SESSION_PRESERVE_FD``.
-        subject: the object of the request, in words: the session, the token, the file.
-        hint: what to do about it; by default the hint of the class.
+        errno: the error number that the kernel returned, or that stands for pyluo's reason.
+        operation: the name of the request, such as ``LIVEUPDATE_SESSION_PRESERVE_FD``.
+        subject: words for the object of the request, such as the session, the token and the file.
+        hint: the reason, or what the caller can do; by default the hint of the class.
 
     Attributes:
-        preserved: the tokens of the files preserved before the error, in a request for several.
+        preserved: the tokens of the files that `OutgoingSession.preserve_many` had preserved before
+            the error.
     """
 
     default_hint = ""
@@ -73,7 +75,7 @@ class LuoError(OSError):
         super().__init__(errno, os.strerror(errno))
         self.operation = operation
         self.subject = subject
-        # Fill in the release now: the exception may be pickled and shown under another kernel.
+        # Fill in the release now, because the exception may be pickled and shown on another kernel.
         self.hint = (hint or self.default_hint).replace("{release}", os.uname().release)
 
     def __str__(self) -> str:
@@ -106,7 +108,7 @@ class DeviceBusyError(LuoError):
 
 
 class IncomingStateError(LuoError):
-    """The kernel could not read what the previous one handed over, now and at every later open."""
+    """The kernel cannot read what the previous kernel handed over; every later open fails too."""
 
     default_hint = (
         "The preserved memory is lost, and the kernel does not reuse it; see the lines of `luo:` "
@@ -121,7 +123,7 @@ class LuoPermissionError(LuoError, PermissionError):
 
 
 class KernelTooOldError(LuoError):
-    """The running kernel does not know this request, or a field of it."""
+    """The running kernel does not know this request, or one of its fields."""
 
     default_hint = "Linux {release} does not know this request"
 
@@ -133,7 +135,7 @@ class SessionNameError(LuoError, ValueError):
 
 
 class SessionExistsError(LuoError, FileExistsError):
-    """An outgoing session of this name exists."""
+    """An outgoing session of this name exists already."""
 
     default_hint = "Choose another name, or discard the outgoing session of this name"
 
@@ -142,26 +144,27 @@ class SessionNotFoundError(LuoError, FileNotFoundError):
     """The previous kernel handed over no session of this name, or the session is finished."""
 
     default_hint = (
-        "No such session was carried over by the last live update, or it is finished already"
+        "The last live update carried over no session of this name, or it is finished already"
     )
 
 
 class SessionRetrievedError(LuoError):
-    """The session was retrieved before, and a process may still hold it."""
+    """The session was retrieved before, and a process may still have it open."""
 
     default_hint = (
-        "A session can be retrieved only once; the process that holds it can pass its descriptor on"
+        "A session can be retrieved only once; the process that has it open can pass its descriptor "
+        "on"
     )
 
 
 class TokenInUseError(LuoError, FileExistsError):
-    """The session has a file under this token already."""
+    """The session has a file with this token already."""
 
-    default_hint = "Every file in a session needs a token of its own"
+    default_hint = "Each file in a session needs a different token"
 
 
 class AlreadyPreservedError(LuoError):
-    """The file is in a session already: this one, another one, or an unfinished incoming one."""
+    """The file is already in this session, in another one, or in an unfinished incoming session."""
 
     default_hint = (
         "A file can be in one session at a time; a retrieved file can be preserved again after its "
@@ -174,32 +177,32 @@ class NotPreservableError(LuoError):
 
     default_hint = (
         "Linux {release} has no live update support for this kind of file; `pyluo probe` lists the "
-        "kinds that it has support for"
+        "supported kinds"
     )
 
 
 class PreservedMemoryError(LuoError, MemoryError):
-    """There is not enough memory that can be preserved; pyluo refuses before asking the kernel."""
+    """Preserving or retrieving a file needs too much memory; pyluo refuses before the request."""
 
-    default_hint = "Preserving allocates every page of the file, also in its holes"
+    default_hint = "Preserving allocates every page of the file, even where it has holes"
 
 
 class TokenNotFoundError(LuoError, FileNotFoundError):
-    """The session has no file under this token, or is finished."""
+    """The session has no file with this token, or is finished."""
 
-    default_hint = "Nothing was preserved under this token, or the session is finished"
+    default_hint = "No file was preserved with this token, or the session is finished"
 
 
 class WrongSessionError(LuoError):
-    """The session has the other direction, or the descriptor is not of a session."""
+    """The session has the wrong direction for the request, or the descriptor is not of a session."""
 
-    default_hint = "Outgoing sessions preserve; incoming sessions retrieve and finish"
+    default_hint = "An outgoing session can preserve; an incoming session can retrieve and finish"
 
 
 class SealedError(LuoError, PermissionError):
-    """A seal of the memfd, or its preservation, forbids this."""
+    """A seal of the memfd forbids the operation, or the memfd is preserved."""
 
-    default_hint = "A seal forbids this; the size of a file cannot change while it is preserved"
+    default_hint = "A seal forbids this, or the file is preserved, so that its size cannot change"
 
 
 class ImageRejectedError(LuoError):
@@ -215,11 +218,12 @@ class KexecBusyError(LuoError):
 
 
 class FdStoreError(LuoError):
-    """A descriptor store cannot do this, or its table of contents cannot be read.
+    """An `FdStore` cannot do this, or its table of contents cannot be read.
 
     Attributes:
-        session: if the table cannot be read, the incoming session: it is open and not finished, so
-            its files can still be retrieved by their tokens. It is not pickled with the exception.
+        session: if the table cannot be read, the incoming session, which is open and not finished:
+            its files can still be retrieved by their tokens. Otherwise None. This attribute is not
+            pickled with the exception.
     """
 
     default_hint = "Nothing was finished, and nothing is lost"
@@ -231,15 +235,15 @@ class FdStoreError(LuoError):
 
 
 class HandoffError(LuoError):
-    """A handoff from a process to its successor failed."""
+    """A handoff of descriptors to another process or program failed."""
 
-    default_hint = "The process that had the descriptors before still has them"
+    default_hint = "The process that had the descriptors still has them"
 
 
 class HandoverError(LuoError):
-    """pyluo refuses the next kernel because it would take nothing over, or might not."""
+    """pyluo refuses to load or start a kernel that would, or might, take nothing over."""
 
-    default_hint = "All that is preserved would be lost"
+    default_hint = "Everything that is preserved would be lost"
 
 
 class IommuUnavailableError(LuoError, FileNotFoundError):
@@ -249,7 +253,7 @@ class IommuUnavailableError(LuoError, FileNotFoundError):
 
 
 class IommuUnsupportedError(LuoError):
-    """The IOMMU, its driver or the object cannot do this."""
+    """The IOMMU, its driver or the iommufd object does not support the request."""
 
     default_hint = (
         "The IOMMU, its driver or the object cannot do this; `IommuDevice.hw_info` says what the "
@@ -258,22 +262,22 @@ class IommuUnsupportedError(LuoError):
 
 
 class ObjectInUseError(LuoError):
-    """Something still uses this object of an iommufd; the message names the known users."""
+    """An object of an iommufd is still in use; the message names the users that are known."""
 
     default_hint = (
-        "Something that this process does not know of still uses it: an attached device, or "
-        "another process with the same iommufd"
+        "It is still in use, but not by anything that this process knows of: perhaps a device is "
+        "attached, or another process has the same iommufd"
     )
 
 
 class IovaInUseError(LuoError, FileExistsError):
-    """Something is mapped at this I/O virtual address."""
+    """Memory is already mapped at this I/O virtual address."""
 
-    default_hint = "Unmap what is there first, or let the kernel choose the address"
+    default_hint = "Unmap that memory first, or let the kernel choose the address"
 
 
 class UserMappingError(LuoError):
-    """An iommufd in which memory is mapped by its address cannot move to another process."""
+    """The iommufd cannot move to another process: memory is mapped by its address in a process."""
 
     default_hint = (
         "Memory that was mapped by its address belongs to the process that mapped it: unmap it, "
@@ -282,13 +286,13 @@ class UserMappingError(LuoError):
 
 
 class InvalidationError(LuoError):
-    """An IOMMU did not carry out all entries of a cache invalidation.
+    """An IOMMU refused an entry of a cache invalidation.
 
     Attributes:
-        handled: the number of entries that were carried out before the one that failed.
+        handled: the number of entries before the refused one; these were carried out.
     """
 
-    default_hint = "The entries before it were carried out: see `handled`"
+    default_hint = "The entries before this one were carried out: see `handled`"
     handled = 0
 
 
@@ -311,11 +315,11 @@ class DriverNotFoundError(LuoError, FileNotFoundError):
 
 
 class DeviceInUseError(LuoError):
-    """The device is in use by another open file or a VFIO group."""
+    """The device is in use through another open file or through its VFIO group."""
 
     default_hint = (
-        "Another open file, in this or another process, has the device, or its VFIO group is open; "
-        "one file can have it at a time, until that file is closed"
+        "The device is in use through another open file, in this or another process, or its VFIO "
+        "group is open: close that file first"
     )
 
 
@@ -401,7 +405,7 @@ _CLASSES: dict[tuple[str, int], type[LuoError]] = {
 }
 
 _LOST = (
-    "every later attempt gets the same answer, and the file is lost: retrieve sessions early, as "
+    "every later attempt will fail in the same way, so the file is lost: retrieve files early, as "
     "root, outside any memory limit"
 )
 
@@ -415,9 +419,9 @@ _LOCKED_MEMORY = (
 )
 _NO_MEMORY_ACCESS = (
     "Memory access is off in the device's command register (see `ConfigSpace.command`), the device "
-    "is in D3, or it returned less than was asked for"
+    "is in D3, or it returned fewer bytes than requested"
 )
-_NO_BUS_RESET = "Neither the device's bus nor its slot can be reset, as on a root bus"
+_NO_BUS_RESET = "Neither the device's bus nor its slot can be reset; a root bus never can"
 _HUGE_PAGES = "Huge pages can be turned off only before a device can access the mappings"
 _NO_IOVA = "`Ioas.iova_ranges` have no free gap of this size"
 
@@ -445,15 +449,17 @@ _HINTS: dict[tuple[str, int], str] = {
         "Nothing is mapped there, or a mapping reaches beyond the range: mappings can only be "
         "unmapped as a whole"
     ),
-    ("IOMMU_IOAS_UNMAP", _errno.EBUSY): "A hardware queue uses it, or another thread unmaps it",
+    ("IOMMU_IOAS_UNMAP", _errno.EBUSY): (
+        "A hardware queue uses the mapping, or another thread is unmapping it"
+    ),
     ("IOMMU_IOAS_ALLOW_IOVAS", _errno.EADDRINUSE): (
         "An attached device cannot reach the whole range, see `Ioas.iova_ranges`"
     ),
     ("IOMMU_HWPT_ALLOC", _errno.EADDRINUSE): (
-        "A mapping or an allowed range lies where this device cannot reach"
+        "A mapping or an allowed range is at addresses that this device cannot reach"
     ),
     ("IOMMU_HWPT_GET_DIRTY_BITMAP", _errno.ENOENT): (
-        "The range is not fully mapped: ask separately for each mapping, or for adjacent ones"
+        "Part of the range is not mapped: make one call for each run of adjacent mappings"
     ),
     ("IOMMU_IOAS_NOIOMMU_GET_PA", _errno.EPERM): "This needs CAP_SYS_RAWIO",
     ("IOMMU_IOAS_NOIOMMU_GET_PA", _errno.ENOENT): "Nothing is mapped there",
@@ -476,8 +482,8 @@ _HINTS: dict[tuple[str, int], str] = {
         "This process has too many open files, see RLIMIT_NOFILE; the file is still in the session"
     ),
     ("reboot", _errno.EINVAL): (
-        "No image is loaded, or a preserved file could not be frozen: then the system runs on "
-        "unchanged, and dmesg says which file it was"
+        "No image is loaded; or a preserved file could not be frozen, and dmesg says which one. The "
+        "system keeps running, unchanged"
     ),
     ("LIVEUPDATE_SESSION_PRESERVE_FD", _errno.EOPNOTSUPP): (
         "The memfd has seals that this kernel cannot carry over"
@@ -485,14 +491,14 @@ _HINTS: dict[tuple[str, int], str] = {
     ("LIVEUPDATE_SESSION_PRESERVE_FD", _errno.EFBIG): "The file has more than 2^32 pages",
     ("LIVEUPDATE_SESSION_PRESERVE_FD", _errno.EBADF): "The descriptor is not open",
     ("LIVEUPDATE_SESSION_PRESERVE_FD", _errno.ENOMEM): (
-        "Preserving allocates every page of the file, also in its holes: free memory, or preserve "
-        "less"
+        "Preserving allocates every page of the file, even where it has holes: free memory, or "
+        "preserve less"
     ),
     ("LIVEUPDATE_SESSION_GET_NAME", _errno.EINVAL): (
-        "The name of a session can be asked for since Linux 7.2, and this is {release}"
+        "Only Linux 7.2 and newer can report the name of a session; this kernel is {release}"
     ),
     ("LIVEUPDATE_SESSION_PRESERVE_FD", _errno.ENOSPC): (
-        "Linux {release} has no room for a further file in this session"
+        "Linux {release} has no room for another file in this session"
     ),
     ("LIVEUPDATE_SESSION_FINISH", _errno.EBUSY): (
         "The kernel still needs one of the files; nothing was finished: try again"
@@ -514,10 +520,10 @@ _HINTS: dict[tuple[str, int], str] = {
     ),
     ("receive handoff", _errno.EPIPE): "The other process has hung up; nothing was taken over",
     ("connect for handoff", _errno.EAGAIN): (
-        "Other processes wait there to be accepted already: try again"
+        "Other connections are waiting to be accepted there: try again"
     ),
     ("exec handoff", _errno.EMFILE): (
-        "There is no free number for a duplicate: raise RLIMIT_NOFILE; nothing has changed"
+        "No descriptor number is free for a duplicate: raise RLIMIT_NOFILE; nothing has changed"
     ),
     ("driver bind", _errno.ENODEV): (
         "The driver does not support the device, or another driver has taken the device"
@@ -531,24 +537,24 @@ _HINTS: dict[tuple[str, int], str] = {
     ),
     ("vfio open", _errno.ENODEV): "The device is being unbound from its VFIO driver",
     ("VFIO_DEVICE_BIND_IOMMUFD", _errno.EPERM): (
-        "Another device of its IOMMU group has a driver of the host or is bound to another iommufd "
-        "(see `PciDevice.group_devices`); or the IOMMU does not remap interrupts: boot with "
+        "Another device of the same IOMMU group is used by a driver of the host or bound to another "
+        "iommufd (see `PciDevice.group_devices`); or the IOMMU does not remap interrupts: boot with "
         "intremap=on, or set iommufd's parameter allow_unsafe_interrupts"
     ),
     ("VFIO_DEVICE_BIND_IOMMUFD", _errno.EINVAL): (
-        "Another open file has it; or the firmware wants its addresses mapped one to one, see "
-        "`direct` in its IOMMU group's reserved_regions; or the IOMMU is not cache-coherent"
+        "Another open file has the device; or the firmware requires one-to-one mappings for it (see "
+        "`direct` in reserved_regions of its IOMMU group); or the IOMMU is not cache-coherent"
     ),
     ("VFIO_DEVICE_BIND_IOMMUFD", _errno.EACCES): (
-        "It is a virtual function, or has virtual functions in use: pass their token"
+        "The device is a virtual function, or has virtual functions in use: pass their token"
     ),
     ("VFIO_DEVICE_BIND_IOMMUFD", _errno.EAGAIN): "The device is locked for a moment: try again",
     ("VFIO_DEVICE_ATTACH_IOMMUFD_PT", _errno.EINVAL): (
-        "The page table does not suit the device's IOMMU, or other devices of its IOMMU group are "
-        "attached to another one"
+        "The page table does not suit the device's IOMMU, or other devices of the same IOMMU group "
+        "are attached to another page table"
     ),
     ("VFIO_DEVICE_ATTACH_IOMMUFD_PT", _errno.EADDRINUSE): (
-        "A mapping or an allowed range lies where this device cannot reach"
+        "A mapping or an allowed range is at addresses that this device cannot reach"
     ),
     ("VFIO_DEVICE_ATTACH_IOMMUFD_PT", _errno.EBUSY): "The device is being reset: try again",
     ("VFIO_DEVICE_ATTACH_IOMMUFD_PT", _errno.ENOENT): (
@@ -564,17 +570,19 @@ _HINTS: dict[tuple[str, int], str] = {
         "Masking, triggering and disabling need an enabled kind; the vectors of a kind with "
         "`IrqFlags.NORESIZE` must be enabled together"
     ),
-    ("VFIO_DEVICE_SET_IRQS", _errno.ENOTTY): "The driver cannot do this to interrupts of this kind",
+    ("VFIO_DEVICE_SET_IRQS", _errno.ENOTTY): (
+        "The driver does not support this for interrupts of this kind"
+    ),
     ("VFIO_DEVICE_SET_IRQS", _errno.EBUSY): (
-        "An eventfd is set for it already; or the device shares INTx with a device that cannot "
-        "share it"
+        "An eventfd is already set for this vector; or the INTx line is shared with a device that "
+        "cannot share it"
     ),
     ("VFIO_DEVICE_SET_IRQS", _errno.ENOSPC): (
         "The system has no interrupt vectors left for all of them: enable fewer"
     ),
     ("VFIO_DEVICE_SET_IRQS", _errno.EBADF): "The descriptor is not open, or not of an eventfd",
     ("VFIO_DEVICE_RESET", _errno.EINVAL): (
-        "The device cannot be reset alone, see `DeviceInfo.flags`; try `hot_reset`"
+        "The device cannot be reset on its own (see `DeviceInfo.flags`); try `hot_reset`"
     ),
     ("VFIO_DEVICE_RESET", _errno.EAGAIN): "The device is locked for a moment: try again",
     ("VFIO_DEVICE_GET_PCI_HOT_RESET_INFO", _errno.ENODEV): _NO_BUS_RESET,
@@ -591,7 +599,7 @@ _HINTS: dict[tuple[str, int], str] = {
         "Every area must consist of whole pages and lie within the BAR"
     ),
     ("VFIO_DEVICE_FEATURE_DMA_BUF", _errno.ENODEV): (
-        "The region is not a BAR, is empty, or another driver has it"
+        "The region is not a BAR, is empty, or is in use by another driver"
     ),
     ("VFIO_DEVICE_FEATURE_DMA_LOGGING_START", _errno.E2BIG): (
         "The device cannot log so many ranges: merge adjacent ones"
@@ -603,22 +611,23 @@ _HINTS: dict[tuple[str, int], str] = {
         "Logging is off, or the page size is not a power of two of at least 4096"
     ),
     ("VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE", _errno.EINVAL): (
-        "The device has no such state, or cannot reach it from its present one, which is in "
-        "`Migration.state`"
+        "The device does not support this state, or cannot reach it from its present state (see "
+        "`Migration.state`)"
     ),
     ("VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2", _errno.EINVAL): "The device has no PRE_COPY state",
     ("VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY", _errno.EINVAL): (
-        "The device may sleep already: `low_power.exit()` ends that"
+        "The device is already allowed to sleep: call `low_power.exit()` first"
     ),
     ("VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY_WITH_WAKEUP", _errno.EINVAL): (
-        "The device may sleep already (`low_power.exit()` ends that), or the descriptor is not of "
-        "an eventfd"
+        "The device is already allowed to sleep (call `low_power.exit()` first), or the descriptor "
+        "is not of an eventfd"
     ),
     ("VFIO_DEVICE_FEATURE_PCI_VF_TOKEN", _errno.ENOTTY): (
         "Only a physical function with SR-IOV has a token"
     ),
     ("VFIO_DEVICE_FEATURE_BUS_MASTER", _errno.ENOTTY): (
-        "Only devices of the CDX bus have it; use `ConfigSpace.set_bus_master` for PCI devices"
+        "Only devices on a CDX bus have this feature; use `ConfigSpace.set_bus_master` for PCI "
+        "devices"
     ),
     ("VFIO_DEVICE_IOEVENTFD", _errno.EEXIST): (
         "An eventfd is set for this register and value already"
@@ -637,13 +646,13 @@ _HINTS: dict[tuple[str, int], str] = {
 
 
 def from_errno(errno: int, operation: str, subject: str = "") -> LuoError:
-    """Return the exception for an errno that the kernel returned for `operation`."""
+    """Return the exception, with its hint, for an errno that `operation` returned."""
     chosen = _CLASSES.get((operation, errno)) or _default_class(errno, operation)
     return chosen(errno, operation, subject, _HINTS.get((operation, errno), ""))
 
 
 def _default_class(errno: int, operation: str) -> type[LuoError]:
-    """Return the class for an errno by the general conventions of the uAPI headers."""
+    """Return the class for a pair that is not in the table, by the conventions of the uAPI."""
     if operation.endswith(" handoff"):
         return HandoffError
     if operation.startswith("VFIO_DEVICE_FEATURE_") and errno in (

@@ -1,4 +1,4 @@
-"""The device /dev/liveupdate, which creates sessions and retrieves those of the previous kernel."""
+"""The device /dev/liveupdate, which creates sessions and retrieves the previous kernel's sessions."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _NAME_LIMIT = constant("LIVEUPDATE_SESSION_NAME_LENGTH") - 1
 class LiveUpdate(OwnedFd):
     """The open device /dev/liveupdate; the kernel allows one open file at a time.
 
-    Closing it loses nothing: sessions have descriptors of their own. It can be used from several
-    threads, which take turns.
+    Sessions have descriptors of their own and stay open when the device is closed. Several threads
+    can use the object; a lock lets one of them in at a time.
 
     Args:
         path: the path of the device.
@@ -49,11 +49,11 @@ class LiveUpdate(OwnedFd):
 
     @classmethod
     def from_fd(cls, fd: int) -> Self:
-        """Take over an open descriptor of the device, as received from another process.
+        """Return an object that owns an open descriptor of the device.
 
         Raises:
-            LuoError: the descriptor is not open (EBADF), or not of this device (ENODEV). The
-                caller still owns it.
+            LuoError: the descriptor is not open (EBADF), or is not open on this device (ENODEV).
+                The caller still owns the descriptor.
         """
         require_device(fd, "liveupdate")
         self = cls.__new__(cls)
@@ -67,7 +67,7 @@ class LiveUpdate(OwnedFd):
             super().close()
 
     def create_session(self, name: str) -> OutgoingSession:
-        """Create a session that the next live update carries over.
+        """Create an outgoing session, which the next live update carries over.
 
         Args:
             name: 1 to 63 bytes in the file system's encoding, none of them zero. A session from
@@ -89,12 +89,12 @@ class LiveUpdate(OwnedFd):
         return OutgoingSession(reply.integer("fd"), name)
 
     def _correct_session_count(self) -> None:
-        """Undo what a refused name leaves behind on kernels up to 7.3.
+        """Work around a kernel bug, up to 7.3: EEXIST leaves the kernel's session count too high.
 
-        After EEXIST these kernels keep room for one session more than there is. If the number of
-        sessions is a multiple of 51, the next kernel takes the empty block for damage and panics.
-        Closing any outgoing session gives the room back, so this method creates a session under
-        an unused name and closes it.
+        These kernels store sessions in blocks of 51. If the number of sessions is a multiple of 51,
+        the wrong count adds an empty block, which the next kernel takes for damage, so it panics.
+        Closing any outgoing session corrects the count, so this method creates a session with an
+        unused name and closes it.
 
         Source: kernel/liveupdate/luo_session.c, luo_session_insert(), luo_session_remove()
         """
@@ -119,7 +119,10 @@ class LiveUpdate(OwnedFd):
 
 
 def _encode(name: str, operation: str) -> bytes:
-    """Return the bytes of a session's name; the kernel would cut it at a zero and at 63 bytes."""
+    """Return the bytes of a session's name, or raise SessionNameError if the name is not valid.
+
+    The kernel would silently cut a name at a zero byte or after 63 bytes.
+    """
     encoded = os.fsencode(name)
     if not 0 < len(encoded) <= _NAME_LIMIT or b"\0" in encoded:
         raise SessionNameError(errno.EINVAL, operation, f"session {name!r} ({len(encoded)} bytes)")

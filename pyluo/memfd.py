@@ -1,4 +1,4 @@
-"""Memfds: anonymous files in memory, which live update can carry over."""
+"""Memfds: anonymous files in memory, which a live update can carry over."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _GET_SEALS = constant("F_GET_SEALS")
 
 
 class Seal(enum.IntFlag):
-    """Operations that are forbidden on a memfd for good.
+    """The seals of a memfd: each one permanently forbids an operation.
 
     Source: include/uapi/linux/fcntl.h, F_SEAL_*
     """
@@ -42,8 +42,8 @@ class Seal(enum.IntFlag):
 class Memfd(OwnedFd):
     """A file of anonymous memory, such as the RAM of a guest.
 
-    Several threads may read, write and map it at once. The caller must not close it while another
-    thread uses it.
+    Several threads may read, write and map the file at the same time. The caller must not close the
+    object while another thread uses it.
     """
 
     __slots__ = ()
@@ -62,19 +62,20 @@ class Memfd(OwnedFd):
 
         Args:
             name: the name shown in /proc/PID/fd; at most 249 bytes. A live update does not carry
-                it over.
-            size: bytes; a multiple of `huge_page_size` if that is given.
+                the name over.
+            size: the size in bytes; a multiple of `huge_page_size`, unless `huge_page_size` is 0.
             seals: seals to add after the size is set.
-            huge_page_size: bytes; a power of two that the machine supports; 0 for normal pages.
-                Kernels up to 7.3 do not preserve huge pages.
-            executable: False creates the memfd with MFD_NOEXEC_SEAL. Kernels up to 7.3 give such a
-                memfd back executable and read-only after a live update, so a session refuses it.
+            huge_page_size: the size of the huge pages in bytes, a power of two that the machine
+                supports; 0 for normal pages. Kernels up to 7.3 do not preserve huge pages.
+            executable: False creates the memfd with MFD_NOEXEC_SEAL. On kernels up to 7.3 such a
+                memfd is executable and read-only after a live update, so a session refuses it.
 
         Raises:
             ValueError: the size is negative or not a multiple of the huge page size, or the huge
                 page size is not a power of two.
-            LuoError: too many files are open (EMFILE or ENFILE); there is no memory, or no huge
-                page is reserved (ENOMEM); the machine has no huge pages of that size (ENODEV);
+            LuoError: too many files are open (EMFILE or ENFILE); there is no memory, or too few
+                huge pages are reserved (ENOMEM); the machine has no huge pages of this size
+                (ENODEV);
                 vm.memfd_noexec=2 forbids executable memfds (EACCES).
 
         Source: memfd_create(2); include/uapi/linux/memfd.h, MFD_*. Linux 3.17; seals as in `Seal`.
@@ -95,11 +96,11 @@ class Memfd(OwnedFd):
 
     @classmethod
     def from_fd(cls, fd: int) -> Self:
-        """Take over the descriptor of a memfd.
+        """Return an object that owns the open descriptor of a memfd.
 
         Raises:
-            LuoError: the descriptor is not open (EBADF), or not of a file that can have seals
-                (EINVAL). The caller still owns it.
+            LuoError: the descriptor is not open (EBADF), or its file cannot have seals (EINVAL).
+                The caller still owns the descriptor.
         """
         with raising("F_GET_SEALS", f"descriptor {fd}"):
             fcntl.fcntl(fd, _GET_SEALS)
@@ -114,7 +115,7 @@ class Memfd(OwnedFd):
         """Set the size of the file in bytes; new bytes are zero.
 
         Raises:
-            SealedError: a seal forbids it, or the file is preserved (EPERM).
+            SealedError: a seal forbids the new size, or the file is preserved (EPERM).
             LuoError: the size is not a multiple of the huge page size (EINVAL).
         """
         with raising("ftruncate", self._subject(f"to {size} bytes")):
@@ -122,7 +123,7 @@ class Memfd(OwnedFd):
 
     @property
     def seals(self) -> Seal:
-        """The seals in force."""
+        """The seals of the file."""
         return Seal(fcntl.fcntl(self.fileno(), _GET_SEALS))
 
     def seal(self, seals: Seal) -> None:
@@ -130,7 +131,7 @@ class Memfd(OwnedFd):
 
         Raises:
             SealedError: `Seal.SEAL` is set (EPERM).
-            LuoError: `Seal.WRITE` is to be added while a writable mapping exists (EBUSY).
+            LuoError: `Seal.WRITE` cannot be added while a writable mapping exists (EBUSY).
 
         Source: fcntl(2), F_ADD_SEALS
         """
@@ -144,14 +145,14 @@ class Memfd(OwnedFd):
 
         Args:
             offset: the offset of the first byte; a multiple of the page size.
-            length: bytes; by default up to the end of the file.
+            length: the length in bytes; by default the mapping reaches to the end of the file.
             writable: whether the mapping can be written to.
 
         Raises:
             ValueError: the range does not lie within the file.
-            SealedError: a writable mapping is asked for and `Seal.WRITE` or `Seal.FUTURE_WRITE` is
+            SealedError: the mapping is to be writable, and `Seal.WRITE` or `Seal.FUTURE_WRITE` is
                 set (EPERM).
-            LuoError: no huge page is reserved (ENOMEM).
+            LuoError: too few huge pages are reserved (ENOMEM).
         """
         if length is None:
             length = self.size - offset
@@ -162,9 +163,9 @@ class Memfd(OwnedFd):
             return mmap.mmap(self.fileno(), length, access=access, offset=offset)
 
     def read(self, length: int, offset: int) -> bytes:
-        """Return `length` bytes from `offset`, or fewer at the end of the file.
+        """Return `length` bytes from `offset`, or fewer if the file ends before.
 
-        The file position is neither used nor moved.
+        The file position is neither used nor changed.
         """
         chunks = []
         while length:
@@ -179,11 +180,11 @@ class Memfd(OwnedFd):
     def write(self, data: bytes | bytearray | memoryview | mmap.mmap, offset: int) -> None:
         """Write all of `data` at `offset`; the file grows if necessary.
 
-        The file position is neither used nor moved. If a write fails half-way, the bytes already
-        written stay in the file.
+        The file position is neither used nor changed. If the write fails half-way, the bytes
+        already written stay in the file.
 
         Raises:
-            SealedError: a seal forbids it, or it crosses the end of a preserved file (EPERM).
+            SealedError: a seal forbids the write, or a preserved file would have to grow (EPERM).
             LuoError: there is no memory (ENOSPC).
         """
         view = memoryview(data).cast("B")
@@ -198,7 +199,7 @@ class Memfd(OwnedFd):
 
 
 def supports_seals(fd: int) -> bool:
-    """Return whether a file can have seals: a memfd, or a file of a tmpfs or a hugetlbfs."""
+    """Return whether a file can have seals, as memfds and files on a tmpfs or hugetlbfs can."""
     try:
         fcntl.fcntl(fd, _GET_SEALS)
     except OSError:
@@ -207,7 +208,7 @@ def supports_seals(fd: int) -> bool:
 
 
 def read_seals(fd: int) -> Seal:
-    """Return the seals of a file; none if it cannot have seals or is not open."""
+    """Return the seals of a file; no seals if the file cannot have any or is not open."""
     try:
         return Seal(fcntl.fcntl(fd, _GET_SEALS))
     except (OSError, ValueError):
@@ -225,9 +226,10 @@ def _page_flags(huge_page_size: int, size: int) -> int:
 
 
 def _create(name: str, flags: int, executable: bool, subject: str) -> int:
-    """Call memfd_create(2) with MFD_EXEC or MFD_NOEXEC_SEAL: without them vm.memfd_noexec decides.
+    """Call memfd_create(2) with MFD_EXEC or MFD_NOEXEC_SEAL; return the descriptor.
 
-    Kernels before 6.3 know neither flag and always create executable memfds.
+    Without either flag the sysctl vm.memfd_noexec would decide. Kernels before 6.3 know neither
+    flag and always create executable memfds, so an executable memfd is then created without one.
     """
     try:
         return os.memfd_create(name, flags | (_EXEC if executable else _NOEXEC_SEAL))

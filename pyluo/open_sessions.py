@@ -1,4 +1,7 @@
-"""The sessions that processes have open. The kernel keeps no list; /proc shows the descriptors."""
+"""A list of the sessions that processes have open, from the links in /proc/PID/fd.
+
+The kernel itself offers no such list.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +27,12 @@ class OpenSession:
     """A descriptor of a session, or of the device, that a process has open.
 
     Attributes:
-        pid: the process.
-        command: the name of the process, as in /proc/PID/comm.
+        pid: the PID of the process.
+        command: the name of the process, from /proc/PID/comm.
         fd: the number of the descriptor in that process.
         session: the name of the session; None for the device.
-        direction: "incoming" or "outgoing"; None for the device, and if the caller may not
-            duplicate the descriptor or the kernel is older than 7.2.
+        direction: "incoming" or "outgoing"; None for the device, or if the direction is unknown
+            because the caller may not duplicate the descriptor or the kernel is older than 7.2.
     """
 
     pid: int
@@ -40,12 +43,12 @@ class OpenSession:
 
 
 def open_sessions() -> list[OpenSession]:
-    """Return the descriptors of sessions and of the device, in all processes the caller may see.
+    """Return the open sessions and open devices of all processes that the caller may inspect.
 
-    Processes that end during the call are left out. Incoming sessions that nobody retrieved are not
-    found, because only the kernel holds them.
+    The result leaves out processes that end during the call, and incoming sessions that were not
+    retrieved, because only the kernel has these.
 
-    Source: /proc/PID/fd; pidfd_getfd(2), Linux 5.6, for the direction.
+    Source: /proc/PID/fd; for the direction pidfd_getfd(2), Linux 5.6
     """
     found: list[OpenSession] = []
     for entry in os.listdir("/proc"):
@@ -75,9 +78,10 @@ def _read_command(pid: int) -> str:
 
 
 def _find_direction(pid: int, fd: int) -> str | None:
-    """Return the direction of another process's session, from a duplicate of its descriptor.
+    """Return the direction of a session that another process has open; None if it is unknown.
 
-    If the other process ends meanwhile, closing the duplicate ends the session as usual.
+    The direction is read from a duplicate of the descriptor. If the other process ends in the
+    meantime, the duplicate is the last descriptor, and closing it ends the session.
     """
     try:
         pidfd = os.pidfd_open(pid)

@@ -1,4 +1,4 @@
-"""Packets over Unix sockets that carry descriptors, and the credentials of the peer."""
+"""Packets with descriptors over Unix sockets, and the credentials of the process that sent them."""
 
 from __future__ import annotations
 
@@ -13,22 +13,25 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_FDS", "Packet", "Peer", "peer_credentials", "same_user", "send_packet"]
 
-MAX_FDS = 253  # in a packet: SCM_MAX_FD of include/net/scm.h
+MAX_FDS = 253  # in one packet: SCM_MAX_FD in include/net/scm.h
 _UCRED = struct.Struct("3i")
 _SCM_PIDFD = 4  # include/linux/socket.h; Python's socket module does not have it yet
-# Room for security labels, time stamps and whatever else the owner of the socket may have enabled.
-# Without it the kernel would drop descriptors, which come last.
+# In bytes. The owner of the socket may have enabled other ancillary data, such as security labels
+# and time stamps. If the buffer had no room for these, the kernel would drop the descriptors, which
+# come last.
 _OTHER_ANCILLARY = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """The credentials of a process, guaranteed by the kernel and as the caller's namespaces see it.
+    """The credentials of a process, which the kernel has checked.
+
+    The numbers are valid in the namespaces of the caller.
 
     Attributes:
-        pid: the process; 0 if it is outside the caller's PID namespace.
-        uid: its effective user; 65534 if the user is not in the caller's user namespace.
-        gid: its effective group; 65534 if the group is not in the caller's user namespace.
+        pid: the PID; 0 if the process is outside the caller's PID namespace.
+        uid: the effective user ID; 65534 if the user is not in the caller's user namespace.
+        gid: the effective group ID; 65534 if the group is not in the caller's user namespace.
     """
 
     pid: int
@@ -40,9 +43,10 @@ class Peer:
 
 
 def peer_credentials(connection: socket.socket) -> Peer:
-    """Return the process that created the other end with connect(), listen() or socketpair().
+    """Return the credentials of the process that created the other end of a connection.
 
-    Another process may have the other end by now.
+    This is the process that called connect(), listen() or socketpair(). Another process may have
+    the other end by now.
 
     Raises:
         OSError: the socket is not connected (ENOTCONN).
@@ -54,7 +58,7 @@ def peer_credentials(connection: socket.socket) -> Peer:
 
 
 def same_user(peer: Peer) -> bool:
-    """Return whether a process is of the caller's effective user, or of root."""
+    """Return whether a process belongs to the caller's effective user, or to root."""
     return peer.uid in (0, os.geteuid())
 
 
@@ -64,13 +68,13 @@ def send_packet(
     """Send bytes, at most `MAX_FDS` descriptors, and the caller's effective credentials.
 
     Raises:
-        OSError: as sendmsg(2) does, among others because too many descriptors of this user are in
-            flight (ETOOMANYREFS); TimeoutError.
+        OSError: sendmsg(2) failed, for example because too many descriptors of this user are in
+            flight (ETOOMANYREFS); or the socket's timeout has passed (TimeoutError).
 
     Source: unix(7), SCM_RIGHTS and SCM_CREDENTIALS
     """
-    # By default the kernel sends the real user, or nothing as long as the receiver has not enabled
-    # SO_PASSCRED.
+    # Without these explicit credentials, the kernel would send the real user ID; and it would send
+    # none at all if the receiver has not enabled SO_PASSCRED yet.
     own = _UCRED.pack(os.getpid(), os.geteuid(), os.getegid())
     ancillary = [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, own)]
     if fds:
@@ -81,15 +85,14 @@ def send_packet(
 
 @dataclass(slots=True)
 class Packet:
-    """The result of a recvmsg(2).
+    """A packet that recvmsg(2) has received.
 
     Attributes:
-        data: the bytes; empty at the end of the connection.
+        data: the bytes; empty if the connection has ended.
         fds: the descriptors, with close-on-exec set; the caller owns them.
-        sender: the process that sent the packet, if the socket has SO_PASSCRED.
-        data_truncated: whether the packet had more bytes (MSG_TRUNC).
-        fds_truncated: whether the packet had more descriptors, which this process could not get
-            (MSG_CTRUNC).
+        sender: the process that sent the packet; None unless SO_PASSCRED is set on the socket.
+        data_truncated: whether the packet had more bytes than were received (MSG_TRUNC).
+        fds_truncated: whether the packet had more descriptors than were received (MSG_CTRUNC).
     """
 
     data: bytes
@@ -102,11 +105,11 @@ class Packet:
     def receive(cls, connection: socket.socket, size: int) -> Self:
         """Receive the next packet, of at most `size` bytes.
 
-        The buffer has room for all the descriptors that a packet can carry, so if some are missing,
-        the process could not get them.
+        The buffer has room for as many descriptors as a packet can have. So missing descriptors
+        mean that the kernel could not give them to this process.
 
         Raises:
-            OSError: as recvmsg(2) does; TimeoutError.
+            OSError: recvmsg(2) failed, or the socket's timeout has passed (TimeoutError).
         """
         room = socket.CMSG_SPACE(_UCRED.size) + socket.CMSG_SPACE(4 * MAX_FDS) + _OTHER_ANCILLARY
         data, ancillary, flags, _ = connection.recvmsg(size, room, socket.MSG_CMSG_CLOEXEC)
@@ -120,7 +123,7 @@ class Packet:
                 packet.fds += _integers(content)
             elif kind == socket.SCM_CREDENTIALS:
                 packet.sender = _peer(content)
-            elif kind == _SCM_PIDFD:  # the owner of the socket enabled them, but nobody uses them
+            elif kind == _SCM_PIDFD:  # the owner of the socket enabled pidfds; close them unused
                 for fd in _integers(content):
                     os.close(fd)
         return packet

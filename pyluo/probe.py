@@ -1,6 +1,6 @@
-"""Probing which kinds of file the running kernel preserves.
+"""Probing which kinds of file the running kernel can preserve.
 
-A file of each kind is preserved in a session that is discarded afterwards, so that nothing remains.
+`probe` tries to preserve a file of each kind in a new session, and then discards the session.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _CREATE_GUEST_MEMFD = Ioctl("KVM_CREATE_GUEST_MEMFD", "kvm_create_guest_memfd")
 
 
 class Verdict(enum.Enum):
-    """The kernel's answer to a kind of file."""
+    """Whether the kernel preserved a file of some kind."""
 
     PRESERVED = "preserved"
     """The kernel preserved the file."""
     REFUSED = "refused"
-    """The kernel has no live update support for this kind of file, or none that can be used."""
+    """The kernel refused to preserve the file."""
     ABSENT = "absent"
-    """This system has no file of this kind, so the kernel was not asked."""
+    """No file of this kind could be created or opened on this system, so nothing was tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +46,10 @@ class Finding:
 
     Attributes:
         kind: the name of the kind, as in the manual.
-        verdict: the kernel's answer.
-        errno: why the file was refused or could not be created; 0 if it was preserved.
-        reason: why the file was refused, could not be created, or should not be preserved, in
-            words.
+        verdict: whether the file was preserved.
+        errno: the error that preserving or creating the file gave; 0 if the file was preserved.
+        reason: why the file was refused or could not be created; for a kind that is preserved but
+            changed, a warning; otherwise an empty string.
     """
 
     kind: str
@@ -59,25 +59,25 @@ class Finding:
 
 
 def probe(device: LiveUpdate | None = None) -> list[Finding]:
-    """Try to preserve a file of each kind.
+    """Try to preserve a file of each kind; return one finding for each kind.
 
     Args:
-        device: the open device; by default it is opened for the duration of the call.
+        device: the open device; by default the call opens and closes the device itself.
 
     Raises:
         LuoError: see `LiveUpdate` and `LiveUpdate.create_session`.
     """
     if device is None:
-        with LiveUpdate() as own:
-            return probe(own)
+        with LiveUpdate() as opened:
+            return probe(opened)
     session = device.create_session(f"pyluo probe {os.getpid()}")
     try:
-        return [_offer(session, token, kind) for token, kind in enumerate(_KINDS)]
+        return [_try_to_preserve(session, token, kind) for token, kind in enumerate(_KINDS)]
     finally:
         session.discard()
 
 
-def _offer(session: OutgoingSession, token: int, kind: str) -> Finding:
+def _try_to_preserve(session: OutgoingSession, token: int, kind: str) -> Finding:
     try:
         file = _KINDS[kind]()
     except OSError as error:
@@ -90,7 +90,7 @@ def _offer(session: OutgoingSession, token: int, kind: str) -> Finding:
             reason = "the kernel has no live update support for it" if unsupported else error.hint
             return Finding(kind, Verdict.REFUSED, error.errno or 0, reason)
         except PreservedMemoryError:
-            raise  # pyluo's own refusal: the kernel was not asked
+            raise  # pyluo refused for lack of memory, which says nothing about the kernel
         except LuoError as error:
             return Finding(kind, Verdict.REFUSED, error.errno or 0, str(error))
     return Finding(kind, Verdict.PRESERVED, 0, _CAVEATS.get(kind, ""))
@@ -120,7 +120,7 @@ def _make_unnamed_file() -> OwnedFd:
         except OSError:
             continue
         file = OwnedFd(fd)
-        if supports_seals(fd):  # only files of a tmpfs do
+        if supports_seals(fd):  # the folder is on a tmpfs
             os.ftruncate(fd, 4096)
             return file
         file.close()

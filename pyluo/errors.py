@@ -152,8 +152,8 @@ class SessionRetrievedError(LuoError):
     """The session was retrieved before, and a process may still have it open."""
 
     default_hint = (
-        "A session can be retrieved only once; the process that has it open can pass its descriptor "
-        "on"
+        "A session can be retrieved only once; the process that has it open can pass on its "
+        "descriptor"
     )
 
 
@@ -190,11 +190,11 @@ class PreservedMemoryError(LuoError, MemoryError):
 class TokenNotFoundError(LuoError, FileNotFoundError):
     """The session has no file with this token, or is finished."""
 
-    default_hint = "No file was preserved with this token, or the session is finished"
+    default_hint = "Nothing was preserved under this token, or the session is finished"
 
 
 class WrongSessionError(LuoError):
-    """The session has the wrong direction for the request, or the descriptor is not of a session."""
+    """The session has the wrong direction for the request, or the descriptor is of another file."""
 
     default_hint = "An outgoing session can preserve; an incoming session can retrieve and finish"
 
@@ -456,7 +456,7 @@ _HINTS: dict[tuple[str, int], str] = {
         "An attached device cannot reach the whole range, see `Ioas.iova_ranges`"
     ),
     ("IOMMU_HWPT_ALLOC", _errno.EADDRINUSE): (
-        "A mapping or an allowed range is at addresses that this device cannot reach"
+        "A mapping or an allowed range lies where this device cannot reach"
     ),
     ("IOMMU_HWPT_GET_DIRTY_BITMAP", _errno.ENOENT): (
         "Part of the range is not mapped: make one call for each run of adjacent mappings"
@@ -482,7 +482,7 @@ _HINTS: dict[tuple[str, int], str] = {
         "This process has too many open files, see RLIMIT_NOFILE; the file is still in the session"
     ),
     ("reboot", _errno.EINVAL): (
-        "No image is loaded; or a preserved file could not be frozen, and dmesg says which one. The "
+        "No image is loaded; or a preserved file could not be frozen: dmesg says which one. The "
         "system keeps running, unchanged"
     ),
     ("LIVEUPDATE_SESSION_PRESERVE_FD", _errno.EOPNOTSUPP): (
@@ -537,13 +537,13 @@ _HINTS: dict[tuple[str, int], str] = {
     ),
     ("vfio open", _errno.ENODEV): "The device is being unbound from its VFIO driver",
     ("VFIO_DEVICE_BIND_IOMMUFD", _errno.EPERM): (
-        "Another device of the same IOMMU group is used by a driver of the host or bound to another "
-        "iommufd (see `PciDevice.group_devices`); or the IOMMU does not remap interrupts: boot with "
-        "intremap=on, or set iommufd's parameter allow_unsafe_interrupts"
+        "Another device of the same IOMMU group is in use by a host driver or bound to another "
+        "iommufd (see `PciDevice.group_devices`); or the IOMMU does not remap interrupts: boot "
+        "with intremap=on, or set iommufd's parameter allow_unsafe_interrupts"
     ),
     ("VFIO_DEVICE_BIND_IOMMUFD", _errno.EINVAL): (
-        "Another open file has the device; or the firmware requires one-to-one mappings for it (see "
-        "`direct` in reserved_regions of its IOMMU group); or the IOMMU is not cache-coherent"
+        "Another open file has the device; or the firmware requires one-to-one mappings for it "
+        "(see `direct` in reserved_regions of its IOMMU group); or the IOMMU is not cache-coherent"
     ),
     ("VFIO_DEVICE_BIND_IOMMUFD", _errno.EACCES): (
         "The device is a virtual function, or has virtual functions in use: pass their token"
@@ -554,7 +554,7 @@ _HINTS: dict[tuple[str, int], str] = {
         "are attached to another page table"
     ),
     ("VFIO_DEVICE_ATTACH_IOMMUFD_PT", _errno.EADDRINUSE): (
-        "A mapping or an allowed range is at addresses that this device cannot reach"
+        "A mapping or an allowed range lies where this device cannot reach"
     ),
     ("VFIO_DEVICE_ATTACH_IOMMUFD_PT", _errno.EBUSY): "The device is being reset: try again",
     ("VFIO_DEVICE_ATTACH_IOMMUFD_PT", _errno.ENOENT): (

@@ -1,4 +1,4 @@
-"""The device /dev/liveupdate, which creates sessions and retrieves the previous kernel's sessions."""
+"""The device /dev/liveupdate: creates sessions, and retrieves those of the previous kernel."""
 
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ class LiveUpdate(OwnedFd):
     def _correct_session_count(self) -> None:
         """Work around a kernel bug, up to 7.3: EEXIST leaves the kernel's session count too high.
 
-        These kernels store sessions in blocks of 51. If the number of sessions is a multiple of 51,
-        the wrong count adds an empty block, which the next kernel takes for damage, so it panics.
+        These kernels hand sessions over in blocks of 51. If the number of sessions is a multiple of
+        51, the wrong count adds an empty block, which the next kernel takes for damage and panics.
         Closing any outgoing session corrects the count, so this method creates a session with an
         unused name and closes it.
 

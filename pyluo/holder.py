@@ -1,8 +1,10 @@
-"""A process that only holds a session open, so that the session outlives the process that made it.
+"""Holders: processes that only keep a session open after the process that created it has ended.
 
-It listens on a socket in a folder that only its user may enter, and serves that user and root: it
-answers `session` with a duplicate of the descriptor, and ends after `release`. It survives the end
-of its parent and the hang-up of the terminal. A jump ends it, and carries its session over.
+A holder listens on a Unix socket in a folder that only its user may enter. It accepts requests from
+its own user and from root. To the request `session` it sends a duplicate of the session's
+descriptor; after the request `release` it ends. A holder survives the end of its parent and the
+hang-up of the terminal. The jump ends the process; live update preserves its session for the next
+kernel.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ if TYPE_CHECKING:
 __all__ = ["Holder", "find", "hold", "retrieve"]
 
 _SESSION, _RELEASE, _KEEP = b"session", b"release", b"keep"
-# In seconds. The answer timeout is longer than a silent client can keep the process busy.
+# In seconds. _ANSWER_TIMEOUT exceeds _REQUEST_TIMEOUT, so that a client that sends nothing cannot
+# make other clients time out.
 _REQUEST_TIMEOUT = 1.0
 _ANSWER_TIMEOUT = 10.0
 _START_TIMEOUT = 60.0
@@ -43,12 +46,12 @@ _START_TIMEOUT = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A process that holds a session.
+    """A process that holds a session open.
 
     Attributes:
         name: the name of the session.
         direction: the direction of the session, "incoming" or "outgoing".
-        pid: the process.
+        pid: the PID of the process.
     """
 
     name: str
@@ -56,39 +59,41 @@ class Holder:
     pid: int
 
     def session(self) -> OutgoingSession | IncomingSession:
-        """Return a duplicate of the session; the process still holds the session.
+        """Return an object with a duplicate of the session's descriptor.
+
+        The holder still has the session open.
 
         Raises:
-            LuoError: the process is gone (ENOENT, ECONNREFUSED), or sent no session (EPROTO).
+            LuoError: the holder has ended (ENOENT, ECONNREFUSED), or sent no session (EPROTO).
         """
         with _connect(self.name, self.direction) as connection, raising("ask holder", str(self)):
             connection.send(_SESSION)
             _, fds, _, _ = socket.recv_fds(connection, 64, 1, socket.MSG_CMSG_CLOEXEC)
         if not fds:
             raise LuoError(EPROTO, "ask holder", str(self), "It sent no session")
-        return _adopt(fds[0], self.direction)
+        return _wrap_session(fds[0], self.direction)
 
     def release(self) -> None:
-        """End the process, and with it the session, unless others have it open too.
+        """End the holder, and with it the session unless another process has the session open.
 
         Raises:
             LuoError: see `session`.
         """
         with _connect(self.name, self.direction) as connection, raising("ask holder", str(self)):
-            connection.settimeout(None)  # freeing much memory takes long
+            connection.settimeout(None)  # it can take long to free much memory
             connection.send(_RELEASE)
-            connection.recv(64)  # returns when the session is closed
+            connection.recv(64)  # returns when the holder has closed the session
 
     def __str__(self) -> str:
         return f"process {self.pid}, which holds {self.direction} session {self.name!r}"
 
 
 def hold(session: OutgoingSession) -> Holder:
-    """Start a process that holds a duplicate of an outgoing session.
+    """Start a process that holds an outgoing session open; the caller's object stays open too.
 
     Raises:
-        LuoError: a holder of this session runs already (EEXIST), the process did not start
-            (ECHILD), or not in time (ETIMEDOUT). No process holds the session then.
+        LuoError: this session has a holder already (EEXIST); the new process did not start
+            (ECHILD), or not in time (ETIMEDOUT). In the last two cases no holder remains.
     """
     with raising("dup", f"session {session.name!r}"):
         fd = os.dup(session.fileno())
@@ -99,20 +104,21 @@ def hold(session: OutgoingSession) -> Holder:
 
 
 def retrieve(name: str) -> Holder:
-    """Start a process that retrieves an incoming session and holds it.
+    """Start a process that retrieves an incoming session and holds it open.
 
     Raises:
-        LuoError: a holder of this session runs already (EEXIST), the process did not start
-            (ECHILD); see also `LiveUpdate.retrieve_session`.
+        LuoError: this session has a holder already (EEXIST); the new process did not start
+            (ECHILD), or not in time (ETIMEDOUT); see also `LiveUpdate.retrieve_session`.
     """
     return _start(name, "incoming", -1)
 
 
 def find(name: str, direction: str) -> Holder | None:
-    """Return the process that holds this session, if there is one.
+    """Return the holder of a session; None if the session has no holder.
 
     Raises:
-        LuoPermissionError: the folder or the process belongs to another user (EACCES).
+        LuoPermissionError: the folder of the sockets, or the holder, belongs to another user
+            (EACCES).
     """
     try:
         with _connect(name, direction) as connection:
@@ -143,7 +149,8 @@ def _folder() -> str:
 def _address(name: str, direction: str) -> str:
     """Return the path of a holder's socket.
 
-    It has a digest of the session's name, which may be too long for a socket and contain slashes.
+    The path contains a digest of the session's name, because a name can contain slashes and be too
+    long for a socket path.
     """
     digest = hashlib.blake2b(os.fsencode(name), digest_size=12).hexdigest()
     return os.path.join(_folder(), f"{digest}-{direction}")
@@ -170,18 +177,24 @@ def _connect(name: str, direction: str) -> socket.socket:
 
 
 def _start(name: str, direction: str, fd: int) -> Holder:
-    """Run this module in a process of its own, and wait until it holds the session."""
+    """Start a process that runs this module, and wait until it holds the session.
+
+    `fd` is the descriptor of an outgoing session, or -1 to retrieve an incoming one.
+    """
     address = _address(name, direction)
     with _start_lock() as lock, ExitStack() as stack:
         if (found := find(name, direction)) is not None:
             raise LuoError(EEXIST, "start holder", str(found), "Release it first")
         with suppress(FileNotFoundError):
             os.unlink(address)  # left by a holder that was killed
-        ours, child_end = map(stack.enter_context, socket.socketpair(type=socket.SOCK_SEQPACKET))
+        parent_end, child_end = map(
+            stack.enter_context, socket.socketpair(type=socket.SOCK_SEQPACKET)
+        )
         stderr = stack.enter_context(tempfile.TemporaryFile())
         numbers = child_end.fileno(), lock, fd
         command = [sys.executable, "-m", "pyluo.holder", *map(str, numbers), address, name]
-        path = [os.path.abspath(entry) for entry in sys.path]  # it starts in another folder
+        # The process starts in "/", so relative paths must become absolute.
+        path = [os.path.abspath(entry) for entry in sys.path]
         process = subprocess.Popen(
             command,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
@@ -192,29 +205,32 @@ def _start(name: str, direction: str, fd: int) -> Holder:
             stderr=stderr,
             start_new_session=True,
         )
-        process.wait()  # it forks at once, and its child becomes the holder
+        process.wait()  # the process forks and ends; its child becomes the holder
         child_end.close()
-        ours.settimeout(_START_TIMEOUT)
+        parent_end.settimeout(_START_TIMEOUT)
         with raising("start holder", f"session {name!r}"):
-            answer = ours.recv(1 << 16)
+            answer = parent_end.recv(1 << 16)
         if not answer:
             stderr.seek(0)
             hint = stderr.read().decode(errors="replace").strip()
             raise LuoError(ECHILD, "start holder", f"session {name!r}", hint)
-        outcome = pickle.loads(answer)  # trusted: from our own child, over a private socket pair
-        if isinstance(outcome, LuoError):
-            raise outcome
+        pid_or_error = pickle.loads(
+            answer
+        )  # trusted: from our own child, over a private socket pair
+        if isinstance(pid_or_error, LuoError):
+            raise pid_or_error
         with raising("start holder", f"session {name!r}"):
-            ours.send(_KEEP)
-        return Holder(name, direction, outcome)
+            parent_end.send(_KEEP)
+        return Holder(name, direction, pid_or_error)
 
 
 @contextmanager
 def _start_lock() -> Iterator[int]:
-    """Lock out other processes that start a holder, because two could replace each other's socket.
+    """Let only one process at a time start a holder; yield the descriptor of the lock file.
 
-    The lock lasts until its last descriptor is closed. The holder gets one, so that it still has
-    the lock if the process that started it is gone.
+    Without the lock, two holders that start together could replace each other's socket. The lock
+    lasts until the last duplicate of its descriptor is closed. The new holder inherits a duplicate,
+    so that the lock lasts until the holder has started even if its starter ends before.
     """
     with open(os.path.join(_folder(), "lock"), "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -222,11 +238,11 @@ def _start_lock() -> Iterator[int]:
 
 
 def _main() -> None:
-    """Run the holder: report to the process that started it, then serve until released."""
+    """Run the holder: report to the process that started it, then serve until the release."""
     channel, lock, fd = map(int, sys.argv[1:4])
     address, name = sys.argv[4:]
     if os.fork():
-        os._exit(0)  # the starter waits for this process; the holder is not its child
+        os._exit(0)  # the starter waits for this process, and need not wait for the holder
     with socket.socket(fileno=channel) as starter:
         try:
             listener = _listen(address)
@@ -234,7 +250,7 @@ def _main() -> None:
             starter.send(pickle.dumps(error))
             return
         try:
-            # Nothing may fail after the next line: the session ends with this process.
+            # After the next line nothing may fail: if this process ends, so does the session.
             session = _obtain_session(fd, name)
         except LuoError as error:
             os.unlink(address)
@@ -242,17 +258,17 @@ def _main() -> None:
             return
         _daemonize()
         os.close(lock)
-        confirmed = _starter_confirms(starter)
-    last = _serve(listener, session) if confirmed or fd < 0 else None
+        starter_confirmed = _starter_confirms(starter)
+    releasing_connection = _serve(listener, session) if starter_confirmed or fd < 0 else None
     with suppress(OSError):
         os.unlink(address)
     os.close(session.detach())
-    if last is not None:
-        last.close()  # only now: the process that released the session waits for it
+    if releasing_connection is not None:
+        releasing_connection.close()  # last, because the process at its other end waits for this
 
 
 def _starter_confirms(starter: socket.socket) -> bool:
-    """Report success to the process that started this one; return whether it still wants it."""
+    """Report this holder's PID to its starter; return whether the starter confirmed the holder."""
     try:
         starter.send(pickle.dumps(os.getpid()))
         return starter.recv(64) == _KEEP
@@ -270,13 +286,16 @@ def _listen(address: str) -> socket.socket:
 
 def _obtain_session(fd: int, name: str) -> OutgoingSession | IncomingSession:
     if fd >= 0:
-        return _adopt(fd, "outgoing")
+        return _wrap_session(fd, "outgoing")
     with LiveUpdate() as device:
         return device.retrieve_session(name)
 
 
-def _adopt(fd: int, direction: str) -> OutgoingSession | IncomingSession:
-    """Return a session of a known direction, because older kernels cannot tell the direction."""
+def _wrap_session(fd: int, direction: str) -> OutgoingSession | IncomingSession:
+    """Return an object that owns a session's descriptor; close the descriptor if that fails.
+
+    The caller passes the direction, because older kernels cannot report it.
+    """
     kind = IncomingSession if direction == "incoming" else OutgoingSession
     try:
         return kind.from_fd(fd, trusted=True)
@@ -286,7 +305,11 @@ def _adopt(fd: int, direction: str) -> OutgoingSession | IncomingSession:
 
 
 def _daemonize() -> None:
-    """Protect this process from hang-ups and the OOM killer, and close its standard streams."""
+    """Protect this process from hang-ups and the OOM killer, and detach it from the terminal.
+
+    SIGHUP is ignored, the standard streams are redirected to /dev/null, and the process is renamed
+    to pyluo-holder.
+    """
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with suppress(OSError), open(os.devnull, "r+b", buffering=0) as null:
         for number in (0, 1, 2):
@@ -299,11 +322,11 @@ def _daemonize() -> None:
 
 
 def _serve(listener: socket.socket, session: OutgoingSession | IncomingSession) -> socket.socket:
-    """Serve requests until the session is released; return the connection that released it."""
+    """Serve requests until one asks to release the session; return the connection it came from."""
     while True:
         try:
             connection, _ = listener.accept()
-        except (OSError, MemoryError):  # the system lacks resources, hopefully only for a while
+        except (OSError, MemoryError):  # the system lacks resources: try again later
             time.sleep(1)
             continue
         with suppress(OSError, MemoryError):

@@ -1,10 +1,14 @@
 """Sessions: named sets of files that go through a live update together.
 
-There are two classes because the kernel strictly separates the two directions. Neither has a
-`close()`: closing the last descriptor of an outgoing session gives up everything in it, and closing
-the last one of an incoming session destroys every file that was not retrieved. Call
-`OutgoingSession.discard()` or `IncomingSession.finish()` instead. A session object that is dropped
-without either leaves its descriptor open and gives a ResourceWarning.
+A session has a direction. An outgoing session is filled for the next kernel; an incoming session
+came from the previous kernel. The kernel accepts different requests for each direction, so there
+are two classes.
+
+Neither class has a `close()`, because closing the last descriptor loses files: those of an outgoing
+session are no longer preserved, and those of an incoming session are destroyed unless they were
+retrieved. Call `OutgoingSession.discard()` or `IncomingSession.finish()` instead. If neither is
+called, the descriptor stays open when the object is garbage-collected, and a ResourceWarning is
+given.
 """
 
 from __future__ import annotations
@@ -42,7 +46,7 @@ F = TypeVar("F", bound=OwnedFd)
 
 
 class _Session(Descriptor):
-    """The base of both directions. Requests of several threads take turns, as in the kernel."""
+    """The base class of both directions. A lock lets one thread at a time make a request."""
 
     __slots__ = ("_lock", "_name")
     _direction: ClassVar[str]
@@ -54,14 +58,16 @@ class _Session(Descriptor):
 
     @classmethod
     def from_fd(cls, fd: int, *, trusted: bool = False) -> Self:
-        """Take over the descriptor of a session, as received from another process.
+        """Return an object that owns the open descriptor of a session.
 
         Args:
-            fd: the descriptor.
-            trusted: do not check the direction; needed on kernels before 7.2.
+            fd: the descriptor, for example one received from another process.
+            trusted: whether to skip the check of the direction, which kernels before 7.2 do not
+                support.
 
         Raises:
-            KernelTooOldError: the kernel cannot tell the direction (EINVAL); Linux 7.2 can.
+            KernelTooOldError: the kernel is older than 7.2, so that the direction cannot be checked
+                (EINVAL).
             WrongSessionError: the session has the other direction, or the descriptor is not of a
                 session. The caller still owns the descriptor, and the session is unchanged.
         """
@@ -79,19 +85,20 @@ class _Session(Descriptor):
 
     @property
     def name(self) -> str:
-        """The session's name, as it was created.
+        """The name that the session was created with.
 
-        `from_fd` asks the kernel for it; with ``trusted=True`` it reads the link in /proc/self/fd
-        instead, because kernels before 7.2 cannot be asked.
+        If the object came from `from_fd`, the kernel reported the name; with ``trusted=True`` the
+        name was read from the link in /proc/self/fd, because only Linux 7.2 and newer report it.
 
         Source: include/uapi/linux/liveupdate.h, LIVEUPDATE_SESSION_GET_NAME. Linux 7.2.
         """
         return self._name
 
     def detach(self) -> int:
-        """Return the descriptor, still open; the caller owns it now.
+        """Return the descriptor without closing it; the caller owns it from now on.
 
-        Closing the last descriptor of the session gives up or destroys the files in it.
+        When the last descriptor of the session is closed, the files of an outgoing session are no
+        longer preserved, and those of an incoming session are destroyed unless they were retrieved.
         """
         with self._lock:
             return super().detach()
@@ -100,7 +107,10 @@ class _Session(Descriptor):
         return f"{self._direction} session {self._name!r}" + (f", {what}" if what else "")
 
     def _error_for(self, number: int, operation: str, subject: str) -> LuoError:
-        """Return the exception for an errno; for EINVAL, check whether the direction is wrong."""
+        """Return the exception for an errno.
+
+        EINVAL may mean that the session has the other direction, so the direction is checked then.
+        """
         if number == errno.EINVAL:
             try:
                 direction = find_direction(self.fileno())
@@ -119,8 +129,8 @@ class _Session(Descriptor):
     def __del__(self) -> None:
         if getattr(self, "_fd", -1) >= 0:
             warnings.warn(
-                f"{self!r} was dropped; its descriptor stays open, since closing it would lose "
-                f"what the session holds",
+                f"{self!r} was dropped; its descriptor stays open, because closing it could lose "
+                f"the files of the session",
                 ResourceWarning,
                 stacklevel=2,
                 source=self,
@@ -132,37 +142,38 @@ class _Session(Descriptor):
 
 
 class OutgoingSession(_Session):
-    """A session that the next live update carries over if its descriptor is still open then.
+    """A session that the next live update carries over if a descriptor of it is still open then.
 
-    Leaving its ``with`` block keeps the session open for the jump; an exception discards it. It can
-    be used from several threads.
+    The session stays open for the jump when its ``with`` block ends normally, and is discarded when
+    an exception leaves the block. Several threads can use the object.
     """
 
     __slots__ = ()
     _direction = "outgoing"
 
     def preserve(self, fd: OwnedFd | int, token: int, *, allow_noexec: bool = False) -> None:
-        """Preserve a file: put it into the session, to be retrieved by its token after the update.
+        """Preserve a file: put it into the session, so that it can be retrieved after the update.
 
         The kernel allocates and pins every page of the file. The file can still be used, but its
-        size cannot change any more and holes cannot be punched. Seals are carried over as they are
-        now: on kernels up to 7.3 a seal added later is lost. These kernels also forget that a
-        descriptor was read-only.
+        size can no longer change, and no holes can be punched into it. On kernels up to 7.3, a seal
+        that is added later is not carried over, and a read-only descriptor can also be written to
+        after the update.
 
         Args:
-            fd: the file. The caller still owns the descriptor and may close it; the session keeps
-                the file.
-            token: 0 to 2**64 - 1, chosen by the caller, different for each file of the session.
-            allow_noexec: preserve even a memfd made with MFD_NOEXEC_SEAL, which comes back
-                executable and write-sealed on kernels up to 7.3.
+            fd: a descriptor of the file. The caller still owns the descriptor and may close it,
+                because the session has its own reference to the file.
+            token: a number from 0 to 2**64 - 1 by which the file is retrieved; different for each
+                file of the session.
+            allow_noexec: whether to preserve even a memfd made with MFD_NOEXEC_SEAL, which is
+                executable and sealed against writing after the update, on kernels up to 7.3.
 
         Raises:
             ValueError: the token is out of range.
-            TokenInUseError: the session has a file under this token (EEXIST).
+            TokenInUseError: the session has a file with this token already (EEXIST).
             AlreadyPreservedError: the file is in this or another session already (EBUSY).
             NotPreservableError: the kernel does not support this kind of file (ENOENT) or its
                 seals (EOPNOTSUPP); the file has a tebibyte or more (EFBIG); pyluo refuses a
-                noexec memfd (EINVAL).
+                memfd made with MFD_NOEXEC_SEAL (EINVAL).
             PreservedMemoryError: pyluo refuses because the kernel would run out of memory (ENOMEM).
             LuoError: the descriptor is not open (EBADF); the kernel has no memory (ENOMEM) or no
                 room in the session (ENOSPC).
@@ -186,17 +197,17 @@ class OutgoingSession(_Session):
         allow_noexec: bool = False,
         guarded: bool = True,
     ) -> None:
-        """Preserve each file under its token, in the order of the mapping, in one loop in C.
+        """Preserve several files, in the order of the mapping, with one call into C.
 
         Args:
-            files: the files by their tokens.
+            files: a descriptor for each token.
             allow_noexec: see `preserve`.
-            guarded: False skips pyluo's own checks, for files that were preserved before and take
-                no more memory now.
+            guarded: whether to make pyluo's own checks. They are not needed for files that were
+                preserved before, because preserving these takes no additional memory.
 
         Raises:
-            LuoError: see `preserve`, for the first file that fails. The attribute `preserved`
-                of the exception lists the tokens of the files before it, which stay in the session.
+            LuoError: the first failure; see `preserve`. The files before the one that failed stay
+                in the session; the attribute `preserved` of the exception lists their tokens.
         """
         tokens = list(files)
         numbers = [fileno_of(fd) for fd in files.values()]
@@ -213,14 +224,16 @@ class OutgoingSession(_Session):
                 raise error
 
     def discard(self) -> None:
-        """Close the session and give up everything in it; discarding it twice does nothing.
+        """Close the session, so that its files are no longer preserved.
 
-        The files are unchanged, and stay open for those who have them open.
+        Discarding a session twice does nothing. The files themselves are unchanged, and other
+        descriptors of them stay open. If another process has the session open, the session and its
+        files stay preserved.
         """
         self._close_locked()
 
     def _check_preservable(self, fds: list[int], tokens: list[int], allow_noexec: bool) -> None:
-        """Refuse files that the kernel would accept but not give back, before it is asked."""
+        """Refuse files that the kernel would accept, but then lose or change, or crash over."""
         if not allow_noexec:
             for fd, token in zip(fds, tokens, strict=True):
                 guards.refuse_noexec(fd, partial(self._describe, fd, token))
@@ -251,10 +264,11 @@ class OutgoingSession(_Session):
 
 
 class IncomingSession(_Session):
-    """A session that came over from the previous kernel.
+    """A session that the previous kernel handed over.
 
-    Leaving its ``with`` block finishes the session. An exception leaves it open, so that no file is
-    destroyed that was not yet retrieved. It can be used from several threads.
+    The session is finished when its ``with`` block ends normally. It stays open when an exception
+    leaves the block, because finishing would destroy the files that are not retrieved yet. Several
+    threads can use the object.
     """
 
     __slots__ = ()
@@ -273,8 +287,8 @@ class IncomingSession(_Session):
     ) -> OwnedFd:
         """Return a new descriptor of a preserved file, with close-on-exec set.
 
-        Retrieving a token twice gives two descriptors of the same open file, which share their
-        file position.
+        If a token is retrieved twice, both descriptors refer to the same open file description, and
+        so share their file position.
 
         Args:
             token: the token given to `OutgoingSession.preserve`.
@@ -283,8 +297,8 @@ class IncomingSession(_Session):
         Raises:
             ValueError: the token is out of range.
             TokenNotFoundError: there is no such token, or the session is finished (ENOENT).
-            LuoError: the kernel could not restore the file; later attempts give the same errno,
-                and the file is lost.
+            LuoError: the kernel could not restore the file. If the errno is not EMFILE, later
+                attempts return the same errno, and the file is lost.
 
         Source: include/uapi/linux/liveupdate.h, LIVEUPDATE_SESSION_RETRIEVE_FD. Linux 6.19.
         """
@@ -300,7 +314,8 @@ class IncomingSession(_Session):
     def finish(self) -> None:
         """Finish and close the session; the kernel destroys every file that was not retrieved.
 
-        Finishing it twice does nothing. If the kernel refuses, the session stays open, unchanged.
+        Finishing a session twice does nothing. If the kernel refuses, the session stays open and
+        unchanged.
 
         Raises:
             LuoError: the kernel could not finish the session; the caller may try again.
@@ -334,11 +349,13 @@ class IncomingSession(_Session):
 
 
 def session_from_fd(fd: int) -> OutgoingSession | IncomingSession:
-    """Take over the descriptor of a session of either direction.
+    """Return an object of the right class that owns the open descriptor of a session.
 
     Raises:
-        KernelTooOldError: the kernel cannot tell the direction (EINVAL); Linux 7.2 can.
-        WrongSessionError: the descriptor is not of a session; the caller still owns it.
+        KernelTooOldError: the kernel is older than 7.2, so that the direction is unknown (EINVAL).
+        WrongSessionError: the descriptor is not of a session.
+
+    After an exception the caller still owns the descriptor.
     """
     name = _read_name(fd)
     kind = IncomingSession if find_direction(fd) == "incoming" else OutgoingSession
@@ -368,13 +385,14 @@ def _read_name_from_link(fd: int) -> str:
 
 
 def find_direction(fd: int) -> str:
-    """Return "incoming" or "outgoing" for the descriptor of a session, which is left unchanged.
+    """Return the direction of a session, "incoming" or "outgoing", without changing the session.
 
     Raises:
-        KernelTooOldError: the kernel cannot tell the direction (EINVAL); Linux 7.2 can.
+        KernelTooOldError: the kernel is older than 7.2, so that the direction is unknown (EINVAL).
     """
-    # The name can be asked for since Linux 7.2, which also checks the direction before the tail of
-    # a request. Older kernels check the tail first, and so refuse it in both directions.
+    # The request below has an unknown tail. Since Linux 7.2 the kernel checks the direction of the
+    # session before the tail, so only an incoming session returns E2BIG. Older kernels check the
+    # tail first, and return E2BIG for both directions; on them, reading the name raises.
     _read_name(fd)
     return "incoming" if _RETRIEVE_FD.errno_for_unknown_tail(fd) == errno.E2BIG else "outgoing"
 

@@ -1,10 +1,15 @@
-"""The harness: builds kernels, boots them in QEMU, and live-updates them for real.
+"""The harness: builds kernels, boots them in QEMU guests, and live-updates the guests.
 
-Its packages are `kernels`, `machine`, `results`, `run`, `terminal` and `pytest`. Each one may use
-those named before it, and none of those named after it.
+In this package, a *jump* is the kexec of a live update: the old kernel starts the new one. A *life*
+is one boot of a guest: it begins with the cold boot or with a jump, and ends with the next jump. A
+guest has *spoken*, or is up, when the worker in it (`pyluo.guest.worker`) has sent its first
+message of this life.
 
-The names below are loaded when they are first used, because pytest loads this package in every run,
-whether or not a test needs a guest.
+The packages are `kernels`, `machine`, `results`, `run`, `terminal` and `pytest`. A package may
+import the packages named before it, and none of those named after it.
+
+The names in `__all__` are imported when they are first used, because pytest imports this package in
+every run, whether or not a test needs a guest.
 """
 
 from __future__ import annotations
@@ -44,7 +49,7 @@ __all__ = [
     "Timeline",
 ]
 
-_HOMES = {
+_MODULES = {
     "VM": "pyluo.vm.machine.vm",
     "Accelerator": "pyluo.vm.machine.accelerator",
     "Complaint": "pyluo.vm.errors",
@@ -62,6 +67,6 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)

@@ -1,4 +1,4 @@
-"""The ways for a run to end that are not the test's own verdict."""
+"""The errors that end a test without a verdict of the test itself."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = [
 
 
 class Complaint(enum.Enum):
-    """What a kernel complains of on its console. It may live on, or die of it."""
+    """What a kernel complains of on its console; the kernel may go on, or die of the problem."""
 
     PANIC = "kernel panic"
     OOPS = "kernel oops"
@@ -30,12 +30,12 @@ class Complaint(enum.Enum):
 
 
 class Death(enum.Enum):
-    """How a guest ended that no complaint of its kernel explains."""
+    """How a guest ended, if no complaint of its kernel explains the end."""
 
-    SILENT = "never spoke"
-    SILENT_HANG = "no sign of life"
-    HANG = "stopped answering"
-    LANDING = "never landed"
+    SILENT = "never spoke"  # the worker did not come up
+    SILENT_HANG = "no sign of life"  # no heartbeat and no output on the console
+    HANG = "stopped answering"  # the worker did not answer a request
+    LANDING = "never landed"  # the old kernel jumped, and the worker of the new one did not come up
     RESET = "machine reset"
     QEMU = "QEMU ended"
 
@@ -44,10 +44,10 @@ Cause = Complaint | Death
 
 
 def cause_of(text: str) -> Cause:
-    """Return the complaint or the death with this value.
+    """Return the complaint or the death that has this text as its value.
 
     Raises:
-        ValueError: there is none.
+        ValueError: no complaint and no death has it.
     """
     try:
         return Complaint(text)
@@ -56,18 +56,18 @@ def cause_of(text: str) -> Cause:
 
 
 class GuestFailure(Exception):
-    """A guest or its kernel failed, which is not the test's own verdict.
+    """A guest died, or its kernel complained: a failure that is not an assertion of the test.
 
     Attributes:
-        cause: what the kernel complained of, or how the guest ended without a word of its kernel.
-        reason: the same in a line, in the kernel's own words if there are any.
+        cause: what the kernel complained of; if it printed no complaint, how the guest ended.
+        reason: the cause in one line, in the kernel's own words if it printed any.
         kernel: the name of the kernel that ran.
-        life: the number of the guest's life; 1 is the cold boot, each jump begins another.
+        life: the number of the guest's life: 1 after the cold boot, one more after each jump.
         console: the last lines of the console.
-        trace: the calls in the kernel's own trace, with source lines if the kernel has debug
-            information; empty if the kernel printed none.
-        vmcore: the file that holds the guest's memory, if a dump was asked for.
-        booted: whether the guest had ever spoken; if not, nothing was tested in it.
+        trace: the calls in the kernel's trace, with source lines if the kernel has debug
+            information; empty if the kernel printed no trace.
+        vmcore: the file that contains the guest's memory; None if no dump was asked for.
+        booted: whether the guest had ever spoken; if not, no test ran in the guest.
     """
 
     def __init__(
@@ -109,11 +109,14 @@ class GuestFailure(Exception):
 
 
 class GuestCrash(GuestFailure):
-    """The guest is dead, or hangs for good: it cannot be used any more."""
+    """The guest is dead or hangs, and cannot be used any more."""
 
 
 class KernelComplaint(GuestFailure):
-    """The guest's kernel complained of something that the test does not expect, and may live on."""
+    """The guest's kernel complained of something that the test does not expect.
+
+    The guest may still be alive.
+    """
 
 
 def _restore(
@@ -125,7 +128,9 @@ def _restore(
 
 
 class HarnessError(Exception):
-    """The harness could not do its work: no QEMU, no disk, no kernel. No verdict on anything.
+    """The harness could not do its work, so that there is no verdict on the kernel or the test.
+
+    For example, QEMU, a kernel or space on the disk is missing.
 
     Args:
         problem: what went wrong, in a sentence.

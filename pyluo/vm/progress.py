@@ -1,4 +1,4 @@
-"""Progress bars for long work, shown on a terminal only, and messages."""
+"""Messages on stderr, and progress bars for long work, which appear only on a terminal."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["Console", "Reached", "bar", "say"]
 
 
 class Console(rich.console.Console):
-    """A console that does not end the program if nobody reads what it prints."""
+    """A console of rich that raises an error if nobody reads its output, where rich would exit."""
 
     def on_broken_pipe(self) -> None:
-        """Raise the error, as `print` does."""
+        """Raise BrokenPipeError, as `print` does."""
         raise BrokenPipeError
 
 
@@ -26,14 +26,14 @@ _console = Console(stderr=True)
 
 
 class Reached(Protocol):
-    """A function that sets how far the work has come."""
+    """The type of the function that moves a progress bar."""
 
     def __call__(self, done: float, total: float | None = None) -> None:
         """Move the bar.
 
         Args:
             done: how much is done.
-            total: how much there is to do, if that was not known when the bar was made.
+            total: how much there is to do in all, if that was not known when the bar was created.
         """
 
 
@@ -44,11 +44,11 @@ def say(text: str) -> None:
 
 @contextmanager
 def bar(what: str, total: float | None) -> Iterator[Reached]:
-    """Show a progress bar in the block, which is given the function that moves it.
+    """Show a progress bar in the block; the block is given the function that moves the bar.
 
     Args:
         what: the name of the work.
-        total: how much there is to do; None if that is not known.
+        total: how much there is to do in all; None if that is not known.
     """
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()

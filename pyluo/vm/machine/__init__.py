@@ -1,1 +1,1 @@
-"""The machine: QEMU and its keeper, the console, the watch over a guest, the post-mortem."""
+"""Guests: the QEMU process and its keeper, the console, the watch over a guest, the post-mortem."""

@@ -1,7 +1,7 @@
 """The choice between KVM and TCG.
 
-On some machines /dev/kvm opens and creates guests, but these abort or loop for ever in their first
-instructions. Therefore KVM is used only after it has booted a boot sector.
+On some machines /dev/kvm can be opened and can create guests, but the guests abort or loop for ever
+in their first instructions. Therefore KVM is used only if a guest with KVM has run a boot sector.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ __all__ = ["Accelerator"]
 
 _DEVICE = Path("/dev/kvm")
 _VARIABLE = "PYLUO_ACCEL"
-_PROBE_TIMEOUT = 5  # seconds; a boot sector takes a fraction of one
+_PROBE_TIMEOUT = 5  # seconds; a boot sector takes a fraction of a second
 _SIGNAL = 0x2A
-# mov al, 0x2a; out 0xf4, al; hlt: at this, the isa-debug-exit device makes QEMU exit with twice the
-# value plus one.
+# mov al, 0x2a; out 0xf4, al; hlt. When the guest writes a value to its port, the device
+# isa-debug-exit makes QEMU exit with twice the value plus one.
 _BOOT_SECTOR = bytes([0xB0, _SIGNAL, 0xE6, 0xF4, 0xF4]).ljust(510, b"\0") + b"\x55\xaa"
 _BOOTED = _SIGNAL << 1 | 1
 
@@ -36,9 +36,9 @@ class Accelerator(enum.Enum):
 
     @classmethod
     def choose(cls, qemu: str) -> Accelerator:
-        """Return what PYLUO_ACCEL names; without it, KVM if it can boot a guest here, else TCG.
+        """Return the accelerator that PYLUO_ACCEL names; by default, KVM if it works, else TCG.
 
-        Whether KVM works is tried once and saved until the host boots again.
+        Whether KVM works is tested once, and the result is saved until the host boots again.
 
         Args:
             qemu: the path of QEMU.
@@ -57,19 +57,19 @@ class Accelerator(enum.Enum):
 
 
 def _kvm_works(qemu: str) -> bool:
-    """Return whether KVM works; it is tried once per boot of the host, QEMU and user."""
+    """Return whether KVM works; the saved result of the test is valid for this boot and QEMU."""
     stat = os.stat(qemu)
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    case = [boot_id, qemu, stat.st_mtime_ns]
+    conditions = [boot_id, qemu, stat.st_mtime_ns]
     file = cache.folder() / "kvm.json"
     try:
         saved = json.loads(file.read_text())
-        if saved["case"] == case:
+        if saved["case"] == conditions:
             return bool(saved["works"])
     except (OSError, ValueError, KeyError, TypeError):
         pass
     works = _try_kvm(qemu)
-    cache.write(file, json.dumps({"case": case, "works": works}))
+    cache.write(file, json.dumps({"case": conditions, "works": works}))
     return works
 
 
@@ -78,8 +78,8 @@ def _try_kvm(qemu: str) -> bool:
     with tempfile.TemporaryFile() as image:
         image.write(_BOOT_SECTOR.ljust(1440 << 10, b"\0"))
         image.flush()
-        # If this process is killed, `timeout` ends QEMU all the same. If it is interrupted, it
-        # kills `timeout`, and that ends QEMU.
+        # QEMU must not run on. If this process is killed, `timeout` still kills QEMU in time. If
+        # this process is interrupted, it kills `timeout`, whose death kills QEMU (--pdeathsig).
         command = ["timeout", "--signal=KILL", str(_PROBE_TIMEOUT)]
         command += ["setpriv", "--pdeathsig", "KILL", "--"]
         command += [qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]

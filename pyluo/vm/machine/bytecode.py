@@ -1,7 +1,7 @@
-"""Compile the modules that a guest imports.
+"""Compile the modules that a guest imports to bytecode.
 
-A guest cannot write bytecode, because its root is read-only. Without bytecode, each life would
-compile pyluo anew, which takes half a second of every jump under TCG.
+A guest cannot write bytecode itself, because its root is read-only. Without bytecode, it would
+compile pyluo again after every jump, which takes half a second under TCG.
 """
 
 from __future__ import annotations
@@ -20,16 +20,20 @@ __all__ = ["compile_modules", "compile_package"]
 
 
 def compile_package(folder: Path) -> None:
-    """Compile the modules of pyluo and `pyluo.guest` whose bytecode is missing or older.
+    """Compile the modules of pyluo and `pyluo.guest` whose bytecode is missing or out of date.
 
     Args:
-        folder: the folder of pyluo.
+        folder: the folder of the package pyluo.
     """
     compile_modules(path for part in (folder, folder / "guest") for path in part.glob("*.py"))
 
 
 def compile_modules(sources: Iterable[Path]) -> None:
-    """Compile the sources whose bytecode is missing or older, if it may be written."""
+    """Compile the modules whose bytecode is missing or out of date, if it can be written.
+
+    Args:
+        sources: the paths of the modules.
+    """
     for source in sources:
         compiled = importlib.util.cache_from_source(os.fspath(source))
         # The folder may be read-only; an error in the source is reported when the guest imports it.
@@ -39,7 +43,10 @@ def compile_modules(sources: Iterable[Path]) -> None:
 
 
 def _is_fresh(source: Path, compiled: Path) -> bool:
-    """Return whether bytecode has the time and the size of its source, as an import checks it."""
+    """Return whether bytecode is up to date: whether its header has its source's time and size.
+
+    An import makes the same check.
+    """
     try:
         header = compiled.read_bytes()[:16]
     except OSError:

@@ -1,4 +1,4 @@
-"""The guest's serial console: reads what its kernel prints."""
+"""The serial console of a guest: keeps its lines, and finds the kernel's complaints in them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Console"]
 
-_TAIL = 60  # lines
-_PAUSE = 1.0  # seconds without a line after which a trace is taken for complete
+_TAIL_LENGTH = 60  # lines
+_PAUSE = 1.0  # seconds without a line after which a trace counts as complete
 _TRACE_LIMIT = 3.0  # seconds for a dying kernel to finish its trace
 _LEAVING = "kexec_core: Starting new kernel"  # kernel/kexec_core.c, kernel_kexec()
 _BEGINNING = re.compile(rf"{STAMP}Linux version |{EARLY_DEATH}")
@@ -25,18 +25,20 @@ _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class Console:
-    """Reads the console as it comes.
+    """Reads and keeps everything that the guest prints on its console.
+
+    All times are in seconds on the host's monotonic clock.
 
     Args:
-        on_beginning: called with the time when a kernel prints its first line.
-        on_report: called with each report when its first line comes.
-        on_death: called with the report of what the kernel died of, once its trace is complete.
+        on_beginning: called when a kernel prints its first line, with the time.
+        on_report: called when the first line of a report comes, with the report.
+        on_death: called with the report that the kernel dies of, when its trace is complete.
 
     Attributes:
-        reports: the complaints of the kernels of all lives.
-        last_output: when something was last printed, in seconds on the monotonic clock.
-        left: when the kernel printed that it starts the next one, likewise; None if it has not, or
-            if the next one has spoken since.
+        reports: the reports that the kernels of all lives have printed.
+        last_output: the time of the last output.
+        left: the time at which the kernel printed that it starts the next kernel; None if it has
+            not printed that in this life.
     """
 
     def __init__(
@@ -50,10 +52,10 @@ class Console:
         self._on_death = on_death
         self._lines: list[str] = []
         self._partial = ""
-        self._open: Report | None = None  # the report that is being printed
+        self._open: Report | None = None  # the report whose lines are coming
         self._earlier: Report | None = None  # the last report of this life
         self._dying: Report | None = None  # the report that the kernel dies of
-        self._deadline = 0.0  # when the trace of that report is taken for complete
+        self._deadline = 0.0  # when the trace of `_dying` counts as complete in any case
         self._timer: asyncio.TimerHandle | None = None
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
         self._more = asyncio.Event()
@@ -62,7 +64,7 @@ class Console:
         self.left: float | None = None
 
     async def read(self, stream: asyncio.StreamReader) -> None:
-        """Read until QEMU closes the console."""
+        """Read the console until QEMU closes it."""
         with suppress(ConnectionResetError):  # QEMU was killed
             while data := await stream.read(1 << 16):
                 self.last_output = time.monotonic()
@@ -76,13 +78,13 @@ class Console:
         self._complete()
 
     def tail(self) -> tuple[str, ...]:
-        """Return the last lines, including an unfinished one."""
+        """Return the last lines, including the unfinished one."""
         rest = [_strip_controls(self._partial)] if self._partial else []
-        return tuple((self._lines + rest)[-_TAIL:])
+        return tuple((self._lines + rest)[-_TAIL_LENGTH:])
 
     @property
     def text(self) -> str:
-        """Everything that was printed so far."""
+        """Everything that the guest has printed so far."""
         return "\n".join([*self._lines, _strip_controls(self._partial)])
 
     @property
@@ -91,11 +93,11 @@ class Console:
         return len(self._lines)
 
     def since(self, length: int) -> list[str]:
-        """Return the lines after the first `length`."""
+        """Return the finished lines after the first `length` ones."""
         return self._lines[length:]
 
     async def wait_for_pause(self, pause: float, limit: float) -> None:
-        """Wait until nothing has come for `pause` seconds, but no longer than `limit` seconds."""
+        """Wait until there was no output for `pause` seconds, but no longer than `limit` seconds."""
         start = time.monotonic()
         while True:
             due = min(max(self.last_output, start) + pause, start + limit)
@@ -104,10 +106,15 @@ class Console:
             await asyncio.sleep(due - time.monotonic())
 
     async def wait_for_words(self, words: str, since: int, limit: float) -> bool:
-        """Wait until a line after the first `since` contains these words.
+        """Wait until a line contains these words.
+
+        Args:
+            words: the words.
+            since: how many of the first lines to ignore.
+            limit: how long to wait, in seconds.
 
         Returns:
-            Whether such a line came within `limit` seconds.
+            Whether such a line has come in time.
         """
         deadline = time.monotonic() + limit
         while not any(words in line for line in self._lines[since:]):
@@ -123,10 +130,11 @@ class Console:
         if _LEAVING in line:
             self.left = now
         if _BEGINNING.search(line):
-            self._open = self._earlier = None  # the new kernel has printed no report
+            self._open = self._earlier = None  # the new kernel has printed no report yet
             self._on_beginning(now)
         report = None if self._dying else find_report(line, self._earlier)
-        # A line that begins a report ends the one before it, which may have no end of its own.
+        # The first line of a report ends the report before it, which may have no last line that
+        # can be recognized.
         if self._open and not report and self._open.add(line):
             if self._open is self._dying:
                 self._complete()
@@ -153,7 +161,7 @@ class Console:
         self._timer = loop.call_later(pause, self._complete)
 
     def _complete(self) -> None:
-        """Report what the kernel died of, now that its trace is complete."""
+        """Call `on_death` if the kernel is dying, because its trace is complete."""
         if self._timer and self._dying:
             self._timer.cancel()
             self._timer = None

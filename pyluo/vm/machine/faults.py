@@ -1,6 +1,6 @@
-"""Faults in the next kernel of a live update: it does not come up, or takes nothing over.
+"""Faults in the next kernel of a live update: it does not boot, or retrieves nothing.
 
-Faults in the guest itself are in `pyluo.guest.faults`.
+Faults that are injected in the running guest are in `pyluo.guest.faults`.
 """
 
 from __future__ import annotations
@@ -21,14 +21,12 @@ if TYPE_CHECKING:
 __all__ = ["SPARE_PROCESSOR", "Next", "live_update", "words"]
 
 SPARE_PROCESSOR = "isolcpus=1 irqaffinity=0"
-"""Words for a guest's command line with which its second CPU can be locked up.
-
-See `pyluo.guest.faults.lock_up_cpu`.
+"""Words for the command line of a guest with two CPUs; `pyluo.guest.faults.lock_up_cpu` needs them.
 """
 
 
 class Next(enum.Enum):
-    """A fault of the next kernel."""
+    """A fault of the next kernel; the value describes it."""
 
     HEADLESS = "the image ends soon after its header"
     TRUNCATED = "the image ends half way"
@@ -43,30 +41,31 @@ _WORDS = {
     Next.NO_KHO: "kho=off",
     Next.NO_LUO: "liveupdate=off",
 }
-_HEADER = 10_000  # bytes: these contain the header and the version, and no code that could run
+# The first bytes of an image: they contain the header and the version, and no code that could run.
+_HEADER_SIZE = 10_000
 _PAGE = 4096
 
 
 def live_update(vm: VM, fault: Next, to: Kernel | str | os.PathLike[str] | None = None) -> Timeline:
-    """Live-update a guest into a kernel with a fault, past all of pyluo's guards.
+    """Live-update a guest to a kernel that has a fault; pyluo's own checks do not prevent it.
 
     Args:
         vm: the guest.
         fault: the fault of the next kernel.
-        to: the next kernel, which is given the fault; without it, the kernel that runs now.
+        to: the next kernel, to a copy of which the fault is added; if None, the running kernel.
 
     Returns:
-        The events of the live update, if the kernel comes up, as it does without KHO or LUO.
+        The events of the live update, if the next kernel boots (as with NO_KHO and NO_LUO).
 
     Raises:
-        ImageRejectedError: the kernel refused the image (ENOEXEC); the guest runs on, and nothing
-            is lost.
+        ImageRejectedError: the running kernel refused the image (ENOEXEC); the guest runs on, and
+            nothing is lost.
         GuestCrash: the guest died, or the next kernel never spoke.
     """
     kernel = vm.kernel if to is None else Kernel.find(to)
     if fault in _WORDS:
         return vm.live_update(kernel, append=f"{vm.append} {_WORDS[fault]}")
-    # In QEMU's folder, which the keeper removes even if this process is killed.
+    # The image is in QEMU's folder, because the keeper removes that even if this process is killed.
     with tempfile.TemporaryDirectory(prefix="fault-", dir=vm.console_log.parent) as folder:
         image = Path(folder, f"{fault.name.lower()}-bzImage")
         image.write_bytes(_damage(kernel.image.read_bytes(), fault))
@@ -74,7 +73,10 @@ def live_update(vm: VM, fault: Next, to: Kernel | str | os.PathLike[str] | None 
 
 
 def words(fault: Next) -> str:
-    """Return the words of a fault for the next kernel's command line; empty if the image has it."""
+    """Return the words for the next kernel's command line that cause a fault.
+
+    The result is empty if the fault is in the image.
+    """
     return _WORDS.get(fault, "")
 
 
@@ -82,7 +84,7 @@ def _damage(image: bytes, fault: Next) -> bytes:
     middle = len(image) // 2
     match fault:
         case Next.HEADLESS:
-            return image[:_HEADER]
+            return image[:_HEADER_SIZE]
         case Next.TRUNCATED:
             return image[:middle]
         case _:

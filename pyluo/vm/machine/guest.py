@@ -1,4 +1,4 @@
-"""A running guest, as an asyncio program uses it: requests and answers, jumps, and its end."""
+"""A running guest in an asyncio program: requests and answers, jumps, and the guest's end."""
 
 from __future__ import annotations
 
@@ -32,23 +32,25 @@ if TYPE_CHECKING:
 __all__ = ["Guest"]
 
 _MESSAGE_LIMIT = 1 << 30  # bytes
-_NOTE_TIMEOUT = 10.0  # seconds for a line of the kernel's log to come over the serial line
-_MONITOR_TIMEOUT = 60.0  # seconds for QEMU to carry out a command
-# A guest counts as hung after this many times as long as its first boot took without a sign of
-# life, and not before this many seconds.
+_NOTE_TIMEOUT = 10.0  # seconds for a line of the kernel's log to appear on the console
+_QMP_TIMEOUT = 60.0  # seconds for QEMU to carry out a command
+# A guest counts as hung if it gives no sign of life for _SILENCE_FACTOR times as long as its cold
+# boot took, but for at least _SILENCE_LEAST seconds.
 _SILENCE_FACTOR, _SILENCE_LEAST = 4, 10.0
 
 
 class Guest:
-    """QEMU with a kernel in it. Everything here runs in one event loop.
+    """A guest: a QEMU process, the console, and the connection to the worker in the guest.
+
+    All methods must be called in one event loop.
 
     Args:
-        machine: what QEMU emulates.
+        machine: the machine that QEMU emulates.
         kernel: the kernel that boots.
-        expected: the complaints of its kernel, and the deaths, that are expected.
-        silence: seconds without a sign of life after which it counts as hung; None for a limit that
-            follows from the time of the first boot.
-        vmcores: the folder for the guest's memory if it dies; None if no dump is wanted.
+        expected: the complaints of the kernel, and the deaths, that do not count as failures.
+        silence: seconds without a sign of life after which the guest counts as hung; None for a
+            limit that follows from the duration of the cold boot.
+        vmcores: the folder to which the guest's memory is dumped if it dies; None for no dump.
 
     Attributes:
         process: QEMU's process.
@@ -97,14 +99,14 @@ class Guest:
         self._checked_reports = 0
 
     async def start(self, timeout: float) -> None:
-        """Wait until the worker in the guest speaks.
+        """Wait until the guest speaks.
 
         Args:
-            timeout: in seconds; a guest that has not spoken by then counts as dead.
+            timeout: seconds after which a guest that has not spoken counts as dead.
 
         Raises:
             HarnessError: QEMU did not start.
-            GuestCrash: the guest died first, or never spoke.
+            GuestCrash: the guest died, or did not speak in time.
         """
         console = asyncio.StreamReader()
         self._console_transport, _ = await asyncio.get_running_loop().connect_read_pipe(
@@ -129,9 +131,9 @@ class Guest:
         self.watch.watch_for_silence(self._silence or max(_SILENCE_LEAST, _SILENCE_FACTOR * boot))
 
     async def request(self, message: wire.Message, timeout: float) -> wire.Message:
-        """Send a request to the worker and wait for the answer; requests take turns.
+        """Send a request to the worker, and return its answer; one request runs at a time.
 
-        The answer is left encoded, so that what it raises is raised in the caller's thread.
+        The answer is not decoded here, so that an exception in it is raised in the caller's thread.
 
         Raises:
             GuestCrash: the guest died, or did not answer within `timeout` seconds.
@@ -148,15 +150,15 @@ class Guest:
 
         Args:
             image: the path of the next kernel's image.
-            cmdline: its command line.
+            cmdline: the next kernel's command line.
             kernel: the next kernel.
-            timeout: seconds that it has to speak.
+            timeout: seconds after which a guest that has not spoken counts as dead.
 
         Returns:
-            None if the guest jumped; the worker's answer if it could not, and runs on.
+            None if the guest jumped; the worker's answer if the guest could not jump and runs on.
 
         Raises:
-            GuestCrash: the guest died on the way, or the next kernel did not speak in time.
+            GuestCrash: the guest died on the way, or did not speak in time after the jump.
         """
         async with self._turn:
             if self.watch.dying:
@@ -181,67 +183,72 @@ class Guest:
                 return None
             finally:
                 self.lives.end_jump()
-                # If the jump was refused or given up, nobody waits for a kernel that still comes.
+                # If the jump was refused or the caller gave up, a hello that comes later is
+                # handled like that of a jump that the harness did not ask for.
                 if not landed:
                     self._hello = before
 
     async def notify(self, on_change: Callable[[], None] | None) -> None:
-        """Call a function when the guest dies, and when it jumps by itself; None ends that."""
+        """Set the function to call when the guest dies or jumps by itself; None for no function."""
         self._on_change = on_change
 
     async def monitor(self, command: str, arguments: dict[str, object]) -> object:
-        """Run a command of QEMU's monitor.
+        """Run a command of QEMU's monitor, and return QEMU's answer.
 
         Raises:
-            qemu.qmp.ExecuteError: QEMU refused it.
-            GuestCrash: QEMU is gone, or does not answer.
+            qemu.qmp.ExecuteError: QEMU refused the command.
+            GuestCrash: QEMU has ended, or does not answer.
         """
         if self.watch.dying:
             raise await self.watch.cause_of_death()
         done = asyncio.ensure_future(self._qmp.execute(command, arguments or None))
         what = f"{command} got no answer"
-        return await self.watch.wait_for(done, _MONITOR_TIMEOUT, Death.QEMU, what)
+        return await self.watch.wait_for(done, _QMP_TIMEOUT, Death.QEMU, what)
 
     async def dump(self, path: str) -> None:
         """Write the guest's memory to a file, as an ELF core; the guest may be dead.
 
         Raises:
-            HarnessError: QEMU is gone, or could not write the file.
+            HarnessError: QEMU has ended, or could not write the file.
         """
         await postmortem.dump_memory(self._qmp, path)
 
     async def wait_for_note(self, words: str, since: int) -> bool:
-        """Wait for a line that the guest has written to its kernel's log.
+        """Wait until a line that the guest wrote to the kernel's log appears on the console.
+
+        Args:
+            words: words of the line.
+            since: how many of the first lines of the console to ignore.
 
         Returns:
-            Whether it came over the serial line.
+            Whether the line has appeared in time.
         """
         return await self.console.wait_for_words(words, since, _NOTE_TIMEOUT)
 
     def ignore_reports(self) -> None:
-        """Ignore what the kernel has reported so far, because another failure is raised."""
+        """Make the next `check` ignore the reports so far, because another failure is raised."""
         self._checked_reports = len(self.console.reports)
 
     async def check(self, expected: frozenset[Cause]) -> None:
-        """Check what the kernel has reported since the last check.
+        """Raise an error if the kernel has printed an unexpected report since the last check.
 
         Args:
-            expected: causes that are expected in addition to those of the guest.
+            expected: causes that are expected in addition to those that `Guest` was given.
 
         Raises:
             KernelComplaint: the kernel complained of something unexpected.
-            GuestCrash: the guest died of something unexpected, and this was not raised before.
-            HarnessError: likewise, the watch over the guest failed.
+            GuestCrash: the guest died of something unexpected, and no caller was told yet.
+            HarnessError: the watch over the guest failed, and no caller was told yet.
         """
         expected |= self.watch.expected
         if self.watch.dying:
-            was_told, end = self.watch.was_told, await self.watch.cause_of_death()
+            death_raised, end = self.watch.death_raised, await self.watch.cause_of_death()
             died_of = {end.cause} if isinstance(end, GuestCrash) else set()
-            if not was_told and not died_of & expected:
+            if not death_raised and not died_of & expected:
                 raise end
             expected |= died_of
         since, self._checked_reports = self._checked_reports, len(self.console.reports)
-        # The death itself tells what the kernel reported during the request that it died of.
+        # If the guest is dead, the reports that came during its last request belong to the death.
         until = self.watch.reports_before_request if self.watch.dying else None
         for report in self.console.reports[since:until]:
             if report.complaint not in expected:
@@ -258,14 +265,14 @@ class Guest:
 
     @property
     def timeline(self) -> timeline.Timeline:
-        """What happened since the guest was started, or last asked to jump."""
+        """The events since the guest was started, or since the last time it was told to jump."""
         return timeline.Timeline(self._started, tuple(self._events))
 
     async def close(self) -> None:
-        """End QEMU, whatever state it is in."""
+        """Kill QEMU and close all channels."""
         try:
             await self.watch.close()
-            with suppress(Exception):  # QEMU has to end now, whatever its connection does
+            with suppress(Exception):  # QEMU must end now, even if it cannot be disconnected
                 await self._qmp.disconnect()
             if self._console_transport is not None:
                 self._console_transport.close()
@@ -275,7 +282,7 @@ class Guest:
             await asyncio.to_thread(self.process.close)
 
     async def _send(self, message: wire.Message) -> asyncio.Future[wire.Message]:
-        """Send a request to the current life; return a future for the answer."""
+        """Send a request to the worker of the current life; return a future for its answer."""
         if self.watch.dying:
             raise await self.watch.cause_of_death()
         assert self.lives.current is not None
@@ -292,7 +299,7 @@ class Guest:
             self._hello, timeout, Death.SILENT, "no word from the worker"
         )
         blackout = None
-        with suppress(KeyError):  # the cold boot, or somebody else's jump came first
+        with suppress(KeyError):  # this is the cold boot, or the guest jumped by itself meanwhile
             blackout = self.timeline.blackout
         return self.lives.enter(hello, blackout)
 
@@ -310,14 +317,14 @@ class Guest:
             self._take_hello(hello)
         else:
             answer = self._answers.pop(message.get("answer", 0), None)
-            if answer and not answer.done():  # the caller may have given up
+            if answer and not answer.done():  # it is done if the caller has given up
                 answer.set_result(message)
 
     def _take_hello(self, hello: wire.Message) -> None:
         if not self._hello.done():
             self._hello.set_result(hello)
             return
-        # Nobody asked for this jump, and requests to the last life will get no answer.
+        # The guest jumped by itself. Pending requests will get no answer, because their life ended.
         left = self.console.left
         self.lives.land_unasked(hello["release"])
         self.lives.enter(hello, time.monotonic() - left if left else None)

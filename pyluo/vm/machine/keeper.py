@@ -1,15 +1,18 @@
-"""A process between the harness and one QEMU: it ends QEMU, and cleans up, when the harness ends.
+"""The keeper: a process that runs one QEMU, and kills it and cleans up when the harness ends.
 
-It is run as a script, without site: `keeper.py FOLDER ALIVE STATUS COMMAND...`.
+The keeper is run as a script, with -S: `keeper.py FOLDER ALIVE STATUS COMMAND...`.
 
-* The keeper creates FOLDER itself, so that at no moment there is a folder that nobody would remove.
-* ALIVE is a pipe from the harness. When a byte comes through it, or the harness has ended in any
-  way and so closed it, the keeper kills QEMU and removes the folder.
-* STATUS is a pipe to the harness. The keeper writes a line with QEMU's process id, then a line with
-  its exit status; or a line that says what is wrong with the folder.
+* FOLDER is the folder for QEMU's files. The keeper creates and removes it, so that there is never a
+  folder that no process would remove.
+* ALIVE is the descriptor of a pipe from the harness. When the harness writes a byte, or ends in any
+  way, which closes the pipe, the keeper kills QEMU and removes the folder.
+* STATUS is the descriptor of a pipe to the harness. The keeper writes a line with QEMU's process
+  id, and later a line with QEMU's exit status. If the folder cannot be created, it writes a line
+  with the error instead.
+* COMMAND is QEMU's command line.
 
-The harness does not run QEMU with a parent-death signal instead, because that would kill QEMU when
-the thread that started it ends; a pipe belongs to the whole process.
+The harness does not start QEMU itself with a parent-death signal, because that would kill QEMU when
+the thread that started it ends. A pipe belongs to the whole process.
 """
 
 from __future__ import annotations
@@ -21,11 +24,11 @@ import signal
 import sys
 from contextlib import suppress
 
-MESSAGES = "qemu.log"  # the file in the folder with QEMU's own messages
+MESSAGES = "qemu.log"  # the name of the file in the folder that contains QEMU's own messages
 
 
 def main(folder: str, alive: int, status: int, command: list[str]) -> None:
-    """Run COMMAND until it ends, or until the harness ends."""
+    """Run the command until it ends or the harness ends, and clean up when the harness ends."""
     try:
         os.mkdir(folder, 0o700)
     except OSError as error:
@@ -42,7 +45,8 @@ def main(folder: str, alive: int, status: int, command: list[str]) -> None:
         os.close(alive)
         os.close(status)
         _exec(["setpriv", "--pdeathsig", "KILL", "--", *command])
-    # The channels must close when QEMU ends, so that no other process may hold them open.
+    # The harness must see its channels close when QEMU ends, so this process must not have QEMU's
+    # ends of them open.
     _close_all_but(alive, status)
     _report(status, qemu)
     handle = os.pidfd_open(qemu)
@@ -69,7 +73,7 @@ def _redirect_output(path: str) -> None:
 def _close_all_but(*kept: int) -> None:
     for name in os.listdir("/proc/self/fd"):
         if (fd := int(name)) > 2 and fd not in kept:
-            with suppress(OSError):  # the descriptor of the listing itself is closed already
+            with suppress(OSError):  # the descriptor with which listdir read is closed already
                 os.close(fd)
 
 
@@ -82,7 +86,7 @@ def _exec(command: list[str]) -> None:
 
 
 def _report(status: int, what: object) -> None:
-    # If the harness is gone, nobody reads this, and cleaning up is all that is left to do.
+    # If the harness has ended, nobody reads this; go on, because the folder must be removed.
     with suppress(BrokenPipeError):
         os.write(status, f"{what}\n".encode())
 

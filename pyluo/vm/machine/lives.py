@@ -1,4 +1,4 @@
-"""The lives of a guest: one kernel's time each, from its boot to the jump."""
+"""The lives of a guest. A life is one boot: it begins with the cold boot or a jump."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ __all__ = ["Life", "Lives"]
 
 @dataclass(frozen=True, slots=True)
 class Life:
-    """One kernel's time in a guest, from its boot to the jump.
+    """One boot of a guest, from the cold boot or a jump to the next jump.
 
     Attributes:
-        number: 1 for the cold boot; each jump begins another life.
-        kernel: the name of the kernel, as the harness was given it.
+        number: 1 after the cold boot, one more after each jump.
+        kernel: the name of the kernel that was given to the harness.
         boot_id: the kernel's own id for this boot.
         release: the kernel's release, as `uname -r` prints it.
         updates: the number of live updates that the kernel counts; None if its log does not say.
-        blackout: seconds from the call of reboot() that led to this life until its worker was up.
-            For a jump that the harness did not ask for, they count from the old kernel's message
-            that it starts the new one. None for the cold boot, and if there was no such message.
+        blackout: seconds from the old kernel's call of reboot() until the worker of this life was
+            up. If the guest jumped by itself, the seconds count from the old kernel's message that
+            it starts the new one. None after the cold boot, and if there was no such message.
     """
 
     number: int
@@ -37,11 +37,11 @@ class Life:
 
 
 class Lives:
-    """Keeps track of the lives of a guest, and of the jump that it is in, if any.
+    """Keeps track of the lives of a guest, and of the jump that is going on.
 
     Args:
         kernel: the kernel that the guest boots.
-        console: the guest's console, which tells when a kernel has left.
+        console: the guest's console; a kernel prints on it that it starts the next kernel.
 
     Attributes:
         current: the current life; None until the guest has spoken.
@@ -50,7 +50,7 @@ class Lives:
 
     def __init__(self, kernel: Kernel, console: Console) -> None:
         self._console = console
-        self._kernels = [kernel]  # of each life
+        self._kernels = [kernel]  # the kernel of each life
         self._next: Kernel | None = None
         self._next_began = False
         self.current: Life | None = None
@@ -62,16 +62,16 @@ class Lives:
         return self._kernels[-1]
 
     def kernel_of(self, number: int) -> Kernel:
-        """Return the kernel of a life, or the last one if that life has not been reached."""
+        """Return the kernel of the life with this number; if there is none yet, the last kernel."""
         return self._kernels[min(number, len(self._kernels)) - 1]
 
     def begin_jump(self, kernel: Kernel) -> None:
-        """Expect another kernel to begin."""
+        """Begin a jump to another kernel."""
         self._console.left = None
         self._next, self._next_began = kernel, False
 
     def end_jump(self) -> None:
-        """Expect no other kernel any more; the jump has landed, was refused, or failed."""
+        """End the jump, which has landed, was refused, or failed."""
         self._next = None
 
     def note_new_kernel(self) -> None:
@@ -79,12 +79,12 @@ class Lives:
         self._next_began = True
 
     def land(self) -> None:
-        """Begin the life that the jump led to."""
+        """Begin another life, on the kernel that the guest jumped to."""
         assert self._next is not None
         self._advance(self._next)
 
     def land_unasked(self, release: str) -> None:
-        """Begin a life that the harness did not ask for: somebody in the guest jumped.
+        """Begin another life after a jump that the harness did not ask for.
 
         Args:
             release: the release of the kernel that runs now.
@@ -93,11 +93,11 @@ class Lives:
         self._advance(self.kernel if same else _unknown_kernel(self.kernel, release))
 
     def enter(self, hello: wire.Message, blackout: float | None) -> Life:
-        """Make the life that has spoken the current one, and return it.
+        """Set and return the current life, because its worker has sent its first message.
 
         Args:
             hello: the worker's first message.
-            blackout: as in `Life`.
+            blackout: the blackout that led to this life; see `Life`.
         """
         self._console.left = None
         self.current = Life(
@@ -112,8 +112,10 @@ class Lives:
 
     @property
     def has_left(self) -> bool:
-        """Whether the guest is in a jump and has left its old kernel, which may yet hang or die
-        after it was told to reboot."""
+        """Whether the guest is in a jump and the old kernel has started the next one.
+
+        Until then, the old kernel may still hang or die, although it was told to reboot.
+        """
         started = self._next_began or self._console.left is not None
         return self._next is not None and started
 
@@ -121,7 +123,7 @@ class Lives:
     def printing_life(self) -> tuple[int, str]:
         """The number of the life, and the name of the kernel, that prints on the console now.
 
-        In a jump that is the old kernel until the new one has begun.
+        In a jump, this is the old kernel until the new one has printed its first line.
         """
         if self._next and self._next_began:
             return self.number + 1, self._next.name
@@ -140,6 +142,11 @@ class Lives:
 
 
 def _unknown_kernel(before: Kernel, release: str) -> Kernel:
-    """Return a kernel that somebody in the guest chose, and of which only the release is known."""
+    """Return a kernel of which only the release is known, because the guest jumped by itself.
+
+    Args:
+        before: the kernel that ran before the jump.
+        release: the release of the kernel that runs now.
+    """
     known = replace(before, name=release, release=release, source=None)
     return replace(known, config=None, system_map=None, vmlinux=None, headers=None)

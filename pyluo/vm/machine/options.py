@@ -1,6 +1,6 @@
-"""The options of a guest on a command line, which `pyluo vm` and pytest share.
+"""The options of a guest, which the command lines of `pyluo vm` and pytest share.
 
-An option that is ``--memory`` to `pyluo vm` is ``--pyluo-memory`` to pytest, and so on.
+The option ``--memory`` of `pyluo vm` is ``--pyluo-memory`` in pytest, and so on.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def size(text: str) -> int:
-    """Return a size in bytes, from a number that K, M or G may follow."""
+    """Return the size in bytes that a text means: a number, and K, M, G or nothing after it."""
     match = re.fullmatch(r"([1-9]\d*)([KMG]?)", text.upper())
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no size: write 512M or 2G, for example")
@@ -30,37 +30,38 @@ def size(text: str) -> int:
 
 
 def count(text: str) -> int:
-    """Return a whole number of at least 1."""
+    """Return the whole number of at least 1 that a text means."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
     return int(text)
 
 
 def seconds(text: str) -> float:
-    """Return a number of seconds greater than 0."""
+    """Return the number of seconds, greater than 0, that a text means."""
     if not re.fullmatch(r"\d+(\.\d+)?", text) or not float(text):
         raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
     return float(text)
 
 
-# The arguments that both argparse's add_argument and pytest's addoption take.
+# The keyword arguments of each option, for argparse's add_argument and pytest's addoption.
 _OPTIONS: dict[str, dict[str, Any]] = {
     "kernel": {
         "default": "stable",
         "metavar": "KERNEL",
-        "help": "the kernel to boot: a name of kernels.toml, or the path of a bzImage, a kernel "
+        "help": "the kernel to boot: a name in kernels.toml, or the path of a bzImage, a kernel "
         "tree or a tarball of one (default: stable)",
     },
     "to": {
         "metavar": "KERNEL",
-        "help": "the kernel to live-update to, and back again if there are several hops; without "
-        "it, the kernel that runs",
+        "help": "the kernel to live-update to, and back again if there are several hops (default: "
+        "the kernel that is booted)",
     },
     "config": {
         "action": "append",
         "default": [],
         "metavar": "FILE|CONFIG_X=V",
-        "help": "a Kconfig fragment, or a line of one, for kernels that are built; may be repeated",
+        "help": "a Kconfig fragment, or a line of one, for kernels that pyluo builds; may be "
+        "repeated",
     },
     "memory": {
         "type": size,
@@ -80,7 +81,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     },
     "accel": {
         "choices": ["kvm", "tcg"],
-        "help": "what runs the guest; without it, KVM where it works",
+        "help": "what runs the guest (default: kvm if it works, else tcg)",
     },
     "append": {
         "default": "",
@@ -90,12 +91,12 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "boot-timeout": {
         "type": seconds,
         "metavar": "S",
-        "help": "seconds that a kernel has to speak, after the boot and each jump (default: 60; "
-        "360 for a kernel with KASAN)",
+        "help": "seconds within which a guest must be up, after the boot and after each jump "
+        "(default: 60; 360 for a kernel with KASAN)",
     },
     "vmcores": {
         "metavar": "DIR",
-        "help": "where to write the memory of guests that die (default: $PYLUO_VMCORES)",
+        "help": "the folder to write the memory of guests that die to (default: $PYLUO_VMCORES)",
     },
 }
 
@@ -122,20 +123,21 @@ def add(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestOptions:
-    """A guest as a command line describes it.
+    """The values of the options of a guest on a command line.
 
     Attributes:
-        kernel: the kernel to boot; None if the command decides that.
+        kernel: the kernel to boot; None if the command chooses it.
         to: the kernel to live-update to; None for the kernel that is booted.
-        config: Kconfig fragments, and lines of them, for kernels that are built.
-        memory: the memory in bytes; None for what the kernel needs.
+        config: Kconfig fragments, and lines of fragments, for kernels that pyluo builds.
+        memory: the memory in bytes; None for the memory that the kernel needs.
         cpus: the number of CPUs.
         device: values of further ``-device`` options.
         network: whether the guest has a network interface.
         accel: kvm or tcg; None for KVM if it works.
         append: more words for the kernel's command line.
-        boot_timeout: seconds that a kernel has to speak; None for what the kernel needs.
-        vmcores: the folder for the memory of guests that die.
+        boot_timeout: seconds after a boot or a jump within which the guest must have spoken; None
+            for the time that the kernel needs.
+        vmcores: the folder for the memory of guests that die; None for $PYLUO_VMCORES.
     """
 
     kernel: str | None
@@ -152,11 +154,11 @@ class GuestOptions:
 
     @classmethod
     def of(cls, parsed: argparse.Namespace, prefix: str = "") -> GuestOptions:
-        """Return the options in a parser's result.
+        """Return the options of a guest from the result of a parser.
 
         Args:
-            parsed: the parser's result.
-            prefix: the prefix of `add`, as it is in the names of attributes.
+            parsed: the result of the parser.
+            prefix: the prefix that `add` was given, with underscores for dashes.
         """
         values: dict[str, Any] = {}
         for name in cls.__slots__:
@@ -165,10 +167,10 @@ class GuestOptions:
         return cls(**values)
 
     def words(self, prefix: str) -> list[str]:
-        """Return the options as words of a command line.
+        """Return the options as arguments of a command line.
 
         Args:
-            prefix: the text before each option's name, dashes included.
+            prefix: the text before each option's name, including the first dashes.
         """
         words = []
         for name in _OPTIONS:
@@ -191,29 +193,38 @@ class GuestOptions:
         return self.find(self.kernel, self.to)
 
     def find_next(self) -> Kernel | None:
-        """Return the kernel to live-update to, likewise; None for the kernel that is booted."""
+        """Return the kernel to live-update to, and build it first if it is not in the cache.
+
+        The result is None if that is the kernel that is booted.
+
+        Raises:
+            HarnessError: there is no such kernel, or it cannot be built.
+        """
         return None if self.to is None else self.find(self.to, self.kernel)
 
     def find(self, what: str, *others: str | None) -> Kernel:
-        """Return a kernel for the guest, likewise.
+        """Return a kernel for the guest, and build it first if it is not in the cache.
 
         Args:
-            what: the name of the kernel.
-            others: the names of the guest's other kernels. If one of them must be built, `config`
-                is meant for that one, so that a bzImage is accepted although `config` cannot
-                configure it.
+            what: the name or the path of the kernel.
+            others: the names or paths of the guest's other kernels. `config` cannot change a
+                bzImage. It is ignored for a bzImage if one of the other kernels is no bzImage,
+                because it is meant for that kernel then; otherwise it is an error.
+
+        Raises:
+            HarnessError: there is no such kernel, or it cannot be built.
         """
         from pyluo.vm.kernels.kernel import Kernel, is_image
 
-        for_another = is_image(what) and not all(map(is_image, filter(None, others)))
-        return Kernel.find(what, config=() if for_another else self.config)
+        is_for_another = is_image(what) and not all(map(is_image, filter(None, others)))
+        return Kernel.find(what, config=() if is_for_another else self.config)
 
     def guest(self, kernel: Kernel | None = None, to: Kernel | None = None, **more: Any) -> VM:
         """Return a guest that is not booted yet.
 
         Args:
-            kernel: the kernel to boot; without it, this and `to` are found as the options say.
-            to: the kernel to live-update to.
+            kernel: the kernel to boot; if None, this and `to` are those that the options name.
+            to: the kernel to live-update to; None for `kernel`.
             more: further arguments of `VM`.
         """
         from pyluo.vm.machine.accelerator import Accelerator

@@ -15,6 +15,7 @@ from pyluo.vm.machine.report import Report, Severity
 from pyluo.vm.machine.trace import trace
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from pyluo.vm.errors import Cause
@@ -90,7 +91,7 @@ class Postmortem:
         kernel: Kernel,
         *,
         report: Report | None,
-        halted: bool,
+        has_halted: Callable[[], bool],
         since_request: int,
         booted: bool,
     ) -> GuestCrash:
@@ -102,14 +103,15 @@ class Postmortem:
             life: the number of its life.
             kernel: the kernel of that life.
             report: what the kernel printed about it, if it did.
-            halted: whether the guest's CPUs have stopped for good.
+            has_halted: returns whether the guest's CPUs have stopped for good; asked after the
+                dump, which may take minutes.
             since_request: the number of reports before the last request to the guest.
             booted: whether the guest had ever spoken.
         """
         lines = list(report.lines) if report else []
         vmcore, problem = await self._dump(life)
         console = self._console.tail()  # before the kernel is made to print more
-        halted = halted or (report is not None and report.severity is Severity.FATAL)
+        halted = has_halted() or (report is not None and report.severity is Severity.FATAL)
         if cause in HANGS | _STALLS and not halted:
             lines += await self._backtraces()
         if cause in HANGS and (stall := self._stall(life, since_request)):

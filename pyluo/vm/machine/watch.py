@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 _PANIC_GRACE = 3.0  # seconds for the console to show the panic that QMP announced
 _CONSOLE_GRACE = 2.0  # seconds for the rest of the console to be read after QEMU's end
-_MONITOR_TIMEOUT = 60.0  # seconds for QEMU to answer
+_QMP_TIMEOUT = 60.0  # seconds for QEMU to answer
 _STALL_GRACE = 1.5  # seconds for a kernel that reports a stall to answer all the same
 _POLL_INTERVAL = 0.2  # seconds between two checks for a sign of life
 _SIGN_LIMIT = 60.0  # seconds to wait for a sign of life at most, even if `silence` is longer
@@ -57,7 +57,7 @@ class Watch:
         expected: the complaints and deaths that are expected.
         silence: seconds without a sign of life after which the guest counts as hung; infinite until
             it has spoken for the first time, because only its boot shows how fast the machine is.
-        was_told: whether somebody who used the guest was told of the death.
+        death_raised: whether somebody who used the guest was told of the death.
         reports_before_request: the number of reports before the last request to the guest.
     """
 
@@ -84,7 +84,7 @@ class Watch:
         self.death: asyncio.Future[GuestCrash | HarnessError] = loop.create_future()
         self.expected: frozenset[Cause] = frozenset()
         self.silence = float("inf")
-        self.was_told = False
+        self.death_raised = False
         self.reports_before_request = 0
 
     @property
@@ -154,7 +154,7 @@ class Watch:
     async def cause_of_death(self) -> GuestCrash | HarnessError:
         """Wait until it is known what the guest died of; the caller must tell its user."""
         end = await asyncio.shield(self.death)
-        self.was_told = True
+        self.death_raised = True
         return end
 
     def declare_dead(self, cause: Cause, reason: str, report: Report | None = None) -> None:
@@ -169,7 +169,7 @@ class Watch:
         life, kernel = self._lives.blamed_life
         self.spawn(self._examine(cause, reason, life, kernel, report))
 
-    def fail(self, failure: HarnessError) -> None:
+    def _fail(self, failure: HarnessError) -> None:
         """End the watch because of a failure of the harness."""
         self.dying = True
         if not self.death.done():
@@ -193,7 +193,7 @@ class Watch:
 
     async def close(self) -> None:
         """End the watch."""
-        self.fail(HarnessError("the guest was closed"))
+        self._fail(HarnessError("the guest was closed"))
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -203,7 +203,7 @@ class Watch:
         if not task.cancelled() and (error := task.exception()) and not self.death.done():
             failure = HarnessError(f"the harness failed to watch the guest: {error!r}")
             failure.__cause__ = error
-            self.fail(failure)
+            self._fail(failure)
 
     async def _examine(
         self, cause: Cause, reason: str, life: int, kernel: Kernel, report: Report | None
@@ -214,7 +214,7 @@ class Watch:
             life,
             kernel,
             report=report,
-            halted=self._shutdown.done(),
+            has_halted=self._shutdown.done,
             since_request=self.reports_before_request,
             booted=self._lives.current is not None,
         )
@@ -231,7 +231,7 @@ class Watch:
         await asyncio.wait([reading], timeout=_CONSOLE_GRACE)
         if self._lives.current is None and status > 0:
             if not self.dying:
-                self.fail(self.explain_failed_start())
+                self._fail(self.explain_failed_start())
         elif status < 0:
             name = signal.Signals(-status).name
             self.declare_dead(Death.QEMU, f"killed by {name}{self._last_message()}")
@@ -300,7 +300,7 @@ class Watch:
     async def _status(self) -> str:
         """Return the guest's state, as QEMU sees it; empty if QEMU does not say."""
         try:
-            answer = await asyncio.wait_for(self._qmp.execute("query-status"), _MONITOR_TIMEOUT)
+            answer = await asyncio.wait_for(self._qmp.execute("query-status"), _QMP_TIMEOUT)
         except (QMPError, TimeoutError):
             return ""
         assert isinstance(answer, dict)

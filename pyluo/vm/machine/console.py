@@ -97,7 +97,7 @@ class Console:
         return self._lines[length:]
 
     async def wait_for_pause(self, pause: float, limit: float) -> None:
-        """Wait until there was no output for `pause` seconds, but no longer than `limit` seconds."""
+        """Wait until there was no output for `pause` seconds, but for at most `limit` seconds."""
         start = time.monotonic()
         while True:
             due = min(max(self.last_output, start) + pause, start + limit)

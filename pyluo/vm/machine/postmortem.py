@@ -1,4 +1,4 @@
-"""The examination of a dead guest: a dump of its memory, and what its CPUs were doing."""
+"""The examination of a dead guest: dumps its memory, and finds out what its CPUs were doing."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ _DUMP_TIMEOUT = 600.0  # seconds
 TRACE_PAUSE = 0.3
 """Seconds without a line after which the kernel's traces count as complete."""
 TRACE_LIMIT = 1.5
-"""Seconds for the first process to make the kernel print its traces, and for these to come."""
-_NMI_TIMEOUT = 10.0  # seconds for a kernel to print what an NMI interrupted
+"""Seconds for the init process to make the kernel print traces, and then for the traces to come."""
+_NMI_TIMEOUT = 10.0  # seconds for a kernel to print what its CPUs did when an NMI came
 _NMI_ENDS = "---[ end Kernel panic"
 _NMI = "NMI received for unknown reason"
 _RIP = re.compile(r"CPU#(\d+).*?\b[RE]IP=([0-9a-f]+)", re.DOTALL)
@@ -49,7 +49,7 @@ async def dump_memory(qmp: QMPClient, path: str) -> None:
         path: the absolute path of the file.
 
     Raises:
-        HarnessError: QEMU is gone, or could not write the file.
+        HarnessError: QEMU has ended, or could not write the file.
     """
     arguments: dict[str, object] = {"paging": False, "protocol": f"file:{path}"}
     try:
@@ -59,14 +59,14 @@ async def dump_memory(qmp: QMPClient, path: str) -> None:
 
 
 class Postmortem:
-    """Finds out what a dead guest died of.
+    """Finds out what a guest died of.
 
     Args:
         process: the guest's QEMU.
-        console: its console.
+        console: the guest's console.
         qmp: the connection to QEMU's monitor.
-        vitals: its signs of life.
-        vmcores: the folder for dumps; None if no dump is wanted.
+        vitals: the guest's signs of life.
+        vmcores: the folder for dumps of the guest's memory; None for no dump.
     """
 
     def __init__(
@@ -95,17 +95,17 @@ class Postmortem:
         since_request: int,
         booted: bool,
     ) -> GuestCrash:
-        """Return the crash, with all that can be learned about it.
+        """Return the exception that describes the guest's death.
 
         Args:
             cause: what the guest seems to have died of.
-            reason: the same in a line.
-            life: the number of its life.
+            reason: the cause in one line.
+            life: the number of the life in which the guest died.
             kernel: the kernel of that life.
-            report: what the kernel printed about it, if it did.
+            report: the kernel's report of the cause; None if it printed none.
             has_halted: returns whether the guest's CPUs have stopped for good; asked after the
                 dump, which may take minutes.
-            since_request: the number of reports before the last request to the guest.
+            since_request: the number of reports that came before the last request to the guest.
             booted: whether the guest had ever spoken.
         """
         lines = list(report.lines) if report else []
@@ -133,7 +133,11 @@ class Postmortem:
         return crash
 
     async def _dump(self, life: int) -> tuple[Path | None, str]:
-        """Return the file of the dump, if one is wanted, or why there is none."""
+        """Dump the guest's memory if a dump is wanted.
+
+        Returns:
+            The path of the dump, or None; and why the dump failed, if it did.
+        """
         if self._vmcores is None:
             return None, ""
         path = self._vmcores / f"{self._process.pid}-{life}.vmcore"
@@ -144,37 +148,48 @@ class Postmortem:
         return path, ""
 
     def _stall(self, life: int, since: int) -> Report | None:
-        """Return the kernel's report of a stall that explains a hang."""
+        """Return the kernel's first report of a stall in a life; None if there is none.
+
+        Args:
+            life: the number of the life.
+            since: how many of the first reports to ignore.
+        """
         for report in self._console.reports[since:]:
             if report.severity is Severity.STALL and report.life == life:
                 return report
         return None
 
     async def _backtraces(self) -> list[str]:
-        """Return what all CPUs do: from the kernel if it lives, else by an NMI, which ends it."""
+        """Return lines that show what all CPUs do.
+
+        If the init process is alive, it makes the kernel print backtraces. Otherwise an NMI makes
+        the kernel panic, which prints them too. If that fails, QEMU shows the registers.
+        """
         before = self._console.length
         if self._vitals.beats:
             self._vitals.ask_for_traces()
             await asyncio.wait([self._vitals.traces_shown], timeout=TRACE_LIMIT)
         if self._vitals.traces_shown.done():
             await self._console.wait_for_pause(TRACE_PAUSE, TRACE_LIMIT)
-            # Nothing comes if the thread that writes the console is on a CPU that is stuck.
+            # No line comes if the kernel thread that writes the console is on a CPU that is stuck.
             if shown := self._console.since(before):
                 return shown
-        registers = (
-            await self._registers()
-        )  # first: an NMI that no kernel handles resets the machine
+        # Read the registers before the NMI: if no kernel handles the NMI, it resets the machine.
+        registers = await self._registers()
         with suppress(QMPError, TimeoutError):
             await asyncio.wait_for(self._qmp.execute("inject-nmi"), _NMI_TIMEOUT)
             await self._console.wait_for_words(_NMI_ENDS, before, _NMI_TIMEOUT)
         lines = self._console.since(before)
-        # A panic first prints what a hung kernel had not printed yet, which may include other
-        # reports.
+        # A panic first prints the messages that the hung kernel had not printed yet. They may
+        # include other reports, so they are left out.
         starts = [number for number, line in enumerate(lines) if _NMI in line]
         return lines[starts[0] :] if starts else lines or registers
 
     async def _registers(self) -> list[str]:
-        """Return where QEMU sees the CPUs, as addresses, since KASLR has moved the kernel."""
+        """Return the address at which each CPU is, one line per CPU; empty if QEMU does not answer.
+
+        These are addresses and not symbols, because KASLR has moved the kernel.
+        """
         command: dict[str, object] = {"command-line": "info registers -a"}
         try:
             answer = await asyncio.wait_for(

@@ -1,4 +1,4 @@
-"""One QEMU process: its command line, its start and its end."""
+"""A QEMU process: its command line, its start and its end."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ BINARY = "qemu-system-x86_64"
 _CHANNELS = ("control", "heart", "terminal", "qmp")
 _CONSOLE_BUFFER = 1 << 20  # bytes, the most that Linux allows an unprivileged user
 _PROCESSOR = {
-    # The interrupt remapping of intel-iommu needs the split irqchip.
+    # intel-iommu can remap interrupts only with the split irqchip.
     Accelerator.KVM: ["-machine", "q35,kernel-irqchip=split", "-accel", "kvm", "-cpu", "host"],
-    # After a kexec, QEMU still has translations of every page that held code. While they last, each
-    # store to such a page takes the slow path: a jump took 3.5 to 8 s with QEMU 7.2's default of
-    # 1 GiB for translations, and 2.5 s with 32 MiB, which are flushed about once in each life.
-    # Without ERMS the kernel clears pages eight bytes at a time instead of one, which saves a tenth
-    # of a jump.
+    # After a jump, QEMU still has translations of every page that contained code, and each store to
+    # such a page takes the slow path. A jump took 3.5 to 8 s with QEMU 7.2's default translation
+    # buffer of 1 GiB, and 2.5 s with 32 MiB, because QEMU flushes a buffer of that size about once
+    # in each life. Without ERMS the kernel clears pages eight bytes at a time instead of one, which
+    # saves a tenth of a jump.
     Accelerator.TCG: ["-machine", "q35", "-accel", "tcg,tb-size=32", "-cpu", "max,erms=off"],
 }
 
@@ -60,7 +60,7 @@ class Machine:
         memory: the size of the memory in bytes.
         cpus: the number of CPUs.
         devices: values of further ``-device`` options.
-        network: whether the guest has a network interface; it reaches nothing but QEMU itself.
+        network: whether the guest has a network interface; only QEMU itself can be reached over it.
     """
 
     image: Path
@@ -72,7 +72,7 @@ class Machine:
     network: bool
 
     def options(self) -> list[str]:
-        """Return QEMU's options for the machine, without those that connect its channels."""
+        """Return QEMU's options for the machine, except the options that connect its channels."""
         options = [
             "-nodefaults", "-no-user-config", "-display", "none",
             *_PROCESSOR[self.accelerator],
@@ -80,11 +80,12 @@ class Machine:
             "-smp", str(self.cpus),
             "-kernel", os.fspath(self.image),
             "-append", self.cmdline,
-            # QEMU reports a panic by QMP, and lets the kernel finish its trace on the console.
+            # QEMU reports a panic over QMP, and the kernel can finish its trace on the console.
             "-device", "pvpanic-pci",
             "-action", "panic=none",
             "-no-reboot",
-            # A kernel with CONFIG_FW_CFG_SYSFS describes itself here for a dump of its memory.
+            # A kernel with CONFIG_FW_CFG_SYSFS tells this device where its data is, and QEMU adds
+            # that to dumps, for drgn.
             "-device", "vmcoreinfo",
             "-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap",
             "-device", "virtio-9p-pci,fsdev=root,mount_tag=/dev/root",
@@ -110,18 +111,21 @@ class Machine:
 
 
 class QemuProcess:
-    """QEMU, run by a keeper (see `keeper`), with an unnamed socket for each channel.
+    """A QEMU process that a keeper runs (see `keeper`), with a socket pair for each channel.
 
-    The console is a pipe and no socket: the guest's UART writes single bytes, and a socket charges
-    each write its overhead and would be full after some 300 of them. Bytes that do not fit are
-    lost in the middle of a line.
+    The console is a pipe, not a socket. The guest's UART writes single bytes; a socket's buffer
+    would be full after about 300 of them, because each write also counts a fixed overhead, and
+    further bytes would be lost.
+
+    Args:
+        machine: the machine that QEMU emulates.
 
     Attributes:
-        folder: the folder with the console's log and QEMU's own messages, of mode 0700; the keeper
-            creates and removes it.
-        console: the end of the console's pipe to read from.
-        sockets: the sockets of the channels control, heart, terminal and qmp, by name.
-        pid: the process id of QEMU; 0 until it has started.
+        folder: the folder of mode 0700 that contains the console's log and QEMU's own messages; the
+            keeper creates and removes the folder.
+        console: the read end of the console's pipe.
+        sockets: the harness's ends of the channels control, heart, terminal and qmp, by name.
+        pid: the process id of QEMU; 0 until QEMU has started.
     """
 
     def __init__(self, machine: Machine) -> None:
@@ -136,7 +140,7 @@ class QemuProcess:
             qemu_sockets.append(other)
             command += ["-chardev", f"socket,id={name},fd={other.fileno()}"]
         console, console_input = os.pipe()
-        with suppress(OSError):  # the user may have too many large pipes already
+        with suppress(OSError):  # the user may have reached the limit for large pipes
             fcntl.fcntl(console_input, fcntl.F_SETPIPE_SZ, _CONSOLE_BUFFER)
         self.console = os.fdopen(console, "rb", buffering=0)
         path = f"/dev/fd/{console_input},logfile={_escape(self.console_log)}"
@@ -174,19 +178,19 @@ class QemuProcess:
 
     @property
     def console_log(self) -> Path:
-        """QEMU's log of all that came over the serial line."""
+        """The file to which QEMU writes everything that comes over the serial line."""
         return self.folder / "console.log"
 
     @property
     def messages_log(self) -> Path:
-        """The file with QEMU's own messages."""
+        """The file that contains QEMU's own messages."""
         return self.folder / keeper.MESSAGES
 
     async def wait_for_start(self) -> None:
         """Wait until QEMU has started, and set `pid`.
 
         Raises:
-            HarnessError: the keeper could not start.
+            HarnessError: the keeper did not start QEMU.
         """
         self._reports = asyncio.StreamReader()
         await asyncio.get_running_loop().connect_read_pipe(
@@ -200,12 +204,17 @@ class QemuProcess:
         self.pid = int(report)
 
     async def wait_for_end(self) -> int:
-        """Wait for QEMU's end; return its exit status, or the negative number of a signal."""
+        """Wait until QEMU ends.
+
+        Returns:
+            QEMU's exit status, or the negative number of the signal that ended it; -9 if the keeper
+            was killed, too.
+        """
         assert self._reports is not None
         return int(await self._reports.readline() or -9)
 
     def close(self) -> None:
-        """End QEMU if it still runs, and remove the folder; closing it twice does nothing."""
+        """Kill QEMU if it still runs, and remove the folder; closing it twice does nothing."""
         self._close_channels()
         self._keeper.wait()
         shutil.rmtree(self.folder, ignore_errors=True)  # in case the keeper was killed
@@ -215,7 +224,7 @@ class QemuProcess:
         for channel in self.sockets.values():
             channel.close()
         if self._alive >= 0:
-            # Closing is not enough, because a forked child of this process may hold the pipe open.
+            # Closing the pipe is not enough: a forked child of this process may have it open.
             with suppress(BrokenPipeError):
                 os.write(self._alive, b"\n")
         for fd in (self._alive, self._status):
@@ -225,5 +234,5 @@ class QemuProcess:
 
 
 def _escape(path: Path) -> str:
-    """Return a path for use in a QEMU option, where a single comma would end the value."""
+    """Return a path as QEMU's options need it: with commas doubled, as one would end the value."""
     return os.fspath(path).replace(",", ",,")

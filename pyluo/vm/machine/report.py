@@ -1,7 +1,7 @@
-"""Reports: what a kernel prints when something is wrong, and what that means.
+"""Reports: the lines that a kernel prints when something is wrong, such as a warning or an oops.
 
-Only this module knows what complaints look like. The patterns follow the sources of Linux 7.2 and
-7.3, with older forms that are still in use.
+Only this module knows what reports look like. The patterns follow the sources of Linux 7.2 and 7.3,
+and include older forms that are still in use.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from pyluo.vm.errors import Complaint
 
 __all__ = ["EARLY_DEATH", "STAMP", "Report", "Severity", "find_report"]
 
-# The timestamp of the kernel's lines; the lines of programs on the console have none.
+# The timestamp of a line that a kernel prints. Lines that programs print on the console have none.
 STAMP = r"\[ *\d+\.\d+\](?:\[[^]]*\])? "
-# Printed before the kernel can stamp its lines: arch/x86/mm/extable.c, early_fixup_exception(), and
-# arch/x86/boot/compressed/error.c.
+# What a kernel prints if it dies before its lines have timestamps: arch/x86/mm/extable.c,
+# early_fixup_exception(), and arch/x86/boot/compressed/error.c.
 EARLY_DEATH = r"^(PANIC: early exception .*|\s*-- System halted)"
 _PREFIX = r"(?:watchdog: |rcu: |INFO: )*"
-_LINE_LIMIT = 400  # lines of one report
+_LINE_LIMIT = 400  # lines of a report, at most
 
 
 class Severity(enum.Enum):
-    """What becomes of a kernel that prints a report."""
+    """What happens to a kernel that prints a report."""
 
     FATAL = "it dies"
     STALL = "it recovers, or hangs for ever"
@@ -42,9 +42,8 @@ class _Pattern:
 _PANIC_ENDS = re.compile(r"---\[ end Kernel panic")
 _TRACE_ENDS = re.compile(r"</TASK>|---\[ end ")
 _KASAN_ENDS = re.compile(r"={60}")
-_TASK_ENDS = re.compile(
-    r"disables this message"
-)  # the console does not show the level of its trace
+# The console does not show the trace of a hung task, because of the log level of the trace.
+_TASK_ENDS = re.compile(r"disables this message")
 
 
 def _stamped(
@@ -53,7 +52,7 @@ def _stamped(
     return _Pattern(re.compile(STAMP + pattern), complaint, severity, end)
 
 
-# The first that matches counts. With `oops=panic` an oops is as final as a panic.
+# The first pattern that matches a line counts. An oops is FATAL because guests run with oops=panic.
 _PATTERNS = (
     _Pattern(re.compile(EARLY_DEATH), Complaint.PANIC, Severity.FATAL, _PANIC_ENDS),
     _stamped(r"Kernel panic - not syncing: (.*)", Complaint.PANIC, Severity.FATAL, _PANIC_ENDS),
@@ -94,7 +93,8 @@ _PATTERNS = (
     _stamped(r"(UBSAN: .* in .*)", Complaint.WARNING, Severity.SURVIVABLE),
     _stamped(r"(BUG: .*)", Complaint.BUG, Severity.SURVIVABLE),
 )
-# Panics that only follow from an earlier report, and its kind; None if it may be of any kind.
+# Reasons of panics that only follow from an earlier report, and the complaint of that report; None
+# if the earlier report may be any complaint.
 _CONSEQUENCES = (
     (re.compile(r"softlockup: hung tasks"), Complaint.SOFT_LOCKUP),
     (re.compile(r"Hard LOCKUP"), Complaint.HARD_LOCKUP),
@@ -111,12 +111,12 @@ class Report:
 
     Attributes:
         complaint: what the kernel complains of.
-        severity: what becomes of the kernel.
-        reason: the kernel's words in a line.
-        lines: all lines of the report so far.
-        life: the number of the guest's life in which it was printed; 1 is the cold boot.
-        kernel: the name of the kernel that printed it.
-        at: when its first line came, in seconds on the host's monotonic clock.
+        severity: what happens to the kernel.
+        reason: the complaint in one line, in the kernel's words.
+        lines: the lines of the report that have come so far.
+        life: the number of the guest's life in which the report was printed.
+        kernel: the name of the kernel that printed the report.
+        at: when the first line came, in seconds on the host's monotonic clock.
     """
 
     complaint: Complaint
@@ -129,17 +129,17 @@ class Report:
     _end: re.Pattern[str] = field(default=_TRACE_ENDS, repr=False)
 
     def add(self, line: str) -> bool:
-        """Add a line; return whether it was the last."""
+        """Add a line to the report; return whether the report is complete now."""
         self.lines.append(line)
         return bool(self._end.search(line)) or len(self.lines) >= _LINE_LIMIT
 
 
 def find_report(line: str, before: Report | None = None) -> Report | None:
-    """Return the report that a line begins; None if it begins none.
+    """Return the report whose first line this is; None if the line begins no report.
 
     Args:
         line: a line of the console.
-        before: the last report of the same life, which a panic may follow from.
+        before: the last report of the same life; a panic may be its consequence.
     """
     for known in _PATTERNS:
         if match := known.pattern.search(line):
@@ -153,7 +153,12 @@ def find_report(line: str, before: Report | None = None) -> Report | None:
 
 
 def _attribute(panic: Report, before: Report | None) -> None:
-    """Make a panic that follows from an earlier report a part of that report."""
+    """Give a panic the complaint and the lines of the report that it follows from, if any.
+
+    Args:
+        panic: the report of the panic.
+        before: the last report before the panic, in the same life.
+    """
     for pattern, complaint in _CONSEQUENCES:
         if pattern.search(panic.reason):
             if before and complaint in (None, before.complaint):

@@ -18,8 +18,8 @@ class Event:
     """Something that happened in a live update.
 
     Attributes:
-        name: what happened.
-        at: when the host learned of it, in seconds on the host's monotonic clock.
+        name: the name of the event.
+        at: when the host learned of the event, in seconds on the host's monotonic clock.
     """
 
     name: str
@@ -31,8 +31,9 @@ class Timeline:
     """The events of one live update, in order.
 
     Attributes:
-        started: when the live update was asked for, in seconds on the host's monotonic clock.
-        events: the events from then on.
+        started: when the harness asked for the live update, in seconds on the host's monotonic
+            clock.
+        events: the events since then.
     """
 
     started: float
@@ -42,7 +43,7 @@ class Timeline:
         """Return the seconds from the start to the first event of this name.
 
         Raises:
-            KeyError: there is no such event.
+            KeyError: no event has this name.
         """
         for event in self.events:
             if event.name == name:
@@ -50,7 +51,7 @@ class Timeline:
         raise KeyError(name)
 
     def between(self, first: str, last: str) -> float:
-        """Return the seconds from one event to another.
+        """Return the seconds from the first event of one name to the first event of another.
 
         Raises:
             KeyError: one of the events is missing.
@@ -59,20 +60,22 @@ class Timeline:
 
     @property
     def blackout(self) -> float:
-        """Seconds from the call of reboot() until the guest marked "descriptor retrieved", or, if
-        it did not, until the new kernel's worker was up."""
+        """Seconds from the call of reboot() to the guest's event "descriptor retrieved".
+
+        If the guest did not mark that event, they end when the new kernel's worker was up.
+        """
         marked = any(event.name == DESCRIPTOR_RETRIEVED for event in self.events)
         return self.between(REBOOT_CALLED, DESCRIPTOR_RETRIEVED if marked else WORKER_UP)
 
 
 @dataclass(frozen=True, slots=True)
 class Jump:
-    """A live update that was tried and was not refused.
+    """A live update that the guest's kernel did not refuse.
 
     Attributes:
         origin: the name of the kernel that the guest left.
-        target: the name of the kernel that it jumped into.
-        landed: whether the worker in that kernel spoke.
+        target: the name of the kernel that the guest jumped to.
+        landed: whether the guest has spoken after the jump.
         timeline: the events so far.
     """
 
@@ -83,7 +86,7 @@ class Jump:
 
     @property
     def blackout(self) -> float | None:
-        """The blackout in seconds; None if the jump did not land, or no event tells its start."""
+        """The blackout in seconds; None if the jump did not land, or an event is missing."""
         try:
             return self.timeline.blackout if self.landed else None
         except KeyError:
@@ -92,12 +95,12 @@ class Jump:
 
 @dataclass(frozen=True, slots=True)
 class GuestLog:
-    """What a guest leaves behind when it has ended.
+    """The record of a guest, for use after the guest has ended.
 
     Attributes:
-        kernel: the name of the kernel that it booted.
-        jumps: its live updates, in order.
-        console: everything that came over its serial line.
+        kernel: the name of the kernel that the guest booted.
+        jumps: the guest's live updates, in order.
+        console: everything that the guest printed on its console.
     """
 
     kernel: str

@@ -1,4 +1,4 @@
-"""A kernel's trace, made readable: the calls, and their lines in the source."""
+"""Make the trace in a kernel's report readable: only the calls, with their source lines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["trace"]
 _STAMP = re.compile(f"^.*?{STAMP}")
 _FRAME = re.compile(r"(?P<rip>RIP: \w+:)?(?P<symbol>[\w.]+\+0x[0-9a-f]+/0x[0-9a-f]+)")
 _GUESS = re.compile(r"^\s*\? ")  # an address on the stack that may be left over from earlier calls
-# Lines that tell whose trace follows, since a report may have several.
+# The lines before the traces in a report that say of which CPU or task each trace is.
 _HEADING = re.compile(
     r"^\s*(?:CPU: \d+ |NMI backtrace for|task:|Sending NMI|sysrq: Show |(?:Allocated|Freed) by task"
     r"|stack backtrace|the existing dependency|-> #\d|.* is trying to (?:acquire|release) lock"
@@ -27,11 +27,13 @@ _HEADING = re.compile(
 
 
 def trace(lines: Sequence[str], kernel: Kernel) -> tuple[str, ...]:
-    """Return the calls in a report, each with its line of the source if vmlinux tells it.
+    """Return the lines of a report that show calls, and the headings of its traces.
+
+    The file and line in the source are added to each call if vmlinux has debug information.
 
     Args:
-        lines: the lines of the report, as they came over the serial line.
-        kernel: the kernel that printed them.
+        lines: the lines of the report, as the kernel printed them.
+        kernel: the kernel that printed the report.
     """
     symbols = Symbols(kernel)
     texts = [_STAMP.sub("", line).rstrip() for line in lines]

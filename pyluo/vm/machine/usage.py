@@ -1,4 +1,4 @@
-"""What this process has done with guests so far."""
+"""Counts of what this process has done with guests, for pytest's summary, and its guests."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class RunningGuest(Protocol):
 
     @property
     def log(self) -> GuestLog:
-        """What happened in the guest so far."""
+        """The record of what happened in the guest so far."""
 
     def check(self, *expected: Cause) -> None:
-        """Raise an error if the kernel complained of something else since the last check."""
+        """Raise an error if the kernel has made an unexpected complaint since the last check."""
 
     def expecting(self, *causes: Cause) -> AbstractContextManager[None]:
         """Allow these complaints and deaths in the block."""
@@ -32,14 +32,14 @@ class RunningGuest(Protocol):
 
 @dataclass(slots=True)
 class Usage:
-    """Counts of what was done with guests, and the guests themselves.
+    """What this process has done with guests so far.
 
     Attributes:
         boots: how many guests were started.
-        requests: how many requests they were sent, not counting jumps.
-        live_updates: how many jumps they made.
-        running: the guests that exist, dead or alive.
-        ended: what the guests that have ended left behind; None if that is not to be kept.
+        requests: how many requests the guests were sent, without jumps.
+        live_updates: how many jumps the guests made.
+        running: the guests that are not closed yet, dead or alive.
+        ended: the records of the guests that were closed; None if they are not to be kept.
     """
 
     boots: int = 0

@@ -1,4 +1,4 @@
-"""A guest's signs of life: the beats of its first process, and what its console prints."""
+"""A guest's signs of life: the heartbeats of its init process, and the output on its console."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 __all__ = ["LATENESS", "Vitals"]
 
 LATENESS = 1.0
-"""Seconds that a timer may be late; beyond that, the host is to blame for a silence."""
-_BEAT_INTERVAL = 3.0  # seconds in which a living guest beats at least once
+"""Seconds that a timer may be late. If one is later, the host may have caused a guest's silence."""
+_BEAT_INTERVAL = 3.0  # seconds in which a living guest sends at least one heartbeat
 
 
 class Vitals:
@@ -24,8 +24,8 @@ class Vitals:
         console: the guest's console.
 
     Attributes:
-        excused: when silence was last not the guest's fault, in seconds on the monotonic clock.
-        traces_shown: done when the guest's first process has made the kernel show what it does.
+        excused: until when silence was not the guest's fault, in seconds on the monotonic clock.
+        traces_shown: done when the guest's init process has made the kernel print backtraces.
     """
 
     def __init__(self, console: Console) -> None:
@@ -36,7 +36,7 @@ class Vitals:
         self.traces_shown: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def listen(self, stream: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Read the beats of the first process until QEMU closes the port."""
+        """Read the heartbeats of the init process until QEMU closes the port."""
         self._writer = writer
         with suppress(ConnectionResetError):
             while line := await stream.readline():
@@ -46,25 +46,28 @@ class Vitals:
 
     @property
     def last_sign(self) -> float:
-        """When there was the last sign of life, in seconds on the monotonic clock."""
+        """The time of the last sign of life, in seconds on the monotonic clock."""
         return max(self._last_beat, self._console.last_output)
 
     @property
     def beats(self) -> bool:
-        """Whether the first process is alive."""
+        """Whether the init process is alive: a heartbeat has come a short time ago."""
         return time.monotonic() - self._last_beat < _BEAT_INTERVAL
 
     def excuse_silence(self) -> None:
-        """Do not blame the guest for its silence until now."""
+        """Record that a silence of the guest until now is not its fault."""
         self.excused = time.monotonic()
 
     def ask_for_traces(self) -> None:
-        """Ask the first process to make the kernel show what all CPUs do."""
+        """Ask the init process to make the kernel print the backtraces of all CPUs."""
         if self._writer is not None:
             self._writer.write(b"show\n")
 
     async def sleep(self, seconds: float) -> None:
-        """Sleep; a host that did not wake this up in time cannot tell what the guest did."""
+        """Sleep for some seconds; excuse the guest's silence if the host wakes this task late.
+
+        The host was overloaded or suspended then, and so may the guest have been.
+        """
         due = time.monotonic() + seconds
         await asyncio.sleep(seconds)
         if time.monotonic() > due + LATENESS:

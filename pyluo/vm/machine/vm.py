@@ -1,4 +1,4 @@
-"""A guest to live-update, as a test sees it."""
+"""A guest for tests: boot it, run functions in it, and live-update it."""
 
 from __future__ import annotations
 
@@ -55,47 +55,49 @@ _FIXED = (
     "kho=on liveupdate=on"
 )
 
-# A panic prints the traces of the other CPUs too, by NMIs, before it stops them.
+# Before a panic stops the other CPUs, it makes them print their backtraces too, by NMIs.
 _ALL_TRACES = "panic_sys_info=all_bt"
 
 
 class VM:
     """A guest that boots at the start of its `with` block and ends with the block.
 
-    The guest's root is the host's, read-only, so that a function of any module that the host can
-    import runs in it unchanged. Requests of several threads take turns.
+    The guest's root is the host's root, read-only, so that the guest can run a function of any
+    module that the host can import. If several threads use the guest, one request runs at a time.
 
-    If its kernel complained of something unexpected, leaving the block fails: see `check`.
+    If the guest's kernel complained of something unexpected, the end of the block raises an error:
+    see `check`.
 
     Args:
         kernel: a kernel, the name of one in kernels.toml, or the path of a bzImage, a kernel tree
             or a tarball.
-        to: the kernel that `live_update` goes to, and from there back again, in turns; without it,
-            the guest goes from `kernel` to `kernel`.
-        memory: the guest's memory in bytes; without it, 1 GiB, or what the kernel needs (see
+        to: the kernel that `live_update` jumps to; the next live update jumps back to `kernel`, and
+            so on. If None, each live update jumps to `kernel`.
+        memory: the guest's memory in bytes; by default 1 GiB, or what the kernel needs (see
             `needs`).
-        cpus: the number of its CPUs.
+        cpus: the number of the guest's CPUs.
         devices: values of further ``-device`` options for QEMU.
-        append: more words for the kernel's command line. The kernel passes a word without "=" that
-            it does not know to the guest's first process, as an argument.
-        network: give the guest an interface, and bring it and the loopback up.
-        accelerator: KVM or TCG; without it, KVM if it works, else TCG.
-        boot_timeout: seconds that a kernel has to speak, after the boot and after each jump;
-            without it, 60, or what that kernel needs.
-        call_timeout: seconds that a function has to return.
-        silence: seconds without a sign of life after which the guest counts as hung; without it,
-            four times as long as it took to boot, and at least ten seconds.
-        expects: complaints of the kernel, and deaths, that are expected as long as the guest lives.
-        vmcores: the folder for the memory of a guest that dies; without it, the folder that
+        append: more words for the kernel's command line. A word without "=" that the kernel does
+            not know becomes an argument of the guest's init process.
+        network: whether to give the guest a network interface, and to bring it and the loopback up.
+        accelerator: KVM or TCG; by default KVM if it works, else TCG.
+        boot_timeout: seconds after the boot and after each jump within which the guest must have
+            spoken; by default 60, or what the kernel needs.
+        call_timeout: seconds within which a function must return.
+        silence: seconds without a sign of life after which the guest counts as hung; by default
+            four times the duration of the cold boot, and at least ten seconds.
+        expects: complaints of the kernel, and deaths, that never count as failures.
+        vmcores: the folder for the memory of the guest if it dies; by default the folder that
             PYLUO_VMCORES names, if it is set.
 
     Attributes:
-        requests: how many requests the guest was sent, jumps included.
+        requests: how many requests the guest was sent, including jumps.
 
     Raises:
-        HarnessError: at the start of the block, if QEMU or the kernel is missing.
-        GuestCrash: the guest died; at the start of the block, and from then on at each request.
-        KernelComplaint: at the end of the block, if the kernel complained of something unexpected.
+        HarnessError: QEMU or the kernel is missing; raised at the start of the block.
+        GuestCrash: the guest died; raised at the start of the block, and by each request.
+        KernelComplaint: the kernel complained of something unexpected; raised at the end of the
+            block.
     """
 
     def __init__(
@@ -176,7 +178,7 @@ class VM:
             self.close()
 
     def close(self) -> None:
-        """End the guest; ending it twice does nothing."""
+        """End the guest; closing it twice does nothing."""
         if self in usage.running:
             usage.running.remove(self)
         if usage.ended is not None and self.running:
@@ -194,34 +196,38 @@ class VM:
             loop.close()
 
     def call(self, function: Callable[..., R], *args: object, **kwargs: object) -> R:
-        """Run a function in the guest, by reference, and return its result or raise its exception.
+        """Run a function in the guest, and return its result or raise its exception.
+
+        The guest imports the function's module from the host's files.
 
         Args:
-            function: a function at the top level of a module, or a static method of a class there.
-            args: numbers, strings, bytes, paths, enums, dataclasses, containers of these, and
-                objects that `hold` returned.
-            kwargs: likewise.
+            function: a function at the top level of a module, or a static method of a class at the
+                top level of a module.
+            args: positional arguments: numbers, strings, bytes, paths, enums, dataclasses,
+                containers of these, and objects that `hold` returned.
+            kwargs: keyword arguments of the same types.
 
         Raises:
             TypeError: the function or an argument cannot be sent to the guest.
-            HarnessError: the function's module lies where the guest does not see the host's files.
-            ValueError: an argument was held in an earlier life of the guest.
+            HarnessError: the guest cannot see the file of the function's module.
+            ValueError: an argument is an object that was held before the last jump.
             GuestCrash: the guest died, or did not answer in time.
         """
         result: R = self._request("call", function, args, kwargs)
         return result
 
     def hold(self, function: Callable[..., object], *args: object, **kwargs: object) -> GuestObject:
-        """Run a function like `call`, and keep its result alive in the guest until the next jump.
+        """Run a function like `call`, and keep its result in the guest until the next jump.
 
         Returns:
-            A handle on the result, which later calls take as an argument.
+            A handle on the result. If it is an argument of a later call, the function gets the
+            result itself.
         """
         number, description = self._request("hold", function, args, kwargs)
         return GuestObject(self.boot_id, number, description)
 
     def release(self, held: GuestObject) -> None:
-        """Drop an object that is held in the guest."""
+        """Drop an object that `hold` keeps in the guest."""
         self._send({"do": "release", "held": wire.encode(held)}, self._call_timeout)
 
     def run(
@@ -238,8 +244,8 @@ class VM:
             and stderr.
 
         Raises:
-            subprocess.TimeoutExpired: the program was still running.
-            FileNotFoundError: there is no such program.
+            subprocess.TimeoutExpired: the program was still running after `timeout` seconds.
+            FileNotFoundError: there is no such program, or no such folder in the guest.
         """
         words = [os.fspath(word) for word in argv]
         status, stdout, stderr = self._request(
@@ -254,18 +260,18 @@ class VM:
     def live_update(
         self, to: Kernel | str | os.PathLike[str] | None = None, *, append: str | None = None
     ) -> Timeline:
-        """Load a kernel, jump into it and wait until it speaks; held objects are gone then.
+        """Load a kernel, jump to it and wait until the guest speaks; held objects are gone then.
 
         Args:
-            to: the next kernel; without it, the one that `VM` was told to go to.
-            append: more words for its command line; without it, those of the guest's boot.
+            to: the next kernel; by default, `to` and `kernel` of `VM` in turns.
+            append: more words for the next kernel's command line; by default, `append` of `VM`.
 
         Returns:
-            The events of the live update, and those that the guest has marked since.
+            The events of the live update, and the events that the guest has marked since.
 
         Raises:
             LuoError: the guest could not jump, and runs on.
-            GuestCrash: the guest died on the way, or the next kernel never spoke.
+            GuestCrash: the guest died on the way, or did not speak in time after the jump.
         """
         kernel = self._next() if to is None else Kernel.find(to)
         cmdline = self._cmdline(kernel, self._append if append is None else append)
@@ -291,24 +297,25 @@ class VM:
         return self._first if self.kernel == self._second else self._second
 
     def check(self, *expected: Cause) -> None:
-        """Check what the kernel complained of since the last check: a warning, or worse.
+        """Raise an error if the kernel has made an unexpected complaint since the last check.
 
-        This is done at the end of a `with` block that is left without an exception. The pytest
-        plugin does it after each test that passed, and again after the fixtures that use the guest.
+        A complaint is a warning, or worse. The end of the `with` block calls this method if the
+        block raised no exception. The pytest plugin calls it after each test that passed, and again
+        after the fixtures that use the guest have ended.
 
         Args:
-            expected: causes that are expected in addition to those that `VM` was given.
+            expected: causes that are expected in addition to `expects` of `VM`.
 
         Raises:
             KernelComplaint: the kernel complained of something unexpected.
             GuestCrash: the guest died of something unexpected, and this was not raised before.
-            HarnessError: likewise, the watch over the guest failed; or the kernel's warnings do not
-                reach the serial line.
+            HarnessError: the watch over the guest failed, and this was not raised before; or the
+                kernel's warnings do not appear on the console.
         """
         guest = self._running_guest()
         note_came = True
         if self._used and not guest.watch.dead:
-            # Everything that the kernel has printed by now comes before this line.
+            # Wait until this line is on the console; all earlier messages of the kernel are, then.
             words, since = f"pyluo: so far, {next(self._notes)}", guest.console.length
             self._request("call", commands.log_warning, (words,), {})
             note_came = self._run(guest.wait_for_note(words, since))
@@ -323,17 +330,18 @@ class VM:
 
     @contextmanager
     def expecting(self, *causes: Cause) -> Iterator[None]:
-        """Expect these complaints and deaths in the block, and give the kernel time to recover.
+        """Expect these complaints and deaths in the block; call `check` at its start and its end.
 
-        If the block fails by itself, only that failure is raised.
+        In the block, the guest does not count as dead because its kernel reports an expected stall.
+        If the block raises an exception, only that is raised, and its reports are not checked.
 
         Raises:
-            KernelComplaint: at the start and at the end of the block, as by `check`.
-            GuestCrash: likewise.
+            KernelComplaint: the kernel complained of something unexpected before or in the block.
+            GuestCrash: the guest died of something unexpected, and this was not raised before.
         """
         self.check()
         guest = self._running_guest()
-        watch = self._running_guest().watch
+        watch = guest.watch
         before, watch.expected = watch.expected, watch.expected | set(causes)
         try:
             yield
@@ -349,16 +357,16 @@ class VM:
         """Write the guest's memory to a file, as an ELF core; the guest may be dead.
 
         `pyluo.vm.machine.vmcore` opens the file with drgn, if the kernel tells QEMU where its data
-        is, as `debug` does.
+        is, as the kernel `debug` does.
 
         Raises:
-            HarnessError: QEMU is gone, or could not write the file.
+            HarnessError: QEMU has ended, or could not write the file.
         """
         self._run(self._running_guest().dump(os.path.abspath(path)))
 
     @contextmanager
     def notifying(self, on_change: Callable[[], None]) -> Iterator[None]:
-        """Have a function called, from another thread, when the guest dies or jumps by itself."""
+        """Call a function, in another thread, if the guest dies or jumps by itself in the block."""
         self._run(self._running_guest().notify(on_change))
         try:
             yield
@@ -368,7 +376,7 @@ class VM:
 
     @property
     def terminal(self) -> socket.socket:
-        """The host's end of the port that `pyluo.guest.terminal` opens, until the guest ends."""
+        """The host's end of the port that `pyluo.guest.terminal` opens; closed with the guest."""
         return self._running_guest().process.sockets["terminal"]
 
     @property
@@ -383,15 +391,15 @@ class VM:
 
     @property
     def kernel(self) -> Kernel:
-        """The kernel that runs now; before the guest boots and when it is gone, the first one.
+        """The kernel that runs now; outside the `with` block, the kernel that the guest boots.
 
-        If the guest jumped to another kernel by itself, only the release of that is known.
+        If the guest jumped to another kernel by itself, only the release of that kernel is known.
         """
         return self._guest.lives.kernel if self._guest else self._first
 
     @property
     def running(self) -> bool:
-        """Whether there is a guest, dead or alive, as in the `with` block."""
+        """Whether the guest exists, dead or alive: it was started and is not closed yet."""
         return self._guest is not None
 
     @property
@@ -401,23 +409,23 @@ class VM:
 
     @property
     def timeline(self) -> Timeline:
-        """The events of the last live update, and those that the guest has marked since."""
+        """The events of the last live update, and the events that the guest has marked since."""
         return self._running_guest().timeline
 
     @property
     def jumps(self) -> tuple[Jump, ...]:
-        """All live updates so far, the last one with the events that the guest has marked since."""
+        """All live updates so far; the last one has the events that the guest has marked since."""
         if self._guest is None or not self._jumps:
             return tuple(self._jumps)
         *before, last = self._jumps
         now = self._guest.timeline
-        if now.started == last.timeline.started:  # no other jump was refused since
+        if now.started == last.timeline.started:  # else another jump was refused in the meantime
             last = replace(last, timeline=now)
         return (*before, last)
 
     @property
     def log(self) -> GuestLog:
-        """What happened so far, for use when the guest is gone."""
+        """The record of what happened in the guest so far, for use after the guest has ended."""
         return GuestLog(self._first.name, self.jumps, self.console)
 
     @property
@@ -434,7 +442,7 @@ class VM:
 
     @property
     def updates(self) -> int | None:
-        """How many live updates the guest's kernel counts since its cold boot."""
+        """How many live updates since the cold boot the kernel counts; None if it does not say."""
         return self.life.updates
 
     @property
@@ -444,7 +452,7 @@ class VM:
 
     @property
     def console_log(self) -> Path:
-        """The file that QEMU writes the console to; it is removed when the guest ends."""
+        """The file to which QEMU writes the console; it is removed when the guest ends."""
         return self._running_guest().process.console_log
 
     @property
@@ -454,7 +462,7 @@ class VM:
 
     @property
     def append(self) -> str:
-        """The words of the first command line beyond the harness's own."""
+        """The words that `append` of `VM` added to the kernel's command line."""
         return self._append
 
     @property
@@ -469,8 +477,8 @@ class VM:
             QEMU's answer.
 
         Raises:
-            qemu.qmp.ExecuteError: QEMU refused it.
-            GuestCrash: QEMU is gone.
+            qemu.qmp.ExecuteError: QEMU refused the command.
+            GuestCrash: the guest is dead, or QEMU does not answer.
         """
         return self._run(self._running_guest().monitor(command, arguments))
 
@@ -529,7 +537,13 @@ class VM:
         return self._boot_timeout or needs(kernel).boot_timeout
 
     def _cmdline(self, kernel: Kernel, append: str) -> str:
-        """Return a kernel's command line; the kernel passes PYLUO_* to init as its environment."""
+        """Return a kernel's command line.
+
+        The kernel passes PYLUO_* settings to init as environment variables.
+
+        Raises:
+            HarnessError: the kernel would not understand the command line.
+        """
         environment = {
             "PYLUO_PATH": ":".join(_pyluo_path(self._network)),
         }
@@ -557,13 +571,16 @@ class VM:
         return line
 
 
-async def _call_here(guest: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Call a function in the event loop that runs this coroutine, to which its result belongs."""
-    return guest(*args, **kwargs)
+async def _call_here(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Call a function in the event loop that runs this coroutine, and return its result.
+
+    An object that needs the running loop in its __init__ is made this way.
+    """
+    return function(*args, **kwargs)
 
 
 def _source(name: str) -> str | None:
-    """Return the file of a reference's module; None for a built-in module."""
+    """Return the file of the module that a reference names; None for a built-in module."""
     module = sys.modules.get(name.partition(":")[0])
     file = getattr(module, "__file__", None)
     return os.path.realpath(file) if file else None
@@ -571,7 +588,11 @@ def _source(name: str) -> str | None:
 
 @functools.cache
 def _pyluo_path(network: bool = False) -> list[str]:
-    """Return the folders of pyluo and its dependencies, for a guest that lacks our sys.path."""
+    """Return the folders from which a guest can import pyluo and its dependencies.
+
+    Args:
+        network: whether the guest needs pyroute2, for its network.
+    """
     folders = [_GUEST.parent.parent]
     for module, needed in (("_cffi_backend", True), ("pyroute2", network)):
         spec = importlib.util.find_spec(module) if needed else None
@@ -582,6 +603,9 @@ def _pyluo_path(network: bool = False) -> list[str]:
 
 
 def _import_path() -> list[str]:
-    """Return this process's sys.path, with the folder of an editable pyluo, as absolute paths."""
+    """Return this process's sys.path as absolute paths, with the folders that pyluo needs.
+
+    The folder of an editable installation of pyluo need not be in sys.path.
+    """
     here = [os.path.abspath(entry) for entry in sys.path]
     return [*here, *(entry for entry in _pyluo_path() if entry not in here)]

@@ -16,11 +16,12 @@ __all__ = ["open_vmcore"]
 
 
 def open_vmcore(path: str | os.PathLike[str], kernel: Kernel) -> drgn.Program:
-    """Open a dump with drgn, and load the kernel's types and symbols.
+    """Open a dump with drgn, load the kernel's types and symbols, and return drgn's program.
 
     Args:
-        path: the path of a file that `VM.dump` wrote, or that a GuestCrash names.
-        kernel: the kernel that ran in the guest; it must have debug information, as `debug` has.
+        path: the path of a dump that `VM.dump` wrote, or that a GuestCrash names.
+        kernel: the kernel that ran in the guest; it must have debug information, as the kernel
+            `debug` has.
 
     Raises:
         HarnessError: drgn is not installed, the kernel has no debug information, or another kernel

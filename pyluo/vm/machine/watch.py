@@ -1,4 +1,4 @@
-"""The watch over a guest: decides when it is dead, and what ended it."""
+"""The watch over a guest: decides when the guest is dead, and what it died of."""
 
 from __future__ import annotations
 
@@ -29,15 +29,16 @@ __all__ = ["Watch"]
 
 T = TypeVar("T")
 
-_PANIC_GRACE = 3.0  # seconds for the console to show the panic that QMP announced
-_CONSOLE_GRACE = 2.0  # seconds for the rest of the console to be read after QEMU's end
+_PANIC_GRACE = 3.0  # seconds for the console to show a panic after QMP has reported it
+_CONSOLE_GRACE = 2.0  # seconds to read the rest of the console after QEMU's end
 _QMP_TIMEOUT = 60.0  # seconds for QEMU to answer
-_STALL_GRACE = 1.5  # seconds for a kernel that reports a stall to answer all the same
+_STALL_GRACE = 1.5  # seconds for a guest whose kernel reports a stall to answer a request
 _POLL_INTERVAL = 0.2  # seconds between two checks for a sign of life
-_SIGN_LIMIT = 60.0  # seconds to wait for a sign of life at most, even if `silence` is longer
+_SIGN_LIMIT = 60.0  # seconds to wait for a sign of life, at most, even if `silence` is longer
 _RUNNING = frozenset({"running", "guest-panicked"})
 _BROKEN = frozenset({"internal-error", "io-error"})
-_RESET = "guest-reset"  # qapi/run-state.json, ShutdownCause; -no-reboot turns it into an end
+# qapi/run-state.json, ShutdownCause; because of -no-reboot, a reset of the machine ends QEMU.
+_RESET = "guest-reset"
 
 
 class Watch:
@@ -45,20 +46,21 @@ class Watch:
 
     Args:
         process: the guest's QEMU.
-        console: its console.
+        console: the guest's console.
         qmp: the connection to QEMU's monitor.
-        vitals: its signs of life.
-        lives: its lives.
-        postmortem: finds out what it died of.
+        vitals: the guest's signs of life.
+        lives: the guest's lives.
+        postmortem: finds out what the guest died of.
 
     Attributes:
-        dying: whether the guest, or the watch over it, has failed.
-        death: the crash, or the failure of the harness, once it is known.
-        expected: the complaints and deaths that are expected.
+        dying: whether the guest has died or the harness has failed; the reason may not be known
+            yet.
+        death: the GuestCrash, or the HarnessError if the harness failed, when it is known.
+        expected: the complaints and deaths that do not count as failures.
         silence: seconds without a sign of life after which the guest counts as hung; infinite until
-            it has spoken for the first time, because only its boot shows how fast the machine is.
-        death_raised: whether somebody who used the guest was told of the death.
-        reports_before_request: the number of reports before the last request to the guest.
+            the guest has spoken for the first time, because its boot shows how fast the host is.
+        death_raised: whether the death was raised to a caller that used the guest.
+        reports_before_request: the number of reports that came before the last request.
     """
 
     def __init__(
@@ -77,7 +79,7 @@ class Watch:
         self._lives = lives
         self._postmortem = postmortem
         loop = asyncio.get_running_loop()
-        self._shutdown: asyncio.Future[str] = loop.create_future()  # the cause, in QEMU's words
+        self._shutdown: asyncio.Future[str] = loop.create_future()  # QEMU's ShutdownCause
         self._awaited: set[asyncio.Future[Any]] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self.dying = False
@@ -89,11 +91,11 @@ class Watch:
 
     @property
     def dead(self) -> bool:
-        """Whether the guest, or the watch over it, has failed."""
+        """Whether the guest has died or the harness has failed."""
         return self.dying or self.death.done()
 
     def watch_process(self, reading: asyncio.Task[None]) -> None:
-        """Watch QEMU from now on.
+        """Begin to watch for the end of QEMU.
 
         Args:
             reading: the task that reads the console.
@@ -101,18 +103,25 @@ class Watch:
         self.spawn(self._watch_process(reading))
 
     def watch_monitor(self) -> None:
-        """Watch for events of QEMU's monitor from now on."""
+        """Begin to watch for events of QEMU's monitor."""
         self.spawn(self._watch_panic())
         self.spawn(self._watch_pauses())
         self.spawn(self._watch_shutdown())
 
     def watch_for_silence(self, silence: float) -> None:
-        """Count the guest as hung from now on if there is no sign of life for so many seconds."""
+        """Begin to watch for silence.
+
+        Args:
+            silence: seconds without a sign of life after which the guest counts as hung.
+        """
         self.silence = silence
         self.spawn(self._watch_for_silence())
 
     def spawn(self, coroutine: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        """Run a coroutine until it ends or the guest is closed; its failure ends the watch."""
+        """Run a coroutine as a task until it ends or the guest is closed.
+
+        If the coroutine raises an exception, the watch fails (see `fail`).
+        """
         task = asyncio.create_task(coroutine)
         task.add_done_callback(self._check_task)
         self._tasks.append(task)
@@ -121,13 +130,13 @@ class Watch:
     async def wait_for(
         self, awaited: asyncio.Future[T], timeout: float, death: Death, what: str
     ) -> T:
-        """Wait for a result, for the death of the guest, or until the time is over.
+        """Wait for a future, and return its result, unless the guest dies first.
 
         Args:
-            awaited: the result.
-            timeout: in seconds.
-            death: what the guest counts as having died of if no result comes in time.
-            what: what has not come then, for the reason.
+            awaited: the future.
+            timeout: seconds after which the guest counts as dead if the future is not done.
+            death: the death that the guest counts as having died then.
+            what: what the guest has not done then, for the reason of the death.
 
         Raises:
             GuestCrash: the guest died, or the time is over.
@@ -152,20 +161,29 @@ class Watch:
         raise await self.cause_of_death()
 
     async def cause_of_death(self) -> GuestCrash | HarnessError:
-        """Wait until it is known what the guest died of; the caller must tell its user."""
+        """Wait until it is known what the guest died of, and return the error for it.
+
+        The caller must raise the error.
+        """
         end = await asyncio.shield(self.death)
         self.death_raised = True
         return end
 
     def declare_dead(self, cause: Cause, reason: str, report: Report | None = None) -> None:
-        """Decide what the guest died of; what is declared first counts."""
+        """Declare the guest dead, and begin to examine it; only the first declaration counts.
+
+        Args:
+            cause: what the guest died of.
+            reason: the cause in one line.
+            report: the kernel's report of the cause; None if it printed none.
+        """
         if self.dead:
             return
         self.dying = True
         if self._lives.has_left and cause in HANGS:
             cause = Death.LANDING
         elif cause is Death.LANDING:
-            cause = Death.HANG  # it did not even leave
+            cause = Death.HANG  # the old kernel has not even started the new one
         life, kernel = self._lives.blamed_life
         self.spawn(self._examine(cause, reason, life, kernel, report))
 
@@ -176,18 +194,21 @@ class Watch:
             self.death.set_result(failure)
 
     def take_report(self, report: Report) -> None:
-        """Take a report; a kernel that reports a stall has only a short time left to answer."""
+        """Add the life and the kernel to a report, when its first line has come.
+
+        If it reports a stall, the guest has only a short time left to answer pending requests.
+        """
         report.life, report.kernel = self._lives.printing_life
         if report.severity is Severity.STALL and report.complaint not in self.expected:
             loop = asyncio.get_running_loop()
             loop.call_later(_STALL_GRACE, self._end_wait, report, set(self._awaited))
 
     def take_fatal_report(self, report: Report) -> None:
-        """Take the report that the kernel died of, once its trace is complete."""
+        """Declare the guest dead because of a fatal report whose trace is complete."""
         self.declare_dead(report.complaint, report.reason, report)
 
     def explain_failed_start(self) -> HarnessError:
-        """Return why QEMU did not start, in its own words."""
+        """Return the error that says why QEMU did not start, in QEMU's own words."""
         messages = self._process.messages_log.read_text(errors="replace").strip()
         return HarnessError("QEMU did not start", messages or "it gave no reason")
 
@@ -199,7 +220,7 @@ class Watch:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _check_task(self, task: asyncio.Task[None]) -> None:
-        """Fail if a watching task failed: the guest must not stay unwatched in silence."""
+        """Fail if a task of the watch failed, because nobody would notice a guest's death then."""
         if not task.cancelled() and (error := task.exception()) and not self.death.done():
             failure = HarnessError(f"the harness failed to watch the guest: {error!r}")
             failure.__cause__ = error
@@ -227,7 +248,7 @@ class Watch:
 
     async def _watch_process(self, reading: asyncio.Task[None]) -> None:
         status = await self._process.wait_for_end()
-        # The kernel's last words explain more than the fact that QEMU is gone.
+        # Read the kernel's last words first: they explain more than the fact that QEMU has ended.
         await asyncio.wait([reading], timeout=_CONSOLE_GRACE)
         if self._lives.current is None and status > 0:
             if not self.dying:
@@ -244,19 +265,20 @@ class Watch:
                 self.declare_dead(Death.QEMU, f"exit status {status}{self._last_message()}")
 
     def _last_message(self) -> str:
-        """Return QEMU's last message, to be put after a reason; empty if there is none."""
+        """Return QEMU's last message as text to append to a reason; empty if there is none."""
         messages = self._process.messages_log.read_text(errors="replace").splitlines()
         return f"; it said: {messages[-1]}" if messages else ""
 
     async def _watch_panic(self) -> None:
         with self._qmp.listener("GUEST_PANICKED") as listener:
             event: Message = await listener.get()
-            # The console explains it better, unless it stays silent.
+            # Wait for the console, which explains the panic better. If a fatal report comes from
+            # it, the declaration here does not count.
             await asyncio.sleep(_PANIC_GRACE)
             self.declare_dead(Complaint.PANIC, f"QEMU reports {event['data']}")
 
     async def _watch_pauses(self) -> None:
-        """Excuse silence while QEMU has stopped the guest, as it does to dump its memory."""
+        """Excuse silence while the guest is stopped; QEMU stops a guest to dump its memory."""
         with self._qmp.listener(("STOP", "RESUME")) as listener:
             async for _ in listener:
                 self._vitals.excuse_silence()
@@ -280,7 +302,7 @@ class Watch:
                 self.declare_dead(Death.QEMU, f"QEMU stopped the guest: {status}")
                 return
             if status not in _RUNNING:
-                self._vitals.excuse_silence()  # whoever stopped it may let it go on
+                self._vitals.excuse_silence()  # the guest is stopped, and may be resumed later
             elif max(self._vitals.last_sign, self._vitals.excused) < asked:
                 self.declare_dead(Death.SILENT_HANG, f"nothing for {quiet:.1f} s")
                 return
@@ -288,8 +310,8 @@ class Watch:
     async def _wait_for_sign_of_life(self) -> None:
         """Wait for the next sign of life, or until the guest counts as hung.
 
-        The guest may have fallen silent just before the time for its answer was over. This does not
-        wait for a guest that was stopped on purpose.
+        The guest may have died just before the time for its answer was over; a death by silence
+        is then declared first. If the guest is stopped, this does not wait.
         """
         start = time.monotonic()
         until = start + min(self.silence + LATENESS, _SIGN_LIMIT)
@@ -298,7 +320,7 @@ class Watch:
                 await asyncio.sleep(_POLL_INTERVAL)
 
     async def _status(self) -> str:
-        """Return the guest's state, as QEMU sees it; empty if QEMU does not say."""
+        """Return the guest's state from QEMU's query-status; empty if QEMU does not answer."""
         try:
             answer = await asyncio.wait_for(self._qmp.execute("query-status"), _QMP_TIMEOUT)
         except (QMPError, TimeoutError):

@@ -1,8 +1,8 @@
-"""A session whose files have names, an order and metadata, and that lasts over many live updates.
+"""`FdStore`: a session whose files have names, an order and metadata.
 
-The store keeps its table of contents in the session itself, in a memfd at token 0. The table is
-valid at every moment up to the jump: an entry is written to it before its file is preserved, and
-marked as preserved afterwards.
+A store can go through any number of live updates. It keeps its table of contents in the session
+itself, in a memfd with token 0. The jump may come at any moment and finds a valid table: an entry
+is written to the table before its file is preserved, and marked as preserved afterwards.
 """
 
 from __future__ import annotations
@@ -49,27 +49,30 @@ F = TypeVar("F", bound=OwnedFd)
 
 
 class FdStore:
-    """Named descriptors that go through live updates together.
+    """Named files that go through live updates together.
 
-    Before the jump (`create`), entries are added and removed. After it (`retrieve`), `get` returns
-    them, and either `finish()` ends the store or `renew()` prepares it for the next jump. The store
-    keeps descriptors of its own: the caller owns those that it passes in or gets.
+    Before the jump, `create` returns an outgoing store, to which entries are added. After the jump,
+    `retrieve` returns an incoming store with the same entries: `get` returns their files, and then
+    either `finish` ends the store or `renew` makes it outgoing again, for the next jump. The store
+    has descriptors of its own; the caller owns the descriptors that it passes to the store and that
+    it gets from the store.
 
-    Leaving its ``with`` block finishes an incoming store. An exception discards a store that was
-    created, and leaves one that was retrieved unchanged, renewed or not. A store can be used from
-    several threads, which take turns.
+    When the ``with`` block of a store ends normally, an incoming store is finished. When an
+    exception leaves the block, a store from `create` is discarded, and a store from `retrieve` is
+    left as it is, even if it was renewed. Several threads can use a store; a lock lets one of them
+    in at a time.
 
     Args:
-        session: an outgoing session without a file under token 0, or an incoming session that was
-            a store.
-        table_size: bytes for the table of contents, allocated twice; each entry takes about 120
-            bytes, plus its metadata as JSON.
+        session: an outgoing session that has no file with token 0, or an incoming session that was
+            a store in the previous kernel.
+        table_size: the size of a table of contents in bytes; there is room for two of them. Each
+            entry takes about 120 bytes, plus its metadata as JSON.
 
     Raises:
         FdStoreError: the table of an incoming session is damaged (EBADMSG), newer than this pyluo
             (EPROTONOSUPPORT) or missing (ENOENT). Nothing is finished; the attribute `session` of
-            the exception has the session.
-        TokenInUseError: the outgoing session has a file under token 0 (EEXIST).
+            the exception is the open session.
+        TokenInUseError: the outgoing session has a file with token 0 (EEXIST).
     """
 
     def __init__(
@@ -83,8 +86,8 @@ class FdStore:
         self._name = session.name
         self._entries: dict[str, Entry] = {}
         self._meta: dict[str, Any] = {}
-        self._retrieved: set[str] = set()  # the kernel cannot fail to retrieve these again
-        self._handed_out: set[str] = set()  # callers have got these from get()
+        self._retrieved: set[str] = set()  # names of entries; retrieving these again cannot fail
+        self._handed_out: set[str] = set()  # names of entries whose files get() has returned
         self._lost: tuple[str, ...] = ()
         self._finishing = False
         if isinstance(session, IncomingSession):
@@ -103,7 +106,7 @@ class FdStore:
 
         Args:
             name: the name of the session.
-            device: the open device; by default it is opened for the duration of the call.
+            device: the open device; by default the call opens and closes the device itself.
             table_size: see the class.
 
         Raises:
@@ -136,7 +139,7 @@ class FdStore:
 
     @property
     def session(self) -> OutgoingSession | IncomingSession:
-        """The session that holds the store now; `renew` and `remove` replace it by another."""
+        """The session that the store uses now; `renew` and `remove` replace it by a new session."""
         return self._session
 
     @property
@@ -150,7 +153,7 @@ class FdStore:
 
     @property
     def incoming(self) -> bool:
-        """Whether the store came from the previous kernel and is not renewed yet."""
+        """Whether the store came from the previous kernel and was not renewed."""
         return isinstance(self._session, IncomingSession)
 
     @property
@@ -167,7 +170,7 @@ class FdStore:
 
     @property
     def lost(self) -> tuple[str, ...]:
-        """The names of entries that were being added when the jump came, and so are missing."""
+        """The names of the entries that are missing because the jump interrupted adding them."""
         return self._lost
 
     def __len__(self) -> int:
@@ -193,9 +196,9 @@ class FdStore:
         name: str,
         type: type[OwnedFd] | None = None,  # noqa: A002
     ) -> OwnedFd:
-        """Return a new descriptor of an entry; the caller must close it.
+        """Return a new descriptor of an entry's file, which the caller must close.
 
-        In an incoming store, the entries that it requires are retrieved first.
+        In an incoming store, the entries that this entry requires are retrieved first.
 
         Args:
             name: the name of the entry.
@@ -205,7 +208,7 @@ class FdStore:
         Raises:
             KeyError: there is no such entry.
             PreservedMemoryError: pyluo refuses because the caller's memory cgroup has no room for
-                the file (ENOMEM); it is still in the session.
+                the file (ENOMEM). The file is still in the session.
             LuoError: see `IncomingSession.retrieve`.
         """
         with self._lock:
@@ -220,10 +223,10 @@ class FdStore:
 
     @contextmanager
     def borrow(self, name: str) -> Iterator[OwnedFd]:
-        """Return a descriptor of an entry that is closed at the end of a ``with`` block.
+        """Return a descriptor of an entry's file that is closed at the end of the ``with`` block.
 
-        Unlike after `get`, `finish` still refuses to destroy the entry. In an incoming store the
-        entry is retrieved.
+        In an incoming store, the entry is retrieved if necessary, but does not count as returned by
+        `get`: `finish` still refuses to destroy it.
 
         Raises:
             KeyError: there is no such entry.
@@ -238,7 +241,7 @@ class FdStore:
             yield fd
 
     def _retrieve(self, entry: Entry, kind: type[F]) -> F:
-        """Retrieve an entry, after the entries that it requires."""
+        """Retrieve the entries that an entry requires, and then the entry; return its file."""
         session = self._require_incoming("get")
         for needed in entry.requires:
             if needed not in self._retrieved:
@@ -263,10 +266,10 @@ class FdStore:
 
         Args:
             name: the name of the new entry.
-            fd: the file; the store keeps a descriptor of its own.
+            fd: a descriptor of the file, which the store duplicates.
             requires: the names of entries that must be retrieved before this one, and finished
                 after it.
-            meta: metadata to keep with the entry: any value that JSON can carry.
+            meta: metadata of the entry; JSON must be able to represent it.
             allow_noexec: see `OutgoingSession.preserve`.
 
         Raises:
@@ -300,7 +303,8 @@ class FdStore:
                 self._files.pop(name, None)
                 own.close()
                 raise
-            # From here on the kernel may have the file; only a LuoError says that it has not.
+            # From here on the session may have the file. Only a LuoError tells that it does not;
+            # after any other exception, the entry stays in the table as not yet preserved.
             try:
                 session.preserve(own, entry.token, allow_noexec=allow_noexec)
             except LuoError:
@@ -317,7 +321,7 @@ class FdStore:
         Raises:
             KeyError: there is no such entry.
             FdStoreError: the table is full (ENOSPC), or the store is incoming (EPERM). The metadata
-                is unchanged then.
+                is unchanged in both cases.
         """
         with self._lock:
             self._require_outgoing("set_meta")
@@ -328,16 +332,18 @@ class FdStore:
                 self._write({**self._entries, name: entry})
 
     def remove(self, name: str, *, device: LiveUpdate | None = None) -> None:
-        """Remove an entry; its file is no longer preserved.
+        """Remove an entry, so that its file is no longer preserved.
 
-        The kernel can only give up whole sessions, so the session is discarded and created again
-        with the other entries. A jump in between carries nothing over. If it fails half-way, the
-        store knows which entries are missing, and `renew()` preserves them.
+        The kernel cannot remove a single file from a session, so the session is discarded and
+        created again with the other entries. If the jump comes in between, nothing is carried over.
+        If the call fails half-way, the store keeps the files that are not preserved yet, and
+        `renew` preserves them.
 
         Raises:
             KeyError: there is no such entry.
-            FdStoreError: other entries require it, or another process has the session open, so that
-                it would not end (EBUSY); the store is incoming (EPERM). Nothing was changed.
+            FdStoreError: other entries require this one, or another process has the session open,
+                so that discarding would not end the session (EBUSY); the store is incoming (EPERM).
+                Nothing was changed.
             DeviceBusyError: the device is open elsewhere (EBUSY); nothing was changed.
             LuoError: see `OutgoingSession.preserve`.
         """
@@ -361,14 +367,14 @@ class FdStore:
                 self._files.pop(name).close()
 
     def _other_holders(self, session: OutgoingSession) -> list[str]:
-        """Return the other descriptors of this session that the caller may see, in words."""
+        """Return words for each other open descriptor of this session that the caller may see."""
         own = os.getpid(), session.fileno()
         return [
             f"process {each.pid} ({each.command!r}, fd {each.fd})"
             for each in open_sessions()
             if (each.pid, each.fd) != own
             and each.session == self._name
-            and each.direction != "incoming"  # it is None if the kernel cannot tell
+            and each.direction != "incoming"  # None, for an unknown direction, counts as outgoing
         ]
 
     def renew(
@@ -380,22 +386,24 @@ class FdStore:
     ) -> None:
         """Preserve all entries for the next live update, with the same names and order.
 
-        `renew` retrieves the entries that were not yet, finishes the incoming session and preserves
-        all files in a new one. In between only this process has the files: if it dies, they are
-        lost. In an outgoing store, `renew` preserves the entries that a failure left out, if any.
+        `renew` retrieves the entries that are not retrieved yet, finishes the incoming session, and
+        preserves all files in a new outgoing session. In between only this process has the files:
+        if the process dies, they are lost. In an outgoing store, `renew` preserves the entries that
+        an earlier failure left out, if there are any.
 
         Args:
-            destroy: the names of entries to give up.
-            device: the open device; by default it is opened for the duration of the call.
+            destroy: the names of entries that are not preserved again, and so are destroyed.
+            device: the open device; by default the call opens and closes the device itself.
             allow_noexec: see `OutgoingSession.preserve`.
 
         Raises:
             FdStoreError: an entry to destroy does not exist (ENOENT), or another entry requires it
                 (EBUSY).
-            PreservedMemoryError: files have grown since, and there is no memory for it (ENOMEM).
-            LuoError: a file could not be retrieved: nothing is finished yet, and `destroy` can give
-                it up. Or a file could not be preserved: the store still has all the files, and
-                `renew` can be called again.
+            PreservedMemoryError: files have grown since they were retrieved, and there is too
+                little memory to preserve them (ENOMEM).
+            LuoError: a file could not be retrieved; nothing is finished yet, and another call can
+                name the entry in `destroy`. Or a file could not be preserved; the store still has
+                all files, and `renew` can be called again.
         """
         with self._lock:
             session = self._session
@@ -434,9 +442,9 @@ class FdStore:
             self._preserve_rest(outgoing)
 
     def _refuse_growth(self, names: Iterable[str]) -> None:
-        """Refuse files that have grown if there is no memory for it.
+        """Refuse to preserve files again if they have grown and there is too little memory.
 
-        Files that a live update carried over take no new memory otherwise.
+        Files that have not grown take no additional memory.
         """
         fds = [self._files[name].fileno() for name in names]
         guards.refuse_excess_memory(fds, partial(str, f"store {self._name!r}"), in_scratch=False)
@@ -447,7 +455,7 @@ class FdStore:
         destroy: Collection[str],
         device: LiveUpdate | None,
     ) -> None:
-        """Preserve the entries of an outgoing store that a failure left out."""
+        """Preserve the entries of an outgoing store that an earlier failure left out."""
         if destroy:
             raise self._error("renew", errno.EPERM, f"{list(destroy)}", "Use remove()")
         self._refuse_growth(self._left_out())
@@ -458,15 +466,17 @@ class FdStore:
             self._preserve_rest(session)
 
     def finish(self, *, destroy: Collection[str] = ()) -> None:
-        """Finish an incoming store, its last entry first; finishing it twice does nothing.
+        """Finish an incoming store: end its session, which destroys the files nobody retrieved.
+
+        The kernel finishes the last entry first. Finishing a store twice does nothing.
 
         Args:
-            destroy: the names of entries that `get` did not return, and that may be destroyed.
+            destroy: the names of entries that may be destroyed although `get` did not return them.
 
         Raises:
-            FdStoreError: it would destroy entries that `get` did not return and `destroy` does not
-                name (EBUSY); a name is not in the store (ENOENT); the store is outgoing (EPERM).
-                Nothing is finished then.
+            FdStoreError: entries would be destroyed that `get` did not return and that are not in
+                `destroy` (EBUSY); a name in `destroy` is not in the store (ENOENT); the store is
+                outgoing (EPERM). Nothing is finished in these cases.
             LuoError: see `IncomingSession.finish`.
         """
         with self._lock:
@@ -485,10 +495,10 @@ class FdStore:
             self._close_files()
 
     def discard(self) -> None:
-        """Give up an outgoing store; the files stay open for those who have them open.
+        """Give up an outgoing store, so that its files are no longer preserved.
 
-        The store closes its own descriptors, so a file of a renewed store is lost unless `get`
-        returned it.
+        The store closes its own descriptors. A file of which nobody else has a descriptor is lost;
+        in a renewed store, these are the files that `get` did not return.
 
         Raises:
             FdStoreError: the store is incoming (EPERM).
@@ -498,10 +508,11 @@ class FdStore:
             self._close_files()
 
     def detach(self) -> int:
-        """Return the descriptor of the session, still open, and close the store's other ones.
+        """Return the descriptor of the session without closing it; the caller owns it from now on.
 
-        The caller owns the descriptor now. Closing the last descriptor of the session gives up or
-        destroys the files in it.
+        The store closes its descriptors of the files. When the last descriptor of the session is
+        closed, the files of an outgoing session are no longer preserved, and those of an incoming
+        session are destroyed unless they were retrieved.
 
         Raises:
             FdStoreError: a failed `renew` or `remove` left files out of the session (EBUSY).
@@ -529,8 +540,9 @@ class FdStore:
             self.discard()
 
     def __del__(self) -> None:
-        # The session gives a warning of its own, and keeps the files that are in it. Of the other
-        # files the store may have the only descriptor.
+        # The session object warns for itself, and the session keeps the files that are in it. Files
+        # that are not in the session may have no other descriptor than the store's, so these
+        # descriptors stay open.
         if left := self._left_out():
             warnings.warn(
                 f"{self!r} was dropped with {left} not preserved; their descriptors stay open",
@@ -550,7 +562,10 @@ class FdStore:
         return Contents(tuple(self._entries.values()), self._meta)
 
     def _read_table(self, session: IncomingSession) -> None:
-        """Read the table; find out about entries that were being preserved when the jump came."""
+        """Read the table, and find out whether the session has the entries marked as not preserved.
+
+        The jump came while these entries were being added.
+        """
         with session.retrieve(_TABLE_TOKEN, Memfd) as memfd:
             self._table_size = memfd.size // 2
             read, _, _ = contents.decode(memfd.read, memfd.size)
@@ -568,11 +583,11 @@ class FdStore:
                 lost.append(entry.name)
                 del self._entries[entry.name]
             except LuoError:
-                continue  # it exists: get() will raise the error, and destroy= can give it up
+                continue  # the entry exists; get() will raise the same error again
         self._lost = tuple(lost)
 
     def _table_error(self, error: LuoError, session: IncomingSession) -> FdStoreError:
-        """Return the error for a table that cannot be read, with the session as an attribute."""
+        """Return the exception for a table that cannot be read, with the session in `session`."""
         number, hint = error.errno or errno.EIO, error.hint
         if isinstance(error, TokenNotFoundError):
             what = "no table of contents"
@@ -585,17 +600,17 @@ class FdStore:
         return refusal
 
     def _left_out(self) -> list[str]:
-        """Return the entries that are not in the session, but whose files the store has."""
+        """Return the names of the entries whose files the store has, but the session does not."""
         files: dict[str, OwnedFd] = getattr(self, "_files", {})
         entries: dict[str, Entry] = getattr(self, "_entries", {})
-        # If a finish was interrupted, the session may have lost the files.
+        # After an interrupted finish, the session may have lost any of its files.
         finishing = getattr(self, "_finishing", False)
         return [
             name for name in files if finishing or (name in entries and not entries[name].preserved)
         ]
 
     def _write(self, entries: dict[str, Entry], meta: dict[str, Any] | None = None) -> None:
-        """Replace the store's contents, first in the table and then in this object."""
+        """Replace the entries, and the metadata if given, in the table and then in this object."""
         meta = self._meta if meta is None else meta
         if self._table is None:
             raise ValueError(f"{self!r} is closed")
@@ -603,10 +618,10 @@ class FdStore:
         self._entries, self._meta = entries, meta
 
     def _recreate_session(self, luo: LiveUpdate) -> None:
-        """Discard the session, and preserve the table and all entries in a new one of this name.
+        """Discard the session, create a new one with the same name, and preserve all entries in it.
 
-        pyluo's own checks are skipped, because the files were preserved before. A failure before
-        the table is preserved leaves the session closed, so the next call starts again.
+        pyluo's own checks are skipped, because the files were preserved before. If the table cannot
+        be preserved, the session stays closed, and the next call tries all of this again.
         """
         assert isinstance(self._session, OutgoingSession)
         assert self._table is not None
@@ -623,9 +638,9 @@ class FdStore:
         self._preserve_rest(session)
 
     def _create_under_same_name(self, luo: LiveUpdate) -> OutgoingSession:
-        """Create the session again, waiting until nobody has the old one open.
+        """Create a session with the store's name, once no process has the old session open.
 
-        A process that lists the open sessions duplicates their descriptors for a moment.
+        A process that lists the open sessions may have a duplicate of the descriptor for a moment.
         """
         deadline = time.monotonic() + _RECREATE_TIMEOUT
         while True:
@@ -637,7 +652,7 @@ class FdStore:
                 time.sleep(0.01)
 
     def _preserve_rest(self, session: OutgoingSession) -> None:
-        """Preserve the entries that are not preserved yet, in order, and record them in the table.
+        """Preserve the entries that are not preserved yet, in order, and mark them in the table.
 
         pyluo's own checks are skipped, because the files were preserved before.
         """
@@ -649,7 +664,8 @@ class FdStore:
                 session.preserve_many(files, guarded=False)
                 done = list(rest)
             except TokenInUseError as error:
-                # An interrupted call preserved it: the store never uses a token for two files.
+                # An interrupted call has preserved this file already: no other file of the store
+                # ever has the same token.
                 done = [*error.preserved, list(rest)[len(error.preserved)]]
             except LuoError as error:
                 done = error.preserved
@@ -661,7 +677,7 @@ class FdStore:
                 self._write(self._entries)
 
     def _entries_without(self, operation: str, names: Collection[str]) -> dict[str, Entry]:
-        """Return the entries without `names`; refuse if one of them requires a removed entry."""
+        """Return the entries not in `names`; refuse if one of these requires an entry in `names`."""
         self._check_names(operation, names)
         kept = {name: entry for name, entry in self._entries.items() if name not in names}
         for entry in kept.values():
@@ -697,7 +713,7 @@ class FdStore:
         return FdStoreError(number, f"FdStore.{operation}", subject, hint)
 
     def _close_files(self) -> None:
-        """Close the store's own descriptors."""
+        """Close the store's own descriptors: those of the files and of the table."""
         files, self._files = getattr(self, "_files", {}), {}
         for file in files.values():
             file.close()
@@ -707,7 +723,7 @@ class FdStore:
 
 
 class _Table:
-    """The memfd with the table of contents, which has two slots that are written alternately."""
+    """The memfd with the table of contents; `write` uses its two slots alternately."""
 
     def __init__(self, name: str, room: int) -> None:
         self._room = room
@@ -715,7 +731,10 @@ class _Table:
         self.memfd = Memfd.create(f"pyluo table of {name}"[:60], 2 * room)
 
     def write(self, table_contents: Contents) -> None:
-        """Write the table into the older slot; the other one counts until the write is complete."""
+        """Write the table into the older slot.
+
+        A reader uses the other slot until this one is complete, because its checksum is wrong.
+        """
         generation = self._generation + 1
         slot = contents.encode(table_contents, generation, self._room)
         self.memfd.write(slot, (generation % 2) * self._room)
@@ -723,7 +742,10 @@ class _Table:
 
 
 def _new_table(session: OutgoingSession, table_contents: Contents, room: int) -> _Table:
-    """Create and preserve a table with these contents, with room for twice their size."""
+    """Create a table with these contents and preserve it.
+
+    Each slot has at least `room` bytes, and at least twice the size of the contents.
+    """
     needed = len(contents.encode(table_contents, 1, 1 << 30))
     table = _Table(session.name, max(room, 2 * needed))
     try:
@@ -740,7 +762,7 @@ def _not_preserved_yet(entries: Mapping[str, Entry]) -> dict[str, Entry]:
 
 
 def _open_device(device: LiveUpdate | None) -> AbstractContextManager[LiveUpdate]:
-    """Return the device that was given, or open it for the duration of a ``with`` block."""
+    """Return a context manager of the given device, or one that opens and closes the device."""
     return nullcontext(device) if device is not None else LiveUpdate()
 
 

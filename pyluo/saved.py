@@ -1,8 +1,8 @@
-"""Files that are carried over a live update: saved before it, restored after it.
+"""Carrying regular files over a live update: `save` before the jump, `restore` after it.
 
-They are kept in memfds of an `FdStore`, whose session a holder process has open. After the jump,
-another holder has it open until the last file is on disk, so that a restore that fails can be run
-again.
+The contents are copied into memfds of an `FdStore`. A holder process has the store's session open
+until the jump. After the jump, another holder has the session open until the last file is on disk,
+so that a failed restore can be repeated.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = ["SavedFile", "discard", "restore", "save"]
 
 _CHUNK = 1 << 20
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-# Written last: if the jump comes while files are being saved, the store lacks this metadata.
+# This metadata is written last. A store without it is incomplete: the jump came during the save.
 _COMPLETE = {"pyluo save": "complete"}
 
 
@@ -47,12 +47,12 @@ class SavedFile:
     """A file as it was when it was saved.
 
     Attributes:
-        name: the last component of its path.
-        size: bytes.
-        mode: its permission bits; set-id bits are restored only by root.
-        sha256: the SHA-256 of its contents, in hexadecimal.
-        uid: its owner; restored only by root.
-        gid: its group; restored only by root.
+        name: the last component of the path.
+        size: the size in bytes.
+        mode: the permission bits; only root restores set-user-ID and set-group-ID bits.
+        sha256: the SHA-256 of the contents, in hexadecimal.
+        uid: the owner; only root restores it.
+        gid: the group; only root restores it.
     """
 
     name: str
@@ -71,27 +71,27 @@ def _report_total(report: Report, saved: list[SavedFile], done: int) -> None:
 
 
 def _ignore_progress(done: int) -> None:
-    """Ignore the progress: the default of `report`."""
+    """Do nothing; this is the default of the `report` arguments."""
 
 
 def save(
     name: str, paths: Sequence[str | os.PathLike[str]], *, report: Report = _ignore_progress
 ) -> tuple[list[SavedFile], Holder]:
-    """Copy files into a session of this name, and start a process that holds it.
+    """Copy files into a new session, and start a process that holds the session open.
 
     Args:
         name: the name of the session.
-        paths: regular files with different names.
-        report: called with the number of bytes read so far.
+        paths: the paths of regular files, whose last components differ.
+        report: a function that is called with the number of bytes read so far.
 
     Returns:
         The saved files, and the process that holds the session until the jump.
 
     Raises:
         ValueError: there are no files, two have the same name, or one is not a regular file.
-        PreservedMemoryError: the files do not fit into memory (ENOMEM); nothing was done.
-        LuoError: see `FdStore.create` and `FdStore.add`, or a file cannot be read. The session
-            is discarded then.
+        PreservedMemoryError: the files do not fit into memory (ENOMEM). Nothing was changed.
+        LuoError: a file cannot be read; see also `FdStore.create` and `FdStore.add`. The session is
+            discarded in these cases.
     """
     files = _stat_files(paths)
     wanted = sum(-(-size // _PAGE) * _PAGE for _, size in files)
@@ -124,29 +124,29 @@ def restore(
     force: bool = False,
     report: Report = _ignore_progress,
 ) -> list[SavedFile]:
-    """Write the files saved under this name into a folder, then finish their session.
+    """Write the files of a session into a folder, and then finish the session.
 
-    The session is finished only after all files are on disk and have the right checksums. Until
-    then the restore can be run again.
+    The session is finished only when all files are on disk and their checksums are right. Until
+    then the restore can be repeated.
 
     Args:
         name: the name of the session.
-        folder: the folder, created if it does not exist.
-        force: replace existing files of the same names.
-        report: called with the number of bytes written so far.
+        folder: the folder, which is created if it does not exist.
+        force: whether to replace existing files of the same names.
+        report: a function that is called with the number of bytes written so far.
 
     Raises:
-        FdStoreError: the session is not a store, or was not made by `save`.
+        FdStoreError: the session is not a store, or was not filled by a complete `save`.
         SessionNotFoundError: the last live update carried over no session of this name (ENOENT).
-        LuoError: files of these names exist (EEXIST); there is no room for them (ENOSPC); a
-            file has another checksum (EBADMSG); or a file cannot be written.
+        LuoError: files of these names exist (EEXIST); the folder has no room for them (ENOSPC); the
+            contents of a file do not match its checksum (EBADMSG); or a file cannot be written.
     """
     process, store = _saved_store(name)
     try:
         saved = [_from_entry(store, entry) for entry in store.entries]
         missing = _check_folder(folder, saved, force)
         _copy_out(store, missing, os.fspath(folder), force, report)
-        # Files that an interrupted restore wrote are on disk already, and were not retrieved again.
+        # Files that an earlier, interrupted restore wrote are on disk, and were not retrieved now.
         store.finish(destroy=[file.name for file in saved if file not in missing])
     except BaseException:
         _close_duplicate(store)
@@ -157,18 +157,19 @@ def restore(
 
 
 def discard(name: str, *, force: bool = False) -> str:
-    """Give up the files saved under this name, before or after the jump.
+    """Give up the files that `save` put into a session, before or after the jump.
 
     Args:
         name: the name of the session.
-        force: destroy an incoming session even if `save` did not make or complete it.
+        force: whether to end an incoming session even if it was not filled by a complete `save`.
 
     Returns:
         The direction of the session that was ended: "outgoing" or "incoming".
 
     Raises:
         SessionNotFoundError: there is no session of this name (ENOENT).
-        FdStoreError: `save` did not make or complete the incoming session; a holder keeps it.
+        FdStoreError: the incoming session was not filled by a complete `save`. A holder still has
+            it open.
     """
     if (process := holder.find(name, "outgoing")) is not None:
         process.release()
@@ -187,7 +188,11 @@ def discard(name: str, *, force: bool = False) -> str:
 
 
 def _saved_store(name: str) -> tuple[Holder, FdStore]:
-    """Return the incoming store of this name and its holder, if `save` made and completed it."""
+    """Return the holder and the incoming store of a session that a complete `save` filled.
+
+    Raises:
+        FdStoreError: the session is not such a store. A holder still has it open.
+    """
     process = holder.find(name, "incoming") or holder.retrieve(name)
     session = process.session()
     assert isinstance(session, IncomingSession)
@@ -219,13 +224,13 @@ def _name_holder(process: Holder) -> str:
 
 
 def _close_duplicate(store: FdStore) -> None:
-    """Close this process's descriptor of the session, which the holder still has open."""
+    """Close this process's descriptor of the session; the holder still has the session open."""
     if not store.session.closed:
         os.close(store.detach())
 
 
 def _stat_files(paths: Sequence[str | os.PathLike[str]]) -> list[tuple[str, int]]:
-    """Return the paths and sizes of the files, after checking that they can be saved together."""
+    """Check that the files can be saved together; return their paths and sizes in bytes."""
     if not paths:
         raise ValueError("no files to save")
     found: dict[str, tuple[str, int]] = {}
@@ -242,13 +247,13 @@ def _stat_files(paths: Sequence[str | os.PathLike[str]]) -> list[tuple[str, int]
 
 
 def _entry_size(path: str) -> int:
-    """Return the bytes that a file takes in the table of contents at most."""
+    """Return the most bytes that the entry of a file can take in the table of contents."""
     return 320 + len(json.dumps(os.path.basename(path)))
 
 
 def _copy_in(store: FdStore, path: str, size: int, report: Report) -> SavedFile:
     with raising("read file", path):
-        # O_NONBLOCK: if the file has become a FIFO meanwhile, do not wait for its other end.
+        # O_NONBLOCK: if the path is a FIFO by now, do not wait for a process at its other end.
         source = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     name = os.path.basename(path)
     digest = hashlib.sha256()
@@ -291,9 +296,9 @@ def _to_meta(file: SavedFile) -> dict[str, Any]:
 
 
 def _from_entry(store: FdStore, entry: Entry) -> SavedFile:
-    """Return the saved file of an entry; refuse entries that `save` did not make.
+    """Return the `SavedFile` of an entry; refuse an entry that `save` did not add.
 
-    Their names could lead out of the folder.
+    The name of such an entry could be a path that leads out of the target folder.
     """
     plain = os.path.basename(entry.name) == entry.name and entry.name not in (".", "..")
     numbers = [entry.meta.get(name) for name in ("size", "mode", "uid", "gid")]
@@ -311,10 +316,13 @@ def _from_entry(store: FdStore, entry: Entry) -> SavedFile:
 def _check_folder(
     folder: str | os.PathLike[str], saved: list[SavedFile], force: bool
 ) -> list[SavedFile]:
-    """Return the files to write; refuse before the first if files exist or there is no room.
+    """Create the folder if necessary, and return the files that must be written into it.
 
-    A file that is there already with the saved contents was written by an interrupted restore, and
-    is left out.
+    A file that exists already with the saved contents, mode and owner is left out: an interrupted
+    restore wrote it.
+
+    Raises:
+        LuoError: another file of the same name exists (EEXIST), or there is no room (ENOSPC).
     """
     with raising("make folder", os.fspath(folder)):
         os.makedirs(folder, exist_ok=True)
@@ -382,7 +390,10 @@ def _copy_out(
 
 @contextmanager
 def _scratch(folder: str, name: str) -> Iterator[str]:
-    """Create a temporary folder, in place of one that a killed restore left behind."""
+    """Create a temporary folder, which is removed at the end of the ``with`` block; yield its path.
+
+    A folder that a killed restore left behind is removed first.
+    """
     digest = hashlib.blake2b(os.fsencode(name), digest_size=6).hexdigest()
     scratch = os.path.join(folder, f".pyluo-{digest}")
     with raising("make folder", scratch):
@@ -399,7 +410,8 @@ def _move_without_replacing(temporary: str, final: str) -> None:
     try:
         os.link(temporary, final)
     except OSError as error:
-        # The file system has no hard links: check for another file first, which leaves a race.
+        # The file system has no hard links. Another process could create a file of the final name
+        # between this check and the rename.
         if error.errno not in (errno.EPERM, errno.EOPNOTSUPP) or os.path.lexists(final):
             raise
         os.rename(temporary, final)
@@ -426,7 +438,7 @@ def _write_file(store: FdStore, file: SavedFile, path: str) -> Iterator[int]:
 
 
 def _set_owner_and_mode(fd: int, file: SavedFile) -> None:
-    """Set the owner and the mode; set-id bits only if the owner can be set too."""
+    """Set the owner, if this process is root, and the mode."""
     if os.geteuid() == 0:
         os.fchown(fd, file.uid, file.gid)
     os.fchmod(fd, _restored_mode(file))
@@ -441,7 +453,7 @@ def _fsync_folder(folder: str) -> None:
     try:
         os.fsync(fd)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # from a file system that cannot fsync folders
+        if error.errno != errno.EINVAL:  # EINVAL: this file system cannot fsync folders
             raise
     finally:
         os.close(fd)

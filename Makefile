@@ -14,10 +14,10 @@ BIN := .venv/bin
 unexport PYTHONDONTWRITEBYTECODE
 
 # What a Debian 12 or 13 with only git, make and python3 needs to build the extension, to fetch and
-# build kernels and their selftests, and to run them.
-PACKAGES := python3-venv python3-dev gcc libc6-dev make \
-	debian-archive-keyring bc bison flex libcap-dev libelf-dev lz4 perl rsync xz-utils \
-	qemu-system-x86 kexec-tools
+# build kernels and their selftests, and to run them. The first ones are for `make check` as well.
+CHECK_PACKAGES := python3-venv python3-dev gcc libc6-dev make bc bison flex libelf-dev lz4 perl \
+	rsync xz-utils
+PACKAGES := $(CHECK_PACKAGES) debian-archive-keyring libcap-dev qemu-system-x86 kexec-tools
 
 # The length of a soak: live updates of one store, steps of the state machine, rounds of crashes.
 SOAK_HOPS ?= 500
@@ -31,7 +31,7 @@ DEBUG_TESTS := vm-tests/deaths/test_debug_kernel.py
 BENCH_ROUNDS ?= 5
 
 .DELETE_ON_ERROR:
-.PHONY: demo check test soak bench lint clean packages tools
+.PHONY: demo check test soak bench lint clean packages check-packages
 
 demo: packages $(BIN)/.vm
 	@$(BIN)/pyluo demo
@@ -66,27 +66,30 @@ clean:
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find pyluo examples tests vm-tests -name __pycache__ -prune -exec rm -rf {} +
 
+# A shell command that prints the packages among its arguments that are not installed.
+MISSING := missing() { for package; do \
+	dpkg-query -W -f '$${db:Status-Status}' $$package 2>/dev/null | grep -qx installed \
+		|| echo $$package; done; }
+
 # Asks for a password only if a package is missing.
 packages:
-	@missing=$$(for package in $(PACKAGES); do \
-		dpkg-query -W -f '$${db:Status-Status}' $$package 2>/dev/null | grep -qx installed \
-			|| echo $$package; done); \
-	if [ -n "$$missing" ]; then \
-		echo installing $$missing; \
+	@$(MISSING); set -- $$(missing $(PACKAGES)); \
+	if [ $$# != 0 ]; then \
+		echo installing $$*; \
 		root=; [ "$$(id -u)" = 0 ] || root=sudo; \
 		$$root apt-get -qq update && \
 		$$root env DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends \
-			-o Dpkg::Use-Pty=0 install $$missing; \
+			-o Dpkg::Use-Pty=0 install $$*; \
 	fi
 
-# What the extension needs. `make check` and `make lint` never ask for root, but say what is missing.
-tools:
-	@command -v gcc >/dev/null && $(PYTHON) -c 'import ensurepip, os, sysconfig; \
-		os.stat(sysconfig.get_path("include") + "/Python.h")' 2>/dev/null || { \
-		echo 'missing: install gcc, libc6-dev, python3-dev and python3-venv' >&2; exit 1; }
+# Never asks for root, but says what is missing.
+check-packages:
+	@$(MISSING); set -- $$(missing $(CHECK_PACKAGES)); \
+	if [ $$# != 0 ]; then echo "missing: apt install $$*" >&2; exit 1; fi
 
 # The environment is rebuilt if one of its sources changes.
-$(BIN)/python: | $(if $(filter-out check lint clean,$(or $(MAKECMDGOALS),demo)),packages) tools
+WITHOUT_ROOT := $(if $(filter-out check lint,$(or $(MAKECMDGOALS),demo)),,yes)
+$(BIN)/python: | $(if $(WITHOUT_ROOT),check-packages,packages)
 	$(PYTHON) -m venv .venv
 
 $(BIN)/.vm: $(BIN)/python pyproject.toml setup.py build_ffi.py $(wildcard pyluo/_uapi/*.h)

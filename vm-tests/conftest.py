@@ -20,8 +20,9 @@ from pyluo.vm.pytest.fixtures import FAILED, expected_causes
 from pyluo.vm.run.selftests import SUITES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
+    from pyluo.vm.errors import Cause
     from pyluo.vm.machine.options import GuestOptions
 
 # Each of pytester's runs has a home of its own, where no kernel is cached.
@@ -112,7 +113,7 @@ class GuestPool:
     nothing behind, the next one needs no boot.
     """
 
-    MAX = 2  # guests that wait for a test: each takes a gibibyte
+    MAX = 1  # guests that wait for a test: each takes a gibibyte
 
     def __init__(self) -> None:
         self._waiting: dict[str, VM] = {}
@@ -134,26 +135,41 @@ class GuestPool:
             while len(self._waiting) >= self.MAX:
                 self._waiting.pop(next(iter(self._waiting))).close()
             guest = make().__enter__()
-            self._first_states[key] = guest.call(read_state)
+            try:
+                self._first_states[key] = guest.call(read_state)
+            except BaseException:
+                guest.close()
+                raise
         self.in_use[key] = guest
         return guest
 
-    def give_back(self, *, keep: bool) -> None:
+    def give_back(self, expected: Sequence[Cause], *, keep: bool) -> None:
         """End the use of all guests that were taken.
 
         Args:
+            expected: the causes that the test expects.
             keep: whether those that are like new may be used again.
+
+        Raises:
+            KernelComplaint: a kernel complained of something that the test does not expect.
         """
-        while self.in_use:
-            key, guest = self.in_use.popitem()
-            if keep and guest.running and not guest.dead and self._is_like_new(key, guest):
-                self._waiting[key] = guest
-            else:
-                guest.close()
+        with ExitStack() as stack:
+            while self.in_use:
+                key, guest = self.in_use.popitem()
+                if not keep or not guest.running:
+                    guest.close()
+                    continue
+                on_failure = stack.enter_context(ExitStack())
+                on_failure.callback(guest.close)
+                guest.check(*expected)
+                if not guest.dead and self._is_like_new(key, guest):
+                    guest.check(*expected)  # and this leaves nothing to check for the next test
+                    on_failure.pop_all()
+                    self._waiting[key] = guest
 
     def close(self) -> None:
         """End all guests."""
-        self.give_back(keep=False)
+        self.give_back((), keep=False)
         while self._waiting:
             self._waiting.popitem()[1].close()
 
@@ -177,10 +193,7 @@ def pooled(pool: GuestPool, request: pytest.FixtureRequest) -> Iterator[GuestPoo
     """The pool, which gets its guests back after the test."""
     yield pool
     failed = request.node.stash.get(FAILED, False)
-    for each in pool.in_use.values():
-        if each.running and not failed:
-            each.check(*expected_causes(request.node))
-    pool.give_back(keep=not failed)
+    pool.give_back(expected_causes(request.node), keep=not failed)
 
 
 @pytest.fixture
@@ -200,11 +213,27 @@ def vm(pooled: GuestPool, _options: GuestOptions, kernel: Kernel, next_kernel: K
     return pooled.take(key, lambda: _options.guest(kernel, next_kernel))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
+def cold_vm(
+    _options: GuestOptions, kernel: Kernel, next_kernel: Kernel, request: pytest.FixtureRequest
+) -> Iterator[VM]:
+    """A guest that has not jumped yet, gone after the test.
+
+    This is for tests that depend on how much memory a guest has: after a jump, a kernel counts the
+    scratch areas as memory.
+    """
+    guest = _options.guest(kernel, next_kernel, expects=expected_causes(request.node))
+    with closing(guest.__enter__()):
+        yield guest
+        if guest.running and not request.node.stash.get(FAILED, False):
+            guest.check(*expected_causes(request.node))
+
+
+@pytest.fixture(scope="module")
 def mock_vm() -> Iterator[Callable[[], VM]]:
     """A function that returns a guest with iommufd's mock device, whose kernel ends at a warning.
 
-    All tests share it; only one that ended is replaced.
+    The tests of a module share it; only one that ended is replaced.
     """
     with ExitStack() as stack:
         guests: list[VM] = []

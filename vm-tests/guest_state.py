@@ -6,7 +6,7 @@ import os
 import resource
 from pathlib import Path
 
-from pyluo import kexec
+from pyluo import LiveUpdate, LuoError, kexec
 from pyluo.open_sessions import open_sessions
 
 FOLDERS = ("/run", "/run/tmp/upper", "/run/var/tmp/upper", "/dev", "/dev/shm")  # /tmp is an overlay
@@ -21,6 +21,7 @@ def read_state() -> dict[str, object]:
     """Return what a guest that is like new has in common with all that were booted like it."""
     state: dict[str, object] = {
         "release": os.uname().release,
+        "live update": _try_live_update(),
         "sessions": [session.session for session in open_sessions()],
         "next kernel": kexec.loaded(),
         "processes": sorted(filter(None, map(_read_command, _list_numbers("/proc")))),
@@ -37,6 +38,16 @@ def read_state() -> dict[str, object]:
         if os.path.exists(file):
             state[file] = Path(file).read_text()
     return state
+
+
+def _try_live_update() -> str:
+    """Return what comes of creating a session: "works", or the name of the error."""
+    try:
+        with LiveUpdate() as device:
+            device.create_session("guest_state").discard()
+    except LuoError as error:
+        return type(error).__name__
+    return "works"
 
 
 def _read_mounts() -> list[list[str]]:

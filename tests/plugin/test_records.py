@@ -110,11 +110,7 @@ OUTCOMES = {
 }
 
 
-KTAP_OUTCOMES = {
-    Outcome.PASSED: Outcome.PASSED,
-    Outcome.SKIPPED: Outcome.SKIPPED,
-    Outcome.EXPECTED_FAILURE: Outcome.EXPECTED_FAILURE,
-}
+NOT_OK = (Outcome.CRASHED, Outcome.NO_VERDICT)  # which KTAP tells from a failure by the reason
 
 
 def read_records(pytester: pytest.Pytester, *options: str) -> dict[str, Verdict]:
@@ -172,7 +168,7 @@ def test_the_verdicts_on_all_tests_are_written_in_ktap(
     assert it.subtests is not None
     written = {test.name.removeprefix("test_"): test for test in it.subtests.results}
     assert {name: test.outcome for name, test in written.items()} == {
-        name: KTAP_OUTCOMES.get(outcome, Outcome.FAILED) for name, outcome in OUTCOMES.items()
+        name: Outcome.FAILED if outcome in NOT_OK else outcome for name, outcome in OUTCOMES.items()
     }
     assert written["harness"].reason == "no verdict: HarnessError: no disk: free some"
     subtests = written["subtests"].subtests

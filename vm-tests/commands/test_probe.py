@@ -65,23 +65,23 @@ def test_what_a_system_lacks_is_absent_and_not_refused(shared_vm: VM) -> None:
 
 
 def test_sessions_are_found_by_who_holds_them_and_which_way_they_go(
-    vm: VM,
+    cold_vm: VM,
 ) -> None:
-    vm.hold(guest_files.preserve, "vm0", 4096)
-    vm.live_update()
-    both, worker = vm.hold(open_both_directions), vm.call(os.getpid)
-    found = {holder.session: holder for holder in vm.call(open_sessions)}
-    text = vm.run([PYLUO, "status"]).stdout.decode()
-    data = json.loads(vm.run([PYLUO, "status", "--json"]).stdout)
-    vm.call(close_both_directions, both)
-    assert vm.call(open_sessions) == []
+    cold_vm.hold(guest_files.preserve, "vm0", 4096)
+    cold_vm.live_update()
+    both, worker = cold_vm.hold(open_both_directions), cold_vm.call(os.getpid)
+    found = {holder.session: holder for holder in cold_vm.call(open_sessions)}
+    text = cold_vm.run([PYLUO, "status"]).stdout.decode()
+    data = json.loads(cold_vm.run([PYLUO, "status", "--json"]).stdout)
+    cold_vm.call(close_both_directions, both)
+    assert cold_vm.call(open_sessions) == []
     assert found["vm0"].direction == "incoming"
     assert found["next"].direction == "outgoing"
     assert found[None].fd != found["vm0"].fd
     assert {holder.pid for holder in found.values()} == {worker}
     assert "'vm0', incoming, by 'python" in text
     assert "The device is open in 'python" in text
-    assert f"live updates since the cold boot: {vm.updates}" in text
+    assert f"live updates since the cold boot: {cold_vm.updates}" in text
     assert {holder["session"] for holder in data["held"]} == {"vm0", "next", None}
     assert data["image_loaded"] is False
     assert data["preservable"] > 256 << 20

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from deaths import guest_deaths
-from pyluo.vm import VM, GuestFailure
+from pyluo.vm import VM, GuestCrash, GuestFailure, KernelComplaint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -66,6 +66,7 @@ class Provocation:
             with pytest.raises(GuestFailure) as caught:
                 _provoke_and_check(vm, self)
             ended = time.monotonic()
+            assert type(caught.value) is (GuestCrash if vm.dead else KernelComplaint)
             reports, limit = vm.reports, max(vm.silence, 30.0)
         crash = caught.value
         assert crash.cause is self.cause, str(crash)

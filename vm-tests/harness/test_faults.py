@@ -100,13 +100,15 @@ def test_memory_is_taken_as_asked_and_given_back(shared_vm: VM) -> None:
     assert during <= 128 << 20 < min(before, after)
 
 
-def test_what_was_preserved_goes_over_when_memory_got_short_and_no_more_is_taken(vm: VM) -> None:
-    held = vm.hold(guest_faults.preserve_under_pressure, LEFT_MEMORY)
-    alive, refusal = vm.call(guest_faults.get_shortage_state, held)
+def test_what_was_preserved_goes_over_when_memory_got_short_and_no_more_is_taken(
+    cold_vm: VM,
+) -> None:
+    held = cold_vm.hold(guest_faults.preserve_under_pressure, LEFT_MEMORY)
+    alive, refusal = cold_vm.call(guest_faults.get_shortage_state, held)
     assert alive
     assert "available" in refusal
-    vm.live_update()
-    assert is_intact(vm)
+    cold_vm.live_update()
+    assert is_intact(cold_vm)
 
 
 def test_an_allocation_that_fails_refuses_one_request_and_costs_nothing(

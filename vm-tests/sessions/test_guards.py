@@ -53,11 +53,12 @@ def test_the_line_that_the_guard_keeps_away_from_lies_lower(
         assert vm.updates == 1
 
 
-def test_with_nothing_left_the_kernel_that_preserves_dies(vm: VM) -> None:
+def test_with_nothing_left_the_kernel_that_preserves_dies(cold_vm: VM) -> None:
     with pytest.raises(GuestCrash) as caught:
-        vm.hold(fill_up_to, 0)
+        cold_vm.hold(fill_up_to, 0)
     assert caught.value.cause in {Complaint.PANIC, Death.HANG, Death.SILENT_HANG}
-    assert "invoked oom-killer" in vm.console or "deadlocked on memory" in vm.console
+    console = cold_vm.console
+    assert "invoked oom-killer" in console or "deadlocked on memory" in console
 
 
 @pytest.mark.in_guest

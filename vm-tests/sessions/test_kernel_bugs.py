@@ -58,8 +58,8 @@ def test_a_refused_session_name_does_not_kill_the_next_kernel(vm: VM) -> None:
 
 
 @bug("PRESERVE_FD looks for memory until the OOM killer comes, beside free memory of scratch areas")
-def test_preserving_what_memory_has_no_room_for_is_refused(vm: VM) -> None:
-    answer, available = vm.call(guest_bugs.preserve_a_file_in_memory, 720 * MIB)
+def test_preserving_what_memory_has_no_room_for_is_refused(cold_vm: VM) -> None:
+    answer, available = cold_vm.call(guest_bugs.preserve_a_file_in_memory, 720 * MIB)
     require(available > 64 * MIB, f"{available} bytes available: nothing could be said of less")
     require(answer in {OK, "ENOMEM", "ended by signal 9"}, answer)
     assert answer != "ended by signal 9"

@@ -14,7 +14,7 @@ from pyluo.guest import wire
 from pyluo.vm.errors import Death, GuestCrash, HarnessError, KernelComplaint
 from pyluo.vm.machine import postmortem, timeline
 from pyluo.vm.machine.console import Console
-from pyluo.vm.machine.lives import Life, Lives
+from pyluo.vm.machine.lives import Lives
 from pyluo.vm.machine.postmortem import Postmortem
 from pyluo.vm.machine.qemu import Machine, QemuProcess
 from pyluo.vm.machine.trace import trace
@@ -294,14 +294,14 @@ class Guest:
         self._writers[0].write(b"\n" + line)
         return answer
 
-    async def _begin_life(self, timeout: float) -> Life:
+    async def _begin_life(self, timeout: float) -> None:
         hello = await self.watch.wait_for(
             self._hello, timeout, Death.SILENT, "no word from the worker"
         )
         blackout = None
         with suppress(KeyError):  # this is the cold boot, or the guest jumped by itself meanwhile
             blackout = self.timeline.blackout
-        return self.lives.enter(hello, blackout)
+        self.lives.enter(hello, blackout)
 
     async def _read_messages(self, stream: asyncio.StreamReader) -> None:
         with suppress(ConnectionResetError):  # QEMU was killed

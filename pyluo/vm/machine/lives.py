@@ -92,8 +92,8 @@ class Lives:
         same = release == self.kernel.release
         self._advance(self.kernel if same else _unknown_kernel(self.kernel, release))
 
-    def enter(self, hello: wire.Message, blackout: float | None) -> Life:
-        """Set and return the current life, because its worker has sent its first message.
+    def enter(self, hello: wire.Message, blackout: float | None) -> None:
+        """Set the current life, because its worker has sent its first message.
 
         Args:
             hello: the worker's first message.
@@ -108,7 +108,6 @@ class Lives:
             hello["updates"],
             blackout,
         )
-        return self.current
 
     @property
     def has_left(self) -> bool:

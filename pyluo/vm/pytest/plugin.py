@@ -108,8 +108,9 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> Generator[None, int,
     PYTEST_XDIST_AUTO_NUM_WORKERS takes precedence.
     """
     workers = yield
-    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
-        return workers
+    # Another project's hook need not have looked at the variable.
+    if (asked := os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS", "")).isdecimal():
+        return int(asked)
     cpus: int = config.getoption("--pyluo-cpus")
     memory: int = config.getoption("--pyluo-memory") or PLAIN.memory
     return max(1, min(workers // cpus, room_for(memory)))

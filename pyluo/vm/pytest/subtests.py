@@ -52,13 +52,13 @@ class Ktap:
         from pyluo.vm.results.verdict import Outcome
         from pyluo.vm.run.programs import run_program
 
-        verdict, failure = run_program(vm, argv, timeout)
+        verdict, crash = run_program(vm, argv, timeout)
         leaves = [leaf for leaf in verdict.leaves() if leaf.name]
         for leaf in leaves:
             with self._subtests.test(leaf.name):
                 _report(leaf)
-        if failure is not None:
-            raise failure
+        if crash is not None:
+            raise crash
         if verdict.incomplete or not leaves:
             _report(verdict)
         if all(leaf.outcome is Outcome.SKIPPED for leaf in leaves):

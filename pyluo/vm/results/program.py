@@ -11,7 +11,7 @@ from pyluo.vm.results.verdict import Outcome, Verdict, summarize
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pyluo.vm.errors import GuestFailure
+    from pyluo.vm.errors import GuestCrash, GuestFailure
     from pyluo.vm.results.ktap_reader import KtapReport, KtapResult
 
 __all__ = ["SKIP_STATUS", "EndedProgram", "judge", "with_failure"]
@@ -28,13 +28,13 @@ class EndedProgram:
         output: what it printed; mixed with what the kernel printed, if it did not end by itself.
         ending: how it ended; empty if it exited with status 0.
         status: its exit status; None if it did not end by itself.
-        failure: the guest's death, if that ended it.
+        crash: the guest's death, if that ended the program.
     """
 
     output: str
     ending: str
     status: int | None = None
-    failure: GuestFailure | None = None
+    crash: GuestCrash | None = None
 
 
 def judge(name: str, program: EndedProgram) -> Verdict:
@@ -48,8 +48,8 @@ def judge(name: str, program: EndedProgram) -> Verdict:
     verdict = summarize(name, [_case(result) for result in report.results])
     text = "\n".join(report.diagnostics)
     faults = [*report.faults, *_unexplained_ending(program, report)]
-    if program.failure:
-        return with_failure(verdict, program.failure, report.diagnostics)
+    if program.crash:
+        return with_failure(verdict, program.crash, report.diagnostics)
     if faults:
         return Verdict(
             name,
@@ -74,14 +74,19 @@ def with_failure(
         failure: what the guest died of, or its kernel complained of.
         diagnostics: what the program printed last; without it, the console's last lines are shown.
     """
+    reason = (
+        f"{failure.cause.value}: {failure.reason} (kernel {failure.kernel}, life {failure.life})"
+    )
+    lines = list(diagnostics or failure.console)
+    if verdict.incomplete or (verdict.bad and not verdict.subtests):
+        # The program had failed by itself before the complaint came to light.
+        reason += f"; before that: {verdict.reason}"
+        lines = [*verdict.lines, *lines]
     return replace(
         verdict,
         outcome=Outcome.CRASHED,
-        reason=(
-            f"{failure.cause.value}: {failure.reason} "
-            f"(kernel {failure.kernel}, life {failure.life})"
-        ),
-        text="\n".join(diagnostics or failure.console),
+        reason=reason,
+        text="\n".join(lines),
         cause=failure.cause,
         booted=failure.booted,
         incomplete=True,

@@ -118,7 +118,7 @@ def summarize(name: str, subtests: Sequence[Verdict]) -> Verdict:
         return replace(
             worst,
             name=name,
-            reason=f"{worst.name}: {worst.reason}",
+            reason=": ".join(filter(None, [worst.name, worst.reason])),
             seconds=0.0,
             guests=(),
             subtests=tuple(subtests),

@@ -34,7 +34,7 @@ _RELAY = ["bash", "-o", "pipefail", "-c", '"$@" 2>&1 | chrt --fifo 1 tee /dev/co
 
 def run_program(
     vm: VM, command: Sequence[str | os.PathLike[str]], timeout: float
-) -> tuple[Verdict, GuestFailure | None]:
+) -> tuple[Verdict, GuestCrash | None]:
     """Run a program that reports in KTAP in a guest.
 
     Args:
@@ -50,7 +50,7 @@ def run_program(
     """
     words = [os.fspath(word) for word in command]
     ended = _run(vm, words, timeout)
-    return program.judge(os.path.basename(words[0]), ended), ended.failure
+    return program.judge(os.path.basename(words[0]), ended), ended.crash
 
 
 def run_selftests(
@@ -100,8 +100,8 @@ def run_staged(vm: VM, selftest: Selftest, timeout: float) -> Verdict:
             "; ".join([f"stage {stage}", *filter(None, [report.bailed_out]), ended.ending]),
             "\n".join(report.diagnostics),
         )
-        if ended.failure:
-            return program.with_failure(verdict, ended.failure, report.diagnostics)
+        if ended.crash:
+            return program.with_failure(verdict, ended.crash, report.diagnostics)
         # After the jump there is no excuse: the session was handed over.
         if ended.status == program.SKIP_STATUS and stage == 1:
             return Verdict(selftest.name, Outcome.SKIPPED, report.skip_reason)
@@ -159,7 +159,7 @@ def _run(vm: VM, command: list[str], timeout: float) -> EndedProgram:
     try:
         done = vm.run([*_RELAY, *command], timeout)
     except GuestCrash as crash:
-        return EndedProgram(vm.console[start:], "the guest crashed", failure=crash)
+        return EndedProgram(vm.console[start:], "the guest crashed", crash=crash)
     except subprocess.TimeoutExpired:
         return EndedProgram(vm.console[start:], f"it still ran after {timeout:g} s")
     runnable = shutil.which(command[0])  # the guest's files are the host's

@@ -1,1 +1,1 @@
-"""Kernels: choose, fetch, configure, build and cache them, and find their symbols."""
+"""The kernels for guests: choose, fetch, configure, build and cache them, and look up symbols."""

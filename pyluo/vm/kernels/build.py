@@ -1,4 +1,8 @@
-"""Configure and build kernels into the cache, under a digest of all that they are made of."""
+"""Configure and build kernels, and keep them in the cache.
+
+The name of a kernel's folder in the cache is a digest of the source, the configuration and the
+compiler.
+"""
 
 from __future__ import annotations
 
@@ -32,19 +36,21 @@ IMAGE, CONFIG, SYSTEM_MAP, VMLINUX, HEADERS = (
 )  # fmt: skip
 
 _NEEDED_SPACE = 3 << 30  # bytes: 1.8 GB of source, 0.4 GB of objects, and some to spare
-_USUAL_COUNT = 2000  # objects that a first build compiles, about
+_USUAL_COUNT = 2000  # about how many objects a full build compiles
 _COMPILED = re.compile(r"  (CC|AS|HOSTCC) ")
 _TOOLS = {
     "gcc": "gcc", "make": "make", "flex": "flex", "bison": "bison", "bc": "bc", "lz4": "lz4",
     "xz": "xz-utils", "rsync": "rsync", "perl": "perl",
 }  # fmt: skip
 _IN_PROGRESS = ".under-way"
-_TREE = "tree"  # the file in a folder of the cache that names the tree it was made from
-# Seconds after which an unused kernel of a tree is removed: each edit and commit makes another one.
+# The file in a folder of the cache that contains the path of the tree that the folder was made from.
+_TREE = "tree"
+# Seconds after which an unused kernel that was built from a tree is removed, because each edit of a
+# tree adds another kernel to the cache.
 _UNUSED_LIMIT = 7 * 24 * 3600
 _LIBELF = Path("/usr/include/gelf.h")
-# A build inherits no other variables, because make and Kconfig would take settings from them that
-# are not in the kernel's key.
+# A build inherits only these environment variables. From others, make and Kconfig would take
+# settings that are not in the digest that names the kernel.
 _INHERITED = ("PATH", "HOME", "TMPDIR")
 _FIXED = {
     "LC_ALL": "C",
@@ -58,15 +64,15 @@ _FIXED = {
 def build(source: Source, fragments: Sequence[Fragment]) -> Path:
     """Return the folder of a built kernel, and build the kernel first unless the cache has it.
 
-    Only one build runs at a time; others wait for it, and then look in the cache again. The remains
-    of an interrupted build are never mistaken for a kernel.
+    Only one build runs at a time; other processes wait, and then look in the cache again. What an
+    interrupted build leaves is never mistaken for a kernel.
 
     Args:
         source: the kernel's source.
         fragments: the Kconfig fragments, in the order in which they are merged.
 
     Raises:
-        HarnessError: a tool, space on the disk or the source is missing, or the build failed.
+        HarnessError: a tool or the source is missing, the disk is full, or the build failed.
     """
     kernels = cache.folder() / "kernels"
     if re.search(r"[\s:]", os.fspath(kernels)):
@@ -75,7 +81,7 @@ def build(source: Source, fragments: Sequence[Fragment]) -> Path:
             "make(1) takes no path with a space or a colon: set XDG_CACHE_HOME to another folder",
         )
     if shutil.which("gcc") is None:
-        _check_tools()  # even the key needs the compiler's version
+        _check_tools()  # check now, because `_key` runs the compiler
     target = kernels / _key(source, fragments)
     if _use_cached(target):
         return target
@@ -98,7 +104,7 @@ def build(source: Source, fragments: Sequence[Fragment]) -> Path:
 
 
 def run_step(what: str, command: list[str]) -> list[str]:
-    """Run a program in the environment that kernels are built in, and return its lines of output.
+    """Run a program in the environment of a build, and return the lines of its output.
 
     Args:
         what: the name of the work, for the error message.
@@ -115,13 +121,20 @@ def run_step(what: str, command: list[str]) -> list[str]:
 
 
 def compiler() -> str:
-    """Return the C compiler's name and version."""
+    """Return the first line of `gcc --version`: the compiler's name and version."""
     done = subprocess.run(["gcc", "--version"], capture_output=True, text=True, check=True)
     return done.stdout.partition("\n")[0]
 
 
 class _Build:
-    """One build, in a scratch folder that is removed afterwards; its objects may lie elsewhere."""
+    """A build of a kernel.
+
+    Args:
+        source: the kernel's source.
+        fragments: the Kconfig fragments, in the order in which they are merged.
+        scratch: the folder for the result and for an unpacked source; the caller removes it.
+        objects: the folder for the objects; it may contain those of an earlier build.
+    """
 
     def __init__(
         self, source: Source, fragments: tuple[Fragment, ...], scratch: Path, objects: Path
@@ -151,7 +164,7 @@ class _Build:
     def _configure(self) -> None:
         self._make("tinyconfig")
         for fragment in self._fragments:
-            # Kconfig takes the last of several lines for one option.
+            # Append, because Kconfig uses the last of several lines that set an option.
             with (self._objects / ".config").open("a") as config:
                 config.write(fragment.text)
         self._make("olddefconfig")
@@ -194,17 +207,25 @@ class _Build:
 
     def _command(self, *words: str) -> list[str]:
         tree, objects = os.fspath(self._tree), os.fspath(self._objects)
-        # An empty LOCALVERSION keeps the "+" of an untagged checkout out of the release.
+        # If LOCALVERSION is empty and not unset, Kbuild does not add "+" to the release of a
+        # checkout that is not at a tag.
         return ["make", "-C", tree, f"O={objects}", "LOCALVERSION=", *words]
 
 
 class _Process:
-    """A program; it is killed with all that it started if its `with` block fails."""
+    """A running program, used in a `with` block.
+
+    If the block raises an exception, the program and all that it has started are killed.
+
+    Attributes:
+        status: the exit status, after the block.
+    """
 
     def __init__(self, command: list[str]) -> None:
         environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
         self._process = subprocess.Popen(
-            # If this process is killed, the next build may soon write to the same objects.
+            # If this process is killed, make must not run on: the next build may write to the same
+            # objects.
             ["setpriv", "--pdeathsig", "KILL", "--", *command],
             env=environment | _FIXED,
             stdin=subprocess.DEVNULL,
@@ -234,15 +255,15 @@ class _Process:
 
 
 def _key(source: Source, fragments: Sequence[Fragment]) -> str:
-    """Return the kernel's name in the cache: a digest of all that it is made of."""
+    """Return the kernel's name in the cache: a digest of its source, fragments and compiler."""
     return _digest(source.identity, fragments)
 
 
 def _find_kept_objects(source: Source, fragments: Sequence[Fragment]) -> Path | None:
-    """Return the folder that keeps a tree's objects from build to build; None if it is no tree.
+    """Return the folder that keeps the objects of a tree between builds.
 
-    The objects of trees that no longer exist are removed, and those that a killed build left. The
-    caller must hold the lock.
+    The result is None if the source is no tree. This also removes the objects of trees that no
+    longer exist, and objects that a killed build left. The caller must hold the lock.
     """
     if source.home is None:
         return None
@@ -259,10 +280,11 @@ def _find_kept_objects(source: Source, fragments: Sequence[Fragment]) -> Path | 
 
 @contextmanager
 def _mark_in_progress(objects: Path) -> Iterator[None]:
-    """Mark a folder of objects as being written, until the block ends or fails by a HarnessError.
+    """Mark a folder of objects as being written, until the block ends or raises a HarnessError.
 
-    If a build is killed, the mark stays: a file that the compiler, or objtool after it, had not
-    finished looks complete to make. A compiler that fails by itself removes its file.
+    If the build is killed, the mark stays, and the objects are not used again: make would take a
+    file that the compiler or objtool has not finished for complete. If the compiler itself fails,
+    it removes the unfinished file.
     """
     mark = objects / _IN_PROGRESS
     mark.touch()
@@ -300,20 +322,23 @@ def _check_space(folder: Path) -> None:
 
 
 def _use_cached(kernel: Path) -> bool:
-    """Return whether the cache has a kernel, and set its folder's time of use to now."""
-    with suppress(OSError):  # it does not exist, or the cache belongs to somebody else
+    """Return whether the cache has a kernel, and set the modification time of its folder to now.
+
+    `_remove_leftovers` takes the modification time for the time of the last use.
+    """
+    with suppress(OSError):  # the folder does not exist, or belongs to another user
         os.utime(kernel)
     return kernel.exists()
 
 
 def _remove_leftovers(kernels: Path) -> None:
-    """Remove what killed builds left, and kernels of trees that were not used for a week.
+    """Remove what killed builds have left, and kernels of trees that were not used for a week.
 
     The caller must hold the lock.
     """
     for tree in kernels.glob(f"*/{_TREE}"):
         if tree.parent.stat().st_mtime < time.time() - _UNUSED_LIMIT:
-            # In one step, so that no other run finds a part of it.
+            # Rename the folder first, so that no other run finds a kernel that is half removed.
             tree.parent.rename(kernels / f".building-{tree.parent.name}")
     for leftover in kernels.glob(".building-*"):
         shutil.rmtree(leftover, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The folder that keeps built kernels, and locks between the runs that share it."""
+"""The cache: a folder for built kernels and other files, and locks between processes that use it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["folder", "lock", "write"]
 
 
 def folder() -> Path:
-    """Return the folder $XDG_CACHE_HOME/pyluo, and create it if it does not exist.
+    """Return the folder of the cache, $XDG_CACHE_HOME/pyluo, and create it if it does not exist.
 
     Raises:
         HarnessError: the folder cannot be created.
@@ -36,7 +36,7 @@ def folder() -> Path:
 
 
 def write(path: Path, text: str) -> None:
-    """Replace a file in one step, so that a reader sees the old text or the new, never a part."""
+    """Replace the content of a file in one step: a reader sees the old text or the new text."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -50,11 +50,13 @@ def write(path: Path, text: str) -> None:
 
 @contextmanager
 def lock(name: str, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Hold a lock in the block that all runs of this user share; it ends with the process, too.
+    """Hold a lock in the block; all processes that use the cache share the lock.
+
+    The kernel releases the lock if the process ends.
 
     Args:
         name: the name of the lock.
-        on_wait: called once if another run holds the lock.
+        on_wait: called once, before waiting, if another process holds the lock.
     """
     path = folder() / f"{name}.lock"
     with path.open("w") as file:

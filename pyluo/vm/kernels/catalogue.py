@@ -1,4 +1,4 @@
-"""kernels.toml: the kernels that have a name, and what each is built from."""
+"""Read kernels.toml, which says what each kernel that has a name is built from."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CHECKOUT = Path(pyluo.__file__).parents[1]
 
 
 class Series(enum.Enum):
-    """One of the kernel series in the archive."""
+    """One of the kernel series in Debian's archive, such as 7.3."""
 
     NEWEST = "newest"
     BEFORE_NEWEST = "before-newest"
@@ -25,13 +25,13 @@ class Series(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class KernelSpec:
-    """A kernel as kernels.toml describes it.
+    """The description of a kernel in kernels.toml.
 
     Attributes:
         name: the kernel's name on the command line.
-        series: the series of the archive that it is taken from.
-        candidates: whether it may be a release candidate.
-        fragments: the names of its Kconfig fragments, in the order in which they are merged.
+        series: which series of the archive the kernel belongs to.
+        candidates: whether the kernel may be a release candidate.
+        fragments: the names of the Kconfig fragments, in the order in which they are merged.
     """
 
     name: str
@@ -41,7 +41,13 @@ class KernelSpec:
 
 
 def fragments_folder() -> Path:
-    """Return the folder of kernels.toml and the fragments: in the checkout, or in the package."""
+    """Return the folder that contains kernels.toml and the Kconfig fragments.
+
+    It is a part of the checkout, or of the installed package.
+
+    Raises:
+        HarnessError: there is no such folder.
+    """
     for folder in (_CHECKOUT / "kernel-config", Path(__file__).parent / "kernel_config"):
         if (folder / "kernels.toml").exists():
             return folder
@@ -55,7 +61,7 @@ def _read_catalogue() -> dict[str, dict[str, object]]:
 
 
 def catalogue() -> dict[str, KernelSpec]:
-    """Return the kernels of kernels.toml by name."""
+    """Return the descriptions in kernels.toml, by the kernels' names."""
     kernels = {}
     for name, table in _read_catalogue()["kernels"].items():
         assert isinstance(table, dict)
@@ -69,10 +75,10 @@ def catalogue() -> dict[str, KernelSpec]:
 
 
 def suites(candidates: bool) -> tuple[str, ...]:
-    """Return the suites of the archive to look in.
+    """Return the names of the suites of Debian's archive in which to look for kernels.
 
     Args:
-        candidates: whether to include the suites that have release candidates.
+        candidates: whether to include the suites that contain release candidates.
     """
     archive = _read_catalogue()["archive"]
     keys = ("suites", "candidate-suites") if candidates else ("suites",)

@@ -1,7 +1,8 @@
-"""Debian's archive as a source of kernels, read by apt without touching the system's own state.
+"""Fetch the source packages of kernels from Debian's archive, with apt.
 
-The sources list, the package lists and the cache are private; the mirror is the one that the system
-uses, and the signatures are checked against Debian's keyring. Nothing is installed.
+The state of the system's own apt does not change: the sources list, the package lists and the cache
+are private, and nothing is installed. The mirror is the one that the system uses, and the signatures
+are checked against Debian's keyring.
 """
 
 from __future__ import annotations
@@ -26,20 +27,20 @@ if TYPE_CHECKING:
 
 __all__ = ["SourcePackage", "fetch", "newest_first"]
 
-_KEYRING_SUFFIXES = ("gpg", "pgp")  # up to Debian 12, and since then
+_KEYRING_SUFFIXES = ("gpg", "pgp")  # up to Debian 12, and since Debian 13
 _MIRROR = "PYLUO_DEBIAN_MIRROR"
 _NAME = re.compile(r"linux-source-(\d+)\.(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
 class SourcePackage:
-    """A package that holds the source of a kernel.
+    """A package of Debian that contains the source of a kernel.
 
     Attributes:
-        name: linux-source-X.Y.
-        version: the package's version.
-        sha256: the checksum of the .deb, from the archive's signed index.
-        suites: the suites that were readable when the package was found.
+        name: the name of the package, linux-source-X.Y.
+        version: the version of the package.
+        sha256: the checksum of the .deb file, from the archive's signed index.
+        suites: the suites that were read when the package was found.
     """
 
     name: str
@@ -49,7 +50,7 @@ class SourcePackage:
 
     @property
     def series(self) -> tuple[int, int]:
-        """The X and Y of the package's name."""
+        """The numbers X and Y in the package's name."""
         match = _NAME.fullmatch(self.name)
         assert match is not None
         return int(match[1]), int(match[2])
@@ -66,10 +67,10 @@ class SourcePackage:
 
 
 def newest_first(suites: Sequence[str], *, candidates: bool) -> list[SourcePackage]:
-    """Update the package lists, and return the archive's kernel sources, the newest first.
+    """Update the package lists, and return the archive's kernel packages, the newest first.
 
     Args:
-        suites: suites of Debian; one that cannot be read is named on the terminal and left out.
+        suites: suites of Debian; a suite that cannot be read is reported to the user and left out.
         candidates: whether to include release candidates.
 
     Raises:
@@ -185,7 +186,7 @@ def _compare(one: SourcePackage, other: SourcePackage) -> int:
 
 
 def _update_lists(suite: str) -> bool:
-    """Update the package lists of a suite; return whether it can be read."""
+    """Update the package lists of a suite, and return whether the suite can be read."""
     _write_sources([suite])
     # Without List-Cleanup=0, apt would remove the lists of the other suites.
     command = [*_command("apt-get"), "-o", "APT::Get::List-Cleanup=0", "update"]
@@ -222,7 +223,14 @@ def _find_keyring() -> Path:
 
 
 def _find_mirror() -> str:
-    """Return the address of the Debian archive that the system's own apt uses for its release."""
+    """Return the URI of the Debian archive that the system's own apt uses.
+
+    Archives of security updates and of third parties do not count. PYLUO_DEBIAN_MIRROR takes
+    precedence.
+
+    Raises:
+        HarnessError: the system's apt uses no Debian archive.
+    """
     if forced := os.environ.get(_MIRROR):
         return forced
     pattern = "$(REPO_URI) $(RELEASE) $(ORIGIN)"
@@ -248,7 +256,7 @@ def _apt(program: str, *arguments: str) -> str:
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment for apt, whose messages are read here and must not be translated."""
+    """Return the environment for apt: its messages must not be translated, as they are parsed."""
     return {**os.environ, "LC_ALL": "C"}
 
 
@@ -266,7 +274,8 @@ def _command(program: str) -> list[str]:
         "Acquire::Languages": "none",
         "Acquire::Retries": "2",
         "APT::Update::Error-Mode": "any",
-        # The folder belongs to the user who runs this, not to the one that apt would switch to.
+        # Without this, apt would switch to the user _apt if it is run by root; the folder belongs
+        # to the user who runs this process.
         "APT::Sandbox::User": "root",
     }
     words = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]

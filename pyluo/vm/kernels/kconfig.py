@@ -1,4 +1,4 @@
-"""Kconfig fragments, and the check that a final configuration has all their settings."""
+"""Kconfig fragments, and the check that a kernel's final configuration has all their settings."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _UNSET = re.compile(r"# (CONFIG_\w+) is not set")
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One line of a fragment.
+    """The setting of one option in a fragment.
 
     Attributes:
         option: the name of the option, with CONFIG_.
-        value: the option's value; n if the line turns it off.
-        fragment: the name of the fragment that has the line.
+        value: the value of the option; n if the fragment turns it off.
+        fragment: the name of the fragment.
     """
 
     option: str
@@ -36,11 +36,12 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Fragment:
-    """A part of a kernel's configuration.
+    """A Kconfig fragment: a part of a kernel's configuration.
 
     Attributes:
-        name: the file's name; without its suffix if the file comes with pyluo.
-        text: the file's content.
+        name: the name of the fragment's file, for messages; without its suffix if the file is a
+            part of pyluo.
+        text: the content of the file.
     """
 
     name: str
@@ -48,7 +49,7 @@ class Fragment:
 
     @classmethod
     def load(cls, name: str) -> Self:
-        """Return the fragment of this name that comes with pyluo.
+        """Return the fragment of this name that is a part of pyluo.
 
         Raises:
             HarnessError: there is no such fragment.
@@ -61,13 +62,13 @@ class Fragment:
 
     @classmethod
     def read(cls, item: str) -> Self:
-        """Return the fragment that an argument of a command line stands for.
+        """Return the fragment that the user names.
 
         Args:
-            item: the path of a file, or a line like ``CONFIG_X=y``.
+            item: the path of a fragment, or a line of one like ``CONFIG_X=y``.
 
         Raises:
-            HarnessError: the argument is neither, or a line of the file sets no option.
+            HarnessError: the file cannot be read, or a line of it sets no option.
         """
         if _SET.fullmatch(item):
             return cls("--config", f"{item}\n")
@@ -87,15 +88,15 @@ class Fragment:
         return cls(item, text if text.endswith("\n") else f"{text}\n")
 
     def settings(self) -> list[Setting]:
-        """Return the settings that the fragment asks for."""
+        """Return the settings in the fragment."""
         return [Setting(option, value, self.name) for option, value in _parse(self.text).items()]
 
 
 def find_unmet(config: Path, fragments: tuple[Fragment, ...]) -> list[Setting]:
-    """Return the settings of fragments that a final configuration lacks.
+    """Return the settings of fragments that a final configuration does not have.
 
-    Kconfig silently drops an option if another one that it depends on is off. If fragments
-    disagree, the last one counts.
+    Kconfig silently turns an option off if the option depends on another one that is off. If
+    several fragments set an option, the last setting counts.
 
     Args:
         config: the path of the final configuration.

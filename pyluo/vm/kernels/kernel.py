@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Kernel", "is_image", "pin_kernels"]
 
-_PINNED = "PYLUO_KERNELS"  # the environment variable of `pin_kernels`
+_PINNED = "PYLUO_KERNELS"  # the environment variable that `pin_kernels` returns
 
 _TARBALLS = (".tar", ".tar.gz", ".tar.xz", ".tar.zst", ".tar.bz2", ".tgz", ".txz")
-# Documentation/arch/x86/boot.rst, the real-mode header.
+# The offsets of fields of the real-mode header: Documentation/arch/x86/boot.rst.
 _MAGIC_AT, _MAGIC, _VERSION_AT, _VERSION_BASE = 0x202, b"HdrS", 0x20E, 0x200
 
 
@@ -33,14 +33,16 @@ class Kernel:
     """A bootable kernel, and the files that its build left.
 
     Attributes:
-        name: the name or the path that it was asked for by.
-        release: its release, as `uname -r` prints it.
-        image: the bzImage.
-        config: its configuration. This and each of the following is None if it is not known.
-        system_map: its symbols and their addresses.
-        vmlinux: the kernel before compression.
-        headers: the folder of its installed headers, with linux/ in it.
-        source: the source it was built from; None for a bzImage that was given by its path.
+        name: the name or the path by which the user asked for the kernel.
+        release: the kernel's release, as `uname -r` prints it.
+        image: the path of the bzImage.
+        config: the path of the configuration; None if it is not known.
+        system_map: the path of System.map, with the addresses of symbols; None if it is not known.
+        vmlinux: the path of the uncompressed kernel; None if it is not known.
+        headers: the folder of the installed headers, which contains linux/; None if it is not
+            known.
+        source: the source that the kernel was built from; None for a bzImage that was given by its
+            path.
     """
 
     name: str
@@ -56,18 +58,18 @@ class Kernel:
     def find(cls, what: Kernel | str | os.PathLike[str], *, config: Sequence[str] = ()) -> Kernel:
         """Return a kernel, and build it first if it is not in the cache.
 
-        The configuration and the symbols of a bzImage are known if it lies in the folder that
-        kbuild made it in, or in pyluo's cache.
+        The configuration and the symbols of a bzImage are known if the bzImage is in the folder
+        where kbuild created it, or in pyluo's cache.
 
         Args:
-            what: a kernel; the name of one in kernels.toml; or the path of a bzImage, of a kernel
-                tree, or of a tarball of one.
-            config: paths of Kconfig fragments, and lines like ``CONFIG_X=y``, in addition to those
-                that the kernel is built with anyway.
+            what: a `Kernel`, which is returned; the name of a kernel in kernels.toml; or the path
+                of a bzImage, of a kernel tree, or of a tarball of a kernel tree.
+            config: paths of Kconfig fragments, and lines like ``CONFIG_X=y``, to add to the
+                kernel's usual fragments.
 
         Raises:
-            HarnessError: there is no such kernel, it cannot be built, or it is a bzImage, which
-                `config` cannot configure any more.
+            HarnessError: there is no such kernel, or it cannot be built; or `what` is a bzImage,
+                to which `config` cannot be applied.
         """
         if isinstance(what, Kernel):
             return what
@@ -83,7 +85,7 @@ class Kernel:
         return cls(name, _read_release(path), path, *_find_build_files(path))
 
     def has(self, option: str) -> bool:
-        """Return whether the kernel was built with an option; False if that is not known.
+        """Return whether the kernel was built with an option; False if its config is not known.
 
         Args:
             option: the name of the option, with CONFIG_.
@@ -92,12 +94,13 @@ class Kernel:
 
     @classmethod
     def build(cls, name: str, *, config: Sequence[str] = (), update: bool = False) -> Kernel:
-        """Build a kernel of kernels.toml, a tree or a tarball, unless the cache has it.
+        """Return a kernel of kernels.toml, a tree or a tarball; build it unless the cache has it.
 
         Args:
-            name: as for `find`.
-            config: as for `find`.
-            update: ask the archive for a newer version first.
+            name: the name in kernels.toml, or the path of the tree or of the tarball.
+            config: paths of Kconfig fragments, and lines like ``CONFIG_X=y``, to add to the
+                kernel's usual fragments.
+            update: whether to ask the archive for a newer version first.
 
         Raises:
             HarnessError: there is no such kernel, or it cannot be built.
@@ -119,14 +122,14 @@ class Kernel:
 
 
 def pin_kernels(kernels: Sequence[Kernel], config: Sequence[str]) -> dict[str, str]:
-    """Return an environment variable that pins the names of kernels to these very builds.
+    """Return an environment variable that pins the names of kernels to these builds.
 
-    A process that has it in its environment finds these builds by their names, even if somebody has
-    edited a tree meanwhile.
+    If a process has the variable in its environment, `Kernel.find` and `Kernel.build` return these
+    builds for these names, even if a tree was edited in the meantime.
 
     Args:
         kernels: the kernels.
-        config: the `config` that they were found with.
+        config: the argument `config` with which the kernels were found.
     """
     built = [
         [kernel.name, list(config), os.fspath(kernel.image.parent)]
@@ -144,15 +147,15 @@ def _find_pinned(name: str, config: Sequence[str]) -> Path | None:
 
 
 def is_image(name: str) -> bool:
-    """Return whether a name is the path of a kernel image, which need not be built."""
+    """Return whether a name is the path of a kernel image, and not of a source to build."""
     return name not in catalogue() and Path(name).is_file() and not name.endswith(_TARBALLS)
 
 
 def _find_build_files(image: Path) -> tuple[Path | None, Path | None, Path | None]:
-    """Return the config, System.map and vmlinux of an image, if it lies where its build left it.
+    """Return the paths of an image's config, System.map and vmlinux, each None if not known.
 
-    A vmlinux that was linked again since then has other addresses, so that none of the three is
-    returned.
+    They are known if the image is where its build left it. If vmlinux was linked again after the
+    image was made, its addresses are different, so that the result is three times None.
     """
     folder = image.resolve().parent
     if folder.parts[-3:] == ("arch", "x86", "boot"):
@@ -166,8 +169,8 @@ def _find_build_files(image: Path) -> tuple[Path | None, Path | None, Path | Non
 
 
 def _is_made_from(image: Path, vmlinux: Path) -> bool:
-    """Return whether an image was made from a vmlinux, by the version that each contains."""
-    if not vmlinux.stat().st_size:  # left by a failed link; an empty file cannot be mapped
+    """Return whether an image was made from a vmlinux: whether both contain the same version."""
+    if not vmlinux.stat().st_size:  # a failed link left it; an empty file cannot be mapped
         return False
     builder, _, version = _read_version(image).partition(b") ")
     with (
@@ -178,7 +181,15 @@ def _is_made_from(image: Path, vmlinux: Path) -> bool:
 
 
 def _find_source(name: str, update: bool) -> tuple[KernelSpec, Source]:
-    """Return the source of the kernel that is meant, and the specification to build it by."""
+    """Return how to build the kernel that a name or path means, and its source.
+
+    Args:
+        name: the name in kernels.toml, or the path of a tree or of a tarball.
+        update: whether to ask the archive for a newer version first.
+
+    Raises:
+        HarnessError: there is no such kernel.
+    """
     known = catalogue()
     if name in known:
         return known[name], choose(known[name], update=update)
@@ -196,7 +207,7 @@ def _find_source(name: str, update: bool) -> tuple[KernelSpec, Source]:
 
 
 def _read_release(image: Path) -> str:
-    """Return the release in a bzImage.
+    """Return the kernel release that a bzImage contains, as `uname -r` prints it.
 
     Raises:
         HarnessError: the file is no bzImage.
@@ -205,7 +216,13 @@ def _read_release(image: Path) -> str:
 
 
 def _read_version(image: Path) -> bytes:
-    """Return the version in a bzImage: `uname -r`, the builder in parentheses, `uname -v`."""
+    """Return the version text that a bzImage contains.
+
+    It consists of what `uname -r` prints, the builder in parentheses, and what `uname -v` prints.
+
+    Raises:
+        HarnessError: the file is no bzImage.
+    """
     with image.open("rb") as file:
         head = file.read(1 << 16)
     if head[_MAGIC_AT : _MAGIC_AT + 4] != _MAGIC:

@@ -1,4 +1,4 @@
-"""Where a kernel's source comes from: Debian's archive, a tarball, or a kernel tree."""
+"""The source of a kernel: a package of Debian's archive, a tarball, or a kernel tree."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 
 __all__ = ["ArchiveSource", "Source", "Tarball", "Tree", "choose"]
 
-# Paths by which the kernel's Makefile, too, finds that a tree was built in its own folder.
+# If one of these paths exists, the tree was built in its own folder. The kernel's Makefile checks
+# the same paths.
 _BUILT_IN_PLACE = (".config", "include/config", "arch/x86/include/generated")
 
 
 class Source(Protocol):
-    """A kernel's source."""
+    """The source of a kernel."""
 
     @property
     def description(self) -> str:
@@ -34,22 +35,28 @@ class Source(Protocol):
 
     @property
     def identity(self) -> str:
-        """A string that changes with the source's content."""
+        """A string that is different if the content of the source is different."""
 
     @property
     def home(self) -> Path | None:
-        """The folder that the source stays in, so that the next build can reuse the objects of this
-        one; None if the source is unpacked for each build."""
+        """The folder of a kernel tree; None if the source is unpacked for each build.
+
+        If there is such a folder, a build can reuse the objects of the build before.
+        """
 
     def unpack(self, folder: Path) -> Path:
-        """Return the source's tree, unpacked into `folder` unless it already exists elsewhere."""
-
-    def extract(self, patterns: Sequence[str], folder: Path) -> None:
-        """Copy a part of the tree, for a build that may write there.
+        """Return the folder of the kernel tree: the source's own, or `folder` after unpacking.
 
         Args:
-            patterns: patterns of paths in the tree, as in a shell; a folder includes all in it.
-            folder: the folder to copy into, in place of the tree's top.
+            folder: the folder to unpack the source to, if it is packed.
+        """
+
+    def extract(self, patterns: Sequence[str], folder: Path) -> None:
+        """Copy a part of the kernel tree, for a build that writes to the copy.
+
+        Args:
+            patterns: shell patterns of paths in the tree; a folder stands for all files in it.
+            folder: the folder that becomes the top of the copied tree.
 
         Raises:
             HarnessError: a pattern matches nothing.
@@ -58,7 +65,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ArchiveSource:
-    """A package of Debian's archive."""
+    """The source of a kernel in a package of Debian's archive."""
 
     package: SourcePackage
 
@@ -69,7 +76,7 @@ class ArchiveSource:
 
     @property
     def identity(self) -> str:
-        """The checksum of the .deb, which the archive has signed."""
+        """The checksum of the .deb file, from the archive's signed index."""
         return self.package.sha256
 
     @property
@@ -78,7 +85,7 @@ class ArchiveSource:
         return None
 
     def unpack(self, folder: Path) -> Path:
-        """Unpack the tarball in the package, which is downloaded first unless the cache has it."""
+        """Unpack the tarball in the package; download the package unless the cache has it."""
         self._untar(folder)
         return folder
 
@@ -98,7 +105,7 @@ class ArchiveSource:
 
 @dataclass(frozen=True, slots=True)
 class Tarball:
-    """A tar file with a kernel tree in its one top folder."""
+    """A tar file that contains a kernel tree in its only top folder."""
 
     path: Path
 
@@ -142,7 +149,7 @@ class Tarball:
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """A kernel tree, with or without uncommitted changes; builds never write to it."""
+    """A kernel tree in a folder, with or without uncommitted changes; builds never write to it."""
 
     path: Path
 
@@ -153,8 +160,11 @@ class Tree:
 
     @property
     def identity(self) -> str:
-        """In a git checkout, a digest of the commit's tree, the uncommitted changes and the new
-        files; elsewhere, of the names, sizes and times of all files."""
+        """A digest of the content of the tree.
+
+        In a git checkout it covers the commit's tree, the uncommitted changes and the untracked
+        files; in another folder, the names, sizes and modification times of all files.
+        """
         if (self.path / ".git").exists():
             return self._git_identity()
         digest = hashlib.sha256()
@@ -167,15 +177,15 @@ class Tree:
 
     @property
     def home(self) -> Path | None:
-        """The path of the tree, whatever its files are now."""
+        """The path of the tree."""
         return self.path.resolve()
 
     def unpack(self, folder: Path) -> Path:
         """Return the path of the tree.
 
         Raises:
-            HarnessError: the tree has been built in its own folder; from then on, its Makefile
-                refuses to build it in another one.
+            HarnessError: the tree has been built in its own folder, so that its Makefile refuses to
+                put objects into another folder.
         """
         for product in _BUILT_IN_PLACE:
             if (self.path / product).exists():
@@ -187,7 +197,7 @@ class Tree:
         return self.path
 
     def extract(self, patterns: Sequence[str], folder: Path) -> None:
-        """Copy a part of the tree, but no objects of an earlier build, which make would trust."""
+        """Copy a part of the tree, without objects of an earlier build, which make would reuse."""
         for pattern in patterns:
             found = list(self.path.glob(pattern))
             if not found:
@@ -220,7 +230,10 @@ class Tree:
 
 
 def _read_new_file(file: Path) -> bytes:
-    """Return a new file's content, a link's target, or the identity of a repository in the tree."""
+    """Return the content of an untracked file.
+
+    For a symbolic link this is its target, and for a git repository in the tree its identity.
+    """
     try:
         if file.is_symlink():
             return os.fsencode(os.readlink(file))
@@ -230,14 +243,14 @@ def _read_new_file(file: Path) -> bytes:
 
 
 def choose(spec: KernelSpec, *, update: bool) -> ArchiveSource:
-    """Return the package of the archive that a kernel of kernels.toml is built from.
+    """Return the package of the archive from which a kernel of kernels.toml is built.
 
-    The archive's list of packages is saved, so that a run can be repeated and needs no network, and
-    all kernels from the same suites are chosen from the same list.
+    The list of the archive's packages is saved, so that later runs choose the same package and need
+    no network. All kernels from the same suites are chosen from the same list.
 
     Args:
-        spec: the kernel.
-        update: ask the archive again, even if its list is saved.
+        spec: the description of the kernel.
+        update: whether to ask the archive for its packages even if the list is saved.
 
     Raises:
         HarnessError: the archive cannot be read, or has no such kernel.
@@ -271,12 +284,16 @@ def _select_series(spec: KernelSpec, packages: list[SourcePackage]) -> SourcePac
 
 
 def _member_options(patterns: Sequence[str]) -> list[str]:
-    """Return the arguments that make tar extract only these paths below the one top folder."""
+    """Return arguments for tar to extract only paths that match patterns, below the top folder."""
     return ["--wildcards", "--no-wildcards-match-slash", *(f"*/{each}" for each in patterns)]
 
 
 def _pipe(*commands: list[str]) -> None:
-    """Run programs with the output of each one as the input of the next one."""
+    """Run programs in a pipeline: the output of each one is the input of the next one.
+
+    Raises:
+        HarnessError: one of the programs failed.
+    """
     processes: list[subprocess.Popen[bytes]] = []
     try:
         for command in commands:

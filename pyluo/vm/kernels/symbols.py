@@ -1,4 +1,4 @@
-"""The source lines of addresses in a kernel, from its System.map and vmlinux."""
+"""Look up the source lines of a kernel's code in its System.map and vmlinux."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 __all__ = ["Symbols"]
 
 _SYMBOL = re.compile(r"([\w.]+)\+0x([0-9a-f]+)/0x([0-9a-f]+)")
-_TIMEOUT = 60  # seconds for addr2line; it takes a few
-# This symbol is in this file, so that its path tells the folder of the source.
+_TIMEOUT = 60  # seconds for addr2line, which takes a few seconds
+# This symbol is defined in this file. The absolute path that vmlinux has for the symbol shows in
+# which folder the source was.
 _KNOWN_SYMBOL, _KNOWN_FILE = "start_kernel", "init/main.c"
 
 
 class Symbols:
-    """The symbols of a kernel; none if its System.map or vmlinux is not known."""
+    """The symbols of a kernel; there are none if its System.map or vmlinux is not known."""
 
     def __init__(self, kernel: Kernel) -> None:
         self._vmlinux = kernel.vmlinux
@@ -30,11 +31,12 @@ class Symbols:
         self._has_lines = kernel.has("CONFIG_DEBUG_INFO")
 
     def find_lines(self, calls: Sequence[tuple[str, bool]]) -> dict[tuple[str, bool], str]:
-        """Return the file and line of places in the code, as far as the debug information has them.
+        """Return the file and line of each call, if the kernel has debug information for it.
 
         Args:
-            calls: each one a place as the kernel prints it, `symbol+0x12/0x34`, and whether that is
-                a return address; the call itself is the instruction before a return address.
+            calls: for each call, a place in the code as the kernel prints it, `symbol+0x12/0x34`,
+                and whether the place is a return address; if so, the line is that of the
+                instruction before it, which is the call.
         """
         if not (self._has_lines and self._vmlinux and self._map and calls):
             return {}
@@ -51,7 +53,10 @@ class Symbols:
         }
 
     def _find_addresses(self, places: set[str]) -> dict[str, int]:
-        """Return the addresses of places; symbols of the same name are told apart by their size."""
+        """Return the addresses of places in the code, each given as `symbol+0x12/0x34`.
+
+        If several symbols have the same name, the size after the slash decides which one is meant.
+        """
         assert self._map is not None
         symbols = [line.split() for line in self._map.read_text().splitlines()]
         order = sorted({int(symbol[0], 16) for symbol in symbols})
@@ -76,7 +81,10 @@ class Symbols:
         return addresses
 
     def _run_addr2line(self, addresses: set[int]) -> dict[int, list[str]]:
-        """Return the file and line of each address, the innermost of inlined functions first."""
+        """Return the files and lines of each address: several if functions are inlined there.
+
+        The innermost function comes first.
+        """
         command = ["addr2line", "-a", "-i", "-e", os.fspath(self._vmlinux or ""), "--"]
         command += [f"{address:#x}" for address in addresses]
         try:
@@ -84,7 +92,7 @@ class Symbols:
                 command, capture_output=True, text=True, timeout=_TIMEOUT, check=True
             )
         except (OSError, subprocess.SubprocessError):
-            return {}  # a trace without lines is better than none
+            return {}  # a trace without source lines is better than no trace
         found: dict[int, list[str]] = {}
         address = 0
         for line in done.stdout.splitlines():

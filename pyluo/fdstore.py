@@ -677,7 +677,7 @@ class FdStore:
                 self._write(self._entries)
 
     def _entries_without(self, operation: str, names: Collection[str]) -> dict[str, Entry]:
-        """Return the entries not in `names`; refuse if one of these requires an entry in `names`."""
+        """Return the entries not in `names`; raise if one of these requires a name in `names`."""
         self._check_names(operation, names)
         kept = {name: entry for name, entry in self._entries.items() if name not in names}
         for entry in kept.values():

@@ -1,4 +1,7 @@
-"""The layout of an IOAS in terms that outlive the kernel: names of files, not descriptors."""
+"""`IoasLayout`: the mappings of an IOAS, in a form that is still valid in the next kernel.
+
+A layout refers to files by their names in a store; descriptors and ids change at the jump.
+"""
 
 from __future__ import annotations
 
@@ -31,14 +34,14 @@ _NO_FLAGS = HwptFlags(0)
 
 @dataclass(frozen=True, slots=True)
 class NamedMapping:
-    """A mapping of a named file.
+    """A mapping of a file that has a name.
 
     Attributes:
-        iova: the first IOVA.
-        length: bytes.
-        access: the accesses that a device may make.
+        iova: the first IOVA of the mapping.
+        length: the length in bytes.
+        access: whether devices may read and write the memory.
         name: the name of the file.
-        offset: the offset in the file, in bytes.
+        offset: the offset in the file at which the mapping begins, in bytes.
     """
 
     iova: int
@@ -49,7 +52,7 @@ class NamedMapping:
 
     @property
     def range(self) -> IovaRange:
-        """The IOVAs of the mapping, inclusive."""
+        """The IOVAs of the mapping, including the last one."""
         return IovaRange(self.iova, self.iova + self.length - 1)
 
 
@@ -58,7 +61,7 @@ class Rebuilt:
     """The objects that `IoasLayout.rebuild` created and replaced.
 
     Attributes:
-        ioas: the new IOAS, with everything mapped.
+        ioas: the new IOAS, with all mappings of the layout.
         hwpts: the page tables that the devices are attached to now.
         replaced: the objects that the devices were attached to before; the caller may destroy them.
     """
@@ -70,18 +73,18 @@ class Rebuilt:
 
 @dataclass(frozen=True, slots=True)
 class IoasLayout:
-    """The mappings of an IOAS, by the names that their files have in a store.
+    """The mappings of an IOAS, each with the name of the mapped file.
 
-    A layout is recorded before the jump and kept in the store's metadata. After the jump, an IOAS
-    like the old one is rebuilt from it. Ids are not part of it, because the next kernel assigns its
-    own.
+    Before the jump, `record` a layout and `save` it in the metadata of a store. After the jump,
+    `load` the layout and `rebuild` an IOAS with the same mappings. A layout does not contain the
+    ids of iommufd objects, because the next kernel assigns other ids.
 
     Attributes:
-        mappings: the mappings, in the order of their IOVAs, without overlap.
-        allowed: the ranges that must stay mappable, as set by `Ioas.allow_iovas`.
+        mappings: the mappings, sorted by IOVA, without overlap.
+        allowed: the ranges that must stay mappable; see `Ioas.allow_iovas`.
 
     Raises:
-        IoasLayoutError: mappings overlap or are not sorted, or a mapping or an allowed range is
+        IoasLayoutError: mappings overlap or are not sorted; or a mapping or an allowed range is
             empty or reaches beyond 64 bits (EINVAL).
     """
 
@@ -105,17 +108,18 @@ class IoasLayout:
 
     @classmethod
     def record(cls, ioas: Ioas, files: AnyMapping[str, HasFileno] | FdStore) -> Self:
-        """Record the layout of an IOAS as it is now.
+        """Return the present layout of an IOAS.
 
         Args:
-            ioas: the IOAS, whose mappings this process must know: it created or adopted it.
-            files: the files by name; files that are not mapped may be among them.
+            ioas: the IOAS. This process must know its mappings: it must have created or adopted the
+                IOAS.
+            files: a store, or a descriptor for each name. Files that are not mapped are ignored.
 
         Raises:
-            IoasLayoutError: memory is mapped by its address in this process, which no other process
-                or kernel can repeat (EINVAL); a mapped file is not among `files` (ENOENT); a signal
-                interrupted a request, so the mappings are not known, see `Ioas.mappings_known`
-                (EINPROGRESS).
+            IoasLayoutError: memory is mapped by its address in this process, so that no other
+                process or kernel can repeat the mapping (EINVAL); a mapped file is not in `files`
+                (ENOENT); a signal interrupted a request, so that the mappings are not known: see
+                `Ioas.mappings_known` (EINPROGRESS).
         """
         if not ioas.mappings_known:
             hint = "A signal interrupted a request: unmap everything, and map it again"
@@ -134,7 +138,7 @@ class IoasLayout:
 
         Args:
             store: an outgoing store.
-            key: the key in the metadata; each IOAS of a VM needs its own.
+            key: the key in the metadata; each layout in a store needs a different key.
 
         Raises:
             FdStoreError: see `FdStore.set_meta`.
@@ -154,7 +158,10 @@ class IoasLayout:
         return cls.from_json(store.meta[key])
 
     def as_json(self) -> dict[str, Any]:
-        """Return the layout for JSON; numbers are text because not every reader has 64-bit ones."""
+        """Return the layout as a value for JSON.
+
+        Numbers are hexadecimal strings, because not every JSON reader supports 64-bit integers.
+        """
         return {
             "version": _VERSION,
             "allowed": [[hex(one.start), hex(one.last)] for one in self.allowed],
@@ -172,11 +179,11 @@ class IoasLayout:
 
     @classmethod
     def from_json(cls, data: Any) -> Self:
-        """Return the layout that `as_json` converted.
+        """Return the layout for a value that `as_json` returned.
 
         Raises:
-            IoasLayoutError: a newer pyluo wrote it (EPROTONOSUPPORT), or it is damaged (EBADMSG or
-                EINVAL).
+            IoasLayoutError: the value is from a newer pyluo (EPROTONOSUPPORT), or is damaged
+                (EBADMSG or EINVAL).
         """
         if not isinstance(data, dict) or not isinstance(data.get("version"), int):
             raise _error(errno.EBADMSG, "from_json", "layout", "It has no version")
@@ -210,25 +217,26 @@ class IoasLayout:
         *,
         flags: HwptFlags = _NO_FLAGS,
     ) -> Rebuilt:
-        """Create an IOAS with this layout, and attach devices to it.
+        """Create an IOAS with this layout, and attach devices to page tables of that IOAS.
 
-        Before the first mapping, `rebuild` checks that each file exists and is long enough, and
-        that the IOMMU of each device and its reserved addresses leave room for each mapping. The
-        devices are attached when everything is mapped. A device that is attached to something else
-        is moved in one step, so its DMA uses either the old page table or the complete new one. If
-        anything fails, everything is put back as it was. PASIDs and the choice of huge pages are
-        not part of a layout.
+        Before anything is mapped, `rebuild` checks that each file exists and is long enough, and
+        that each mapping is at addresses that the IOMMUs of the devices support and do not reserve.
+        The devices are attached after everything is mapped. A device that is already attached moves
+        in one step, so its DMA always uses either the old page table or the complete new one. If
+        anything fails, the devices are attached as before and the new objects are destroyed. A
+        layout contains neither PASIDs nor `Ioas.huge_pages`.
 
         Args:
             iommufd: the iommufd that the devices are bound to.
-            files: the files by name; from a store, the necessary files are retrieved.
-            devices: bound devices, attached or not.
-            flags: flags for the page tables.
+            files: an incoming or outgoing store, or a descriptor for each name.
+            devices: the devices, which must be bound and may be attached.
+            flags: the flags for new page tables.
 
         Raises:
             ValueError: a device is bound to another iommufd.
             IoasLayoutError: a file is missing (ENOENT) or too short (EFBIG), or the hardware cannot
-                map an address (EADDRINUSE). The message lists all problems, of all three kinds.
+                map an address (EADDRINUSE). The message lists all problems; the errno is the first
+                of the three that applies.
             LuoError: see `IommuDevice.alloc_hwpt`, `Ioas.map_file` and `VfioDevice.attach`.
         """
         for device in devices:
@@ -239,8 +247,8 @@ class IoasLayout:
         try:
             if self.allowed:
                 ioas.allow_iovas(self.allowed)
-            # No device is attached yet, but allocating a page table limits the IOAS to the
-            # addresses that the IOMMU can reach.
+            # Allocate the page tables now: this limits the IOAS to addresses that the IOMMUs can
+            # reach, as `check` needs, before any device is attached.
             by_iommu: dict[str, PagingHwpt] = {}
             for device in devices:
                 if device.iommu not in by_iommu:
@@ -249,11 +257,13 @@ class IoasLayout:
                     hwpts.append(hwpt)
             self.check(ioas, files, devices)
             self._map(ioas, files)
-            # An IOMMU group moves as a whole, but only with a device that is attached.
+            # Begin with devices that are attached: all attached devices of an IOMMU group move
+            # together with the first of them.
             for device in sorted(devices, key=lambda device: device.attached is None):
                 if device.attached in hwpts:
-                    continue  # it moved with its group
-                moved.append((device, device.attached))  # first, because a signal may come later
+                    continue  # the device has moved together with its group
+                # Note the move before making it, because a signal handler may raise afterwards.
+                moved.append((device, device.attached))
                 _attach(device, ioas, flags, by_iommu[device.iommu], hwpts)
         except BaseException as error:
             _undo(error, ioas, hwpts, moved)
@@ -267,12 +277,13 @@ class IoasLayout:
         files: AnyMapping[str, HasFileno] | FdStore,
         devices: Sequence[VfioDevice] = (),
     ) -> None:
-        """Check whether an IOAS has room for all mappings, and the files are there and long enough.
+        """Check that an IOAS can have all mappings, and that their files exist and are long enough.
 
         Args:
-            ioas: an IOAS that a page table or a device has limited to what the hardware can reach.
-            files: the files by name.
-            devices: the devices that will be attached, whose reserved addresses count too.
+            ioas: an IOAS that has a page table or a device, and so is limited to the addresses that
+                the hardware can reach.
+            files: a store, or a descriptor for each name.
+            devices: the devices that will be attached; their reserved addresses cannot be mapped.
 
         Raises:
             IoasLayoutError: see `rebuild`.
@@ -290,14 +301,14 @@ class IoasLayout:
     def adopt(
         self, iommufd: IommuFd, object_id: int, files: AnyMapping[str, HasFileno] | FdStore
     ) -> Ioas:
-        """Return an existing IOAS with this layout, of an iommufd received from another process.
+        """Return an object for an IOAS that another process created, and whose layout this is.
 
-        Nothing is mapped: the layout only tells this process about the mappings.
+        Nothing is mapped: the layout only tells this process which mappings exist.
 
         Args:
-            iommufd: the received iommufd.
-            object_id: the IOAS's `id` in the process that created it.
-            files: the files by name.
+            iommufd: the iommufd that was received from the other process.
+            object_id: the `id` of the IOAS in the other process.
+            files: a store, or a descriptor for each name.
 
         Raises:
             IoasLayoutError: a file is missing, or a mapping of the layout is not in the IOAS
@@ -308,7 +319,7 @@ class IoasLayout:
             raise _misfit_error(errno.ENOENT, misfits)
         ioas = Ioas(iommufd, object_id)
         try:
-            ioas.iova_ranges()  # fails if there is no such IOAS
+            ioas.iova_ranges()  # raises LuoError if the iommufd has no IOAS of this id
             unmapped = [one for one in self.mappings if not ioas.maps(one.range)]
             if unmapped:
                 raise _misfit_error(
@@ -337,7 +348,10 @@ class IoasLayout:
 
 @contextmanager
 def _open_named(files: AnyMapping[str, HasFileno] | FdStore, name: str) -> Iterator[HasFileno]:
-    """Return a file by its name; close it if it is from a store: mappings need no descriptor."""
+    """Yield the file of this name; close it afterwards if it is from a store.
+
+    A mapping stays valid without a descriptor of its file.
+    """
     if isinstance(files, FdStore):
         with files.borrow(name) as own:
             yield own
@@ -414,7 +428,11 @@ def _find_out_of_reach(
 def _attach(
     device: VfioDevice, ioas: Ioas, flags: HwptFlags, shared: PagingHwpt, hwpts: list[PagingHwpt]
 ) -> None:
-    """Attach a device to its IOMMU's page table, or to one of its own if that does not suit."""
+    """Attach a device to the page table of its IOMMU.
+
+    If the kernel refuses because the page table does not suit this device, although it suits
+    another device of the same IOMMU, the device gets a page table of its own.
+    """
     try:
         device.attach(shared)
     except LuoError as error:
@@ -431,9 +449,9 @@ def _undo(
     hwpts: Sequence[PagingHwpt],
     moved: Sequence[tuple[VfioDevice, IommuObject | None]],
 ) -> None:
-    """Attach devices to what they were attached to before, and destroy the new objects.
+    """Attach the devices to their old page tables, or detach them, and destroy the new objects.
 
-    A failure is added to the exception as a note.
+    Failures of these steps are added to `error` as notes.
     """
     for device, before in reversed(moved):
         try:

@@ -1,8 +1,9 @@
-"""Handing descriptors, their names and a state from a running process to its successor.
+"""Handing over named descriptors, and bytes that describe a state, to a successor.
 
-There are two ways: to another process through a Unix socket (`send` and `receive`), or to another
-program in the same process (`exec_with` and `inherited`). After a successful handoff, each side
-knows that the other one completed it; `send` describes what is known after a failure.
+The successor is either another process, which is connected by a Unix socket (`send` and
+`receive`), or the next program in the same process (`exec_with` and `inherited`). When a handoff
+through a socket succeeds, each side knows that the other side has completed it. The docstring of
+`send` says what each side knows after a failure.
 """
 
 from __future__ import annotations

@@ -1,18 +1,19 @@
 """The protocol of a handoff through a socket.
 
-Each packet is answered before the next one is sent, so that few descriptors are in flight at once,
-and each side learns why the other one stopped::
+Each side waits for the answer to a packet before it sends the next one. So only few descriptors are
+in flight at once, and each side learns why the other side stopped::
 
-    receiver  READY      a receiver is there
-    sender    OFFER n    brings the manifest; n descriptors will follow
-    receiver  WANT i     it has i of them; asks for the next 253, or the rest
-    sender    FILES i    brings these descriptors
-    receiver  COMPLETE n it has everything, but does not use it yet
-    sender    COMMIT n   it gives the files up
-    either    REFUSED    instead of any of these: an errno and a reason; ends the conversation
+    receiver  READY      the receiver has begun to receive
+    sender    OFFER n    contains one descriptor, of the manifest (names and state); announces n
+    receiver  WANT i     the receiver has i descriptors, and asks for the next 253, or the rest
+    sender    FILES i    contains these descriptors
+    receiver  COMPLETE n the receiver has all n descriptors, but does not use them yet
+    sender    COMMIT n   the sender has given the files up; the receiver may use them
+    either    REFUSED    instead of any other packet: an errno and a reason; ends the conversation
 
-A packet consists of a magic, the version, its kind and its number (n, i, or the errno), in little
-endian; REFUSED also has a text in UTF-8.
+WANT and FILES are repeated until the receiver has all descriptors. A packet consists of a magic,
+the version, its kind and its number (n, i, or the errno), in little endian; REFUSED also contains
+the reason as text in UTF-8.
 """
 
 from __future__ import annotations
@@ -70,10 +71,11 @@ class Kind(enum.IntEnum):
 def open_conversation(
     connection: socket.socket, operation: str, allow: Allow, timeout: float | None
 ) -> Iterator[Conversation]:
-    """Return a conversation; an error in its ``with`` block is sent to the other side.
+    """Yield a conversation over a connection.
 
-    The error also ends the connection. So the other side does not wait for more packets, and
-    packets in flight are not taken for the beginning of another conversation.
+    If an exception leaves the ``with`` block, the other side is told the reason and the connection
+    is shut down. So the other side does not wait for more packets, and packets in flight are not
+    taken for the beginning of another conversation.
     """
     conversation = Conversation(connection, operation, allow)
     with raising(operation, conversation.subject):
@@ -90,13 +92,15 @@ def open_conversation(
             connection.shutdown(socket.SHUT_RDWR)
         raise
     finally:
-        with suppress(OSError):  # the socket may be closed by now; a commit is still valid
+        # The caller may have closed the socket; that must not turn a committed handoff into an
+        # error.
+        with suppress(OSError):
             connection.settimeout(old_timeout)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, passcred)
 
 
 class Conversation:
-    """One side of a conversation: sends packets, and accepts only those that it expects."""
+    """One side of a handoff: sends packets, and receives packets of the expected kinds only."""
 
     def __init__(self, connection: socket.socket, operation: str, allow: Allow) -> None:
         self._connection = connection
@@ -106,25 +110,26 @@ class Conversation:
 
     @property
     def subject(self) -> str:
-        """The other side, in words."""
+        """Words for the other side, for error messages."""
         return str(self._peer or "the other end of the socket")
 
     @property
     def peer(self) -> Peer:
-        """The process at the other end, after it has sent a packet."""
+        """The process at the other end; known only after it has sent a packet."""
         assert self._peer is not None
         return self._peer
 
     def check_creator(self) -> None:
-        """Check that the process that created the other end is allowed.
+        """Check that the process that created the other end of the socket may take part.
 
         Raises:
-            HandoffError: the process is not allowed (EPERM), or the socket is not connected
+            HandoffError: the process may not take part (EPERM), or the socket is not connected
                 (ENOTCONN).
         """
         with raising(self._operation, self.subject):
             peer = peer_credentials(self._connection)
-        # After a socketpair() it is this process, which says nothing about who has the end now.
+        # If the socket is from socketpair(), this process itself created the other end. That says
+        # nothing about the process that has the other end now.
         if peer.pid != os.getpid():
             self._check_allowed(peer, "made the other end of the socket")
 
@@ -132,7 +137,8 @@ class Conversation:
         """Send a packet.
 
         Raises:
-            HandoffError: see `pyluo.handoff.send`; with the other side's reason if it sent one.
+            HandoffError: see `pyluo.handoff.send`; it contains the other side's reason, if that
+                side has sent one.
         """
         with raising(self._operation, self.subject):
             try:
@@ -147,12 +153,12 @@ class Conversation:
         """Receive the next packet, and return its number and its descriptors.
 
         Args:
-            kind: the kind that it must be of.
-            number: the number that it must have; None for any.
-            fds: the number of descriptors that it must bring.
+            kind: the kind that the packet must have.
+            number: the number that the packet must have; None if any number is accepted.
+            fds: how many descriptors the packet must contain.
 
         Raises:
-            HandoffError: see `pyluo.handoff.receive`; the packet's descriptors are closed.
+            HandoffError: see `pyluo.handoff.receive`. The packet's descriptors are closed then.
         """
         actual_kind, actual_number, packet = self._next_packet()
         try:
@@ -170,11 +176,11 @@ class Conversation:
         return actual_number, [OwnedFd(fd) for fd in packet.fds]
 
     def expect_commit(self, number: int) -> None:
-        """Wait for the sender's commit.
+        """Wait for the sender's COMMIT.
 
-        After a timeout, the socket is shut down for receiving, so that a later commit fails for the
-        sender; one that came before can still be received. Without the shutdown, the sender could
-        commit in the moment when this side gives up.
+        After a timeout, this side shuts the socket down for receiving. From then on the sender
+        cannot send COMMIT: it gets an error instead. A COMMIT that was sent before the shutdown is
+        still received. Without the shutdown, the sender could commit just when this side gives up.
         """
         try:
             self.expect(Kind.COMMIT, number)
@@ -189,7 +195,7 @@ class Conversation:
                 raise error from None
 
     def send_refusal(self, error: BaseException) -> None:
-        """Tell the other side why this one gives up, if it still listens."""
+        """Send the reason of an error to the other side, if the other side is still connected."""
         if isinstance(error, LuoError):
             number, reason = error.errno or EIO, error.hint or error.strerror or ""
         else:
@@ -200,7 +206,7 @@ class Conversation:
             send_packet(self._connection, head + text, flags=socket.MSG_DONTWAIT)
 
     def protocol_error(self, problem: str) -> HandoffError:
-        """Return the exception for a packet that breaks the protocol."""
+        """Return the exception for a packet that violates the protocol."""
         hint = f"The other side broke the protocol: {problem}"
         return HandoffError(EBADMSG, self._operation, self.subject, hint)
 
@@ -208,8 +214,8 @@ class Conversation:
         """Receive the next packet; return its kind, its number, and the packet.
 
         Raises:
-            HandoffError: the packet is a refusal, is truncated or not valid, or comes from another
-                process than the packets before it.
+            HandoffError: the packet is REFUSED; the packet is truncated or not valid; or another
+                process than before has sent it.
         """
         packet = self._receive()
         try:
@@ -238,8 +244,8 @@ class Conversation:
             try:
                 return Packet.receive(self._connection, size)
             except ConnectionResetError:
-                # The other side closed the socket with packets unread. The kernel reports this
-                # once; the next receive returns the reason that the other side sent.
+                # The other side closed the socket before it had read all packets. The kernel
+                # reports this once; receiving again returns the reason that the other side sent.
                 return Packet.receive(self._connection, size)
 
     def _parse(self, data: bytes) -> tuple[Kind, int]:
@@ -279,7 +285,11 @@ class Conversation:
         return HandoffError(known, self._operation, self.subject, hint)
 
     def _lost_descriptors_error(self) -> HandoffError:
-        """Return why the kernel dropped descriptors: it does not say, but dup() fails alike."""
+        """Return the exception for descriptors that the kernel dropped from a packet.
+
+        The kernel does not report the reason, so try dup(): it fails with the same error if a
+        descriptor limit was the reason.
+        """
         try:
             os.close(os.dup(self._connection.fileno()))
         except OSError as error:

@@ -1,19 +1,19 @@
-"""The manifest of a handoff: a sealed memfd with the descriptors' names and files, and the state.
+"""The manifest of a handoff: a sealed memfd with the names of the descriptors and the state.
 
-It is used through a socket and through exec alike, because neither has room for a state of many
-mebibytes: the socket's buffer limits a packet, and the kernel limits the environment. Because of
-its seals it cannot change after it was checked, whoever else has it open. Its layout::
+Handoffs through a socket and through exec both use a manifest, because neither a packet nor the
+environment has room for a state of many mebibytes. Because of the seals, nobody can change a
+manifest after it was checked, even if another process has it open. The layout::
 
     bytes 0-7    magic
-    bytes 8-11   version of what follows
+    bytes 8-11   version of the layout
     bytes 12-15  number of entries
     bytes 16-23  PID of the process that calls exec; 0 for a socket
     bytes 24-31  length of the table, in bytes
     bytes 32-39  length of the state, in bytes
-    bytes 40-71  SHA-256 of the whole manifest, with zeros in this field
-    table        for each entry: descriptor (-1 for a socket), st_dev, st_ino, kind of file,
-                 length of the name, name in UTF-8
-    state
+    bytes 40-71  SHA-256 of the whole manifest, calculated with zeros in this field
+    table        for each entry: number of the descriptor (-1 for a socket), st_dev, st_ino,
+                 kind of file, length of the name, name in UTF-8
+    state        the bytes that the caller passed
 
 All numbers are little-endian.
 """
@@ -52,11 +52,12 @@ class Entry:
     """The name of a descriptor, and the identity of its file.
 
     Attributes:
-        name: the name that both sides use.
-        number: the number of the descriptor, which an exec does not change; -1 for a socket.
-        device: st_dev of the file.
-        inode: st_ino; all anonymous inodes (eventfd, iommufd, …) have the same.
-        kind: the format bits of st_mode; 0 for anonymous inodes.
+        name: the name of the descriptor in the handoff.
+        number: the number of the descriptor, which is the same after exec; -1 in a handoff through
+            a socket.
+        device: the st_dev of the file.
+        inode: the st_ino of the file; all anonymous inodes (eventfd, iommufd, …) have the same.
+        kind: the file type bits of st_mode; 0 for anonymous inodes.
     """
 
     name: str
@@ -67,7 +68,7 @@ class Entry:
 
     @classmethod
     def of(cls, name: str, fd: int, number: int = -1) -> Self:
-        """Describe an open descriptor.
+        """Return the entry for an open descriptor.
 
         Raises:
             OSError: the descriptor is not open (EBADF).
@@ -76,7 +77,7 @@ class Entry:
         return cls(name, number, status.st_dev, status.st_ino, stat.S_IFMT(status.st_mode))
 
     def matches(self, fd: int) -> bool:
-        """Return whether a descriptor is of this file, as far as fstat(2) tells.
+        """Return whether a descriptor is of this entry's file, as far as fstat(2) can tell.
 
         Raises:
             OSError: the descriptor is not open (EBADF).
@@ -86,12 +87,12 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """All that is handed over, except for the descriptors themselves.
+    """The names of the descriptors that are handed over, and the state.
 
     Attributes:
-        entries: the entries, in the order of the descriptors.
-        state: the state that is handed over with them.
-        pid: the process that calls exec; 0 for a socket.
+        entries: one entry for each descriptor, in the order of the descriptors.
+        state: the bytes that are handed over with the descriptors.
+        pid: the PID of the process that calls exec; 0 in a handoff through a socket.
     """
 
     entries: tuple[Entry, ...]
@@ -129,10 +130,12 @@ class Manifest:
             max_state: the largest state to accept, in bytes; None for no limit.
 
         Raises:
-            HandoffError: the file is not a manifest, or is damaged (EBADMSG); it has another
-                version (EPROTONOSUPPORT); it exceeds a limit (E2BIG); there is no memory (ENOMEM).
+            HandoffError: the file is not a manifest, or is damaged (EBADMSG); the manifest has
+                another version (EPROTONOSUPPORT); it exceeds a limit (E2BIG); there is no memory
+                (ENOMEM).
         """
-        # A file without these seals could block a read for ever, or change after the check.
+        # Reading a file without these seals could block for ever, and it could change after the
+        # check.
         if read_seals(fd) & _SEALS != _SEALS:
             raise _damage_error("it is not a sealed memfd")
         with _borrow(fd) as memfd, raising(_OPERATION, f"descriptor {fd}"):
@@ -186,7 +189,10 @@ def _pack(entry: Entry) -> bytes:
 
 
 def _unpack(table: bytes, count: int) -> tuple[Entry, ...]:
-    """Check everything: a manifest with a valid digest may still be malicious."""
+    """Return the entries in a table; raise HandoffError if anything in it is invalid.
+
+    Everything is checked, because a manifest with a valid digest can still be malicious.
+    """
     entries: dict[str, Entry] = {}
     offset = 0
     for _ in range(count):

@@ -1,7 +1,7 @@
-"""Handing over to another process through a Unix socket.
+"""Handing over descriptors to another process through a Unix socket.
 
-The socket must be of type SOCK_SEQPACKET: the kernel keeps the packets and their descriptors apart,
-and reports truncated packets.
+The socket must be of type SOCK_SEQPACKET, because with this type the kernel keeps packets and their
+descriptors separate and reports truncated packets.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["connect", "listen", "receive", "send"]
 
-_MAX_ADDRESS = 107  # bytes: sun_path without its terminating zero
+_MAX_ADDRESS = 107  # bytes, the size of sun_path without its terminating zero
 _TIMEOUT = 10.0
 _MAX_FILES = 1 << 16
 _MAX_STATE = 1 << 28
@@ -41,27 +41,29 @@ def send(
     allow: Callable[[Peer], bool] = same_user,
     timeout: float | None = _TIMEOUT,
 ) -> Peer:
-    """Hand descriptors and a state over to the process that is in `receive` at the other end.
+    """Hand over descriptors and a state to the process that calls `receive` at the other end.
 
-    Descriptors are duplicated: the caller still owns its own. Stop using the files before the call,
-    so that the state still describes them when the other process takes over.
+    The receiver gets duplicates, and the caller still owns its own descriptors. Stop using the
+    files before the call, so that the state still describes them when the receiver takes over.
 
-    When this returns, the other process has everything and was told to continue: it owns what was
-    handed over, and this process must not drive it any more. This process still has its
-    descriptors, so nothing is lost if the other process dies before it uses its own; make sure that
-    it is dead before driving the files again. If this raises a LuoError, `receive` raises too at
-    the other end, and this process may continue as if nothing had happened. An exception from
-    elsewhere, such as a signal handler, does not tell whether the handoff succeeded.
+    When this function returns, the receiver has everything and may use the files; the caller must
+    no longer use them. The caller still has its descriptors. So it can use the files again if the
+    receiver dies, after making sure that the receiver is dead.
+
+    If this function raises a LuoError, `receive` raises at the other end too, and the caller may go
+    on using the files. Any other exception, for example from a signal handler, does not tell
+    whether the handoff succeeded.
 
     Args:
-        connection: a connected SOCK_SEQPACKET Unix socket. It can still be used afterwards, unless
-            the call raises, which ends the connection.
-        files: descriptors by name, in the order in which the receiver gets them.
-        state: any data for the receiver.
-        allow: a function that returns whether to hand over to a process. It is called for the
-            process that created the other end of the socket, unless that is this process, as with
-            socketpair(); and for the process that sends packets there. Either could receive.
-        timeout: seconds to wait for each packet of the other process; None for no limit.
+        connection: a connected SOCK_SEQPACKET Unix socket. The connection can be used again
+            afterwards; if the call raises, the connection is shut down.
+        files: a descriptor for each name, in the order in which the receiver gets them.
+        state: any bytes for the receiver.
+        allow: a function that returns whether a process may receive the handoff. It is called for
+            the process that created the other end of the socket, unless that is the caller itself,
+            as with socketpair(); and for the process that sends packets from there. Both could
+            receive the descriptors.
+        timeout: seconds to wait for each packet of the receiver; None for no limit.
 
     Returns:
         The process that received the handoff.
@@ -70,12 +72,12 @@ def send(
         ValueError: the socket has another family or type, a name is empty or longer than 255 bytes
             in UTF-8, or the timeout is not above zero.
         HandoffError: `allow` returned False (EPERM); the other process sent nothing in time
-            (ETIMEDOUT); there is no process at the other end, or no longer (ECONNRESET, EPIPE or
-            ENOTCONN); it broke the protocol (EBADMSG or EPROTO) or uses another version of it
-            (EPROTONOSUPPORT); too many descriptors of this user are in flight (ETOOMANYREFS). Any
-            other errno is the reason why the receiver refused.
-        LuoError: a descriptor is not open (EBADF); see also `Memfd.create`. Nothing was sent
-            then, and the connection is unchanged.
+            (ETIMEDOUT); no process has the other end of the socket (ECONNRESET, EPIPE or ENOTCONN);
+            the other process violated the protocol (EBADMSG or EPROTO) or uses another version of
+            it (EPROTONOSUPPORT); too many descriptors of this user are in flight (ETOOMANYREFS).
+            Any other errno is the receiver's reason for refusing.
+        LuoError: a descriptor is not open (EBADF); see also `Memfd.create`. In these cases nothing
+            was sent, and the connection is unchanged.
 
     Source: unix(7), SCM_RIGHTS
     """
@@ -107,29 +109,32 @@ def receive(
     max_files: int = _MAX_FILES,
     max_state: int = _MAX_STATE,
 ) -> Handoff:
-    """Receive what the process that is in `send` at the other end hands over.
+    """Receive the descriptors and the state from the process that calls `send` at the other end.
 
-    When this returns, the sender knows that everything arrived and has committed the handoff: this
-    process owns what was handed over. If this raises, every received descriptor is closed, and this
-    process must not drive the files, because the sender may continue with them. One gap remains: if
-    this process dies, or a signal handler raises, after the sender's commit and before the return,
-    the sender has given the files up and no process drives them.
+    When this function returns, the sender has given up the files, and this process may use them. If
+    this function raises, all received descriptors are closed, and this process must not use the
+    files, because the sender may go on using them.
+
+    One gap remains: after the sender has given up the files and before this function returns, this
+    process may die or a signal handler may raise. Then neither process uses the files.
 
     Args:
         connection: see `send`.
-        allow: a function that returns whether to receive from a process; called as for `send`.
-        timeout: seconds to wait for each packet of the other process; None for no limit.
+        allow: a function that returns whether to accept a handoff from a process. It is called for
+            the same processes as in `send`.
+        timeout: seconds to wait for each packet of the sender; None for no limit.
         max_files: the largest number of descriptors to accept.
         max_state: the largest state to accept, in bytes.
 
     Raises:
         ValueError: the socket has another family or type, or the timeout is not above zero.
         HandoffError: `allow` returned False (EPERM); the other process sent nothing in time
-            (ETIMEDOUT); there is no process at the other end, or no longer (ECONNRESET, EPIPE or
-            ENOTCONN); it broke the protocol (EBADMSG) or uses another version of it
-            (EPROTONOSUPPORT); the handoff exceeds a limit (E2BIG); this process (EMFILE, see
-            RLIMIT_NOFILE) or the system (ENFILE) has no room for the descriptors; a security module
-            blocked one of them (EACCES). Any other errno is the reason why the sender gave up.
+            (ETIMEDOUT); no process has the other end of the socket (ECONNRESET, EPIPE or ENOTCONN);
+            the other process violated the protocol (EBADMSG) or uses another version of it
+            (EPROTONOSUPPORT); the handoff exceeds `max_files` or `max_state` (E2BIG); this process
+            (EMFILE, see RLIMIT_NOFILE) or the system (ENFILE) has too many open files; a security
+            module blocked a descriptor (EACCES). Any other errno is the sender's reason for giving
+            up.
 
     Source: unix(7), SCM_RIGHTS; recvmsg(2), MSG_CMSG_CLOEXEC, MSG_CTRUNC
     """
@@ -169,24 +174,24 @@ def receive(
 def listen(
     path: str | os.PathLike[str], *, timeout: float | None = _TIMEOUT
 ) -> Iterator[socket.socket]:
-    """Return a listening socket, whose path exists until the end of a ``with`` block.
+    """Yield a listening socket; close the socket and remove its path after the ``with`` block.
 
-    Its accept() returns connections for `send` and `receive`. Only the same user and root may
-    connect.
+    The socket's accept() returns connections for `send` and `receive`. Only processes of the same
+    user or of root can connect.
 
     Args:
-        path: the path of the socket, where no file may exist.
+        path: the path of the socket; no file of this name may exist.
         timeout: seconds after which accept() raises TimeoutError; None for no limit.
 
     Raises:
-        HandoffError: a file exists there (EADDRINUSE); the folder does not exist (ENOENT) or cannot
-            be written to (EACCES); the path is longer than 107 bytes (ENAMETOOLONG).
+        HandoffError: a file of this name exists (EADDRINUSE); the folder does not exist (ENOENT) or
+            cannot be written to (EACCES); the path is longer than 107 bytes (ENAMETOOLONG).
 
     Source: unix(7)
     """
     with _socket() as listener:
         with _socket_address("listen for handoff", path) as address:
-            os.fchmod(listener.fileno(), 0o600)  # bind() gives this mode to the name
+            os.fchmod(listener.fileno(), 0o600)  # bind() creates the path with this mode
             listener.bind(address)
         try:
             listener.listen(1)
@@ -198,15 +203,15 @@ def listen(
 
 
 def connect(path: str | os.PathLike[str]) -> socket.socket:
-    """Connect to the process that listens at `path`; the caller must close the connection.
+    """Return a connection to the process that listens at `path`; the caller must close it.
 
     Args:
-        path: see `listen`.
+        path: the path that the other process passed to `listen`.
 
     Raises:
-        HandoffError: no process listens there (ENOENT or ECONNREFUSED); a process of another user
-            does (EACCES); other connections wait to be accepted (EAGAIN); the path is longer than
-            107 bytes (ENAMETOOLONG).
+        HandoffError: no process listens at the path (ENOENT or ECONNREFUSED); the process is of
+            another user (EACCES); too many connections are waiting to be accepted (EAGAIN); the
+            path is longer than 107 bytes (ENAMETOOLONG).
 
     Source: unix(7)
     """

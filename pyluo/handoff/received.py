@@ -21,13 +21,13 @@ D = TypeVar("D", bound=Descriptor)
 class Handoff:
     """Named descriptors and a state that another process or program has handed over.
 
-    Leaving its ``with`` block closes the descriptors that were not taken. All descriptors have
-    close-on-exec set. As long as the previous process has the file open, both share its position
-    and its flags, such as O_NONBLOCK.
+    The end of the ``with`` block closes the descriptors that were not taken. All descriptors have
+    close-on-exec set. As long as the sender still has a file open, both processes share its file
+    position and its status flags, such as O_NONBLOCK.
 
     Attributes:
-        state: the state that the other side handed over.
-        peer: the process that sent it; None if it came through exec.
+        state: opaque bytes from the sender.
+        peer: the process that sent the handoff; None after an exec.
     """
 
     __slots__ = ("_files", "peer", "state")
@@ -41,7 +41,10 @@ class Handoff:
 
     @property
     def files(self) -> Mapping[str, OwnedFd]:
-        """The descriptors that were not taken yet, in their order; this object owns them."""
+        """The descriptors that were not taken yet, in the order in which they were sent.
+
+        This object owns the descriptors.
+        """
         return MappingProxyType(self._files)
 
     @overload
@@ -58,12 +61,12 @@ class Handoff:
         """Return a descriptor, which the caller owns from now on.
 
         Args:
-            name: the name under which it was handed over.
+            name: the name of the descriptor in the handoff.
             type: the class of the object to return, such as `Memfd` or `OutgoingSession`.
 
         Raises:
             KeyError: there is no descriptor of this name, or it was taken already.
-            LuoError: the descriptor is not of this type, as `type.from_fd` says; it is not taken.
+            LuoError: `type.from_fd` refuses the descriptor, which can still be taken.
         """
         owned = self._files[name]
         taken = type.from_fd(owned.fileno())

@@ -1,8 +1,8 @@
-"""Handing over to another program in the same process, through exec.
+"""Handing over descriptors to the next program in the same process, through exec.
 
-The process keeps its PID, and the descriptors keep their numbers. The memory of the process is
-another, so an iommufd needs the same request as after any other handoff. The names of the
-descriptors are in a sealed memfd, whose number is in the environment.
+The process keeps its PID, and the descriptors keep their numbers. But exec replaces the memory of
+the process, so an iommufd needs `change_process`, as after a handoff to another process. The names
+of the descriptors are in a sealed memfd; an environment variable has the number of its descriptor.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["VARIABLE", "exec_with", "inherited"]
 
 VARIABLE = "PYLUO_HANDOFF"  # environment variable with the number of the manifest's descriptor
-_FIRST = 3  # the next program uses 0 to 2 as its standard streams
+_FIRST = 3  # the lowest usable number: the next program uses 0 to 2 as its standard streams
 _INHERIT = "inherit handoff"
 
 
@@ -39,25 +39,27 @@ def exec_with(
     *,
     env: Mapping[str, str] | None = None,
 ) -> NoReturn:
-    """Execute another program, which gets the descriptors and the state from `inherited`.
+    """Replace this program by another one, which gets the descriptors and the state.
 
-    Descriptors are passed on with their numbers. A descriptor that is a standard stream or has two
-    names is duplicated. Close-on-exec is cleared only at the last moment; a child that another
-    thread starts just then inherits the descriptors. If this raises, nothing has changed.
+    The other program must call `inherited`. The descriptors keep their numbers, except that a
+    standard stream, or a descriptor with two names, is duplicated. Close-on-exec is cleared just
+    before the exec; if another thread starts a child at that moment, the child inherits the
+    descriptors too. If this function raises, nothing has changed.
 
-    As with any exec, other threads end, nothing is cleaned up, and Python's buffers are not
-    written: flush them before.
+    As with any exec, all other threads end, no cleanup code runs, and Python does not write its
+    buffers: flush them first.
 
     Args:
-        argv: the program, searched in PATH unless it contains a slash, and its arguments.
-        files: descriptors by name, in the order in which the next program gets them.
-        state: any data for the next program, of any size.
-        env: the environment of the program, by default that of this process; PYLUO_HANDOFF is
-            added to it.
+        argv: the name of the program, searched in PATH unless it contains a slash, followed by its
+            arguments.
+        files: a descriptor for each name, in the order in which the next program gets them.
+        state: any bytes for the next program; there is no size limit.
+        env: the environment of the program, to which PYLUO_HANDOFF is added; by default the
+            environment of this process.
 
     Raises:
         ValueError: `argv` is empty, or a name is empty or longer than 255 bytes in UTF-8.
-        HandoffError: a descriptor is not open (EBADF); there is no free number for a duplicate
+        HandoffError: a descriptor is not open (EBADF); no descriptor number is free for a duplicate
             (EMFILE); execve(2) failed (ENOENT, EACCES, ENOEXEC, E2BIG and others).
         LuoError: see `Memfd.create`.
 
@@ -85,17 +87,19 @@ def exec_with(
 
 
 def inherited() -> Handoff:
-    """Return what the previous program of this process passed on with `exec_with`.
+    """Return the descriptors and the state from the previous program of this process.
 
-    Call it early, before anything closes descriptors by their numbers or starts a child. It works
-    once: it removes the variable and sets close-on-exec again.
+    The previous program must have called `exec_with`. Call this function early, before any code
+    closes descriptors by their numbers or starts a child. It works only once, because it removes
+    the environment variable; it also sets close-on-exec again.
 
     Raises:
-        HandoffError: nothing was passed on (ENOENT); the handoff is for another process, from which
-            this one inherited the variable, or a descriptor is of another file by now (ESTALE); a
-            descriptor is not open any more (EBADF); the variable does not name a valid manifest
-            (EBADMSG), or one of another version (EPROTONOSUPPORT). No descriptor is closed or
-            changed then, because no other process has them any more.
+        HandoffError: the environment variable is not set (ENOENT); the handoff is for another
+            process, from which this process inherited the variable (ESTALE); a descriptor is of
+            another file by now (ESTALE), or is no longer open (EBADF); the variable does not refer
+            to a valid manifest (EBADMSG), or the manifest has another version (EPROTONOSUPPORT). In
+            all these cases no descriptor is closed or changed, because this process may have the
+            only descriptor of a file.
 
     Source: execve(2)
     """
@@ -122,7 +126,10 @@ def inherited() -> Handoff:
 
 
 def _duplicate(number: int, stack: ExitStack) -> int:
-    """Return a duplicate of a descriptor with a number that is not a standard stream's."""
+    """Return a duplicate of a descriptor, with a number above the standard streams'.
+
+    The exit stack closes the duplicate.
+    """
     duplicate = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, _FIRST)
     stack.callback(os.close, duplicate)
     return duplicate

@@ -1,4 +1,8 @@
-"""The ioctls of iommufd: I/O address spaces and hardware page tables managed by userspace."""
+"""iommufd: I/O address spaces and hardware page tables that userspace manages.
+
+An IOAS (I/O address space) maps memory at IOVAs (I/O virtual addresses), at which devices reach the
+memory by DMA. A HWPT (hardware page table) has these mappings in the format of one IOMMU.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A device bound to an iommufd, as far as a vIOMMU needs to know it."""
+"""The base class of `IommuDevice`, which `Viommu` needs."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ __all__ = ["BoundDevice"]
 
 
 class BoundDevice(IommuObject):
-    """A device that is bound to an iommufd, known to the kernel by its id.
+    """A device that is bound to an iommufd, identified by its id.
 
-    Users get an `IommuDevice`, which adds the requests.
+    Callers get an `IommuDevice`, which is derived from this class and makes requests.
     """
 
     noun = "device"
 
     def hold_iommufd(self) -> None:
-        """Note that an open VFIO device is behind this object, which keeps the iommufd alive."""
+        """Note that this is an open VFIO device: while it is open, the kernel keeps the iommufd."""
         self.keeps_iommufd = True

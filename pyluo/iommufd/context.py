@@ -1,4 +1,4 @@
-"""/dev/iommu: the iommufd in which I/O address spaces and page tables are made."""
+"""`IommuFd`: an open /dev/iommu."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _VFIO_CLEAR = constant("IOMMU_VFIO_IOAS_CLEAR")
 
 
 class IommuFd(IommuContext):
-    """An open /dev/iommu and the objects that were made in it.
+    """An open /dev/iommu, with the objects that were created in it.
 
-    Closing it destroys all of its objects, unless another process has the descriptor too. If a VFIO
-    device is bound to it, they live on in the kernel and the device continues its DMA: mapped
-    buffers are kept until the last such device is closed.
+    Closing the iommufd destroys all of its objects, unless another process has the descriptor too.
+    While a VFIO device is bound to the iommufd, the objects stay in the kernel and DMA continues:
+    mapped buffers cannot be freed until the last such device is closed.
 
-    Not locked: use it and its objects from one thread at a time.
+    There is no lock: use an iommufd and its objects from one thread at a time.
 
     Args:
         path: the path of the device.
@@ -53,14 +53,15 @@ class IommuFd(IommuContext):
 
     @classmethod
     def from_fd(cls, fd: int) -> Self:
-        """Take over an open descriptor of the device, such as one received from another process.
+        """Return an object that owns an open descriptor of /dev/iommu.
 
-        The objects in it are not known here: `Ioas` and the other classes take an iommufd and an
-        id, and `IoasLayout.adopt` takes over a whole address space.
+        The new object does not know which iommufd objects another process created in it. To use
+        them, construct `Ioas` and the other classes with the iommufd and the object's id, or call
+        `IoasLayout.adopt`, which also tells this process about the mappings of an IOAS.
 
         Raises:
-            LuoError: the descriptor is not open (EBADF), or is not one of /dev/iommu (ENODEV). The
-                caller still owns it.
+            LuoError: the descriptor is not open (EBADF), or is not of /dev/iommu (ENODEV). The
+                caller still owns the descriptor.
         """
         require_device(fd, "iommu")
         self = cls.__new__(cls)
@@ -68,14 +69,14 @@ class IommuFd(IommuContext):
         return self
 
     def alloc_ioas(self) -> Ioas:
-        """Return a new I/O address space with nothing mapped in it.
+        """Allocate and return an I/O address space, in which nothing is mapped.
 
         Source: include/uapi/linux/iommufd.h, IOMMU_IOAS_ALLOC. Linux 6.2.
         """
         return Ioas(self, self.claim_id(_IOAS_ALLOC(self.fileno()).integer("out_ioas_id")))
 
     def alloc_fault_queue(self) -> FaultQueue:
-        """Return a new queue of I/O page faults, for HWPTs to be made with.
+        """Allocate and return a queue of I/O page faults, to be given to new HWPTs.
 
         Source: include/uapi/linux/iommufd.h, IOMMU_FAULT_QUEUE_ALLOC. Linux 6.11.
         """
@@ -85,7 +86,7 @@ class IommuFd(IommuContext):
 
     @property
     def vfio_ioas(self) -> Ioas | None:
-        """The IOAS that VFIO's older container interface uses on this descriptor; None without one.
+        """The IOAS that VFIO's container interface uses on this descriptor; None if there is none.
 
         Source: include/uapi/linux/iommufd.h, IOMMU_VFIO_IOAS. Linux 6.2.
         """

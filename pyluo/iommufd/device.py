@@ -1,4 +1,4 @@
-"""A device that is bound to an iommufd."""
+"""`IommuDevice`: a device that is bound to an iommufd."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ _INPUT_TYPE = constant("IOMMU_HW_INFO_FLAG_INPUT_TYPE")
 _FAULT_ID_VALID = constant("IOMMU_HWPT_FAULT_ID_VALID")
 _NO_DATA = constant("IOMMU_HWPT_DATA_NONE")
 _NO_FLAGS = HwptFlags(0)
-_USUAL_ROOM = 64  # bytes; the largest format of Linux 7.3 has 40
+_USUAL_ROOM = 64  # bytes; the largest format of Linux 7.3 has 40 bytes
 
 
 class IommuDevice(BoundDevice):
-    """A device in an iommufd, made by `VfioDevice.bind`; it ends with the VFIO device."""
+    """A device in an iommufd, created by `VfioDevice.bind` and destroyed with the VFIO device."""
 
     def hw_info(self, data_type: int | None = None) -> HwInfo:
-        """Return the abilities of the IOMMU that this device is behind.
+        """Return the capabilities of the IOMMU that this device is behind.
 
         Args:
-            data_type: the format to ask for, if a driver has several; by default the driver's usual
-                one.
+            data_type: the format of the driver's information, for drivers with several formats; by
+                default the driver chooses.
 
         Raises:
-            IommuUnsupportedError: the driver has no information of this format (EOPNOTSUPP).
-            KernelTooOldError: this kernel cannot be asked for a format (E2BIG).
+            IommuUnsupportedError: the driver has no information in this format (EOPNOTSUPP).
+            KernelTooOldError: this kernel does not support `data_type` (E2BIG).
 
-        Source: include/uapi/linux/iommufd.h, IOMMU_GET_HW_INFO. Linux 6.6; a format since 6.17.
+        Source: include/uapi/linux/iommufd.h, IOMMU_GET_HW_INFO. Linux 6.6; `data_type` since 6.17.
         """
         room = _USUAL_ROOM
         asked = {} if data_type is None else {"flags": _INPUT_TYPE, "in_data_type": data_type}
@@ -69,7 +69,7 @@ class IommuDevice(BoundDevice):
             capabilities=HwCapability(reply.integer("out_capabilities")),
             pasid_bits=reply.integer("out_max_pasid_log2"),
             data=bytes(data[:length]),
-            # An older kernel may have a shorter struct; as in ioctls, missing fields are zero.
+            # The struct of an older kernel may be shorter; as in ioctls, missing fields are zero.
             driver=decode(number, bytes(data)),
         )
 
@@ -81,20 +81,20 @@ class IommuDevice(BoundDevice):
         fault_queue: FaultQueue | None = None,
         data: HwptData | None = None,
     ) -> PagingHwpt:
-        """Return a new page table of an IOAS, in the format of this device's IOMMU.
+        """Allocate and return a page table for an IOAS, in the format of this device's IOMMU.
 
-        The page table follows when memory is mapped or unmapped in the IOAS later.
+        The kernel updates the page table whenever memory is mapped or unmapped in the IOAS.
 
         Args:
-            ioas: the IOAS whose mappings the device will see.
-            flags: what the page table can be used for.
-            fault_queue: where page faults of devices attached to it are reported.
-            data: the driver's parameters, for a driver that needs some.
+            ioas: the IOAS whose mappings the page table contains.
+            flags: the uses that the page table must support.
+            fault_queue: the queue for page faults of devices that are attached to the page table.
+            data: parameters for the driver; most drivers need none.
 
         Raises:
-            IommuUnsupportedError: the IOMMU cannot do what the flags ask (EOPNOTSUPP).
-            LuoError: something is mapped where the device cannot reach (EADDRINUSE); memory is
-                short (ENOMEM).
+            IommuUnsupportedError: the IOMMU does not support a flag (EOPNOTSUPP).
+            LuoError: memory is mapped at an address that the device cannot reach (EADDRINUSE);
+                there is too little memory (ENOMEM).
 
         Source: include/uapi/linux/iommufd.h, IOMMU_HWPT_ALLOC. Linux 6.6; flags since 6.7.
         """
@@ -110,18 +110,18 @@ class IommuDevice(BoundDevice):
         flags: HwptFlags = _NO_FLAGS,
         fault_queue: FaultQueue | None = None,
     ) -> NestedHwpt:
-        """Return a guest's page table, nested on one of the host's.
+        """Allocate and return an HWPT for a page table of a guest, nested on a parent HWPT.
 
         Args:
-            parent: a HWPT allocated with `HwptFlags.NEST_PARENT`, or a vIOMMU made from such a
-                HWPT.
-            data: where the guest has its page table.
-            flags: what the page table can be used for.
-            fault_queue: where page faults of devices attached to it are reported.
+            parent: a HWPT that was allocated with `HwptFlags.NEST_PARENT`, or a vIOMMU that was
+                created from such a HWPT.
+            data: the address and format of the guest's page table.
+            flags: the uses that the page table must support.
+            fault_queue: the queue for page faults of devices that are attached to the page table.
 
         Raises:
             IommuUnsupportedError: the IOMMU has no nested page tables of this format (EOPNOTSUPP).
-            LuoError: the parent is no nesting parent, or belongs to another IOMMU (EINVAL); the
+            LuoError: the parent was not allocated as a parent, or is of another IOMMU (EINVAL); the
                 driver refused the data (EIO).
 
         Source: include/uapi/linux/iommufd.h, IOMMU_HWPT_ALLOC. Linux 6.7; with a vIOMMU since 6.13.
@@ -133,16 +133,16 @@ class IommuDevice(BoundDevice):
     def alloc_viommu(
         self, kind: ViommuType | int, parent: PagingHwpt, data: RawData | None = None
     ) -> Viommu:
-        """Return a new vIOMMU: the part of this device's IOMMU that belongs to one guest.
+        """Allocate and return a vIOMMU: the part of this device's IOMMU that one guest uses.
 
         Args:
             kind: the type of IOMMU that the guest sees.
-            parent: a HWPT allocated with `HwptFlags.NEST_PARENT`.
-            data: the driver's parameters; its answer becomes `Viommu.data`.
+            parent: a HWPT that was allocated with `HwptFlags.NEST_PARENT`.
+            data: parameters for the driver; `Viommu.data` has the driver's answer.
 
         Raises:
             IommuUnsupportedError: the IOMMU has no vIOMMU of this type (EOPNOTSUPP).
-            LuoError: the parent is no nesting parent (EINVAL).
+            LuoError: the parent was not allocated as a parent (EINVAL).
 
         Source: include/uapi/linux/iommufd.h, IOMMU_VIOMMU_ALLOC. Linux 6.13; data since 6.17.
         """
@@ -160,7 +160,7 @@ class IommuDevice(BoundDevice):
         return Viommu(self.iommufd, number, bytes(answer), parent)
 
     def forget(self) -> None:
-        """Note that the device is gone, and its vdevice with it."""
+        """Note that the kernel has destroyed the device, and with it its vdevice."""
         for user in self.users:
             if isinstance(user, Vdevice):
                 user.forget()

@@ -1,4 +1,4 @@
-"""Queues of what goes wrong in an IOMMU: I/O page faults, and events of a virtual IOMMU."""
+"""Queues that report I/O page faults, and events of virtual IOMMUs."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ _LAST_PAGE = constant("IOMMU_PGFAULT_FLAGS_LAST_PAGE")
 _SUCCESS = constant("IOMMUFD_PAGE_RESP_SUCCESS")
 _INVALID = constant("IOMMUFD_PAGE_RESP_INVALID")
 _LOST_EVENTS = constant("IOMMU_VEVENTQ_FLAG_LOST_EVENTS")
-_SEQUENCES = 1 << 31  # they start again from 0 after 2^31 - 1
-_LARGEST_GROUP = 1 << 20  # bytes; a group of faults is read in one go
+_SEQUENCES = 1 << 31  # after the sequence number 2^31 - 1 comes 0
+_LARGEST_GROUP = 1 << 20  # bytes; the kernel returns a group of faults only as a whole
 
 
 class FaultAccess(enum.IntFlag):
-    """The access that a device attempted.
+    """The kinds of access that a device attempted.
 
     Source: include/uapi/linux/iommufd.h, enum iommu_hwpt_pgfault_perm
     """
@@ -57,16 +57,16 @@ class FaultAccess(enum.IntFlag):
 
 @dataclass(frozen=True, slots=True)
 class PageFault:
-    """A page that a device asked for and that is not mapped.
+    """A page fault: a device tried to access a page that is not mapped.
 
     Attributes:
         device_id: the device's id in the iommufd.
-        pasid: the PASID of the access; None if it had none.
-        group: the number of the group of faults that this one belongs to.
-        access: the access that the device attempted.
+        pasid: the PASID of the access; None if the access had no PASID.
+        group: the number of the group of faults that this fault belongs to.
+        access: the kinds of access that the device attempted.
         address: the faulting address.
-        length: how many bytes the device is expected to ask for; 0 if this is not known.
-        cookie: identifies the group in the answer to it.
+        length: how many bytes the device is expected to access; 0 if this is not known.
+        cookie: the kernel's identifier of the group, which the answer to the group contains.
         last: whether this is the last fault of its group.
 
     Source: include/uapi/linux/iommufd.h, struct iommu_hwpt_pgfault. Linux 6.11.
@@ -102,14 +102,15 @@ _EVENT_SIZES: dict[int, int] = {
 
 @dataclass(frozen=True, slots=True)
 class VirtualEvent:
-    """An event that a virtual IOMMU has for its guest.
+    """An event of a virtual IOMMU, to be forwarded to the guest.
 
     Attributes:
-        sequence: the event's number in the queue; lost events are counted too; 0 follows 2^31 - 1.
-        data: the event in its IOMMU's format; empty if it only reports that events up to this
-            number were lost.
-        lost: how many events since the previous one did not fit into the queue, including this one
-            if it has no data.
+        sequence: the event's number in the queue, in which lost events are counted too. After
+            2^31 - 1 comes 0.
+        data: the event in the IOMMU's format; empty if this event only reports that all events up
+            to this number were lost.
+        lost: the number of events between the previous event and this one that were lost because
+            the queue was full, including this one if its data is empty.
 
     Source: include/uapi/linux/iommufd.h, struct iommufd_vevent_header. Linux 6.15.
     """
@@ -120,7 +121,7 @@ class VirtualEvent:
 
 
 class _EventObject(IommuObject):
-    """An object with its own descriptor, from which its events are read."""
+    """An iommufd object that has a descriptor of its own, from which events are read."""
 
     def __init__(
         self, iommufd: IommuContext, object_id: int, file: OwnedFd, *uses: IommuObject
@@ -133,7 +134,7 @@ class _EventObject(IommuObject):
         self._file = file
 
     def fileno(self) -> int:
-        """Return the descriptor, for poll(2); it is readable if there is something to read.
+        """Return the descriptor, for poll(2); poll reports it as readable if there are events.
 
         Raises:
             ValueError: the descriptor is closed.
@@ -144,8 +145,8 @@ class _EventObject(IommuObject):
         """Close the descriptor and destroy the queue; destroying it twice does nothing.
 
         Raises:
-            ObjectInUseError: something still reports to the queue, and nothing has changed; or the
-                descriptor is open elsewhere too, and only closed here (EBUSY).
+            ObjectInUseError: other objects still report to the queue, and nothing has changed; or
+                the descriptor is also open elsewhere, and was only closed here (EBUSY).
         """
         if self._users:
             raise self._in_use_error()
@@ -153,42 +154,42 @@ class _EventObject(IommuObject):
         super().destroy()
 
     def forget(self) -> None:
-        """Note that the queue is gone, and close the descriptor."""
+        """Note that the kernel has destroyed the queue, and close the descriptor."""
         self._file.close()
         super().forget()
 
     def give_up(self) -> None:
-        """Note that the iommufd is given up; the descriptor stays open for its events."""
+        """Note that this process gave up the iommufd; events can still be read."""
         super().forget()
 
     def _read(self, room: int) -> bytes:
-        """Read what is there; the kernel never makes the caller wait."""
+        """Return the data of waiting events, about `room` bytes; the kernel never blocks."""
         while True:
             try:
                 with raising("read", str(self)):
                     return os.read(self.fileno(), room)
             except LuoError as error:
-                # A group or event that is read in one go is longer than the buffer.
+                # EINVAL: the first group or event is longer than the buffer.
                 if error.errno != errno.EINVAL or room >= _LARGEST_GROUP:
                     raise
             room *= 2
 
 
 class FaultQueue(_EventObject):
-    """The I/O page faults of the HWPTs made with this queue, each of which needs an answer.
+    """The I/O page faults of the HWPTs that were allocated with this queue.
 
-    Made by `IommuFd.alloc_fault_queue`. Linux 6.11.
+    Each group of faults needs an answer. `IommuFd.alloc_fault_queue` creates a queue. Linux 6.11.
     """
 
     noun = "fault queue"
 
     def read(self) -> list[PageFault]:
-        """Return the faults that are there, in whole groups, without waiting; possibly none.
+        """Return the faults that are in the queue now, in whole groups; there may be none.
 
-        At most a hundred are returned at once, unless one group has more.
+        At most a hundred faults are returned at once, unless one group has more.
 
         Raises:
-            LuoError: memory is short (ENOMEM); the faults can be read later.
+            LuoError: there is too little memory (ENOMEM); the faults can be read later.
             ValueError: the descriptor is closed.
 
         Source: drivers/iommu/iommufd/eventq.c, iommufd_fault_fops_read()
@@ -198,16 +199,16 @@ class FaultQueue(_EventObject):
     def respond(self, faults: PageFault | Iterable[PageFault], *, resolved: bool) -> None:
         """Answer the groups that the faults belong to, each group once.
 
-        The device waits for the answer. Groups that were read but not answered are answered as
-        unresolved when the device is detached or the queue destroyed.
+        The device waits for the answer. When the device is detached or the queue is destroyed, the
+        kernel answers the remaining groups that were read as not resolved.
 
         Args:
-            faults: any faults of each group.
-            resolved: whether the pages are mapped now, so that the device should try again.
+            faults: at least one fault of each group to answer.
+            resolved: whether the pages are mapped now, so that the device can try again.
 
         Raises:
-            LuoError: a group was never read, or is answered already, perhaps because the device was
-                detached (EINVAL); all other groups are answered.
+            LuoError: a group was not read before, or has an answer already, perhaps because the
+                device was detached (EINVAL). The other groups are answered nevertheless.
 
         Source: drivers/iommu/iommufd/eventq.c, iommufd_fault_fops_write()
         """
@@ -219,20 +220,21 @@ class FaultQueue(_EventObject):
                 with raising("write", f"{self}, group of cookie {cookie}"):
                     os.write(self.fileno(), _RESPONSE.pack(cookie=cookie, code=code))
             except LuoError as error:
-                refused.append(error)  # later: a device waits for each of the other answers
+                refused.append(error)  # answer the other groups first: devices wait for that
         if refused:
             raise refused[0]
 
 
 class VirtualEventQueue(_EventObject):
-    """The events of a vIOMMU, all of one format.
+    """The events of a vIOMMU; a queue has events of one format.
 
-    Made by `Viommu.alloc_event_queue`. Linux 6.15.
+    `Viommu.alloc_event_queue` creates a queue. Linux 6.15.
 
     Args:
-        event_size: the size of the data that follows each header, in bytes.
-        next_sequence: the number of the next event if none is lost; None if this is not known, as
-            for a queue that came from another process: then the first event reports no loss.
+        event_size: the size of an event's data in bytes, without the header.
+        next_sequence: the sequence number that the next event has if no event is lost; None if it
+            is not known, as for a queue of another process. Then the first event that is read has
+            `lost` 0.
     """
 
     noun = "virtual event queue"
@@ -251,11 +253,11 @@ class VirtualEventQueue(_EventObject):
         self._next_sequence = next_sequence
 
     def read(self) -> list[VirtualEvent]:
-        """Return some of the events that are there, without waiting; possibly none.
+        """Return events that are in the queue now, possibly not all; there may be none.
 
         Raises:
-            LuoError: memory is short (ENOMEM); the events can be read later.
-            ValueError: the descriptor is closed; or the events do not have the given size.
+            LuoError: there is too little memory (ENOMEM); the events can be read later.
+            ValueError: the descriptor is closed; or the events do not have `event_size` bytes.
 
         Source: drivers/iommu/iommufd/eventq.c, iommufd_veventq_fops_read()
         """
@@ -267,12 +269,12 @@ class VirtualEventQueue(_EventObject):
 
 
 def event_size(kind: int) -> int:
-    """Return the size of events of a type in bytes; 0 for a type that is not known here."""
+    """Return the size in bytes of an event of this type; 0 if pyluo does not know the type."""
     return _EVENT_SIZES.get(kind, 0)
 
 
 def parse_faults(data: bytes) -> list[PageFault]:
-    """Return the faults in data read from a fault queue.
+    """Return the faults in data that was read from a fault queue.
 
     Raises:
         ValueError: the data ends within a fault.
@@ -297,12 +299,13 @@ def parse_faults(data: bytes) -> list[PageFault]:
 
 
 def parse_events(data: bytes, event_size: int, expected: int | None = 0) -> list[VirtualEvent]:
-    """Return the events in data read from a virtual event queue.
+    """Return the events in data that was read from a virtual event queue.
 
     Args:
         data: the data.
-        event_size: the size of the data that follows each header, in bytes.
-        expected: the number of the first event if none was lost; None if this is not known.
+        event_size: the size of an event's data in bytes, without the header.
+        expected: the sequence number that the first event has if no event was lost; None if it is
+            not known.
 
     Raises:
         ValueError: the data ends within an event, or the size is negative.

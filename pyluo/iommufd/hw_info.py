@@ -1,4 +1,4 @@
-"""The abilities of a device's IOMMU, as its driver reports them."""
+"""The capabilities of a device's IOMMU, as its driver reports them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _ERRATUM_REPEAT = constant("IOMMU_HW_INFO_ARM_SMMUV3_ERRATA_REPEAT_TLBI_CFGI")
 
 
 class HwInfoType(enum.IntEnum):
-    """The format of the driver's part of the information.
+    """The format of the driver-specific data in `HwInfo`.
 
     Source: include/uapi/linux/iommufd.h, enum iommu_hw_info_type
     """
@@ -41,7 +41,7 @@ class HwInfoType(enum.IntEnum):
 
 
 class HwCapability(enum.IntFlag):
-    """Abilities that any IOMMU may have.
+    """Capabilities that an IOMMU of any vendor may have.
 
     Source: include/uapi/linux/iommufd.h, enum iommufd_hw_capabilities
     """
@@ -59,13 +59,16 @@ def _bits(value: int, high: int, low: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class VtdInfo:
-    """An Intel VT-d remapping unit; the names are those of the VT-d specification, 11.4.2 and 3.
+    """An Intel VT-d remapping unit.
+
+    The docstrings of the properties begin with the field's name in the VT-d specification,
+    sections 11.4.2 and 11.4.3.
 
     Attributes:
         cap: the capability register.
         ecap: the extended capability register.
-        no_read_only_nesting: erratum 772415: a HWPT that is a nesting parent must map nothing
-            read-only.
+        no_read_only_nesting: whether erratum 772415 is present: the parent HWPT of a nested one
+            must have no read-only mappings.
 
     Source: include/uapi/linux/iommufd.h, struct iommu_hw_info_vtd. Linux 6.6.
     """
@@ -81,12 +84,12 @@ class VtdInfo:
 
     @property
     def caching_mode(self) -> bool:
-        """CM: entries that are not present may be cached too, as emulated units do."""
+        """CM: the unit may also cache entries that are not present, as emulated units do."""
         return bool(_bits(self.cap, 7, 7))
 
     @property
     def second_stage_widths(self) -> tuple[int, ...]:
-        """SAGAW: the supported address widths of second-stage page tables, in bits."""
+        """SAGAW: the address widths that second-stage page tables can have, in bits."""
         widths = {1: 39, 2: 48, 3: 57}
         sagaw = _bits(self.cap, 12, 8)
         return tuple(width for bit, width in widths.items() if sagaw >> bit & 1)
@@ -105,84 +108,88 @@ class VtdInfo:
 
     @property
     def first_stage_1gib_pages(self) -> bool:
-        """FS1GP."""
+        """FS1GP: first-stage page tables can map pages of 1 GiB."""
         return bool(_bits(self.cap, 56, 56))
 
     @property
     def first_stage_5_levels(self) -> bool:
-        """FS5LP."""
+        """FS5LP: first-stage page tables can have 5 levels."""
         return bool(_bits(self.cap, 60, 60))
 
     @property
     def queued_invalidation(self) -> bool:
-        """QI."""
+        """QI: invalidation commands can be given through a queue."""
         return bool(_bits(self.ecap, 1, 1))
 
     @property
     def device_tlbs(self) -> bool:
-        """DT: devices may cache translations (ATS)."""
+        """DT: devices can cache translations in TLBs of their own (ATS)."""
         return bool(_bits(self.ecap, 2, 2))
 
     @property
     def interrupt_remapping(self) -> bool:
-        """IR."""
+        """IR: the unit can remap interrupts."""
         return bool(_bits(self.ecap, 3, 3))
 
     @property
     def pass_through(self) -> bool:
-        """PT."""
+        """PT: the unit can pass the requests of a device through without translation."""
         return bool(_bits(self.ecap, 6, 6))
 
     @property
     def snoop_control(self) -> bool:
-        """SC."""
+        """SC: page tables can force DMA to snoop the processors' caches."""
         return bool(_bits(self.ecap, 7, 7))
 
     @property
     def nested_translation(self) -> bool:
-        """NEST: a guest's page table can be nested on one of the host's."""
+        """NEST: a guest's page table can be nested on a page table of the host."""
         return bool(_bits(self.ecap, 26, 26))
 
     @property
     def page_requests(self) -> bool:
-        """PRS: devices may request pages."""
+        """PRS: devices can send page requests."""
         return bool(_bits(self.ecap, 29, 29))
 
     @property
     def pasid_bits(self) -> int:
-        """PSS: the width of a PASID in bits; 0 without PASIDs."""
+        """PSS: the width of a PASID in bits; 0 if PASIDs are not supported."""
         return _bits(self.ecap, 39, 35) + 1 if _bits(self.ecap, 40, 40) else 0
 
     @property
     def scalable_mode(self) -> bool:
-        """SMTS."""
+        """SMTS: the unit supports scalable mode."""
         return bool(_bits(self.ecap, 43, 43))
 
     @property
     def second_stage_dirty_tracking(self) -> bool:
-        """SSADS: accesses and writes are recorded in second-stage page tables."""
+        """SSADS: second-stage page tables have bits for accessed and for written pages."""
         return bool(_bits(self.ecap, 45, 45))
 
     @property
     def second_stage(self) -> bool:
-        """SSTS."""
+        """SSTS: scalable mode supports second-stage translation."""
         return bool(_bits(self.ecap, 46, 46))
 
     @property
     def first_stage(self) -> bool:
-        """FSTS."""
+        """FSTS: scalable mode supports first-stage translation."""
         return bool(_bits(self.ecap, 47, 47))
 
 
 @dataclass(frozen=True, slots=True)
 class SmmuV3Info:
-    """An ARM SMMUv3. Only the register fields that the kernel allows to be used have a name here.
+    """An ARM SMMUv3.
+
+    There are properties only for the register fields that the kernel allows userspace to rely on.
+    Their docstrings begin with the field's name in the SMMUv3 specification.
 
     Attributes:
         idr: the identification registers 0 to 5.
-        iidr: the implementation.
-        aidr: the version of the architecture.
-        repeat_invalidations: erratum T264-SMMU-3: each invalidation command must be given twice.
+        iidr: the implementation identification register.
+        aidr: the architecture identification register.
+        repeat_invalidations: whether erratum T264-SMMU-3 is present: each invalidation command must
+            be given twice.
 
     Source: include/uapi/linux/iommufd.h, struct iommu_hw_info_arm_smmuv3. Linux 6.13.
     """
@@ -194,7 +201,7 @@ class SmmuV3Info:
 
     @property
     def two_level_stream_table(self) -> bool:
-        """ST_LEVEL."""
+        """ST_LEVEL: the stream table can have two levels."""
         return _bits(self.idr[0], 28, 27) == 1
 
     @property
@@ -204,74 +211,74 @@ class SmmuV3Info:
 
     @property
     def stall_model(self) -> int:
-        """STALL_MODEL: 0 stalls and termination, 1 no stalls, 2 stalls only."""
+        """STALL_MODEL: what faults can do: 0 stall or terminate, 1 only terminate, 2 only stall."""
         return _bits(self.idr[0], 25, 24)
 
     @property
     def table_endianness(self) -> int:
-        """TTENDIAN: 0 mixed, 2 little, 3 big."""
+        """TTENDIAN: the endianness of translation tables: 0 mixed, 2 little, 3 big."""
         return _bits(self.idr[0], 22, 21)
 
     @property
     def two_level_context_table(self) -> bool:
-        """CD2L."""
+        """CD2L: the table of context descriptors can have two levels."""
         return bool(_bits(self.idr[0], 19, 19))
 
     @property
     def asid_bits(self) -> int:
-        """ASID16: 8 or 16."""
+        """ASID16: the width of an ASID in bits: 8 or 16."""
         return 16 if _bits(self.idr[0], 12, 12) else 8
 
     @property
     def table_formats(self) -> int:
-        """TTF: 1 AArch32, 2 AArch64, 3 both."""
+        """TTF: the formats of translation tables: 1 AArch32, 2 AArch64, 3 both."""
         return _bits(self.idr[0], 3, 2)
 
     @property
     def stream_id_bits(self) -> int:
-        """SIDSIZE."""
+        """SIDSIZE: the width of a stream id in bits."""
         return _bits(self.idr[1], 5, 0)
 
     @property
     def substream_id_bits(self) -> int:
-        """SSIDSIZE."""
+        """SSIDSIZE: the width of a substream id in bits; 0 if they are not supported."""
         return _bits(self.idr[1], 10, 6)
 
     @property
     def break_before_make_level(self) -> int:
-        """BBML."""
+        """BBML: the level of support for changing block sizes without break-before-make."""
         return _bits(self.idr[3], 12, 11)
 
     @property
     def range_invalidation(self) -> bool:
-        """RIL."""
+        """RIL: one invalidation command can name a range of addresses."""
         return bool(_bits(self.idr[3], 10, 10))
 
     @property
     def virtual_address_extension(self) -> int:
-        """VAX: 0 for addresses of 48 bits, 1 for addresses of 52."""
+        """VAX: 0 for virtual addresses of 48 bits, 1 for 52 bits."""
         return _bits(self.idr[5], 11, 10)
 
     @property
     def granules(self) -> tuple[int, ...]:
-        """GRAN4K, GRAN16K, GRAN64K: the page sizes, in bytes."""
+        """GRAN4K, GRAN16K, GRAN64K: the supported page sizes, in bytes."""
         sizes = {4: 4 << 10, 5: 16 << 10, 6: 64 << 10}
         return tuple(size for bit, size in sizes.items() if self.idr[5] >> bit & 1)
 
     @property
     def descriptors_of_52_bits(self) -> bool:
-        """DS."""
+        """DS: translation table descriptors can contain addresses of 52 bits."""
         return bool(_bits(self.idr[5], 7, 7))
 
 
 @dataclass(frozen=True, slots=True)
 class Tegra241Info:
-    """NVIDIA Tegra241's command queue virtualization.
+    """The virtual command queues of an NVIDIA Tegra241 (CMDQ-V).
 
     Attributes:
         version: the version of the hardware.
         queues: the number of virtual command queues of one virtual interface.
-        stream_ids: the number of stream ids that it can replace.
+        stream_ids: the number of virtual stream ids that one virtual interface can translate.
 
     Source: include/uapi/linux/iommufd.h, struct iommu_hw_info_tegra241_cmdqv. Linux 6.17.
     """
@@ -283,7 +290,10 @@ class Tegra241Info:
 
 @dataclass(frozen=True, slots=True)
 class AmdInfo:
-    """An AMD IOMMU. Only the register fields that the kernel shows to guests have a name here.
+    """An AMD IOMMU.
+
+    There are properties only for the register fields that the kernel shows to guests. Their
+    docstrings begin with the field's name in AMD's specification.
 
     Attributes:
         efr: the extended feature register.
@@ -297,42 +307,42 @@ class AmdInfo:
 
     @property
     def page_requests(self) -> bool:
-        """PPRSup: devices may request pages."""
+        """PPRSup: devices can send page requests."""
         return bool(_bits(self.efr, 1, 1))
 
     @property
     def guest_translation(self) -> bool:
-        """GTSup: guests can have page tables."""
+        """GTSup: the IOMMU can use page tables of guests."""
         return bool(_bits(self.efr, 4, 4))
 
     @property
     def guest_apic(self) -> bool:
-        """GASup."""
+        """GASup: the IOMMU can deliver interrupts to a guest's virtual APIC."""
         return bool(_bits(self.efr, 7, 7))
 
     @property
     def guest_levels(self) -> int:
-        """GATS: the maximum number of levels of a guest's page tables: 4, 5 or 6."""
+        """GATS: the most levels that a guest's page table can have: 4, 5 or 6."""
         return 4 + _bits(self.efr, 13, 12)
 
     @property
     def cr3_levels(self) -> int:
-        """GLX: the maximum number of levels of the table of a guest's CR3 values: 1, 2 or 3."""
+        """GLX: the most levels that the table of a guest's CR3 values can have: 1, 2 or 3."""
         return 1 + _bits(self.efr, 15, 14)
 
     @property
     def pasid_bits(self) -> int:
-        """PASmax."""
+        """PASmax: the width of a PASID in bits."""
         return _bits(self.efr, 36, 32) + 1
 
     @property
     def guest_io(self) -> bool:
-        """GioSup: guest I/O protection."""
+        """GioSup: the IOMMU supports guest I/O protection."""
         return bool(_bits(self.efr, 48, 48))
 
     @property
     def enhanced_page_requests(self) -> bool:
-        """EPHSup."""
+        """EPHSup: the IOMMU supports enhanced handling of page requests."""
         return bool(_bits(self.efr, 50, 50))
 
 
@@ -341,14 +351,14 @@ DriverInfo = VtdInfo | SmmuV3Info | Tegra241Info | AmdInfo
 
 @dataclass(frozen=True, slots=True)
 class HwInfo:
-    """The abilities of the IOMMU that a device is behind.
+    """The capabilities of the IOMMU that a device is behind.
 
     Attributes:
-        data_type: the format of `data`; a plain number for a format that is not known here.
-        capabilities: the abilities that any IOMMU may have.
-        pasid_bits: the width of this device's PASIDs in bits; 0 without PASIDs.
-        data: the driver's part, as the kernel returned it.
-        driver: the driver's part, decoded; None if there is none or its format is not known here.
+        data_type: the format of `data`; a plain number if pyluo does not know the format.
+        capabilities: the capabilities that an IOMMU of any vendor may have.
+        pasid_bits: the width of this device's PASIDs in bits; 0 if it has no PASIDs.
+        data: the driver-specific data, as the kernel returned it.
+        driver: the decoded `data`; None if it is empty or pyluo does not know its format.
 
     Source: include/uapi/linux/iommufd.h, struct iommu_hw_info. Linux 6.6.
     """
@@ -361,10 +371,10 @@ class HwInfo:
 
 
 def decode(data_type: int, data: bytes) -> DriverInfo | None:
-    """Decode the driver's part of the information; return None for a format that is not known here.
+    """Decode driver-specific data; return None if pyluo does not know the format.
 
     Raises:
-        ValueError: the data is shorter than its format.
+        ValueError: the data is shorter than the struct of this format.
     """
     if data_type == HwInfoType.INTEL_VTD:
         raw = _VTD.unpack(data)

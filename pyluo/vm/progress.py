@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Console", "Reached", "bar", "say"]
+__all__ = ["Console", "MoveBar", "bar", "say"]
 
 
 class Console(rich.console.Console):
@@ -25,7 +25,7 @@ class Console(rich.console.Console):
 _console = Console(stderr=True)
 
 
-class Reached(Protocol):
+class MoveBar(Protocol):
     """The type of the function that moves a progress bar."""
 
     def __call__(self, done: float, total: float | None = None) -> None:
@@ -43,7 +43,7 @@ def say(text: str) -> None:
 
 
 @contextmanager
-def bar(what: str, total: float | None) -> Iterator[Reached]:
+def bar(what: str, total: float | None) -> Iterator[MoveBar]:
     """Show a progress bar in the block; the block is given the function that moves the bar.
 
     Args:
@@ -58,9 +58,9 @@ def bar(what: str, total: float | None) -> Iterator[Reached]:
     ) as progress:
         task = progress.add_task(what, total=total)
 
-        def reached(done: float, total: float | None = total) -> None:
+        def move_bar(done: float, total: float | None = total) -> None:
             # `total` may be an estimate that is too low.
             goal = total if total is None else max(total, done)
             progress.update(task, completed=done, total=goal)
 
-        yield reached
+        yield move_bar

@@ -43,7 +43,7 @@ _TOOLS = {
     "xz": "xz-utils", "rsync": "rsync", "perl": "perl",
 }  # fmt: skip
 _IN_PROGRESS = ".under-way"
-# The file in a folder of the cache that contains the path of the tree that the folder was made from.
+# A file in a folder of the cache; it contains the path of the tree that was built there.
 _TREE = "tree"
 # Seconds after which an unused kernel that was built from a tree is removed, because each edit of a
 # tree adds another kernel to the cache.
@@ -180,12 +180,12 @@ class _Build:
         count = 0
         tail: list[str] = []
         command = self._command(f"-j{os.cpu_count() or 1}", "bzImage", "vmlinux")
-        with progress.bar("compiling", expected) as reached, _Process(command) as process:
+        with progress.bar("compiling", expected) as move_bar, _Process(command) as process:
             for line in process.read_lines():
                 tail = [*tail[-30:], line]
                 if _COMPILED.match(line):
                     count += 1
-                    reached(count)
+                    move_bar(count)
         if process.status:
             raise HarnessError("the kernel does not compile", "\n" + "\n".join(tail))
         return count

@@ -1,4 +1,4 @@
-"""The cache: a folder for built kernels and other files, and locks between processes that use it."""
+"""The cache: a folder for built kernels and other files, and locks for processes that use it."""
 
 from __future__ import annotations
 

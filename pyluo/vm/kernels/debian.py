@@ -1,8 +1,8 @@
 """Fetch the source packages of kernels from Debian's archive, with apt.
 
 The state of the system's own apt does not change: the sources list, the package lists and the cache
-are private, and nothing is installed. The mirror is the one that the system uses, and the signatures
-are checked against Debian's keyring.
+are private, and nothing is installed. The mirror is the same as the system's, and signatures are
+checked against Debian's keyring.
 """
 
 from __future__ import annotations
@@ -124,8 +124,8 @@ def fetch(package: SourcePackage) -> Path:
 
 def _fetch(package: SourcePackage, target: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="incoming-", dir=target.parent) as incoming:
-        with progress.bar(f"fetching {package.name} {package.version}", 100) as reached:
-            _download(package, Path(incoming), reached)
+        with progress.bar(f"fetching {package.name} {package.version}", 100) as move_bar:
+            _download(package, Path(incoming), move_bar)
         (deb,) = Path(incoming).glob("*.deb")
         deb.rename(target)
 
@@ -134,7 +134,7 @@ def _lock() -> AbstractContextManager[None]:
     return cache.lock("apt", lambda: progress.say("waiting for another run to read the archive"))
 
 
-def _download(package: SourcePackage, folder: Path, reached: progress.Reached) -> None:
+def _download(package: SourcePackage, folder: Path, move_bar: progress.MoveBar) -> None:
     reading, writing = os.pipe()
     command = [*_command("apt-get"), "-o", f"APT::Status-Fd={writing}", "download"]
     process = subprocess.Popen(
@@ -154,7 +154,7 @@ def _download(package: SourcePackage, folder: Path, reached: progress.Reached) -
                 # dlstatus:ITEM:PERCENT:TEXT
                 kind, _, percent, *_ = [*line.split(":"), "", "", ""]
                 if kind == "dlstatus":
-                    reached(float(percent))
+                    move_bar(float(percent))
         _, complaint = process.communicate()
     finally:
         process.kill()

@@ -1,4 +1,4 @@
-"""The plugin's fixtures: guests and kernels."""
+"""The fixtures of the plugin: guests and kernels."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 __all__ = ["EXPECTS", "FAILED", "GUEST_FIXTURES", "expected_causes", "replace_shared"]
 
-GUEST_FIXTURES = ("kernel", "shared_vm", "vm")  # not available to a test that runs in a guest
-EXPECTS = "expects"  # the marker for complaints and deaths that do not fail a test
-FAILED = pytest.StashKey[bool]()  # of a test: whether one of its phases failed
-_PREFIX = "pyluo_"  # of the attributes that hold the options
+GUEST_FIXTURES = ("kernel", "shared_vm", "vm")  # a test that runs in a guest cannot use these
+EXPECTS = "expects"  # the marker that names complaints and deaths that do not fail a test
+FAILED = pytest.StashKey[bool]()  # in a test's stash: whether one of its phases has failed
+_PREFIX = "pyluo_"  # the prefix of the attributes of pytest's options
 _guest_key = pytest.StashKey["VM"]()
 _shared_key = pytest.StashKey["_SharedGuest"]()
 
@@ -43,15 +43,16 @@ def _to(_options: GuestOptions) -> Kernel | None:
     return _options.find_next()
 
 
-@pytest.fixture  # its scope must not be wider than that of a `kernel` that tests define
+# Not for the session: tests may replace `kernel` by a fixture with a narrower scope.
+@pytest.fixture
 def next_kernel(_to: Kernel | None, kernel: Kernel) -> Kernel:
-    """Return the kernel that guests live-update to: that of --pyluo-to; without it, `kernel`."""
+    """Return the kernel that guests live-update to: --pyluo-to names it; by default, `kernel`."""
     return _to or kernel
 
 
 @pytest.fixture(scope="session")
 def hops(pytestconfig: pytest.Config) -> int:
-    """Return --pyluo-hops: how many live updates in a row a test should make, if it can."""
+    """Return the value of --pyluo-hops: how many live updates in a row a test should make."""
     number: int = pytestconfig.getoption("--pyluo-hops")
     return number
 
@@ -60,7 +61,7 @@ def hops(pytestconfig: pytest.Config) -> int:
 def vm(
     _options: GuestOptions, kernel: Kernel, next_kernel: Kernel, request: pytest.FixtureRequest
 ) -> Iterator[VM]:
-    """Boot a guest for this test, and end it after the test."""
+    """Boot a guest for this test, and end the guest after the test."""
     guest = _options.guest(kernel, next_kernel, expects=expected_causes(request.node))
     with closing(guest.__enter__()):
         yield guest
@@ -69,7 +70,10 @@ def vm(
 
 @pytest.fixture
 def shared_vm(_shared: _SharedGuest, request: pytest.FixtureRequest) -> Iterator[VM]:
-    """Return a guest for tests that leave nothing behind in it; a failed test has it replaced."""
+    """Return a guest that several tests use; they must leave nothing behind in it.
+
+    After a test that failed, the next test gets a fresh guest.
+    """
     request.node.stash[_guest_key] = guest = _shared.get()
     request.node.stash[_shared_key] = _shared
     yield guest
@@ -78,7 +82,9 @@ def shared_vm(_shared: _SharedGuest, request: pytest.FixtureRequest) -> Iterator
 
 @pytest.fixture
 def ktap(subtests: pytest.Subtests) -> Ktap:
-    """Return the function `ktap(vm, argv)`, which runs a program and makes each case a subtest."""
+    """Return a function `ktap(vm, argv)`: it runs a program that reports in KTAP in a guest, and
+    makes each of the program's cases a subtest.
+    """
     return Ktap(subtests)
 
 
@@ -95,14 +101,14 @@ class _SharedGuest:
         self._vm: VM | None = None
 
     def get(self) -> VM:
-        """Return a living guest, booting one if there is none."""
+        """Return the shared guest; boot a guest if there is none, or if it is dead."""
         if self._vm is None or self._vm.dead:
             self.close()
             self._vm = self._options.guest(*self._kernels).__enter__()
         return self._vm
 
     def replace(self, guest: VM) -> None:
-        """End this guest if it is the shared one: a failed test may have left something in it."""
+        """End a guest if it is the shared one, so that `get` boots another one."""
         if guest is self._vm:
             self.close()
 
@@ -113,17 +119,17 @@ class _SharedGuest:
 
 
 def _check_at_end(item: pytest.Item, guest: VM) -> None:
-    """Check for complaints while other fixtures ended, unless the test has failed already."""
+    """Check a guest after the fixtures that use it have ended, unless the test has failed."""
     if guest.running and not item.stash.get(FAILED, False):
         guest.check(*expected_causes(item))
 
 
 def expected_causes(item: pytest.Item) -> tuple[Cause, ...]:
-    """Return the complaints and deaths that a test's markers expect."""
+    """Return the complaints and deaths that the markers of a test expect."""
     return tuple(cause for marker in item.iter_markers(EXPECTS) for cause in marker.args)
 
 
 def replace_shared(item: pytest.Item) -> None:
-    """Give the next test another shared guest, if this test used the shared one."""
+    """End the shared guest if this test used it, so that the next test gets a fresh one."""
     if shared := item.stash.get(_shared_key, None):
         shared.replace(item.stash[_guest_key])

@@ -1,12 +1,12 @@
-"""The plugin's entry point: its options and markers, and when a kernel's complaint fails a test.
+"""The entry point of the plugin: adds its options and markers, and checks guests after each test.
 
 The other parts of the plugin are `fixtures`, `recorder` and `summary`.
 
-A test that passed fails all the same if a guest's kernel complained meanwhile; the marker
-`expects` names the complaints that a test expects.
+A test fails if the kernel of a guest complained while the test ran, even if the test itself passed.
+The marker `expects` names the complaints that do not fail a test.
 
-pytest loads this module wherever `pyluo[vm]` is installed. Until a test asks for a guest, it
-imports nothing that boots one.
+pytest imports this module in every run if `pyluo[vm]` is installed. Therefore the modules that boot
+guests are imported only when a test asks for a guest.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _MARKER = "in_guest"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options."""
+    """Add the options of the plugin to pytest."""
     group = parser.getgroup("pyluo", "guests to live-update")
     options.add(group.addoption, "pyluo-")
     group.addoption(
@@ -47,15 +47,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--pyluo-record",
         metavar="FILE",
-        help="write the verdict on each test there, with its guests' timelines and consoles, in "
-        "lines of JSON",
+        help="write a line of JSON to FILE for each test: the verdict, and the timelines and "
+        "consoles of its guests",
     )
     group.addoption(
-        "--pyluo-ktap", metavar="FILE", help="write the verdicts on all tests there in KTAP"
+        "--pyluo-ktap", metavar="FILE", help="write the verdicts on all tests to FILE in KTAP"
     )
 
 
-@pytest.hookimpl(trylast=True)  # after pytest's own JUnit plugin
+@pytest.hookimpl(trylast=True)  # after pytest's JUnit plugin, which `separate_subtests` changes
 def pytest_configure(config: pytest.Config) -> None:
     """Declare the markers, and register the other parts of the plugin."""
     config.addinivalue_line(
@@ -74,7 +74,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Run the body of a marked test in the guest."""
+    """Run the body of a test in a guest if the test has the marker `in_guest`."""
     if pyfuncitem.get_closest_marker(_MARKER) is None:
         return None
     fixture = "vm" if "vm" in pyfuncitem.fixturenames else "shared_vm"
@@ -92,7 +92,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
-    """Fail a test that passed while the kernel of a guest complained."""
+    """Fail a test that passed if the kernel of a guest made an unexpected complaint."""
     with ExitStack() as stack:
         for guest in list(usage.running):
             stack.enter_context(guest.expecting(*expected_causes(item)))
@@ -103,7 +103,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
 
 @pytest.hookimpl(optionalhook=True, wrapper=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> Generator[None, int, int]:
-    """Limit `-n auto` to as many workers as have cores and memory for a guest each.
+    """Return the number of workers for `-n auto`: each must have cores and memory for a guest.
 
     PYTEST_XDIST_AUTO_NUM_WORKERS takes precedence.
     """

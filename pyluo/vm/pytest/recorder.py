@@ -1,8 +1,7 @@
-"""Record the verdict on each test, with what its guests left behind.
+"""Write the verdict on each test to files, and show the consoles of guests if a test failed.
 
-``--pyluo-record FILE`` writes them as lines of JSON, which `pyluo.vm.results.json_lines` reads;
-``--pyluo-ktap FILE`` writes them in KTAP. A test that failed is shown with the consoles of its
-guests.
+``--pyluo-record FILE`` writes a line of JSON for each test, with the timelines and the consoles of
+its guests; `pyluo.vm.results.json_lines` reads the file. ``--pyluo-ktap FILE`` writes KTAP.
 """
 
 from __future__ import annotations
@@ -27,15 +26,17 @@ __all__: list[str] = []
 
 E = TypeVar("E", bound=BaseException)
 
-_CONSOLE_LINES = 60
-_REASON_LIMIT = 200  # characters of the line that says why
-_UNENDED = "it was not run to its end"
-_NOTE = "pyluo_record"  # the attribute of a report that holds what this module adds to it, as data
+_CONSOLE_LINES = 60  # the last lines of a console that are shown if a test failed
+_REASON_LIMIT = 200  # characters of a verdict's reason, at most
+_NOT_FINISHED = "it was not run to its end"
+# The attribute of pytest's reports in which this module puts what it knows, as values that JSON can
+# represent, because pytest-xdist sends reports to the main process.
+_NOTE = "pyluo_record"
 _requests_key = pytest.StashKey[dict[int, int]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Begin to record, but not in a worker of pytest-xdist: the main process gets its reports."""
+    """Register the recorder, except in a worker of pytest-xdist: the main process records."""
     if hasattr(config, "workerinput"):
         return
     record, ktap = (_open(config, option) for option in ("--pyluo-record", "--pyluo-ktap"))
@@ -45,7 +46,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def _open(config: pytest.Config, option: str) -> IO[str] | None:
     try:
-        # Half of a surrogate pair, as a file's name may contain, can be printed nowhere.
+        # errors="replace", because a file's name may contain a lone surrogate, which UTF-8 cannot
+        # encode.
         path = config.getoption(option)
         return open(path, "w", encoding="utf-8", errors="replace") if path else None
     except OSError as error:
@@ -53,11 +55,11 @@ def _open(config: pytest.Config, option: str) -> IO[str] | None:
 
 
 class _Recorder:
-    """A plugin that writes the verdict on a test once all its phases have been reported.
+    """A plugin that writes the verdict on a test when all phases of the test have been reported.
 
     Args:
-        lines: the file for lines of JSON.
-        ktap: the file for the verdicts on all tests in KTAP, written at the end.
+        lines: the file for a line of JSON per test; None for no such file.
+        ktap: the file for KTAP, which is written at the end; None for no such file.
     """
 
     def __init__(self, lines: IO[str] | None, ktap: IO[str] | None) -> None:
@@ -67,37 +69,40 @@ class _Recorder:
         self._ended: list[Verdict] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Add a phase or a subtest to the verdict; what went wrong first counts."""
+        """Add the result of a phase or of a subtest to the verdict on a test.
+
+        If several phases went wrong, the first of them counts.
+        """
         verdict = self._begun.get(report.nodeid, Verdict(report.nodeid, Outcome.PASSED))
-        part = _verdict_on_part(report)
+        part = _make_verdict(report)
         if isinstance(report, pytest.SubtestReport):
             verdict = replace(verdict, subtests=(*verdict.subtests, part))
         else:
             verdict = replace(verdict, seconds=verdict.seconds + report.duration)
             if part.outcome is not Outcome.PASSED and not verdict.bad:
-                verdict = _take_over(verdict, part)
+                verdict = _adopt_outcome(verdict, part)
             if not verdict.bad and worst_of(verdict.subtests):
-                verdict = _take_over(verdict, summarize(verdict.name, verdict.subtests))
+                verdict = _adopt_outcome(verdict, summarize(verdict.name, verdict.subtests))
             if guests := getattr(report, _NOTE, {}).get("guests"):
                 verdict = replace(verdict, guests=tuple(map(json_lines.guest_from_data, guests)))
         self._begun[report.nodeid] = verdict
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
-        """Write the verdict."""
+        """Write the verdict on a test that has ended."""
         if verdict := self._begun.pop(nodeid, None):
             self._write(verdict)
 
     def pytest_unconfigure(self) -> None:
-        """Write the verdicts on tests that were begun and not ended."""
+        """Write the verdicts on tests that did not run to their end, and close the files."""
         for verdict in self._begun.values():
             if not verdict.bad:
-                verdict = replace(verdict, outcome=Outcome.NO_VERDICT, reason=_UNENDED)
+                verdict = replace(verdict, outcome=Outcome.NO_VERDICT, reason=_NOT_FINISHED)
             self._write(verdict)
         if self._lines:
             self._lines.close()
         if self._ktap:
             with self._ktap as file:
-                file.write(ktap_writer.write(_by_file(self._ended)))
+                file.write(ktap_writer.write(_group_by_file(self._ended)))
 
     def _write(self, verdict: Verdict) -> None:
         if self._ktap:
@@ -107,8 +112,8 @@ class _Recorder:
             self._lines.flush()
 
 
-def _by_file(verdicts: Iterable[Verdict]) -> list[Verdict]:
-    """Return a verdict for each file, made of those on its tests, whatever their order."""
+def _group_by_file(verdicts: Iterable[Verdict]) -> list[Verdict]:
+    """Return a verdict for each file, with the verdicts on its tests as subtests."""
     files: dict[str, list[Verdict]] = {}
     for verdict in verdicts:
         file, _, test = verdict.name.partition("::")
@@ -116,25 +121,26 @@ def _by_file(verdicts: Iterable[Verdict]) -> list[Verdict]:
     return [summarize(file, tests) for file, tests in sorted(files.items())]
 
 
-def _verdict_on_part(report: pytest.TestReport) -> Verdict:
-    """Return the verdict on a subtest, or on a phase of a test, which has no name."""
+def _make_verdict(report: pytest.TestReport) -> Verdict:
+    """Return the verdict on a subtest, or on a phase of a test; the latter has no name."""
     note = getattr(report, _NOTE, None)
-    if note is None:  # pytest-xdist itself reports: a worker is gone
+    if note is None:  # the report comes from pytest-xdist itself: a worker crashed
         return Verdict("", Outcome.NO_VERDICT, report.longreprtext, report.longreprtext)
     outcome = Outcome(note["outcome"])
     return Verdict(
         note.get("name", ""),
         outcome,
         note["reason"],
-        # pytest makes a test with failed subtests fail later than the note was taken.
+        # `outcome` of the note, not of the report: pytest turns a test with failed subtests into a
+        # failed one after the note was made.
         report.longreprtext if outcome is not Outcome.PASSED else "",
         cause_of(note["cause"]) if note["cause"] else None,
         note["booted"],
     )
 
 
-def _take_over(verdict: Verdict, part: Verdict) -> Verdict:
-    """Return a test's verdict with what a part of the test came to."""
+def _adopt_outcome(verdict: Verdict, part: Verdict) -> Verdict:
+    """Return the verdict on a test, with the outcome of one of its parts."""
     return replace(
         verdict,
         outcome=part.outcome,
@@ -147,7 +153,7 @@ def _take_over(verdict: Verdict, part: Verdict) -> Verdict:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Count the guests that are used from now on as this test's."""
+    """Begin to record which guests this test uses."""
     usage.ended = []
     item.stash[_requests_key] = {id(guest): guest.requests for guest in usage.running}
 
@@ -156,26 +162,26 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Note the outcome of a phase of a test, and show its guests' consoles if it failed."""
+    """Add a note with the outcome to the report on a phase; add the consoles if it failed."""
     report = yield
     error = call.excinfo.value if call.excinfo else None
-    outcome = _outcome(report, error)
-    failure = _find(error, GuestFailure)
+    outcome = _determine_outcome(report, error)
+    failure = _find_exception(error, GuestFailure)
     note: dict[str, Any] = {
         "outcome": outcome.value,
-        "reason": _reason(report, error),
+        "reason": _find_reason(report, error),
         "cause": failure.cause.value if failure else None,
         "booted": failure is None or failure.booted,
     }
     if report.when == "call" or report.failed:
-        guests = _guests(item)
+        guests = _find_guests(item)
         if item.config.getoption("--pyluo-record"):
             note["guests"] = [asdict(guest) for guest in guests]
         if outcome is Outcome.FAILED:
             _add_consoles(report, guests)
     setattr(report, _NOTE, note)
     item.stash[FAILED] = item.stash.get(FAILED, False) or outcome.bad
-    # Not before the teardown: the test goes on after a subtest that failed.
+    # Replace the guest only after the teardown: a test goes on after a subtest that failed.
     if report.when == "teardown" and item.stash[FAILED]:
         replace_shared(item)
     return report
@@ -183,9 +189,10 @@ def pytest_runtest_makereport(
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Note the name of a subtest here, since values in reports of workers arrive quoted.
+    """Add the name to the note on a subtest, and remove the guests.
 
-    The guests of a subtest are those of its test, whose own report comes later.
+    This is done before pytest-xdist sends the report to the main process, where the values in the
+    name would arrive quoted. The report on the test itself, which comes later, has the guests.
     """
     if isinstance(report, pytest.SubtestReport):
         note = getattr(report, _NOTE)
@@ -198,20 +205,21 @@ def _subtest_name(message: str | None, values: Mapping[str, str]) -> str:
     return ", ".join(words) or "subtest"
 
 
-def _guests(item: pytest.Item) -> list[GuestLog]:
-    """Return the logs of the guests that a test booted or sent requests to."""
+def _find_guests(item: pytest.Item) -> list[GuestLog]:
+    """Return the records of the guests that a test booted or sent requests to."""
     before = item.stash.get(_requests_key, {})
     used = [guest for guest in usage.running if guest.requests != before.get(id(guest))]
     return [*(usage.ended or ()), *(guest.log for guest in used)]
 
 
-def _outcome(report: pytest.TestReport, error: BaseException | None) -> Outcome:
+def _determine_outcome(report: pytest.TestReport, error: BaseException | None) -> Outcome:
     if report.passed:
         return Outcome.PASSED
-    failure = _find(error, GuestFailure)
-    # This comes first, because an expected failure may be of any kind to pytest, setup included.
-    # A QEMU that ended, or was killed when memory was short, says nothing about the kernel.
-    if _find(error, HarnessError) or (failure and failure.cause is Death.QEMU):
+    failure = _find_exception(error, GuestFailure)
+    # Check this first: if the harness failed in a test that is marked xfail, pytest would report an
+    # expected failure. The end of QEMU, which may have been killed because the host ran out of
+    # memory, says nothing about the kernel.
+    if _find_exception(error, HarnessError) or (failure and failure.cause is Death.QEMU):
         return Outcome.NO_VERDICT
     if report.skipped:
         return Outcome.EXPECTED_FAILURE if hasattr(report, "wasxfail") else Outcome.SKIPPED
@@ -220,8 +228,8 @@ def _outcome(report: pytest.TestReport, error: BaseException | None) -> Outcome:
     return Outcome.FAILED if report.when == "call" else Outcome.NO_VERDICT
 
 
-def _reason(report: pytest.TestReport, error: BaseException | None) -> str:
-    """Return why a test did not pass, in a line."""
+def _find_reason(report: pytest.TestReport, error: BaseException | None) -> str:
+    """Return in one line why a test did not pass; empty if it passed."""
     if report.passed:
         return ""
     text = getattr(report, "wasxfail", "")
@@ -237,8 +245,8 @@ def _add_consoles(report: pytest.TestReport, guests: list[GuestLog]) -> None:
         report.sections.append((f"The console of a guest ({guest.kernel})", "\n".join(lines)))
 
 
-def _find(error: BaseException | None, kind: type[E]) -> E | None:
-    """Return the exception if it is of a kind, or the first one of that kind in a group."""
+def _find_exception(error: BaseException | None, kind: type[E]) -> E | None:
+    """Return an exception of this class: the error itself, or the first one in a group."""
     if isinstance(error, BaseExceptionGroup):
-        return next(filter(None, (_find(each, kind) for each in error.exceptions)), None)
+        return next(filter(None, (_find_exception(each, kind) for each in error.exceptions)), None)
     return error if isinstance(error, kind) else None

@@ -1,4 +1,4 @@
-"""Subtests: the fixture that makes one of each case in KTAP, and their place in JUnit's XML."""
+"""Subtests: make each case of a KTAP report a subtest, and write subtests to JUnit XML."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ class Ktap:
     ) -> Verdict:
         """Run a program that reports in KTAP, and make each of its cases a subtest.
 
-        A case that is made of others is reported by those, unless it failed for another reason. The
-        test itself fails if the program did not do what it announced, and is skipped if no case
-        ran.
+        A case that consists of other cases does not become a subtest of its own, unless it failed
+        although all of them passed. The test itself fails if the program's report is incomplete,
+        and is skipped if the program skipped all its cases.
 
         Args:
             vm: the guest.
             argv: the program and its arguments.
-            timeout: in seconds.
+            timeout: seconds after which the program is killed, and the test fails.
 
         Returns:
-            The verdict on the program, with those on its cases.
+            The verdict on the program, with the verdicts on its cases.
 
         Raises:
-            GuestCrash: the guest died; the cases that came before have been reported by then.
+            GuestCrash: the guest died; the cases that ended before that have become subtests.
             HarnessError: the guest cannot run the program.
         """
         from pyluo.vm.results.verdict import Outcome
@@ -67,7 +67,7 @@ class Ktap:
 
 
 def _report(verdict: Verdict) -> None:
-    """End a test, or a subtest, as the verdict says."""
+    """End the current test or subtest with the outcome of a verdict."""
     from pyluo.vm.results.verdict import Outcome
 
     text = "\n".join([verdict.reason or "not ok", *verdict.lines])
@@ -83,8 +83,8 @@ def _report(verdict: Verdict) -> None:
 def separate_subtests(config: pytest.Config) -> None:
     """Make --junitxml write a test case for each subtest.
 
-    Without this, pytest writes everything into the case of the test, and nothing about subtests
-    that passed. Subtests of the same name are numbered.
+    Without this, pytest writes the subtests that failed into the case of their test, and no
+    subtests that passed. Subtests of the same name get numbers.
     """
     from _pytest.junitxml import mangle_test_address, xml_key
 
@@ -104,7 +104,8 @@ def separate_subtests(config: pytest.Config) -> None:
         renamed = copy(report)
         renamed.nodeid = f"{report.nodeid}{description}{number}"
         case = open_case(renamed)
-        # pytest would cut the name at its first bracket.
+        # Set the name here, because pytest would cut off the name in the report at its first
+        # bracket.
         name = f"{mangle_test_address(report.nodeid)[-1]}{description}"
         case.add_attribute("name", name if number == 1 else f"{name} {number}")
         case.duration = report.duration

@@ -1,4 +1,4 @@
-"""The plugin's line in pytest's summary: how many tests used a guest, and what that took."""
+"""The plugin's line in pytest's summary: how many tests used guests, and how many guests booted."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__: list[str] = []
 
 @dataclass(slots=True)
 class _Count:
-    """Counts over this process and the workers of pytest-xdist that it started.
+    """Counts for this process and the workers of pytest-xdist that it started.
 
     Attributes:
         ran: how many tests ran.
-        used_guests: how many of them sent requests to a guest.
+        used_guests: how many of these tests used a guest.
         boots: how many guests the workers started.
-        live_updates: how many jumps those guests made.
+        live_updates: how many jumps the guests of the workers made.
     """
 
     ran: int = 0
@@ -42,13 +42,13 @@ _OUTPUT = "pyluo"  # the key of a worker's counts in the data that it returns
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Begin to count."""
+    """Set all counts to zero."""
     config.stash[_count_key] = _Count()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool | None, bool | None]:
-    """Count the tests, and those that use a guest."""
+    """Count a test, and whether it used a guest."""
     before = _usage_now()
     result = yield
     count = item.config.stash[_count_key]
@@ -58,7 +58,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool | None, b
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Return what this worker has counted to the main process."""
+    """Send the counts of this worker to the main process."""
     output = getattr(session.config, "workeroutput", None)
     if output is not None:
         output[_OUTPUT] = asdict(_total(session.config))
@@ -66,13 +66,13 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Add what a worker has counted; a worker that crashed sends nothing."""
+    """Add the counts of a worker; a worker that crashed sends none."""
     counted = getattr(node, "workeroutput", {}).get(_OUTPUT, {})
     node.config.stash[_count_key].add(counted)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print how many tests used a guest, and how many guests and jumps that took."""
+    """Print how many tests used a guest, how many guests booted, and how many jumps they made."""
     count = _total(terminalreporter.config)
     if count.boots:
         terminalreporter.write_line(
@@ -82,7 +82,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def _total(config: pytest.Config) -> _Count:
-    """Return the counts, with the guests of this process."""
+    """Return the counts, to which the guests of this process are added."""
     count = replace(config.stash[_count_key])
     count.add({"boots": usage.boots, "live_updates": usage.live_updates})
     return count

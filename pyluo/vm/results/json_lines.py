@@ -19,7 +19,7 @@ __all__ = ["guest_from_data", "read", "to_data", "write"]
 
 def to_data(verdict: Verdict) -> dict[str, Any]:
     """Return a verdict as JSON has it: an object with the attributes of `Verdict`."""
-    return asdict(verdict, dict_factory=_plain)
+    return asdict(verdict, dict_factory=_replace_enums)
 
 
 def write(verdict: Verdict) -> str:
@@ -30,28 +30,28 @@ def write(verdict: Verdict) -> str:
 def read(path: str | os.PathLike[str]) -> list[Verdict]:
     """Return the verdicts in a file; if the run was cut short, those written by then."""
     with open(path, encoding="utf-8") as file:
-        return [_verdict(json.loads(line)) for line in file if line.endswith("\n")]
+        return [_verdict_from_data(json.loads(line)) for line in file if line.endswith("\n")]
 
 
 def guest_from_data(data: dict[str, Any]) -> GuestLog:
     """Return what a guest left behind, from what `dataclasses.asdict` made of it."""
-    return GuestLog(data["kernel"], tuple(map(_jump, data["jumps"])), data["console"])
+    return GuestLog(data["kernel"], tuple(map(_jump_from_data, data["jumps"])), data["console"])
 
 
-def _plain(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+def _replace_enums(fields: list[tuple[str, Any]]) -> dict[str, Any]:
     return {name: each.value if isinstance(each, enum.Enum) else each for name, each in fields}
 
 
-def _verdict(data: dict[str, Any]) -> Verdict:
+def _verdict_from_data(data: dict[str, Any]) -> Verdict:
     decoded = {
         "outcome": Outcome(data["outcome"]),
         "cause": cause_of(data["cause"]) if data["cause"] else None,
         "guests": tuple(map(guest_from_data, data["guests"])),
-        "subtests": tuple(map(_verdict, data["subtests"])),
+        "subtests": tuple(map(_verdict_from_data, data["subtests"])),
     }
     return Verdict(**data | decoded)
 
 
-def _jump(data: dict[str, Any]) -> Jump:
+def _jump_from_data(data: dict[str, Any]) -> Jump:
     events = tuple(Event(each["name"], each["at"]) for each in data["timeline"]["events"])
     return Jump(**data | {"timeline": Timeline(data["timeline"]["started"], events)})

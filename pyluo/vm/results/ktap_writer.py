@@ -40,15 +40,15 @@ def write(verdicts: Sequence[Verdict]) -> str:
     """
     lines = ["KTAP version 1", f"1..{len(verdicts)}"]
     for number, verdict in enumerate(verdicts, 1):
-        lines += _test(number, verdict)
+        lines += _format_test(number, verdict)
     return "\n".join(lines) + "\n"
 
 
-def _test(number: int, verdict: Verdict) -> Iterator[str]:
-    name = _name(verdict.name)
+def _format_test(number: int, verdict: Verdict) -> Iterator[str]:
+    name = _clean_name(verdict.name)
     # The parser finds the end of a test, and what is missing, by the test's name; but it would
     # take a subtest of the same name for that end.
-    named = bool(name) and name not in {_name(subtest.name) for subtest in verdict.subtests}
+    named = bool(name) and name not in {_clean_name(subtest.name) for subtest in verdict.subtests}
     crashed = verdict.outcome is Outcome.CRASHED
     crash_within = any(subtest.outcome is Outcome.CRASHED for subtest in verdict.subtests)
     missing = int(named and crashed and not crash_within)
@@ -57,16 +57,16 @@ def _test(number: int, verdict: Verdict) -> Iterator[str]:
         if named:
             yield f"  # Subtest: {name}"
         yield f"  1..{len(verdict.subtests) + missing}"
-        for place, subtest in enumerate(verdict.subtests, 1):
-            yield from (f"  {line}" for line in _test(place, subtest))
+        for position, subtest in enumerate(verdict.subtests, 1):
+            yield from (f"  {line}" for line in _format_test(position, subtest))
     if verdict.text not in {subtest.text for subtest in verdict.subtests}:
-        yield from map(_diagnostic, verdict.lines)
-    yield _result(number, name, verdict)
+        yield from map(_format_diagnostic, verdict.lines)
+    yield _format_result(number, name, verdict)
 
 
-def _result(number: int, name: str, verdict: Verdict) -> str:
+def _format_result(number: int, name: str, verdict: Verdict) -> str:
     word, directive = _LINES.get(verdict.outcome, _FAILED_LINE)
-    reason = _printable(verdict.explanation).replace("#", _NUMBER_SIGN).strip()
+    reason = _to_one_line(verdict.explanation).replace("#", _NUMBER_SIGN).strip()
     if not directive and _DIRECTIVE.match(reason):
         reason = f"({reason})"  # or it would be taken for a directive
     result = " ".join(filter(None, (word, str(number), name)))
@@ -74,17 +74,17 @@ def _result(number: int, name: str, verdict: Verdict) -> str:
     return f"{result} # {description}" if description else result
 
 
-def _name(text: str) -> str:
+def _clean_name(text: str) -> str:
     """Return a test's name without number signs, which the kernel's parser does not allow."""
-    return _printable(text).replace("#", _NUMBER_SIGN).strip(" -:")
+    return _to_one_line(text).replace("#", _NUMBER_SIGN).strip(" -:")
 
 
-def _diagnostic(text: str) -> str:
-    text = _printable(text)
+def _format_diagnostic(text: str) -> str:
+    text = _to_one_line(text)
     return "# " + (" " if text.startswith("Subtest:") else "") + text
 
 
-def _printable(text: str) -> str:
+def _to_one_line(text: str) -> str:
     """Return a text as one line, whatever else may count as the end of a line."""
     text = "".join(each if each.isprintable() else " " for each in text)
     return _END.sub(lambda end: end[0].replace(" ", "  ", 1), text)

@@ -45,7 +45,7 @@ def judge(name: str, program: EndedProgram) -> Verdict:
         program: how it ended, and what it printed.
     """
     report = ktap_reader.parse(program.output)
-    verdict = summarize(name, [_case(result) for result in report.results])
+    verdict = summarize(name, [_judge_result(result) for result in report.results])
     text = "\n".join(report.diagnostics)
     faults = [*report.faults, *_unexplained_ending(program, report)]
     if program.crash:
@@ -93,7 +93,7 @@ def with_failure(
     )
 
 
-def _case(result: KtapResult, excuse: str = "") -> Verdict:
+def _judge_result(result: KtapResult, excuse: str = "") -> Verdict:
     """Return the verdict on a result, made of those on its subtests.
 
     Args:
@@ -109,7 +109,7 @@ def _case(result: KtapResult, excuse: str = "") -> Verdict:
     elif result.failed and excuse:
         outcome, reason = Outcome.EXPECTED_FAILURE, f"{excuse}; {reason}" if reason else excuse
     elif result.failed and outcome is not Outcome.FAILED:
-        fault = _fault(result)
+        fault = _explain_failure(result)
         outcome, reason = Outcome.FAILED, f"{fault}; {reason}" if reason else fault
     assert outcome is not None  # a missing result counts as failed
     subtests = result.subtests.results if result.subtests else ()
@@ -119,11 +119,11 @@ def _case(result: KtapResult, excuse: str = "") -> Verdict:
         outcome,
         reason,
         "\n".join([*later, *result.diagnostics]),
-        subtests=tuple(_case(each, excuse) for each in subtests),
+        subtests=tuple(_judge_result(each, excuse) for each in subtests),
     )
 
 
-def _fault(result: KtapResult) -> str:
+def _explain_failure(result: KtapResult) -> str:
     """Return why a test failed whose own line does not say that it did."""
     if result.outcome is None:
         return "it reported no result itself"

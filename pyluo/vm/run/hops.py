@@ -64,11 +64,11 @@ def run_hops(boot: Callable[[], VM], hops: int) -> Tally:
         HarnessError: a guest could not be started, or its kernel cannot live-update.
     """
     tally = Tally(hops)
-    with progress.bar("live updates", hops) as reached:
+    with progress.bar("live updates", hops) as move_bar:
         while tally.hops < hops:
             try:
                 with boot() as vm:
-                    _jump_until_death(vm, hops, tally, reached)
+                    _jump_until_death(vm, hops, tally, move_bar)
             except GuestFailure as failure:
                 # A guest that does not even boot says nothing about the rate of jumps.
                 tally.failures.append(failure)
@@ -77,7 +77,7 @@ def run_hops(boot: Callable[[], VM], hops: int) -> Tally:
     return tally
 
 
-def _jump_until_death(vm: VM, hops: int, tally: Tally, reached: progress.Reached) -> None:
+def _jump_until_death(vm: VM, hops: int, tally: Tally, move_bar: progress.MoveBar) -> None:
     while tally.hops < hops:
         tally.hops += 1
         try:
@@ -91,7 +91,7 @@ def _jump_until_death(vm: VM, hops: int, tally: Tally, reached: progress.Reached
             vm.close()  # now: a complaint at the end of the block would count as a failed boot
             return
         finally:
-            reached(tally.hops)
+            move_bar(tally.hops)
 
 
 def _check_live_update(vm: VM) -> None:

@@ -51,7 +51,7 @@ async def run_matrix(
     """
     gate = asyncio.Semaphore(jobs)
 
-    async def fill(route: Route) -> None:
+    async def run_route(route: Route) -> None:
         async with gate:
             named = replace(options, kernel=route.origin.name, to=route.target.name)
             run = await pytest_process.run_tests(
@@ -60,11 +60,11 @@ async def run_matrix(
                 [route.origin, route.target],
                 hops=route.hops,
                 limit=limit,
-                on_cut_off=lambda run: on_cell(Cell(route, run)),
+                on_cancelled=lambda run: on_cell(Cell(route, run)),
             )
         on_cell(Cell(route, run))
 
     # If one is cancelled while it waits for its turn, the others still end properly.
-    for failure in await asyncio.gather(*map(fill, routes), return_exceptions=True):
+    for failure in await asyncio.gather(*map(run_route, routes), return_exceptions=True):
         if failure:
             raise failure

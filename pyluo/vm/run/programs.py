@@ -68,8 +68,8 @@ def run_selftests(
     """
     for number, selftest in enumerate(selftests, 1):
         title = f"{selftest.name}, {number} of {len(selftests)}"
-        with progress.bar(title, None) as reached:
-            verdict = _run_selftest(selftest, boot, timeout, reached)
+        with progress.bar(title, None) as move_bar:
+            verdict = _run_selftest(selftest, boot, timeout, move_bar)
         yield verdict
 
 
@@ -114,7 +114,7 @@ def _run_selftest(
     selftest: Selftest,
     boot: Callable[[], VM],
     timeout: float,
-    reached: progress.Reached,
+    move_bar: progress.MoveBar,
 ) -> Verdict:
     verdict = Verdict(selftest.name, Outcome.PASSED)
     try:
@@ -122,7 +122,7 @@ def _run_selftest(
             if selftest.staged:
                 verdict = run_staged(vm, selftest, timeout)
             else:
-                with _show_progress(vm, reached):
+                with _show_progress(vm, move_bar):
                     ended = _run(vm, [str(selftest.path)], timeout)
                 verdict = program.judge(selftest.name, ended)
     except GuestFailure as failure:
@@ -132,7 +132,7 @@ def _run_selftest(
 
 
 @contextmanager
-def _show_progress(vm: VM, reached: progress.Reached) -> Iterator[None]:
+def _show_progress(vm: VM, move_bar: progress.MoveBar) -> Iterator[None]:
     """Show how many results have come in the block.
 
     They are counted on the console, because the program's output comes only at its end.
@@ -143,7 +143,7 @@ def _show_progress(vm: VM, reached: progress.Reached) -> Iterator[None]:
     def follow() -> None:
         while not ended.wait(_POLL_INTERVAL):
             report = ktap_reader.parse(vm.console[start:])
-            reached(len(report.results), report.planned)
+            move_bar(len(report.results), report.planned)
 
     follower = threading.Thread(target=follow, name="pyluo-progress", daemon=True)
     follower.start()

@@ -36,7 +36,7 @@ async def run_tests(
     hops: int,
     limit: float,
     output: IO[bytes] | None = None,
-    on_cut_off: Callable[[PytestRun], None] | None = None,
+    on_cancelled: Callable[[PytestRun], None] | None = None,
 ) -> PytestRun:
     """Run tests, and wait for their end.
 
@@ -48,7 +48,7 @@ async def run_tests(
         hops: how many live updates a test makes if it can make several.
         limit: seconds after which the tests are ended.
         output: where pytest prints to; without it, the output is kept in the result.
-        on_cut_off: called with the result so far if this is cancelled.
+        on_cancelled: called with the result so far if this is cancelled.
 
     Raises:
         HarnessError: pytest could not be started.
@@ -66,28 +66,28 @@ async def run_tests(
             f"--pyluo-hops={hops}",
             f"--pyluo-record={record_path}",
             *tests,
-            *([] if _name_tests(tests) else _own_checks()),
+            *([] if _any_names_a_test(tests) else _own_checks()),
         ]
         environment = os.environ | pin_kernels(kernels, options.config)
 
-        def result(status: int, *, late: bool = False) -> PytestRun:
+        def result(status: int, *, timed_out: bool = False) -> PytestRun:
             kept_output.seek(0)
             text = kept_output.read().decode(errors="replace")
             verdicts = tuple(json_lines.read(record_path))
-            return PytestRun(verdicts, status, text, limit if late else None)
+            return PytestRun(verdicts, status, text, limit if timed_out else None)
 
         try:
-            status, late = await _run_within(
+            status, timed_out = await _run_within(
                 limit, command, environment, output or kept_output, record.fileno()
             )
         except asyncio.CancelledError:
-            if on_cut_off:
-                on_cut_off(result(UNFINISHED))
+            if on_cancelled:
+                on_cancelled(result(UNFINISHED))
             raise
-        return result(status, late=late)
+        return result(status, timed_out=timed_out)
 
 
-def _name_tests(words: Sequence[str]) -> bool:
+def _any_names_a_test(words: Sequence[str]) -> bool:
     """Return whether arguments for pytest name tests.
 
     A path that does not exist need not count: it is an error to pytest, whatever else is named.
@@ -121,14 +121,14 @@ async def _run_within(
         )
     except OSError as error:
         raise HarnessError(f"pytest cannot be started ({error})") from error
-    late = False
+    timed_out = False
     try:
         await asyncio.wait_for(process.wait(), limit)
     except TimeoutError:
-        late = True
+        timed_out = True
     finally:
         status = await _end(process)
-    return status, late
+    return status, timed_out
 
 
 async def _end(process: asyncio.subprocess.Process) -> int:

@@ -1,1 +1,1 @@
-"""A program in a guest, run on the terminal or the pipes of the host."""
+"""Run a program in a guest on the terminal or the pipes of a process on the host."""

@@ -1,4 +1,4 @@
-"""The escape key, by which a user in a guest's terminal gives commands to the host."""
+"""The escape key: after it, a user of a guest's terminal types a command to the host."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Ctrl-] ?       this text"""
 
 
 class Command(enum.Enum):
-    """A command to the host; its value is the key after the escape key."""
+    """A command to the host; its value is the key to type after the escape key."""
 
     LIVE_UPDATE = "u"
     QUIT = "q"
@@ -28,22 +28,25 @@ class Command(enum.Enum):
 
 
 class Keys:
-    """Separates the keys for the guest from the commands to the host."""
+    """Separates keys for the guest from commands to the host."""
 
     def __init__(self) -> None:
         self._escaped = False
 
     def split(self, typed: bytes) -> Iterator[bytes | Command]:
-        """Yield the bytes for the guest and the commands, in their order.
+        """Yield the bytes for the guest and the commands to the host, in their order.
 
-        If the last call ended with the escape key, the command follows in this one. A key that is
-        no command counts as HELP.
+        If the input of the last call ended with the escape key, the first key of this input is a
+        command. A key that is no command counts as HELP.
+
+        Args:
+            typed: the keys that the user has typed.
         """
         start = 0
         for at, key in enumerate(typed):
             if self._escaped:
                 self._escaped = False
-                # An escape key after an escape key is a byte for the guest.
+                # The escape key, typed twice, is sent to the guest once.
                 start = at if key == _ESCAPE else at + 1
                 if key != _ESCAPE:
                     yield _COMMANDS.get(key, Command.HELP)

@@ -1,4 +1,4 @@
-"""The connection to a terminal in a guest: frames over the host's end of a port."""
+"""The host's end of the connection to `pyluo.guest.terminal`, which runs a program in a guest."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _CHUNK = 1 << 16
 
 
 class Line:
-    """Sends and receives frames, and never waits.
+    """Sends and receives messages without ever waiting.
 
     Args:
-        channel: the host's end of the port.
+        channel: the socket that is the host's end of the guest's port.
 
     Attributes:
         closed: whether QEMU has closed the port.
@@ -39,20 +39,20 @@ class Line:
 
     @property
     def unsent(self) -> int:
-        """The number of bytes that are not sent yet."""
+        """The number of bytes that are still to be sent."""
         return len(self._outgoing)
 
     def begin_life(self, boot_id: str) -> None:
-        """Send to another life from now on, and drop what was not sent to the last one.
+        """Send messages to a new life from now on; drop what was not sent to the last life.
 
         Args:
-            boot_id: the boot id of that life.
+            boot_id: the boot id of the new life.
         """
         self._boot_id = boot_id
-        self._outgoing = b"\n"  # ends a frame that a jump may have cut off
+        self._outgoing = b"\n"  # ends a message that a jump may have cut off
 
     def send(self, **message: object) -> None:
-        """Send a message; `flush` sends the rest if the guest cannot take all of it now."""
+        """Send a message; if the guest cannot take all of it now, `flush` sends the rest."""
         self._outgoing += wire.to_line({"boot_id": self._boot_id, **message})
         self.flush()
 
@@ -63,7 +63,10 @@ class Line:
             self._outgoing = self._outgoing[sent:]
 
     def receive(self) -> list[wire.Message]:
-        """Return the messages that have arrived completely; those of earlier lives come first."""
+        """Read once, and return the messages that are complete now, possibly none.
+
+        Messages of an earlier life may come first.
+        """
         try:
             data = self._channel.recv(_CHUNK)
         except BlockingIOError:
@@ -75,7 +78,7 @@ class Line:
         return [message for line in lines if (message := wire.parse(line))]
 
     def drain(self) -> list[wire.Message]:
-        """Return all messages that have arrived by now."""
+        """Return all messages that have arrived so far."""
         messages: list[wire.Message] = []
         while not self.closed:
             before = len(self._incoming)

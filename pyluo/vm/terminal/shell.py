@@ -1,4 +1,4 @@
-"""Run a program in a guest on the terminal or the pipes of this process, over live updates."""
+"""Run a program in a guest on the terminal or the pipes of this process, across live updates."""
 
 from __future__ import annotations
 
@@ -34,26 +34,26 @@ _ENVIRONMENT = (
     "VIRTUAL_ENV",
 )  # fmt: skip
 _CHUNK = 1 << 14
-_INPUT_LIMIT = 1 << 16  # bytes on their way to the guest, beyond which no input is read
-_SIGNALLED = 128  # added to the number of a signal, as shells do
-_ENDING = signal.SIGTERM, signal.SIGHUP
+_INPUT_LIMIT = 1 << 16  # bytes of input that the program has not read, after which no more is read
+_SIGNALLED = 128  # added to the number of the signal that ended a program, as shells do
+_ENDING = signal.SIGTERM, signal.SIGHUP  # the signals that end this process
 
 
 class Shell:
-    """Runs a program in a guest, and starts it afresh in each life that a live update begins.
+    """Runs a program in a guest, and starts it again after each jump.
 
-    If stdin is a terminal, the program has a terminal too and is sent every key, except the
-    commands after the escape key (`pyluo.vm.terminal.escape`). Otherwise it has pipes, and input
-    that it did not read in one life is sent again in the next.
+    If stdin is a terminal, the program runs on a terminal too and gets every key, except commands
+    that begin with the escape key (see `escape`). Otherwise the program runs on pipes, and input
+    that it did not read before a jump is sent again after the jump.
 
     Args:
         vm: the guest.
-        argv: the program and its arguments; if empty, the host's SHELL, or /bin/sh if the guest
-            cannot run that.
+        argv: the program and its arguments; if empty, the program that SHELL names on the host, or
+            /bin/sh if the guest cannot run that one.
         stdin: the descriptor of the input.
         stdout: the descriptor for the program's output.
-        stderr: the descriptor for the program's error output, unless it has a terminal, and for
-            the harness's own messages.
+        stderr: the descriptor for the messages of the harness, and for the program's error output
+            if the program runs on pipes.
     """
 
     def __init__(
@@ -66,8 +66,8 @@ class Shell:
         self._terminal = os.isatty(stdin)
         self._line = Line(vm.terminal)
         self._keys = Keys()
-        self._typed = b""  # keys to be sent to the next life when the jump is over
-        self._unread = b""  # bytes that were sent to a pipe and not read there
+        self._typed = b""  # keys that were typed during a jump and not sent yet
+        self._unread = b""  # bytes that were sent to the program's pipe and not read by it yet
         self._eof = False
         self._folders = [os.getcwd(), "/"]
         self._jump: Future[object] | None = None
@@ -81,11 +81,11 @@ class Shell:
         self._waker.setblocking(False)
 
     def run(self) -> int:
-        """Run the program to its end; this must be called in the main thread.
+        """Run the program until it ends; this must be called in the main thread.
 
         Returns:
-            The program's exit status, or 128 plus the number of the signal that ended it; 0 if the
-            user ended the guest by the escape key.
+            The program's exit status, or 128 plus the number of the signal that ended the program;
+            0 if the user ended the guest with the escape key.
 
         Raises:
             GuestCrash: the guest died.
@@ -110,7 +110,7 @@ class Shell:
         return self._status
 
     def _handle_events(self) -> None:
-        """Wait for input, output, or something that happens in another thread, and handle it."""
+        """Wait for input, output, or a wakeup by another thread or a signal, and handle it."""
         poll = select.poll()
         poll.register(self._woken, select.POLLIN)
         if not self._line.closed:
@@ -161,14 +161,14 @@ class Shell:
                         raise wire.decode(content, find=wire.resolve_loaded)
 
     def _read_input(self) -> None:
-        """Read input, and send it to the guest or carry out its commands."""
+        """Read input, send it to the guest, and carry out the commands in it."""
         try:
             data = os.read(self._stdin, _CHUNK)
         except OSError:
             if not self._terminal:
                 raise
             data = b""
-        if not data and self._terminal:  # the terminal was hung up
+        if not data and self._terminal:  # the terminal has hung up
             _end(signal.SIGHUP)
         elif not data:
             self._eof = True
@@ -176,7 +176,7 @@ class Shell:
         elif self._terminal:
             for part in self._keys.split(data):
                 if self._status is not None:
-                    break  # the guest has been ended
+                    break  # a command has ended the guest
                 if isinstance(part, Command):
                     self._run_command(part)
                 else:
@@ -186,7 +186,7 @@ class Shell:
             self._line.send(input=wire.encode(data))
 
     def _send_keys(self, data: bytes) -> None:
-        """Send keys to the program; during a jump, keep them for the next life."""
+        """Send keys to the program; during a jump, keep them until it is over."""
         self._typed += data
         if self._typed and self._jump is None:
             self._line.send(input=wire.encode(self._typed))
@@ -197,11 +197,11 @@ class Shell:
             self._print_messages(*HELP.splitlines())
         elif command is Command.QUIT:
             self._status = 0
-            self._vm.close()  # this ends a jump, too
+            self._vm.close()  # this also ends a jump that is going on
         elif self._jump is None:
             self._print_messages("live update")
             self._jump = Future()
-            # A daemon thread, so that a jump does not keep this process from ending.
+            # A daemon thread, so that this process can end during a jump.
             threading.Thread(target=self._live_update, args=[self._jump], daemon=True).start()
 
     def _live_update(self, done: Future[object]) -> None:
@@ -212,7 +212,7 @@ class Shell:
         self._wake()
 
     def _handle_wakeup(self) -> None:
-        """Handle the end of a jump, the guest's death, or another size of the terminal."""
+        """Handle the end of a jump, the death of the guest, or a new size of the terminal."""
         self._woken.recv(_CHUNK)
         if self._resized:
             self._resized = False
@@ -237,7 +237,7 @@ class Shell:
             self._begin_life()
 
     def _begin_life(self) -> None:
-        self._take_messages(self._line.drain())  # the last messages of the life before
+        self._take_messages(self._line.drain())  # the last messages of the previous life
         self._status = None
         self._print_messages(_describe(self._vm.life))
         self._start_program()
@@ -260,7 +260,7 @@ class Shell:
         _write(self._outputs[what], data)
 
     def _wake(self) -> None:
-        with suppress(OSError):  # enough bytes are waiting already, or `run` has ended
+        with suppress(OSError):  # the socket is full of wakeups already, or `run` has ended
             self._waker.send(b"\0")
 
     def _on_resize(self, number: int, frame: FrameType | None) -> None:
@@ -278,7 +278,7 @@ def _describe(life: Life) -> str:
 
 
 def _environment() -> dict[str, str]:
-    """Return variables for the program's environment; the folder of `pyluo` is in its PATH."""
+    """Return environment variables for the program; PATH contains the folder of `pyluo`."""
     kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
     folders = [os.environ.get("PATH", os.defpath), os.path.dirname(sys.executable)]
     return kept | {"PATH": os.pathsep.join([*folders, "/usr/local/sbin", "/usr/sbin", "/sbin"])}
@@ -290,7 +290,7 @@ def _end(number: int, frame: FrameType | None = None) -> NoReturn:
 
 @contextmanager
 def _signal_handlers(handlers: dict[signal.Signals, signal._HANDLER]) -> Iterator[None]:
-    """Set signal handlers in the block."""
+    """Set signal handlers in the block; restore the old ones after the block."""
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
@@ -301,14 +301,14 @@ def _signal_handlers(handlers: dict[signal.Signals, signal._HANDLER]) -> Iterato
 
 @contextmanager
 def _raw_terminal(fd: int) -> Iterator[None]:
-    """Put a terminal into raw mode in the block: it passes keys and output on unchanged."""
+    """Put a terminal into raw mode in the block, in which it does not change keys and output."""
     before = termios.tcgetattr(fd)
     try:
         tty.setraw(fd, termios.TCSANOW)
         yield
     finally:
-        with suppress(termios.error):  # the terminal was hung up
-            # TCSADRAIN would wait for ever if the user has stopped the output.
+        with suppress(termios.error):  # the terminal has hung up
+            # TCSADRAIN would wait for ever if the user has stopped the output with Ctrl-S.
             termios.tcsetattr(fd, termios.TCSANOW, before)
 
 

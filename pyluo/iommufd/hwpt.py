@@ -1,4 +1,4 @@
-"""Hardware page tables: what an IOMMU walks for the devices attached to it."""
+"""Hardware page tables, with which an IOMMU translates the DMA of the devices attached to them."""
 
 from __future__ import annotations
 
@@ -50,15 +50,15 @@ _SMMUV3_COMMAND = Struct("iommu_viommu_arm_smmuv3_invalidate")
 
 
 class HwptFlags(enum.IntFlag):
-    """What a HWPT can be used for.
+    """The uses that a HWPT supports.
 
     Source: include/uapi/linux/iommufd.h, enum iommufd_hwpt_alloc_flags
     """
 
     NEST_PARENT = constant("IOMMU_HWPT_ALLOC_NEST_PARENT")
-    """The parent, which is the lower stage, of nested page tables. Linux 6.7."""
+    """Can be the parent (stage 2) of nested page tables. Linux 6.7."""
     DIRTY_TRACKING = constant("IOMMU_HWPT_ALLOC_DIRTY_TRACKING")
-    """Tracks writes by devices; devices whose IOMMU cannot do so cannot be attached. Linux 6.7."""
+    """Can track writes by devices; the IOMMU of each attached device must support it. Linux 6.7."""
     PASID = constant("IOMMU_HWPT_ALLOC_PASID")
     """Can be attached to a PASID of a device. Linux 6.15."""
 
@@ -68,10 +68,10 @@ class HwptData(Protocol):
 
     @property
     def data_type(self) -> int:
-        """A value of enum iommu_hwpt_data_type."""
+        """The type of the struct, a value of enum iommu_hwpt_data_type."""
 
     def pack(self) -> bytes:
-        """Return the driver's struct."""
+        """Return the bytes of the driver's struct."""
 
 
 class Invalidation(Protocol):
@@ -79,26 +79,26 @@ class Invalidation(Protocol):
 
     @property
     def data_type(self) -> int:
-        """A value of enum iommu_hwpt_invalidate_data_type."""
+        """The type of the struct, a value of enum iommu_hwpt_invalidate_data_type."""
 
     def pack(self) -> bytes:
-        """Return the driver's struct."""
+        """Return the bytes of the driver's struct."""
 
 
 @dataclass(frozen=True, slots=True)
 class RawData:
-    """A driver's struct that has no class here, for a HWPT, a vIOMMU or an invalidation.
+    """A driver's struct for which pyluo has no class: for a HWPT, a vIOMMU or an invalidation.
 
     Attributes:
-        data_type: the kernel's number for the struct's type.
-        data: the struct.
+        data_type: the kernel's number for the type of the struct.
+        data: the bytes of the struct.
     """
 
     data_type: int
     data: bytes
 
     def pack(self) -> bytes:
-        """Return the struct."""
+        """Return the bytes of the struct."""
         return self.data
 
 
@@ -118,11 +118,11 @@ _NO_STAGE1_FLAGS = VtdStage1Flags(0)
 
 @dataclass(frozen=True, slots=True)
 class VtdStage1:
-    """A VT-d stage-1 page table.
+    """A VT-d stage-1 page table of a guest.
 
     Attributes:
-        page_table: the table's address, in the address space of the parent HWPT.
-        address_width: in bits.
+        page_table: the address of the table, in the address space of the parent HWPT.
+        address_width: the address width in bits.
         flags: the attributes of the entries.
 
     Source: include/uapi/linux/iommufd.h, struct iommu_hwpt_vtd_s1. Linux 6.7.
@@ -190,8 +190,9 @@ class VtdInvalidate:
 
     Attributes:
         address: the start of the range, a multiple of 4096 bytes.
-        pages: the number of pages of 4096 bytes; 2^64-1 pages from address 0 mean everything.
-        leaf_only: only entries of the last level are cached for the range.
+        pages: the number of pages of 4096 bytes; 2^64 - 1 pages from address 0 stand for all
+            addresses.
+        leaf_only: whether to invalidate only cached leaf entries, and not cached upper levels.
 
     Source: include/uapi/linux/iommufd.h, struct iommu_hwpt_vtd_s1_invalidate. Linux 6.8.
     """
@@ -213,7 +214,7 @@ class VtdInvalidate:
 
 @dataclass(frozen=True, slots=True)
 class SmmuV3Command:
-    """An invalidation command as the guest put it into its SMMUv3 command queue.
+    """An invalidation command that the guest put into its SMMUv3 command queue.
 
     Source: include/uapi/linux/iommufd.h, struct iommu_viommu_arm_smmuv3_invalidate. Linux 6.13.
     """
@@ -232,13 +233,16 @@ class SmmuV3Command:
 
 @dataclass(frozen=True, slots=True)
 class DirtyBitmap:
-    """The pages that devices have written to.
+    """The pages of a range that devices have written to.
+
+    Iterating yields the IOVA of each such page; ``iova in bitmap`` tells whether the page at an
+    IOVA was written to.
 
     Attributes:
-        start: the IOVA of the first page.
-        page_size: in bytes.
-        pages: the number of pages.
-        bits: one bit per page; the lowest bit of the first byte is the first page's.
+        start: the IOVA of the first page of the range.
+        page_size: the size of a page in bytes.
+        pages: the number of pages in the range.
+        bits: one bit per page; the lowest bit of the first byte stands for the first page.
     """
 
     start: int
@@ -248,7 +252,7 @@ class DirtyBitmap:
 
     @staticmethod
     def make_buffer(wanted: IovaRange, page_size: int) -> tuple[bytearray, int]:
-        """Return a buffer for the kernel to fill in, and the number of pages that it covers.
+        """Return a buffer for the bits of a range, and the number of pages in the range.
 
         Raises:
             ValueError: the page size is not a power of two.
@@ -278,7 +282,7 @@ class DirtyBitmap:
 class PagingHwpt(IommuObject):
     """A page table that the kernel fills with the mappings of an IOAS.
 
-    Made by `IommuDevice.alloc_hwpt`. Linux 6.6.
+    `IommuDevice.alloc_hwpt` creates one. Linux 6.6.
     """
 
     noun = "HWPT"
@@ -295,7 +299,7 @@ class PagingHwpt(IommuObject):
         return self._ioas
 
     def set_dirty_tracking(self, enabled: bool) -> None:
-        """Start or stop tracking writes by devices; starting clears what was recorded.
+        """Start or stop tracking writes by devices; starting clears all dirty bits.
 
         Raises:
             IommuUnsupportedError: the HWPT was not allocated with `HwptFlags.DIRTY_TRACKING`
@@ -310,27 +314,30 @@ class PagingHwpt(IommuObject):
     def dirty_bitmap(
         self, wanted: IovaRange, *, page_size: int = 4096, clear: bool = True
     ) -> DirtyBitmap:
-        """Return which pages of a range devices wrote to since tracking started or was cleared.
+        """Return the pages of a range that devices have written to.
+
+        Writes count since tracking started or the bits were last cleared.
 
         Args:
             wanted: the range; its start and length are multiples of `page_size`.
-            page_size: what one bit stands for, in bytes, a power of two; it may be larger than
-                the pages of the IOMMU.
-            clear: whether to clear what is returned. Without this, the IOMMU's caches are not
-                flushed either, which suits memory that is about to be unmapped.
+            page_size: the number of bytes that one bit stands for, a power of two; it may be larger
+                than a page of the IOMMU.
+            clear: whether to clear the returned bits. If false, the kernel also skips the IOTLB
+                flush; use this for memory that is about to be unmapped.
 
         Raises:
             IommuUnsupportedError: the HWPT was not allocated with `HwptFlags.DIRTY_TRACKING`
                 (EOPNOTSUPP).
-            LuoError: the range or the page size does not fit (EINVAL); part of the range is not
-                mapped, in which case nothing is returned or cleared (ENOENT).
+            LuoError: the range or the page size is invalid for this HWPT (EINVAL); part of the
+                range is not mapped, and no bits were cleared (ENOENT).
             ValueError: the page size is not a power of two.
 
         Source: include/uapi/linux/iommufd.h, IOMMU_HWPT_GET_DIRTY_BITMAP. Linux 6.7.
         """
         bits, pages = DirtyBitmap.make_buffer(wanted, page_size)
         subject = f"{self}: {wanted} by {page_size} bytes"
-        # Linux 7.3 stops at a hole without an error, so that all pages behind it look clean.
+        # At a hole in the mappings Linux 7.3 stops without an error, so that all pages behind the
+        # hole would look clean.
         if not self._ioas.maps(wanted):
             raise from_errno(errno.ENOENT, _GET_DIRTY_BITMAP.name, subject)
         _GET_DIRTY_BITMAP(
@@ -347,32 +354,32 @@ class PagingHwpt(IommuObject):
 
 
 class NestedHwpt(IommuObject):
-    """A page table managed by a guest, which translates to addresses of a parent HWPT.
+    """A page table that a guest manages, and that translates to addresses of a parent HWPT.
 
-    Made by `IommuDevice.alloc_nested_hwpt`. Linux 6.7.
+    `IommuDevice.alloc_nested_hwpt` creates one. Linux 6.7.
     """
 
     noun = "nested HWPT"
 
     def invalidate(self, entries: Sequence[Invalidation]) -> int:
-        """Invalidate what the IOMMU has cached of this page table; see `invalidate`. Linux 6.8."""
+        """Invalidate cached entries of this page table; see `hwpt.invalidate`. Linux 6.8."""
         return invalidate(self, entries)
 
 
 def invalidate(target: IommuObject, entries: Sequence[Invalidation]) -> int:
-    """Invalidate what an IOMMU has cached of a guest's page table.
+    """Invalidate entries of a guest's page table in the caches of an IOMMU.
 
     Args:
-        target: a nested HWPT; or a vIOMMU, for entries that do not concern one page table.
-        entries: all of one type; they are carried out in order.
+        target: a nested HWPT; or a vIOMMU, for commands that are not specific to one page table.
+        entries: the invalidations, all of one type; they are carried out in order.
 
     Returns:
-        The number of entries carried out, which is all of them.
+        The number of entries that were carried out, which is the number of all entries.
 
     Raises:
-        InvalidationError: an entry was refused; `handled` is the number of entries before it, which
-            were carried out. The entry is not understood (EINVAL), its type is unknown to this
-            IOMMU (EOPNOTSUPP), or the IOMMU itself refused a command (EIO).
+        InvalidationError: an entry was refused. The entry is not valid (EINVAL), this IOMMU does
+            not know its type (EOPNOTSUPP), or the IOMMU reported an error for a command (EIO). The
+            entries before this one were carried out; their number is the attribute `handled`.
         ValueError: the entries are of several types, or there are none.
 
     Source: include/uapi/linux/iommufd.h, IOMMU_HWPT_INVALIDATE. Linux 6.8; a vIOMMU since 6.13.
@@ -380,7 +387,7 @@ def invalidate(target: IommuObject, entries: Sequence[Invalidation]) -> int:
     packed = [entry.pack() for entry in entries]
     kinds = {(entry.data_type, len(data)) for entry, data in zip(entries, packed, strict=True)}
     if len(kinds) != 1:
-        raise ValueError("the entries of one invalidation are all of one kind")
+        raise ValueError("the entries of one invalidation must all be of one kind")
     [(data_type, length)] = kinds
     reply = _INVALIDATE.attempt(
         target.iommufd.fileno(),
@@ -390,11 +397,12 @@ def invalidate(target: IommuObject, entries: Sequence[Invalidation]) -> int:
         entry_len=length,
         entry_num=len(packed),
     )
-    if reply.errno in (errno.ENOTTY, errno.E2BIG):  # the kernel did not look at the entries
+    if reply.errno in (errno.ENOTTY, errno.E2BIG):  # this kernel does not know the request
         raise from_errno(reply.errno, _INVALIDATE.name, str(target))
     handled = reply.integer("entry_num")
     if reply.errno:
-        if handled == len(packed):  # the driver had no memory to look at any, and set no count
+        # The driver ran out of memory before the first entry, and left entry_num unchanged.
+        if handled == len(packed):
             handled = 0
         error = InvalidationError(reply.errno, _INVALIDATE.name, f"{target}, entry {handled}")
         error.handled = handled
@@ -405,7 +413,9 @@ def invalidate(target: IommuObject, entries: Sequence[Invalidation]) -> int:
 def can_invalidate(target: IommuObject, data_type: int) -> bool:
     """Return whether a nested HWPT or a vIOMMU supports invalidations of a type.
 
-    Source: include/uapi/linux/iommufd.h, IOMMU_HWPT_INVALIDATE, with no entry. Linux 6.8.
+    The kernel is asked to carry out no entries of this type.
+
+    Source: include/uapi/linux/iommufd.h, IOMMU_HWPT_INVALIDATE. Linux 6.8.
     """
     reply = _INVALIDATE.attempt(target.iommufd.fileno(), hwpt_id=target.id, data_type=data_type)
     if reply.errno in (errno.EINVAL, errno.EOPNOTSUPP):

@@ -1,4 +1,4 @@
-"""I/O address spaces: the memory that devices can reach by DMA, and at which addresses."""
+"""`Ioas`: an I/O address space, which maps memory for DMA by devices."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ _READ_WRITE = Access.READ | Access.WRITE
 
 
 class Ioas(IommuObject):
-    """An I/O address space. Devices are attached to it, or to a HWPT made from it.
+    """An I/O address space. Devices are attached to it, or to a HWPT allocated for it.
 
-    Mapped memory stays referred to, and a mapped buffer cannot be freed, until it is unmapped, the
-    IOAS is destroyed or its iommufd closed.
+    The object keeps a reference to each mapped file or buffer, so that a buffer cannot be freed,
+    until the memory is unmapped, the IOAS is destroyed or the iommufd is closed.
 
     Attributes:
         allowed: the ranges last given to `allow_iovas`.
@@ -54,36 +54,39 @@ class Ioas(IommuObject):
 
     def __init__(self, iommufd: IommuContext, object_id: int) -> None:
         super().__init__(iommufd, object_id)
-        self._mapped: dict[int, tuple[Mapping, object]] = {}  # by IOVA, with the memory to keep
-        self._possibly_mapped: list[object] = []  # of requests whose outcome is not known
+        # For each IOVA: the mapping, and the file or buffer that is mapped.
+        self._mapped: dict[int, tuple[Mapping, object]] = {}
+        # Files and buffers that may be mapped: an exception has hidden whether the request failed.
+        self._possibly_mapped: list[object] = []
         self.allowed: tuple[IovaRange, ...] = ()
 
     @property
     def mappings(self) -> tuple[Mapping, ...]:
-        """The mappings that this object made or was told of, in the order of addresses."""
+        """The mappings that this object made or that `adopt` added, sorted by address."""
         return tuple(mapping for _, (mapping, _) in sorted(self._mapped.items()))
 
     @property
     def mappings_known(self) -> bool:
-        """Whether `mappings` is reliable: no exception from a signal cut a request short.
+        """Whether `mappings` is certainly right.
 
-        `unmap_all` makes it reliable again.
+        It may be wrong after a signal handler has raised an exception during a request. After
+        `unmap_all` it is right again.
         """
         return not self._possibly_mapped
 
     @property
     def mapped_by_address(self) -> tuple[IovaRange, ...]:
-        """The ranges mapped by their address in a process, as far as this object mapped them."""
+        """The ranges that this object has mapped with `map`, by address and not by file."""
         return tuple(mapping.range for mapping in self.mappings if mapping.file is None)
 
     def forget(self) -> None:
-        """Note that the IOAS is gone, and release the files and buffers that were mapped."""
+        """Note that the IOAS no longer exists, and drop the references to mapped memory."""
         super().forget()
         self._mapped.clear()
         self._possibly_mapped.clear()
 
     def iova_ranges(self) -> IovaRanges:
-        """Return where memory can be mapped; ask again after each attach and detach.
+        """Return the ranges in which memory can be mapped; attaching and detaching changes them.
 
         Source: include/uapi/linux/iommufd.h, IOMMU_IOAS_IOVA_RANGES. Linux 6.2.
         """
@@ -95,7 +98,7 @@ class Ioas(IommuObject):
             )
             count = reply.integer("num_iovas")
             if reply.errno == errno.EMSGSIZE and count > room:
-                room = count  # the kernel reported this number; there may be more by now
+                room = count  # the kernel reported this many ranges; there may be more by now
                 continue
             if reply.errno:
                 raise from_errno(reply.errno, _IOVA_RANGES.name, str(self))
@@ -104,14 +107,15 @@ class Ioas(IommuObject):
             return IovaRanges(ranges, reply.integer("out_iova_alignment"))
 
     def allow_iovas(self, ranges: Iterable[IovaRange]) -> None:
-        """Set the ranges that must stay mappable; a device that would narrow them cannot attach.
+        """Set the ranges that must stay mappable.
 
-        The kernel chooses addresses from these ranges only. They replace the ranges of an earlier
-        call; no ranges at all lift the restriction.
+        A device that cannot reach all of these ranges cannot be attached, and the kernel chooses
+        addresses only from these ranges. The ranges replace those of an earlier call. An empty list
+        removes the restriction.
 
         Raises:
             LuoError: an attached device, or its IOMMU, cannot reach all of a range (EADDRINUSE);
-                ranges overlap, or end before they start (EINVAL).
+                ranges overlap, or a range ends before it starts (EINVAL).
 
         Source: include/uapi/linux/iommufd.h, IOMMU_IOAS_ALLOW_IOVAS. Linux 6.2.
         """
@@ -135,19 +139,19 @@ class Ioas(IommuObject):
     ) -> Mapping:
         """Map memory of this process by its address.
 
-        Such a mapping cannot be handed over to another process; one made by `map_file` can.
+        Such a mapping cannot be handed over to another process; a mapping of `map_file` can.
 
         Args:
-            buffer: the memory, all of which is mapped; for example the result of `Memfd.map`. It
-                cannot be closed or resized until it is unmapped.
-            iova: the first address; by default the kernel chooses.
-            access: what devices may do with the memory.
+            buffer: the memory to map, for example the result of `Memfd.map`. The buffer cannot be
+                closed or resized until it is unmapped.
+            iova: the first IOVA; by default the kernel chooses.
+            access: whether devices may read and write the memory.
 
         Raises:
-            IovaInUseError: something is mapped there (EEXIST).
-            LuoError: the address is not aligned or not in `iova_ranges` (EINVAL); there is no room
-                (ENOSPC); RLIMIT_MEMLOCK is exceeded, or memory is short (ENOMEM); the buffer is
-                read-only memory (EFAULT).
+            IovaInUseError: memory is already mapped at this IOVA (EEXIST).
+            LuoError: the IOVA is not aligned or not in `iova_ranges` (EINVAL); no range is large
+                enough (ENOSPC); RLIMIT_MEMLOCK is exceeded, or there is too little memory (ENOMEM);
+                the buffer is read-only memory (EFAULT).
             TypeError: the buffer is read-only, but `access` includes writing.
 
         Source: include/uapi/linux/iommufd.h, IOMMU_IOAS_MAP. Linux 6.2.
@@ -165,7 +169,7 @@ class Ioas(IommuObject):
                     iova=iova or 0,
                 )
         except LuoError:
-            exported.release()  # the error's traceback would keep the buffer from being freed
+            exported.release()  # otherwise the exception's traceback would keep the buffer alive
             raise
         return self._add_mapping(
             Mapping(reply.integer("iova"), exported.length, access, None, 0), exported
@@ -183,20 +187,21 @@ class Ioas(IommuObject):
         """Map a file: a memfd, or a dma-buf that a VFIO device exported.
 
         Args:
-            file: the file, which is kept until it is unmapped; closing it does no harm.
-            offset: where the mapping begins in the file, in bytes.
-            length: in bytes; by default up to the end of the file.
-            iova: the first address; by default the kernel chooses.
-            access: what devices may do with the memory.
+            file: the file. This object keeps a reference to it until it is unmapped, but its
+                descriptor may be closed.
+            offset: the offset in the file at which the mapping begins, in bytes.
+            length: the length in bytes; by default the mapping reaches to the end of the file.
+            iova: the first IOVA; by default the kernel chooses.
+            access: whether devices may read and write the memory.
 
         Raises:
             ValueError: the range does not lie within the file.
-            IovaInUseError: something is mapped there (EEXIST).
-            LuoError: the address or the length is not aligned or not in `iova_ranges`, or the
-                kernel cannot map this kind of file (EINVAL); there is no room (ENOSPC);
-                RLIMIT_MEMLOCK is exceeded, or memory is short (ENOMEM).
+            IovaInUseError: memory is already mapped at this IOVA (EEXIST).
+            LuoError: the IOVA or the length is not aligned or not in `iova_ranges`, or the kernel
+                cannot map this kind of file (EINVAL); no range is large enough (ENOSPC);
+                RLIMIT_MEMLOCK is exceeded, or there is too little memory (ENOMEM).
 
-        Source: include/uapi/linux/iommufd.h, IOMMU_IOAS_MAP_FILE. Linux 6.13; a dma-buf since 6.19.
+        Source: include/uapi/linux/iommufd.h, IOMMU_IOAS_MAP_FILE. Linux 6.13; dma-bufs since 6.19.
         """
         with raising("fstat", "the file to map"):
             stat = os.fstat(file.fileno())
@@ -229,21 +234,21 @@ class Ioas(IommuObject):
         iova: int | None = None,
         access: Access = _READ_WRITE,
     ) -> IovaRange:
-        """Map memory that another IOAS of this iommufd maps, without pinning it a second time.
+        """Map memory that is mapped in another IOAS of the iommufd, without pinning it again.
 
         Args:
-            source: the other IOAS, which may be this one.
-            wanted: a range of it, all of which must be mapped.
-            iova: the first address here; by default the kernel chooses.
-            access: what devices may do with the memory.
+            source: the IOAS that has the mappings; it may be this one.
+            wanted: the range of IOVAs in `source`, all of which must be mapped.
+            iova: the first IOVA in this IOAS; by default the kernel chooses.
+            access: whether devices may read and write the memory.
 
         Returns:
-            The addresses here.
+            The range of IOVAs in this IOAS.
 
         Raises:
-            IovaInUseError: something is mapped there (EEXIST).
-            LuoError: part of the range is not mapped (ENOENT); write access is asked for memory
-                that was mapped without it (EPERM); EINVAL and ENOSPC as for `map`.
+            IovaInUseError: memory is already mapped at this IOVA (EEXIST).
+            LuoError: part of the range is not mapped (ENOENT); `access` includes writing, but the
+                memory was mapped without it (EPERM); for EINVAL and ENOSPC see `map`.
 
         Source: include/uapi/linux/iommufd.h, IOMMU_IOAS_COPY. Linux 6.2.
         """
@@ -280,12 +285,12 @@ class Ioas(IommuObject):
         """Unmap all mappings that lie within a range.
 
         Returns:
-            How many bytes were unmapped.
+            The number of bytes that were unmapped.
 
         Raises:
-            LuoError: nothing is mapped there, or a mapping lies partly outside, which the kernel
-                does not split (ENOENT); a hardware queue still uses a mapping (EBUSY). Mappings
-                before the one that failed may be gone: see `mappings`.
+            LuoError: nothing is mapped in the range, or a mapping lies only partly in it, and the
+                kernel does not split mappings (ENOENT); a hardware queue still uses a mapping
+                (EBUSY). Other mappings in the range may be unmapped: see `mappings`.
 
         Source: include/uapi/linux/iommufd.h, IOMMU_IOAS_UNMAP. Linux 6.2.
         """
@@ -293,13 +298,13 @@ class Ioas(IommuObject):
         return self._unmap(where, f"{self}: {where}")
 
     def unmap_all(self) -> int:
-        """Unmap everything.
+        """Unmap all mappings of the IOAS.
 
         Returns:
-            How many bytes were unmapped.
+            The number of bytes that were unmapped.
 
         Raises:
-            LuoError: a hardware queue still uses a mapping (EBUSY). Mappings before it may be gone:
+            LuoError: a hardware queue still uses a mapping (EBUSY). Other mappings may be unmapped:
                 see `mappings`.
 
         Source: include/uapi/linux/iommufd.h, IOMMU_IOAS_UNMAP. Linux 6.2.
@@ -309,10 +314,11 @@ class Ioas(IommuObject):
         return unmapped
 
     def maps(self, where: IovaRange) -> bool:
-        """Return whether all of a range is mapped, by this process or another.
+        """Return whether memory is mapped at all IOVAs of a range, by this process or another.
 
-        The kernel is asked to copy the range onto itself, which never succeeds: addresses that are
-        mapped are in use, and addresses that are not mapped cannot be copied.
+        The kernel is asked to copy the mappings of the range onto the range itself, which never
+        succeeds. If all of the range is mapped, the target is in use; otherwise the error is
+        ENOENT.
 
         Source: include/uapi/linux/iommufd.h, IOMMU_IOAS_COPY. Linux 6.2.
         """
@@ -329,11 +335,11 @@ class Ioas(IommuObject):
 
     @property
     def huge_pages(self) -> bool:
-        """Whether the page tables may combine adjacent pages; True for a new IOAS.
+        """Whether page tables may map adjacent pages as one huge page; True for a new IOAS.
 
         Raises:
-            LuoError: a device has the pages already, so that it is too late to switch this off
-                (EINVAL); something smaller than a page is mapped (EADDRINUSE).
+            LuoError: False is set too late, when a device already has access to mappings (EINVAL),
+                or when a mapping is not aligned to pages (EADDRINUSE).
 
         Source: include/uapi/linux/iommufd.h, IOMMU_OPTION_HUGE_PAGES. Linux 6.2.
         """
@@ -357,17 +363,18 @@ class Ioas(IommuObject):
         """Return the physical address behind an IOVA, for a device without an IOMMU.
 
         Args:
-            iova: the address to look up.
-            length: how many bytes to look at.
+            iova: the IOVA to look up.
+            length: the largest number of bytes to look up.
 
         Returns:
-            The physical address, and how many bytes from there are contiguous, at most `length`.
+            The physical address, and the number of bytes from there that are contiguous in physical
+            memory, at most `length`.
 
         Raises:
             LuoPermissionError: the caller lacks CAP_SYS_RAWIO (EPERM).
             KernelTooOldError: the kernel has no such request (ENOTTY).
-            LuoError: nothing is mapped there (ENOENT); the IOAS serves devices that have an IOMMU
-                (EOPNOTSUPP).
+            LuoError: nothing is mapped at the IOVA (ENOENT); devices with an IOMMU are attached to
+                the IOAS (EOPNOTSUPP).
 
         Source: include/uapi/linux/iommufd.h, IOMMU_IOAS_NOIOMMU_GET_PA. Linux 7.3.
         """
@@ -381,14 +388,14 @@ class Ioas(IommuObject):
         return reply.integer("out_phys"), reply.integer("length")
 
     def adopt(self, mapping: Mapping, kept: object) -> None:
-        """Note a mapping that another process made, and keep an object while it exists.
+        """Add a mapping that another process made to `mappings`; the kernel is not asked.
 
         Args:
             mapping: the mapping.
-            kept: the object to keep, such as the mapped file.
+            kept: an object to keep a reference to until the memory is unmapped, such as the file.
 
         Raises:
-            ValueError: the mapping overlaps one that is known.
+            ValueError: the mapping overlaps a mapping that is already known.
         """
         overlapping = [one for one in self.mappings if one.range.overlaps(mapping.range)]
         if overlapping:
@@ -397,7 +404,7 @@ class Ioas(IommuObject):
 
     @contextmanager
     def _keeping_if_interrupted(self, kept: object) -> Iterator[None]:
-        """Keep a file or buffer that may be mapped, if an exception hides the request's outcome."""
+        """Keep a reference to a file or buffer if an exception hides whether it was mapped."""
         try:
             yield
         except (LuoError, TypeError, ValueError):
@@ -407,13 +414,13 @@ class Ioas(IommuObject):
             raise
 
     def _unmap(self, where: IovaRange, subject: str) -> int:
-        # 2^64 does not fit into the length; the kernel takes one less for everything.
+        # 2^64 does not fit into the field; to the kernel, 2^64 - 1 means the whole address space.
         length = min(where.length, _MAX_LENGTH)
         reply = _UNMAP.attempt(
             self._iommufd.fileno(), ioas_id=self.id, iova=where.start, length=length
         )
         for mapping in self.mappings:
-            # A request that fails may have unmapped some of them, and does not say which.
+            # A request that fails may have unmapped some mappings, so check which ones remain.
             if mapping.range in where and not (reply.errno and self.maps(mapping.range)):
                 del self._mapped[mapping.iova]
         if reply.errno:

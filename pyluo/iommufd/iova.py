@@ -1,4 +1,4 @@
-"""I/O virtual addresses: ranges of them, and mappings at them."""
+"""Ranges of I/O virtual addresses (IOVAs), and mappings of memory at them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Access", "IovaRange", "IovaRanges", "Mapping"]
 
 
 class Access(enum.IntFlag):
-    """What a device may do with mapped memory.
+    """The kinds of access that devices may make to mapped memory.
 
     Source: include/uapi/linux/iommufd.h, IOMMU_IOAS_MAP_*
     """
@@ -34,7 +34,7 @@ class IovaRange:
 
     @property
     def length(self) -> int:
-        """The length in bytes."""
+        """The length of the range in bytes."""
         return self.last - self.start + 1
 
     def overlaps(self, other: IovaRange) -> bool:
@@ -50,11 +50,13 @@ class IovaRange:
 
 @dataclass(frozen=True, slots=True)
 class IovaRanges:
-    """Where an IOAS can currently map; attaching a device narrows this, detaching widens it.
+    """The ranges in which an IOAS can currently map memory.
+
+    Attaching a device can remove addresses; detaching it adds them again.
 
     Attributes:
-        ranges: the ranges, in order and without overlap.
-        alignment: the alignment of the start and end of every mapping, in bytes.
+        ranges: the ranges, sorted and without overlap.
+        alignment: the alignment that the start and length of every mapping must have, in bytes.
     """
 
     ranges: tuple[IovaRange, ...]
@@ -70,11 +72,12 @@ class Mapping:
     """A mapping in an IOAS.
 
     Attributes:
-        iova: the first address.
+        iova: the first IOVA.
         length: the length in bytes.
-        access: what a device may do with the memory.
-        file: the device and inode number of the mapped file; None if memory was mapped by address.
-        offset: where the mapping begins, in bytes from the start of the file or buffer.
+        access: whether devices may read and write the memory.
+        file: the device number and inode number of the mapped file; None if memory was mapped by
+            its address.
+        offset: the offset in the file or buffer at which the mapping begins, in bytes.
     """
 
     iova: int
@@ -85,5 +88,5 @@ class Mapping:
 
     @property
     def range(self) -> IovaRange:
-        """The addresses of the mapping."""
+        """The IOVAs of the mapping."""
         return IovaRange(self.iova, self.iova + self.length - 1)

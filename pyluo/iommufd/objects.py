@@ -1,4 +1,4 @@
-"""An iommufd and its objects: each has an id, and may need others."""
+"""The base classes of an iommufd and of the objects in it, such as an IOAS or a HWPT."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ _OP_SET = constant("IOMMU_OPTION_OP_SET")
 _OP_GET = constant("IOMMU_OPTION_OP_GET")
 
 _MAPPER_GONE_HINT = (
-    "With accounting by process, kernels up to 7.3 answer this if the process that mapped the "
-    "memory is gone, as after exec: the memory has moved to this process, but stays charged to it "
-    "for good. Hand over by socket while the old process lives, or account by user"
+    "With accounting by process, kernels up to 7.3 return this error if the process that mapped "
+    "the memory has ended, as after exec: the memory now belongs to this process, but stays "
+    "charged to it forever. Hand over by socket while the old process lives, or account by user"
 )
 
 
 class Accounting(enum.Enum):
-    """Whose RLIMIT_MEMLOCK mapped memory counts against; a process with CAP_IPC_LOCK has no limit.
+    """How the kernel applies RLIMIT_MEMLOCK to mapped memory; CAP_IPC_LOCK overrides the limit.
 
     Source: include/uapi/linux/iommufd.h, IOMMU_OPTION_RLIMIT_MODE
     """
 
     USER = 0
-    """The user's: the sum over all of the user's processes."""
+    """The limit applies to the sum over all processes of a user."""
     PROCESS = 1
-    """Each process's own, as in VFIO's containers."""
+    """The limit applies to each process separately, as in VFIO's containers."""
 
 
 class IommuContext(OwnedFd):
-    """An open iommufd and the objects that were made in it.
+    """An open iommufd, with the objects that were created in it.
 
-    This is the base of `IommuFd`, which opens /dev/iommu and makes the first objects; every object
-    refers to it.
+    This is the base class of `IommuFd`, which adds opening /dev/iommu and the first allocations.
+    Every object has a reference to its `IommuContext`.
     """
 
     __slots__ = ("_objects",)
@@ -57,30 +57,31 @@ class IommuContext(OwnedFd):
 
     @property
     def objects(self) -> tuple[IommuObject, ...]:
-        """The objects that this process made or adopted, oldest first."""
+        """The objects that this process created or adopted, oldest first."""
         return tuple(self._objects.values())
 
     def register(self, new: IommuObject, object_id: int) -> None:
-        """Add an object, which is kept until it is destroyed or the iommufd is closed.
+        """Add an object to `objects` until it is destroyed or the iommufd is closed.
 
         Raises:
-            ValueError: an object of this id exists already.
+            ValueError: `objects` has an object of this id already.
         """
         if object_id in self._objects:
             raise ValueError(f"the id {object_id} belongs to {self._objects[object_id]} already")
         self._objects[object_id] = new
 
     def claim_id(self, object_id: int) -> int:
-        """Return an id that the kernel has just given out, after forgetting its previous owner.
+        """Forget any known object with an id that the kernel has just given out; return the id.
 
-        An id is given out again if another process that has this iommufd destroyed its owner.
+        The kernel gives an id out again if another process with the same iommufd has destroyed the
+        object that had it.
         """
         if object_id in self._objects:
             self._objects[object_id].forget()
         return object_id
 
     def unregister(self, object_id: int) -> None:
-        """Remove an object."""
+        """Remove an object from `objects`."""
         gone = self._objects.pop(object_id, None)
         if (
             gone is not None
@@ -91,17 +92,22 @@ class IommuContext(OwnedFd):
             self._forget_objects()
 
     def close(self) -> None:
-        """Close the iommufd, which destroys its objects; closing it twice does nothing."""
+        """Close the iommufd, which destroys its objects; closing it twice does nothing.
+
+        While a VFIO device is bound to the iommufd, its objects stay in the kernel.
+        """
         super().close()
         if not self._is_kept_by_device():
             self._forget_objects()
 
     def detach(self) -> int:
-        """Give up the descriptor, still open, with everything that was made in it.
+        """Return the descriptor without closing it, and forget all objects in the iommufd.
+
+        The caller owns the descriptor from now on. In the kernel the objects are unchanged.
 
         Raises:
-            UserMappingError: a buffer of this process is mapped by its address, and could be freed
-                while devices write to it (EBUSY).
+            UserMappingError: a buffer of this process is mapped by its address (EBUSY). Without the
+                objects it could be freed while devices write to it.
         """
         if by_address := self._mapped_by_address():
             raise UserMappingError(errno.EBUSY, "detach", by_address)
@@ -111,7 +117,7 @@ class IommuContext(OwnedFd):
         return fd
 
     def _is_kept_by_device(self) -> bool:
-        """Return whether the kernel keeps the iommufd for a device, even without a descriptor."""
+        """Return whether a bound device keeps the iommufd alive after its descriptor is closed."""
         return any(one.keeps_iommufd for one in self._objects.values())
 
     def _forget_objects(self) -> None:
@@ -121,9 +127,9 @@ class IommuContext(OwnedFd):
 
     @property
     def accounting(self) -> Accounting:
-        """Whose limit memory counts against that is mapped without CAP_IPC_LOCK.
+        """How RLIMIT_MEMLOCK applies to memory that is mapped without CAP_IPC_LOCK.
 
-        It can be set only before the first object is made.
+        This can be set only before the first object of the iommufd is created.
 
         Raises:
             LuoPermissionError: setting it needs CAP_SYS_RESOURCE (EPERM).
@@ -139,57 +145,59 @@ class IommuContext(OwnedFd):
         _OPTION(self.fileno(), f"{mode}", option_id=_RLIMIT_MODE, op=_OP_SET, val64=mode.value)
 
     def change_process(self) -> None:
-        """Pin and account the memory of all mappings to this process.
+        """Charge the memory of all mappings to this process instead of the process that mapped it.
 
-        This is for an iommufd that came from another process. DMA continues meanwhile. If the call
-        fails, nothing has changed, except as noted below.
+        Call this for an iommufd that another process has handed over. DMA continues during the
+        call. If the call fails, nothing has changed, with the one exception below.
 
         Raises:
-            UserMappingError: something is mapped by its address in a process (EINVAL); memory that
-                is to move must be mapped by file.
+            UserMappingError: memory is mapped by its address in a process (EINVAL); only memory
+                that is mapped by file can move.
             LuoError: RLIMIT_MEMLOCK of this process, or of its user, is too low (ENOMEM); a map or
                 unmap is running: try again (EBUSY); with `Accounting.PROCESS`, the process that
-                mapped the memory is gone (EINVAL). In this last case kernels up to 7.3 warn, and
-                have moved the memory all the same, but charge this process for it forever.
+                mapped the memory has ended (EINVAL). In this last case, kernels up to 7.3 log a
+                warning, and have moved the memory nevertheless, but charge this process for it
+                forever.
 
         Source: include/uapi/linux/iommufd.h, IOMMU_IOAS_CHANGE_PROCESS. Linux 6.13.
         """
         before = _read_locked_kib()
         reply = _CHANGE_PROCESS.attempt(self.fileno())
-        # If the kernel refuses because of a mapping by address, it has not charged anybody.
+        # EINVAL has two causes. If it is a mapping by address, the kernel has charged no memory to
+        # this process.
         if reply.errno == errno.EINVAL and _read_locked_kib() > before:
             raise LuoError(reply.errno, _CHANGE_PROCESS.name, hint=_MAPPER_GONE_HINT)
         if reply.errno:
             raise from_errno(reply.errno, _CHANGE_PROCESS.name, self._mapped_by_address())
 
     def _mapped_by_address(self) -> str:
-        """Return the ranges known to be mapped by address, as text; empty if there are none."""
+        """Return words for the ranges that are known to be mapped by address; empty if none are."""
         return ", ".join(
             f"{where} of {one}" for one in self._objects.values() for where in one.mapped_by_address
         )
 
 
 class IommuObject:
-    """An object of an iommufd, known to the kernel by its id.
+    """An object of an iommufd, which the kernel identifies by its id.
 
-    The kernel's object lives until it is destroyed or the iommufd ends, whether or not Python still
-    refers to it. The constructor allocates nothing: it represents an id that exists already, for
-    example in an iommufd that came from another process.
+    The kernel's object exists until it is destroyed or the iommufd ends, even if Python has no
+    reference to it. The constructor does not allocate an object in the kernel: the id must exist
+    already, for example because another process allocated it.
 
-    Not locked: use the objects of one iommufd from one thread at a time.
+    There is no lock: use the objects of one iommufd from one thread at a time.
 
     Args:
         iommufd: the iommufd that the object is in.
-        object_id: the object's id there.
-        uses: the objects that this one needs, and that cannot be destroyed before it.
+        object_id: the object's id in the iommufd.
+        uses: the objects that this object needs, and that cannot be destroyed before it.
 
     Raises:
-        ValueError: an object of this id exists already.
+        ValueError: this process knows an object with this id already.
     """
 
     noun = "object"
     keeps_iommufd = False
-    """Whether the kernel keeps the iommufd for this object after the last descriptor is closed."""
+    """Whether this object keeps the iommufd alive after the last descriptor of it is closed."""
 
     def __init__(self, iommufd: IommuContext, object_id: int, *uses: IommuObject) -> None:
         iommufd.register(self, object_id)
@@ -207,7 +215,7 @@ class IommuObject:
 
     @property
     def id(self) -> int:
-        """The object's id in the iommufd. Do not store it: the next kernel gives out other ids.
+        """The object's id in the iommufd. It is not valid in the next kernel.
 
         Raises:
             ValueError: the object is destroyed.
@@ -217,7 +225,7 @@ class IommuObject:
         return self._id
 
     def id_in(self, iommufd: IommuContext) -> int:
-        """Return the object's id for a request to `iommufd`, which must be the one that it is in.
+        """Return the object's id, after checking that the object is in `iommufd`.
 
         Raises:
             ValueError: the object is in another iommufd, or destroyed.
@@ -228,25 +236,29 @@ class IommuObject:
 
     @property
     def destroyed(self) -> bool:
-        """Whether the object is gone, alone or with its iommufd; its id may be reused then."""
+        """Whether the object was destroyed, or its iommufd was closed."""
         return self._id < 0 or self._iommufd.closed
 
     @property
     def users(self) -> tuple[object, ...]:
-        """The objects that this process made from this one or attached to it; they go first."""
+        """The objects that need this one, as far as this process knows.
+
+        They were created from this object or attached to it, and must be destroyed or detached
+        before it can be destroyed.
+        """
         return tuple(self._users)
 
     @property
     def mapped_by_address(self) -> tuple[IovaRange, ...]:
-        """The ranges mapped by their address in a process; always empty except for an IOAS."""
+        """The ranges that this process mapped by address; always empty unless this is an IOAS."""
         return ()
 
     def add_user(self, user: object) -> None:
-        """Note that `user` needs this object: it is attached to it, or made from it."""
+        """Note that `user` needs this object: it was attached to it, or created from it."""
         self._users.append(user)
 
     def remove_user(self, user: object) -> None:
-        """Note that `user` needs this object no longer, or in one place less."""
+        """Undo one call of `add_user` with this user."""
         if user in self._users:
             self._users.remove(user)
 
@@ -254,8 +266,8 @@ class IommuObject:
         """Destroy the object; destroying it twice does nothing.
 
         Raises:
-            ObjectInUseError: other objects, which the error names, still use this one (EBUSY);
-                nothing has changed.
+            ObjectInUseError: other objects still use this one (EBUSY). The error names those that
+                this process knows of, and nothing has changed.
 
         Source: include/uapi/linux/iommufd.h, IOMMU_DESTROY. Linux 6.2.
         """
@@ -269,9 +281,9 @@ class IommuObject:
         self.forget()
 
     def forget(self) -> None:
-        """Note that the kernel has destroyed the object, or that another process took it over.
+        """Note that the object no longer exists for this process; no request is made to the kernel.
 
-        No request is made to the kernel.
+        The kernel has destroyed the object, or another process has taken it over.
         """
         if self._id < 0:
             return
@@ -281,7 +293,7 @@ class IommuObject:
         self._id = -1
 
     def give_up(self) -> None:
-        """Note that the iommufd lives on, but this process no longer uses it."""
+        """Note that this process gave up the iommufd, in which the object still exists."""
         self.forget()
 
     def _in_use_error(self) -> ObjectInUseError:
@@ -297,6 +309,6 @@ class IommuObject:
 
 
 def _read_locked_kib() -> int:
-    """Return how much memory is locked for this process, in KiB."""
+    """Return the amount of memory that is locked for this process, in KiB."""
     with raising("open status", "/proc/self/status"), open("/proc/self/status") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("VmLck:"))

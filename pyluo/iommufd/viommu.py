@@ -1,4 +1,4 @@
-"""Virtual IOMMUs: the part of an IOMMU that belongs to one guest, and the objects in it."""
+"""Virtual IOMMUs: the parts of an IOMMU that guests use, and the objects in a virtual IOMMU."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ViommuType(enum.IntEnum):
 
 
 class HwQueueType(enum.IntEnum):
-    """The purpose of a queue that the hardware reads by itself.
+    """The type of a queue that the hardware reads directly from a guest's memory.
 
     Source: include/uapi/linux/iommufd.h, enum iommu_hw_queue_type
     """
@@ -49,12 +49,13 @@ class HwQueueType(enum.IntEnum):
 
 
 class Vdevice(IommuObject):
-    """A device as the guest of a vIOMMU knows it. It ends with the device.
+    """The connection between a device and the number by which a guest's vIOMMU knows it.
 
-    Before Linux 6.17 it has to be destroyed first.
+    The kernel destroys a vdevice together with its device. Before Linux 6.17, the vdevice must be
+    destroyed before the device.
 
     Attributes:
-        virtual_id: the device's number in the guest: a stream id, or a requester id.
+        virtual_id: the device's number in the guest: a stream id or a requester id.
     """
 
     noun = "vdevice"
@@ -67,18 +68,21 @@ class Vdevice(IommuObject):
 
 
 class HwQueue(IommuObject):
-    """A queue in a guest's memory that the hardware reads by itself. The memory stays mapped."""
+    """A queue in a guest's memory that the hardware reads directly.
+
+    The memory of the queue cannot be unmapped until the queue is destroyed.
+    """
 
     noun = "hardware queue"
 
 
 class Viommu(IommuObject):
-    """The part of an IOMMU that belongs to one guest, made by `IommuDevice.alloc_viommu`.
+    """A virtual IOMMU: the part of an IOMMU that one guest uses.
 
-    Linux 6.13.
+    `IommuDevice.alloc_viommu` creates one. Linux 6.13.
 
     Attributes:
-        data: the driver's answer to the data given to `alloc_viommu`.
+        data: the driver's answer to the data that was given to `alloc_viommu`.
     """
 
     noun = "vIOMMU"
@@ -90,7 +94,7 @@ class Viommu(IommuObject):
         self.data = data
 
     def alloc_vdevice(self, device: BoundDevice, virtual_id: int) -> Vdevice:
-        """Tell the vIOMMU the number that a device has in the guest.
+        """Allocate and return a vdevice, which gives a device its number in the guest.
 
         Args:
             device: a device behind the same IOMMU.
@@ -115,15 +119,16 @@ class Viommu(IommuObject):
     def alloc_event_queue(
         self, kind: VirtualEventType | int, depth: int, *, size: int = 0
     ) -> VirtualEventQueue:
-        """Return a new queue of events to be forwarded to the guest.
+        """Allocate and return a queue of events, which are to be forwarded to the guest.
 
         Args:
             kind: the format of the events; a vIOMMU has at most one queue of each format.
-            depth: how many events the queue holds; further events are lost, and counted.
-            size: the size of an event in bytes, for a format that is not known here.
+            depth: the number of events that the queue can hold; further events are lost but
+                counted.
+            size: the size of an event in bytes, for a format that pyluo does not know.
 
         Raises:
-            ValueError: the format is not known here, and no size is given.
+            ValueError: pyluo does not know the format, and no size is given.
             IommuUnsupportedError: the vIOMMU has no events of this format (EOPNOTSUPP).
             LuoError: the vIOMMU has a queue of this format (EEXIST); the depth is 0 (EINVAL).
 
@@ -144,19 +149,19 @@ class Viommu(IommuObject):
         return VirtualEventQueue(self.iommufd, number, file, size, self, next_sequence=0)
 
     def alloc_hw_queue(self, kind: HwQueueType | int, index: int, where: IovaRange) -> HwQueue:
-        """Return a new queue in the guest's memory that the hardware reads by itself.
+        """Allocate and return a queue in the guest's memory, which the hardware reads directly.
 
         Args:
-            kind: the purpose of the queue.
-            index: its number among the vIOMMU's queues of this type.
-            where: its memory, in the address space of the parent HWPT; this cannot be unmapped
-                while the queue exists.
+            kind: the type of the queue.
+            index: the queue's index among the vIOMMU's queues of this type.
+            where: the memory of the queue, in the address space of the parent HWPT. It cannot be
+                unmapped while the queue exists.
 
         Raises:
             IommuUnsupportedError: the vIOMMU has no queues of this type (EOPNOTSUPP).
             LuoError: the memory is not mapped (ENOENT), or not contiguous in physical memory
-                (EFAULT); there is a queue of this index (EEXIST); the driver refused the queue
-                (EINVAL); queues of a lower index must be made first (EIO).
+                (EFAULT); there is a queue of this index already (EEXIST); the driver refused the
+                queue (EINVAL); the queues of lower indexes must be allocated first (EIO).
 
         Source: include/uapi/linux/iommufd.h, IOMMU_HW_QUEUE_ALLOC. Linux 6.17.
         """

@@ -422,7 +422,7 @@ def test_an_invalidation_of_another_iommus_kind_is_refused() -> None:
 def test_the_entries_of_an_invalidation_are_of_one_kind(entries: list[RawData]) -> None:
     with opened() as iommufd:
         _, table = attach_to_nested_hwpt(iommufd)
-        with pytest.raises(ValueError, match="all of one kind"):
+        with pytest.raises(ValueError, match="must all be of one kind"):
             table.invalidate(entries)
 
 

@@ -1,1 +1,1 @@
-"""Results: the model of a verdict, and its readers and writers: KTAP, JUnit, JSON and HTML."""
+"""Results: the verdicts on tests, and how to read and write them as KTAP, JUnit, JSON and HTML."""

@@ -1,4 +1,4 @@
-"""The cells of a matrix: which kernels a route connects, and what came of the tests on it."""
+"""The cells of a matrix: each is a route between two kernels, with the results of its tests."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Direction(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The kernels of a cell, and how often guests go between them.
+    """Two kernels, and how many live updates guests make between them.
 
     Attributes:
         origin: the kernel that guests boot.
-        target: the kernel that they live-update to, and back again if there are more hops.
-        hops: how many live updates in a row.
+        target: the kernel that guests live-update to; with more hops, they go back and forth.
+        hops: the number of live updates in a row.
     """
 
     origin: Kernel
@@ -44,7 +44,7 @@ class Route:
 
     @property
     def direction(self) -> Direction:
-        """The direction of the first hop, by the kernels' releases."""
+        """Whether the first hop goes to a newer or an older kernel, by their releases."""
         before, after = _sort_key(self.origin.release), _sort_key(self.target.release)
         if self.origin.image == self.target.image or before == after:
             return Direction.SAME
@@ -57,11 +57,11 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """What came of the tests on a route.
+    """A route, and the results of the tests on it.
 
     Attributes:
         route: the route.
-        run: the run of the tests on it.
+        run: the run of the tests on the route.
     """
 
     route: Route
@@ -73,14 +73,14 @@ class Cell:
         return self.run.outcome
 
     def verdict(self) -> Verdict:
-        """Return the verdict on the route, made of those on its tests."""
+        """Return the verdict on the route, with the verdicts on its tests as subtests."""
         verdict = summarize(str(self.route), self.run.verdicts)
         if self.outcome is Outcome.NO_VERDICT and not verdict.bad:
             return replace(verdict, outcome=self.outcome, reason=self.run.reason)
         return verdict
 
     def to_data(self) -> dict[str, Any]:
-        """Return the cell as JSON has it."""
+        """Return the cell as values that JSON can represent."""
         return {
             "from": self.route.origin.name,
             "to": self.route.target.name,
@@ -95,7 +95,7 @@ class Cell:
 
     @property
     def blackout(self) -> float | None:
-        """The median blackout of all jumps that landed, in seconds; None if none did."""
+        """The median blackout of all jumps that landed, in seconds; None if none is known."""
         blackouts = [
             jump.blackout
             for verdict in self.run.verdicts
@@ -107,7 +107,7 @@ class Cell:
 
 
 def _sort_key(release: str) -> tuple[float, ...]:
-    """Return a key that puts releases in order; a candidate comes before its final release."""
+    """Return a sort key for releases; a release candidate comes before the final release."""
     match = _RELEASE.match(release)
     if match is None:
         return ()

@@ -1,4 +1,4 @@
-"""Write verdicts as JSON, and read them back from a file that has one in each line."""
+"""Write verdicts as lines of JSON, and read them from a file that has one verdict in each line."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ __all__ = ["guest_from_data", "read", "to_data", "write"]
 
 
 def to_data(verdict: Verdict) -> dict[str, Any]:
-    """Return a verdict as JSON has it: an object with the attributes of `Verdict`."""
+    """Return a verdict as values that JSON can represent, with the attributes of `Verdict`."""
     return asdict(verdict, dict_factory=_replace_enums)
 
 
 def write(verdict: Verdict) -> str:
-    """Return a verdict as a line of JSON, with its line end."""
+    """Return a verdict as a line of JSON, with its line break."""
     return json.dumps(to_data(verdict), ensure_ascii=False) + "\n"
 
 
 def read(path: str | os.PathLike[str]) -> list[Verdict]:
-    """Return the verdicts in a file; if the run was cut short, those written by then."""
+    """Return the verdicts in a file; an incomplete last line is ignored."""
     with open(path, encoding="utf-8") as file:
         return [_verdict_from_data(json.loads(line)) for line in file if line.endswith("\n")]
 
 
 def guest_from_data(data: dict[str, Any]) -> GuestLog:
-    """Return what a guest left behind, from what `dataclasses.asdict` made of it."""
+    """Return the record of a guest that `dataclasses.asdict` converted to this dictionary."""
     return GuestLog(data["kernel"], tuple(map(_jump_from_data, data["jumps"])), data["console"])
 
 

@@ -1,4 +1,4 @@
-"""Write verdicts as JUnit's XML, which most continuous integration reads."""
+"""Write verdicts as JUnit XML, which most systems of continuous integration read."""
 
 from __future__ import annotations
 
@@ -19,10 +19,14 @@ _SKIPS = {Outcome.SKIPPED: "skip", Outcome.EXPECTED_FAILURE: "xfail"}
 
 
 def write(suite: str, verdicts: Sequence[Verdict]) -> str:
-    """Return the document: a suite for each verdict, and a case for each of its leaves.
+    """Return the XML document: a suite for each verdict, and a case for each of its leaves.
 
-    A guest's death is an error and not a failure, as is what gives no verdict. An expected failure
-    counts as skipped.
+    The outcomes CRASHED and NO_VERDICT become errors, FAILED becomes a failure, and an expected
+    failure counts as skipped.
+
+    Args:
+        suite: the name of the run.
+        verdicts: the verdicts.
     """
     root = ElementTree.Element("testsuites", name=_printable(suite))
     for verdict in verdicts:
@@ -60,5 +64,5 @@ def _count(element: ElementTree.Element, suites: list[ElementTree.Element]) -> N
 
 
 def _printable(text: str) -> str:
-    """Replace the characters that XML cannot carry."""
+    """Return a text in which the characters that XML cannot represent are replaced."""
     return "".join(each if each.isprintable() or each == "\t" else "\ufffd" for each in text)

@@ -1,7 +1,8 @@
-"""Read KTAP, the kernel's test format: what a program announced, and what came of each test.
+"""Read KTAP, the kernel's format of test results: the plan of a program, and its results.
 
-Reading is liberal, because selftests also write TAP 13 and a console mixes other lines in. Judging
-is strict, because a program that dies half way through does not say so.
+The parser accepts more than KTAP, because selftests also write TAP 13, and on a console other lines
+come in between. The judgement is strict: a report with fewer results than were planned has failed,
+because a program that dies half way does not say so.
 
 Source: Documentation/dev-tools/ktap.rst
 """
@@ -16,7 +17,7 @@ from pyluo.vm.results.verdict import Outcome
 __all__ = ["KtapReport", "KtapResult", "parse"]
 
 _VERSION = re.compile(r"K?TAP version [0-9]+")
-# No number of a real test is longer, and int() refuses the longest.
+# At most nine digits: no real test has a longer number, and int() refuses very long ones.
 _PLAN = re.compile(r"1\.\.([0-9]{1,9})\s*(?:#\s*(?:SKIP\w*)?:?\s*(.*))?", re.IGNORECASE)
 _RESULT = re.compile(r"(not )?ok +([0-9]{1,9})(?: +-(?= |$) *| +|$)(.*)")
 _BAIL_OUT = re.compile(r"Bail out!\s*(.*)")
@@ -24,21 +25,23 @@ _DIRECTIVE = re.compile(
     r"(?:^|\s)#(?:\s*(SKIP|TODO|XFAIL|XPASS|TIMEOUT|ERROR)(?:\w*):?(?=\s|$)|\s)\s*(.*)",
     re.IGNORECASE,
 )
-_DEEPEST = 16  # levels; the kernel nests three
+_DEEPEST = 16  # levels of subtests that are read, at most; the kernel nests three
 
 
 @dataclass(frozen=True, slots=True)
 class KtapResult:
     """The result of one test.
 
+    The test's result line is the line that begins with "ok" or "not ok".
+
     Attributes:
-        number: the test's number, as its line has it; the next number if that line is missing.
+        number: the test's number in its result line; if that line is missing, the next number.
         name: the test's name; may be empty.
-        outcome: PASSED, FAILED, SKIPPED or EXPECTED_FAILURE, by the test's own line; None if the
-            results of its subtests came and that line did not.
-        reason: the text after the line's directive, such as SKIP.
-        diagnostics: the lines before its own that belong to no subtest, without their "# ".
-        subtests: the tests that it is made of.
+        outcome: PASSED, FAILED, SKIPPED or EXPECTED_FAILURE, from the result line; None if there
+            are results of subtests but no result line.
+        reason: the text after the directive (such as SKIP) in the result line.
+        diagnostics: the lines before the result line that belong to no subtest, without "# ".
+        subtests: the report on the subtests; None if the test has none.
     """
 
     number: int
@@ -50,7 +53,7 @@ class KtapResult:
 
     @property
     def failed(self) -> bool:
-        """Whether the test or a subtest failed, even if the test's own line denies it."""
+        """Whether the test or a subtest failed, even if the result line says that it passed."""
         if self.outcome in (Outcome.SKIPPED, Outcome.EXPECTED_FAILURE):
             return False
         subtest_failed = self.subtests is not None and self.subtests.failed
@@ -59,14 +62,14 @@ class KtapResult:
 
 @dataclass(frozen=True, slots=True)
 class KtapReport:
-    """The results of the tests of one level.
+    """The results of the tests of one level: of a program, or of the subtests of a test.
 
     Attributes:
-        planned: how many tests were announced; None if no plan came.
-        results: the results that came.
-        diagnostics: the lines after the last result, without their "# ".
-        bailed_out: why the program gave up, if it did.
-        skip_reason: the text after a plan of no tests.
+        planned: how many tests the plan announced; None if there was no plan.
+        results: the results.
+        diagnostics: the lines after the last result, without "# ".
+        bailed_out: the text after "Bail out!"; None if the program did not bail out.
+        skip_reason: the text after a plan of zero tests.
     """
 
     planned: int | None = None
@@ -77,12 +80,12 @@ class KtapReport:
 
     @property
     def skipped(self) -> bool:
-        """Whether the program announced that there would be no tests, and kept to that."""
+        """Whether the plan announced zero tests, and there was no result."""
         return self.planned == 0 and not self.results and self.bailed_out is None
 
     @property
     def faults(self) -> tuple[str, ...]:
-        """What is wrong with the report as a whole, whatever its results are."""
+        """What is wrong with the report as a whole, apart from failed tests in it."""
         if self.skipped:
             return ()
         faults = []
@@ -110,8 +113,8 @@ class KtapReport:
 def parse(text: str) -> KtapReport:
     """Return the report in the output of a test program.
 
-    Indentation tells the level of a line; the result of the test that a level belongs to closes it.
-    Lines that are not KTAP are kept as diagnostics, since they may explain a failure next to them.
+    The indentation of a line is its level. The result line of a test follows the lines of its
+    subtests. Lines that are not KTAP become diagnostics, because they may explain a failure.
     """
     reader = _Reader()
     for line in text.split("\n"):
@@ -120,7 +123,7 @@ def parse(text: str) -> KtapReport:
 
 
 class _Level:
-    """The tests of one indentation, as far as they have been read."""
+    """The tests of one indentation that have been read so far."""
 
     def __init__(self, indent: int) -> None:
         self.indent = indent
@@ -144,7 +147,7 @@ class _Level:
         )
 
     def add_orphans(self, subtests: KtapReport) -> None:
-        """Add subtests whose own test did not report."""
+        """Add the report on subtests whose own test has no result line."""
         number = self._results[-1].number + 1 if self._results else 1
         missing = KtapResult(number, "", None, "", tuple(self.diagnostics), subtests)
         self._add(missing)
@@ -164,7 +167,7 @@ class _Level:
 
 
 class _Reader:
-    """Reads lines, and keeps the levels that are open."""
+    """Reads lines, and keeps track of the levels that are not closed yet."""
 
     def __init__(self) -> None:
         self._levels: list[_Level] = []
@@ -206,7 +209,10 @@ class _Reader:
         return True
 
     def _close(self, indent: int) -> KtapReport | None:
-        """Close the levels that are indented deeper; return the report of the outermost of them."""
+        """Close the levels that are indented deeper than this; return the outermost one's report.
+
+        The result is None if no level is.
+        """
         closed: KtapReport | None = None
         while self._levels and self._levels[-1].indent > indent:
             level = self._levels.pop()
@@ -216,7 +222,11 @@ class _Reader:
         return closed
 
     def _open(self, indent: int) -> bool:
-        """Open a level of this indentation if it is not open; return whether that is possible."""
+        """Open a level of this indentation unless it is open.
+
+        Returns:
+            Whether the level is open now: too many levels cannot be open.
+        """
         if not self._levels or self._levels[-1].indent < indent:
             if len(self._levels) == _DEEPEST:
                 return False
@@ -233,7 +243,7 @@ class _Reader:
 
 
 def _split_description(rest: str) -> tuple[str, str, str]:
-    """Split what follows a result's number into name, directive and the directive's text."""
+    """Split the text after the number in a result line: name, directive, text of the directive."""
     match = _DIRECTIVE.search(rest)
     if match is None:
         return rest, "", ""
@@ -246,7 +256,7 @@ def _outcome(ok: bool, directive: str) -> Outcome:
             return Outcome.SKIPPED
         case "TIMEOUT" | "ERROR":
             return Outcome.FAILED
-        case "XFAIL":  # which the kernel's selftests write behind "ok"
+        case "XFAIL":  # the kernel's selftests write "ok" with this directive
             return Outcome.EXPECTED_FAILURE
         case "TODO" if not ok:
             return Outcome.EXPECTED_FAILURE

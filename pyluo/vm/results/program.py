@@ -1,4 +1,4 @@
-"""Judge a program that reports in KTAP, by its output and by how it ended."""
+"""Judge a program that reports in KTAP by its output and by the way in which it ended."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ if TYPE_CHECKING:
 __all__ = ["SKIP_STATUS", "EndedProgram", "judge", "with_failure"]
 
 SKIP_STATUS = 4
-"""The exit status of a test that was skipped: tools/testing/selftests/kselftest.h, KSFT_SKIP."""
+"""The exit status of a skipped selftest: tools/testing/selftests/kselftest.h, KSFT_SKIP."""
 
 
 @dataclass(frozen=True, slots=True)
 class EndedProgram:
-    """A program that has ended, one way or another.
+    """A program that has exited, was killed, or died with its guest.
 
     Attributes:
-        output: what it printed; mixed with what the kernel printed, if it did not end by itself.
-        ending: how it ended; empty if it exited with status 0.
-        status: its exit status; None if it did not end by itself.
-        crash: the guest's death, if that ended the program.
+        output: the output of the program; if the program did not end by itself, it is mixed with
+            messages of the kernel.
+        ending: how the program ended, in words; empty if it exited with status 0.
+        status: the program's exit status; None if the program did not end by itself.
+        crash: the guest's death if that ended the program, else None.
     """
 
     output: str
@@ -38,11 +39,11 @@ class EndedProgram:
 
 
 def judge(name: str, program: EndedProgram) -> Verdict:
-    """Return the verdict on a program, made of those on its cases.
+    """Return the verdict on a program, with the verdicts on its cases as subtests.
 
     Args:
         name: the name of the program.
-        program: how it ended, and what it printed.
+        program: the output of the program, and how it ended.
     """
     report = ktap_reader.parse(program.output)
     verdict = summarize(name, [_judge_result(result) for result in report.results])
@@ -67,12 +68,13 @@ def judge(name: str, program: EndedProgram) -> Verdict:
 def with_failure(
     verdict: Verdict, failure: GuestFailure, diagnostics: Sequence[str] = ()
 ) -> Verdict:
-    """Return a program's verdict, changed because the guest died or its kernel complained.
+    """Return the verdict on a program during which the guest died or its kernel complained.
 
     Args:
-        verdict: the verdict without the failure.
-        failure: what the guest died of, or its kernel complained of.
-        diagnostics: what the program printed last; without it, the console's last lines are shown.
+        verdict: the verdict on the program without regard to the failure.
+        failure: the failure of the guest.
+        diagnostics: the last lines of the program, to put into the verdict; if there are none, the
+            last lines of the console are used.
     """
     reason = (
         f"{failure.cause.value}: {failure.reason} (kernel {failure.kernel}, life {failure.life})"
@@ -94,14 +96,14 @@ def with_failure(
 
 
 def _judge_result(result: KtapResult, excuse: str = "") -> Verdict:
-    """Return the verdict on a result, made of those on its subtests.
+    """Return the verdict on a test, with the verdicts on its subtests.
 
     Args:
-        result: the result.
-        excuse: why it does not matter if the test failed: it is part of one that was skipped, or
-            was expected to fail.
+        result: the result of the test.
+        excuse: why a failure does not count: the test belongs to a test that was skipped or was
+            expected to fail. Empty if a failure counts.
     """
-    # kselftest.h writes the name of a skipped test where its reason belongs.
+    # kselftest.h writes the name of a skipped test in the place of the reason.
     name = result.name or result.reason or str(result.number)
     outcome, reason = result.outcome, result.reason
     if outcome in (Outcome.SKIPPED, Outcome.EXPECTED_FAILURE):
@@ -124,7 +126,7 @@ def _judge_result(result: KtapResult, excuse: str = "") -> Verdict:
 
 
 def _explain_failure(result: KtapResult) -> str:
-    """Return why a test failed whose own line does not say that it did."""
+    """Return why a test counts as failed although its result line does not say so."""
     if result.outcome is None:
         return "it reported no result itself"
     faults = result.subtests.faults if result.subtests else ()
@@ -132,7 +134,7 @@ def _explain_failure(result: KtapResult) -> str:
 
 
 def _unexplained_ending(program: EndedProgram, report: KtapReport) -> list[str]:
-    """Return how the program ended, if its report does not account for that."""
+    """Return how the program ended, unless its report explains that; a list of one or none."""
     untested = all(result.outcome is Outcome.SKIPPED for result in report.results)
     explained = (program.status == 1 and report.failed) or (
         program.status == SKIP_STATUS and untested

@@ -1,4 +1,4 @@
-"""The result of a run of pytest: the verdicts on its tests, and what they say together."""
+"""The result of a run of pytest: the verdicts on its tests, and the outcome of the run."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ if TYPE_CHECKING:
 
 __all__ = ["NOT_RUN", "UNFINISHED", "PytestRun"]
 
-# pytest's exit statuses: all passed, some failed, there were none.
+# pytest's exit statuses: all tests passed, some failed, there were no tests.
 _PASSED, _FAILED, _NO_TESTS = 0, 1, 5
 UNFINISHED = 130
-"""The status of a run that was cut off; no status of pytest's."""
+"""The status of a run that did not come to its end; pytest itself never exits with it."""
 
 
 @dataclass(frozen=True, slots=True)
 class PytestRun:
-    """A run of tests that has ended.
+    """A run of pytest that has ended.
 
     Attributes:
-        verdicts: what came of each test.
+        verdicts: the verdict on each test.
         status: pytest's exit status.
-        output: what pytest printed, unless that went elsewhere.
-        limit: the limit in seconds at which the run was ended; None if it came to its end.
+        output: the output of pytest; empty if it went to another file.
+        limit: the time limit in seconds, if the run was ended because it exceeded the limit; else
+            None.
     """
 
     verdicts: tuple[Verdict, ...]
@@ -46,7 +47,7 @@ class PytestRun:
 
     @property
     def reason(self) -> str:
-        """Why the outcome is what it is, in a line; empty if all passed."""
+        """The reason for the outcome, in one line; empty if the outcome is PASSED."""
         failed = [verdict for verdict in self.verdicts if verdict.outcome in FAILURES]
         if self.limit and not failed:
             return f"the tests still ran after {self.limit:g} s"

@@ -1,4 +1,4 @@
-"""The verdict on a test, and on the tests that it is made of."""
+"""The verdict on a test and on its subtests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["FAILURES", "Outcome", "Verdict", "passed", "summarize"]
 
 
 class Outcome(enum.Enum):
-    """What came of a test."""
+    """The outcome of a test."""
 
     PASSED = "passed"
     FAILED = "failed"
@@ -27,33 +27,34 @@ class Outcome(enum.Enum):
 
     @property
     def bad(self) -> bool:
-        """Whether it makes a run fail."""
+        """Whether a test with this outcome makes the run fail."""
         return self in _WORST_FIRST
 
 
 FAILURES = frozenset({Outcome.FAILED, Outcome.CRASHED})
-"""The outcomes that are held against the kernel."""
+"""The outcomes that count against the kernel."""
 
 _WORST_FIRST = (Outcome.CRASHED, Outcome.FAILED, Outcome.NO_VERDICT)
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What came of a test: of a case, a program, a file, or a route of the matrix.
+    """The result of a test. The test may be a case, a program, a file, or a route of a matrix.
 
     Attributes:
-        name: the name of the test among its siblings: pytest's node id, or what a program printed.
-        outcome: what came of it.
-        reason: why, in a line; empty if it passed.
-        text: all that the test printed about a failure, in lines.
-        cause: what a guest died of or its kernel complained of, if that ended the test.
+        name: the name of the test, without the names of the tests that contain it: pytest's node
+            id, or the name that a program printed.
+        outcome: the outcome of the test.
+        reason: the reason for the outcome, in one line; empty if the test passed.
+        text: the test's output about a failure; may have several lines.
+        cause: what a guest died of or its kernel complained of, if that ended the test; else None.
         booted: whether that guest had ever spoken.
-        seconds: how long it took, setup and teardown included; 0 if that is not known.
-        guests: what the guests that it used left behind.
-        subtests: the tests that it is made of. None of them is bad if it was skipped or was
-            expected to fail; if one of them is bad, so is the test.
-        incomplete: whether something is wrong with the test as a whole, beside its subtests: a
-            result that did not come, an exit status that they do not explain.
+        seconds: the duration of the test with setup and teardown; 0 if it is not known.
+        guests: the records of the guests that the test used.
+        subtests: the verdicts on the tests that this test consists of. If a subtest is bad, the
+            test is bad. If the test was skipped or expected to fail, no subtest is bad.
+        incomplete: whether something is wrong with the test apart from its subtests: a planned
+            result is missing, or the results do not explain the exit status.
     """
 
     name: str
@@ -69,19 +70,25 @@ class Verdict:
 
     @property
     def bad(self) -> bool:
-        """Whether it makes a run fail."""
+        """Whether this verdict makes the run fail."""
         return self.outcome.bad
 
     @property
     def error(self) -> str:
-        """What ended the test if it did not fail by itself: "no verdict", or the cause's value."""
+        """What ended the test, if it neither passed nor failed by itself; else empty.
+
+        It is "no verdict", or the value of `cause`.
+        """
         if self.outcome is Outcome.NO_VERDICT:
             return Outcome.NO_VERDICT.value
         return self.cause.value if self.outcome is Outcome.CRASHED and self.cause else ""
 
     @property
     def explanation(self) -> str:
-        """The reason, for those who do not see the outcome."""
+        """The reason, preceded by "no verdict" if that is the outcome.
+
+        It is for formats that have no such outcome.
+        """
         if self.outcome is Outcome.NO_VERDICT:
             return f"no verdict: {self.reason}"
         return self.reason
@@ -92,11 +99,11 @@ class Verdict:
         return self.text.split("\n") if self.text else []
 
     def leaves(self) -> Iterator[Verdict]:
-        """Yield the verdicts on all tests that are made of no others.
+        """Yield the verdicts on the tests in this one that have no subtests.
 
-        Their names lead to them from here: "outer / inner"; this verdict's own name is left out.
-        It comes itself, with an empty name, if it is made of no others, and after them if they do
-        not account for its outcome.
+        The name of each consists of the names on the way to it, "outer / inner", without the name
+        of this verdict. If this verdict has no subtests, or they do not explain its outcome, the
+        verdict itself comes last, with an empty name.
         """
         leaves = [
             replace(leaf, name=" / ".join(filter(None, [subtest.name, leaf.name])))
@@ -110,9 +117,14 @@ class Verdict:
 
 
 def summarize(name: str, subtests: Sequence[Verdict]) -> Verdict:
-    """Return the verdict on a test that is made of others and has no result of its own.
+    """Return the verdict on a test that consists of subtests and has no result of its own.
 
-    The worst of them decides; if none is bad, the one outcome that all have, or else a pass.
+    If a subtest is bad, the outcome is that of the worst one. Otherwise, if all subtests have the
+    same outcome, it is that outcome; else it is PASSED.
+
+    Args:
+        name: the name of the test.
+        subtests: the verdicts on its subtests.
     """
     if worst := worst_of(subtests):
         return replace(
@@ -130,16 +142,13 @@ def summarize(name: str, subtests: Sequence[Verdict]) -> Verdict:
 
 
 def worst_of(verdicts: Iterable[Verdict]) -> Verdict | None:
-    """Return the first verdict of the worst outcome; None if none is bad."""
+    """Return the first verdict that has the worst outcome; None if no verdict is bad."""
     bad = [verdict for verdict in verdicts if verdict.bad]
     return min(bad, key=lambda verdict: _WORST_FIRST.index(verdict.outcome), default=None)
 
 
 def passed(verdicts: Sequence[Verdict]) -> bool:
-    """Return whether no test is bad and at least one passed.
-
-    A run that tested nothing proves nothing.
-    """
+    """Return whether a run passed: no test is bad, and at least one test passed."""
     leaves = [leaf for verdict in verdicts for leaf in verdict.leaves()]
     return not any(leaf.bad for leaf in leaves) and any(
         leaf.outcome is Outcome.PASSED for leaf in leaves

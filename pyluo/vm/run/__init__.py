@@ -1,1 +1,1 @@
-"""Runs: pytest as a process, matrices, bisections, many jumps in a row, the kernel's selftests."""
+"""Run tests: pytest in a process, matrices, bisections, jumps in a row, the kernel's selftests."""

@@ -1,4 +1,4 @@
-"""Try one commit of a bisection: is its kernel good, bad, or not to be tested?"""
+"""Test one commit of a bisection: its kernel is good, is bad, or cannot be tested."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["Mark", "Step", "try_commit"]
 
 
 class Mark(enum.IntEnum):
-    """What an exit status means to `git bisect run`."""
+    """The verdict on a commit; the value is the exit status that tells it to `git bisect run`."""
 
     GOOD = 0
     BAD = 1
@@ -36,13 +36,13 @@ class Mark(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The result of trying one commit.
+    """The result of testing one commit.
 
     Attributes:
-        mark: what git is told.
-        reason: why, in a line; empty if the commit is good.
-        release: the kernel's release; empty if it could not be built.
-        run: the run of the tests; None if it did not come to that.
+        mark: the verdict for git.
+        reason: the reason for the verdict, in one line; empty if the commit is good.
+        release: the release of the commit's kernel; empty if the kernel could not be built.
+        run: the run of the tests; None if the tests did not run.
     """
 
     mark: Mark
@@ -62,31 +62,32 @@ def try_commit(
     unbootable: Mark = Mark.SKIP,
     output: IO[bytes] | None = None,
 ) -> Step:
-    """Build the kernel of a tree, run tests with it, and judge it.
+    """Build the kernel of a tree, run tests with it, and judge the commit.
 
-    A kernel is bad only if a test failed on it or a guest died in a test. A kernel that does not
-    compile or boot, or that the harness could not try, is skipped.
+    The commit is bad only if a test failed or a guest died in a test. It is skipped if the kernel
+    does not compile or boot, or if the harness could not do its work.
 
     Args:
         tree: the kernel tree.
-        tests: as for `pytest_process.run_tests`.
-        options: the options of the guests; where they name no `kernel` or no `to`, the tree's
-            kernel is meant.
-        hops: as for `run_tests`.
-        limit: as for `run_tests`.
-        match: what a failure must say to count; a commit that fails otherwise is skipped.
-        unbootable: the mark of a kernel that does not boot.
-        output: as for `run_tests`.
+        tests: arguments for pytest; see `pytest_process.run_tests`.
+        options: the options of the guests; if `kernel` or `to` is None, it is the tree's kernel.
+        hops: how many live updates a test makes if it can make several.
+        limit: seconds after which the tests are ended.
+        match: a pattern that the text of a failure must match; if no failure matches, the commit
+            is skipped.
+        unbootable: the mark for a kernel that does not boot.
+        output: the file for pytest's output; None to keep the output in the result.
     """
     own = replace(options, kernel=str(tree), to=None)
     try:
-        # The other kernels come first, so that a mistake in their names costs no build.
+        # Find the other kernels first, so that a mistake in their names does not cost a build.
         others = [options.find(other, str(tree)) for other in (options.kernel, options.to) if other]
         built = own.find_kernel()
     except HarnessError as error:
         return Step(Mark.SKIP, f"there is no kernel to test: {error}")
     try:
-        # If guests boot another kernel, their deaths would not tell that this one does not boot.
+        # If the tests boot another kernel and jump to this one, they do not show whether this
+        # kernel boots at all. Boot it once.
         if options.kernel and (death := _death_in_boot(own.guest(built))):
             return Step(unbootable, f"it does not boot: {death}", built.release)
         filled_in = replace(options, kernel=options.kernel or str(tree), to=options.to or str(tree))
@@ -102,7 +103,7 @@ def try_commit(
 
 
 def _death_in_boot(guest: VM) -> str:
-    """Return what a guest dies of as it boots; empty if it boots.
+    """Boot a guest, and return what it died of; empty if it booted.
 
     Raises:
         HarnessError: the guest could not be started, or QEMU ended.
@@ -111,7 +112,7 @@ def _death_in_boot(guest: VM) -> str:
         with closing(guest.__enter__()):
             return ""
     except GuestCrash as crash:
-        if crash.cause is Death.QEMU:  # the host's fault, not the kernel's
+        if crash.cause is Death.QEMU:  # the host is to blame, not the kernel
             raise HarnessError(str(crash)) from crash
         return f"{crash.cause.value}: {crash.reason}"
 
@@ -131,15 +132,16 @@ def _judge(run: PytestRun, match: re.Pattern[str] | None, unbootable: Mark) -> S
 
 
 def _message(verdict: Verdict) -> str:
-    """Return what a failed test said, and what its failed subtests said."""
+    """Return the reasons and errors of a failed test and its failed subtests, to match against."""
     failed = [each for each in verdict.subtests if each.outcome in FAILURES]
     return "\n".join(f"{each.reason}\n{_error_lines(each.text)}" for each in [verdict, *failed])
 
 
 def _error_lines(text: str) -> str:
-    """Return the lines of a pytest failure that say what was raised.
+    """Return the lines of a failure's text that say what was raised.
 
-    The test's source is left out, since it holds all words that the test might ever fail with. A
-    text without marked lines has no source in it.
+    pytest marks these lines with "E". Its other lines quote the test's source, which contains the
+    messages of all assertions, so they must not match. A text without marked lines does not come
+    from pytest's traceback, and is returned whole.
     """
     return "\n".join(re.findall("^E .*", text, re.MULTILINE)) or text

@@ -1,4 +1,4 @@
-"""Make many live updates in a row, and count those that come back."""
+"""Make many live updates in a row, and count how many of them succeed."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ __all__ = ["Tally", "run_hops"]
 
 @dataclass(slots=True)
 class Tally:
-    """The results of a number of live updates.
+    """The results of many live updates.
 
     Attributes:
-        asked: how many live updates were asked for.
-        hops: how many were tried; fewer if a guest did not even boot.
-        blackouts: the blackouts of those that landed, in seconds.
-        failures: what the guest died of or its kernel complained of, for each of the others.
+        asked: how many live updates the caller asked for.
+        hops: how many live updates were tried; fewer than `asked` if a guest did not boot.
+        blackouts: the blackout of each live update that succeeded, in seconds.
+        failures: the failure of each other live update, and of a guest that did not boot.
     """
 
     asked: int
@@ -36,28 +36,28 @@ class Tally:
 
     @property
     def passed(self) -> bool:
-        """Whether all live updates that were asked for came back."""
+        """Whether all live updates that the caller asked for succeeded."""
         return self.landed == self.asked
 
     @property
     def landed(self) -> int:
-        """How many came back."""
+        """How many live updates succeeded."""
         return len(self.blackouts)
 
     @property
     def median(self) -> float | None:
-        """The median blackout in seconds; None if none came back."""
+        """The median blackout in seconds; None if no live update succeeded."""
         return median(self.blackouts) if self.blackouts else None
 
 
 def run_hops(boot: Callable[[], VM], hops: int) -> Tally:
-    """Live-update a guest again and again.
+    """Live-update a guest again and again, and return the results.
 
-    A guest that dies is counted and replaced by a fresh one, since a rate of failures needs all the
-    tries.
+    A guest that dies is replaced by a fresh one, because the rate of failures should come from the
+    number of live updates that was asked for.
 
     Args:
-        boot: returns a new guest that knows which kernel it jumps to.
+        boot: returns a new guest, not booted yet, with the kernel that it jumps to.
         hops: how many live updates to make.
 
     Raises:
@@ -70,7 +70,7 @@ def run_hops(boot: Callable[[], VM], hops: int) -> Tally:
                 with boot() as vm:
                     _jump_until_death(vm, hops, tally, move_bar)
             except GuestFailure as failure:
-                # A guest that does not even boot says nothing about the rate of jumps.
+                # Stop: if guests do not boot, no live updates can be counted.
                 tally.failures.append(failure)
                 progress.say(f"a guest did not boot. {failure}")
                 break
@@ -88,14 +88,16 @@ def _jump_until_death(vm: VM, hops: int, tally: Tally, move_bar: progress.MoveBa
         except GuestFailure as failure:
             tally.failures.append(failure)
             progress.say(f"live update {tally.hops} did not come back. {failure}")
-            vm.close()  # now: a complaint at the end of the block would count as a failed boot
+            # Close the guest here: if the end of the caller's block found another complaint, that
+            # would count as a failed boot.
+            vm.close()
             return
         finally:
             move_bar(tally.hops)
 
 
 def _check_live_update(vm: VM) -> None:
-    """Fail if live update is off: then a jump succeeds, and hands nothing over."""
+    """Raise an error if live update is off, because a jump would succeed and preserve nothing."""
     if not (status := vm.call(kho.status)).live_update:
         raise HarnessError(
             f"the kernel {vm.kernel.name} cannot live-update here: "

@@ -1,4 +1,4 @@
-"""Run tests on every route between several kernels."""
+"""Run tests on each of the routes of a matrix of kernels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["routes", "run_matrix"]
 def routes(
     origins: Sequence[Kernel], targets: Sequence[Kernel], hops: Sequence[int]
 ) -> list[Route]:
-    """Return a route for every pair, with each number of hops."""
+    """Return a route for each pair of an origin and a target, and each number of hops."""
     return [Route(*each) for each in product(origins, targets, hops)]
 
 
@@ -38,16 +38,17 @@ async def run_matrix(
     """Run tests on each route.
 
     Args:
-        routes: the routes to try.
-        tests: as for `pytest_process.run_tests`.
-        options: the options of the guests; the kernels are those of the route.
-        jobs: how many routes at once; each has one guest at a time, unless a test has more.
-        limit: seconds for the tests of a route.
-        on_cell: called with each cell, in whatever order they come. If this is interrupted, also
-            with what the routes that had begun came to by then.
+        routes: the routes.
+        tests: arguments for pytest; see `pytest_process.run_tests`.
+        options: the options of the guests; their kernels are replaced by those of each route.
+        jobs: how many routes to test at once; each runs one guest, unless a test needs more.
+        limit: seconds after which the tests on a route are ended.
+        on_cell: called with the cell of each route when its tests have ended, in any order. If
+            this coroutine is cancelled, it is also called with the incomplete cells of the routes
+            whose tests had begun.
 
     Raises:
-        HarnessError: pytest could not be started on a route; the others have ended then.
+        HarnessError: pytest could not be started on a route; raised after all routes have ended.
     """
     gate = asyncio.Semaphore(jobs)
 
@@ -64,7 +65,8 @@ async def run_matrix(
             )
         on_cell(Cell(route, run))
 
-    # If one is cancelled while it waits for its turn, the others still end properly.
+    # return_exceptions=True: wait for all routes even if one fails, or is cancelled while it waits
+    # for its turn.
     for failure in await asyncio.gather(*map(run_route, routes), return_exceptions=True):
         if failure:
             raise failure

@@ -1,4 +1,4 @@
-"""Run test programs in guests: any that report in KTAP, and the kernel's selftests."""
+"""Run test programs in guests: the kernel's selftests, and other programs that report in KTAP."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ if TYPE_CHECKING:
 
 __all__ = ["run_program", "run_selftests", "run_staged"]
 
-_NOT_RUNNABLE, _NOT_FOUND, _SIGNALLED = 126, 127, 128  # exit statuses as shells use them
-_POLL_INTERVAL = 0.5  # seconds between looks at the progress of a program
-# The output of a program also goes to the console, which outlives the guest. It goes there at once,
-# since the last words before the kernel goes down tell the most; even so they may be lost.
+_NOT_RUNNABLE, _NOT_FOUND, _SIGNALLED = 126, 127, 128  # the exit statuses of shells
+_POLL_INTERVAL = 0.5  # seconds between two updates of the progress bar of a program
+# The output of a program also goes to the console, because the console's text is kept if the guest
+# dies. `tee` runs with real-time priority, so that the last lines before a death, which say most,
+# get to the console if possible.
 _RELAY = ["bash", "-o", "pipefail", "-c", '"$@" 2>&1 | chrt --fifo 1 tee /dev/console', "bash"]
 
 
@@ -38,12 +39,12 @@ def run_program(
     """Run a program that reports in KTAP in a guest.
 
     Args:
-        vm: the guest; it runs on, unless the program is its death.
+        vm: the guest; it runs on afterwards, unless it dies.
         command: the program and its arguments.
-        timeout: in seconds.
+        timeout: seconds after which the program is killed.
 
     Returns:
-        The verdict on the program, and the guest's death if that ended it.
+        The verdict on the program; and the guest's death if that ended the program, else None.
 
     Raises:
         HarnessError: the guest cannot run the program.
@@ -56,12 +57,12 @@ def run_program(
 def run_selftests(
     selftests: Sequence[Selftest], boot: Callable[[], VM], *, timeout: float
 ) -> Iterator[Verdict]:
-    """Run each selftest in a guest of its own, and yield the verdict on it when it has ended.
+    """Run each selftest in a fresh guest, and yield its verdict when it has ended.
 
     Args:
         selftests: the selftests to run.
-        boot: returns a new guest that knows which kernel staged programs jump to.
-        timeout: seconds for each program, and for each stage.
+        boot: returns a new guest, not booted yet, with the kernel that it jumps to.
+        timeout: seconds for each program, or for each stage of a staged one.
 
     Raises:
         HarnessError: a guest could not be started, or cannot run the program.
@@ -74,12 +75,12 @@ def run_selftests(
 
 
 def run_staged(vm: VM, selftest: Selftest, timeout: float) -> Verdict:
-    """Run both stages of a selftest, with a live update between them.
+    """Run both stages of a staged selftest with a live update between them; return the verdict.
 
-    The stages report by nothing but their exit status.
+    The result of a stage is only its exit status.
 
     Args:
-        vm: the guest; it runs on, unless the program is its death.
+        vm: the guest; it runs on afterwards, unless it dies.
         selftest: the selftest.
         timeout: seconds for each stage.
 
@@ -102,7 +103,7 @@ def run_staged(vm: VM, selftest: Selftest, timeout: float) -> Verdict:
         )
         if ended.crash:
             return program.with_failure(verdict, ended.crash, report.diagnostics)
-        # After the jump there is no excuse: the session was handed over.
+        # Stage 2 may not skip: stage 1 has run, so live update is available.
         if ended.status == program.SKIP_STATUS and stage == 1:
             return Verdict(selftest.name, Outcome.SKIPPED, report.skip_reason)
         if ended.ending:
@@ -126,16 +127,17 @@ def _run_selftest(
                     ended = _run(vm, [str(selftest.path)], timeout)
                 verdict = program.judge(selftest.name, ended)
     except GuestFailure as failure:
-        # The kernel's complaint may come to light when the program has already been judged.
+        # The end of the block checks the guest. The kernel may have complained although the program
+        # passed.
         return program.with_failure(verdict, failure)
     return verdict
 
 
 @contextmanager
 def _show_progress(vm: VM, move_bar: progress.MoveBar) -> Iterator[None]:
-    """Show how many results have come in the block.
+    """In the block, show how many results a program has printed.
 
-    They are counted on the console, because the program's output comes only at its end.
+    They are counted on the console, because `VM.run` returns the output only at the end.
     """
     start = len(vm.console)
     ended = threading.Event()
@@ -162,7 +164,7 @@ def _run(vm: VM, command: list[str], timeout: float) -> EndedProgram:
         return EndedProgram(vm.console[start:], "the guest crashed", crash=crash)
     except subprocess.TimeoutExpired:
         return EndedProgram(vm.console[start:], f"it still ran after {timeout:g} s")
-    runnable = shutil.which(command[0])  # the guest's files are the host's
+    runnable = shutil.which(command[0])  # the guest sees the host's files
     if done.returncode in (_NOT_RUNNABLE, _NOT_FOUND) and not runnable:
         raise HarnessError(f"the guest cannot run {command[0]}", done.stderr.decode().strip())
     ending = _describe_status(done.returncode)

@@ -1,4 +1,4 @@
-"""Run tests in a pytest process of their own, between chosen kernels."""
+"""Run tests in a separate pytest process; their guests jump from and to the chosen kernels."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["run_tests"]
 
-_GRACE = 10.0  # seconds for a pytest that is told to end
+_GRACE = 10.0  # seconds that pytest has to exit after SIGINT, before SIGKILL
 
 
 async def run_tests(
@@ -38,28 +38,30 @@ async def run_tests(
     output: IO[bytes] | None = None,
     on_cancelled: Callable[[PytestRun], None] | None = None,
 ) -> PytestRun:
-    """Run tests, and wait for their end.
+    """Run tests, wait until they have ended, and return the results.
 
     Args:
         tests: arguments for pytest: paths, node ids, options. If no path or node id is among them,
             the tests in `pyluo.vm.run.checks` run.
         options: the options of the guests.
-        kernels: the kernels that the options name, as they were found.
+        kernels: the `Kernel` objects that the names in `options` stand for; the tests use exactly
+            these.
         hops: how many live updates a test makes if it can make several.
         limit: seconds after which the tests are ended.
-        output: where pytest prints to; without it, the output is kept in the result.
-        on_cancelled: called with the result so far if this is cancelled.
+        output: the file for pytest's output; None to keep the output in the result.
+        on_cancelled: called with the results so far if this coroutine is cancelled.
 
     Raises:
         HarnessError: pytest could not be started.
     """
-    # Neither file has a name, so that nothing is left behind, however this ends.
+    # These files have no names, so that nothing is left behind if this process is killed.
     with tempfile.TemporaryFile() as record, tempfile.TemporaryFile() as kept_output:
         record_path = f"/dev/fd/{record.fileno()}"
         command = [
-            # A process in the background ignores SIGINT, and its children inherit that.
+            # If a shell started this process in the background, it ignores SIGINT, and pytest would
+            # inherit that.
             *("env", "--default-signal=INT"),
-            # If this process is killed, its guests must go too.
+            # If this process is killed, pytest and its guests must end, too.
             *("setpriv", "--pdeathsig", "KILL", "--"),
             *(sys.executable, "-m", "pytest"),
             *options.words("--pyluo-"),
@@ -88,15 +90,18 @@ async def run_tests(
 
 
 def _any_names_a_test(words: Sequence[str]) -> bool:
-    """Return whether arguments for pytest name tests.
+    """Return whether one of the arguments for pytest names a test.
 
-    A path that does not exist need not count: it is an error to pytest, whatever else is named.
+    A path that does not exist is ignored here; pytest reports it as an error anyway.
     """
     return any(word == "--pyargs" or os.path.exists(word.partition("::")[0]) for word in words)
 
 
 def _own_checks() -> list[str]:
-    """Return the arguments for the checks that come with pyluo, unaffected by other settings."""
+    """Return the arguments for pytest that run pyluo's own checks.
+
+    The checks are isolated from the user's pytest configuration and conftest files.
+    """
     folder = os.path.dirname(checks.__file__)
     own = [f"--rootdir={folder}", f"--confcutdir={folder}"]
     return ["-p", "no:cacheprovider", "-c", os.devnull, *own, folder]
@@ -109,7 +114,11 @@ async def _run_within(
     output: IO[bytes],
     record: int,
 ) -> tuple[int, bool]:
-    """Run a program for `limit` seconds at most; return its status and whether it was ended."""
+    """Run a program for at most `limit` seconds.
+
+    Returns:
+        The program's exit status, and whether it exceeded the limit.
+    """
     try:
         process = await asyncio.create_subprocess_exec(
             *command,
@@ -132,9 +141,10 @@ async def _run_within(
 
 
 async def _end(process: asyncio.subprocess.Process) -> int:
-    """Interrupt a process if it still runs, and kill it if that does not help."""
+    """End a process: interrupt it, and kill it if it still runs after that; return its status."""
     if process.returncode is None:
-        # A terminal's Ctrl-C has reached it already, which does no harm.
+        # If the user pressed Ctrl-C, the process already got a SIGINT from the terminal; a second
+        # one is harmless.
         with suppress(ProcessLookupError):
             process.send_signal(signal.SIGINT)
         try:

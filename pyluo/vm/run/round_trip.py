@@ -1,4 +1,4 @@
-"""Carry a memfd through one live update of a real kernel, and compare."""
+"""Carry a memfd over a live update of a guest, and compare its content before and after."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class RoundTrip:
 
     Attributes:
         before: the release of the kernel that preserved the memfd.
-        after: the release of the kernel that gave it back.
+        after: the release of the kernel from which the memfd was retrieved.
         size: the size of the memfd in bytes.
-        preserved: the memfd's SHA-256 before the jump.
-        retrieved: its SHA-256 after the jump.
-        survivors: what was not preserved and is there all the same; should be empty.
+        preserved: the SHA-256 of the memfd before the jump.
+        retrieved: the SHA-256 of the memfd after the jump.
+        survivors: the names of files that were not preserved and exist all the same; must be empty.
         timeline: the events of the live update.
     """
 
@@ -38,18 +38,18 @@ class RoundTrip:
 
     @property
     def passed(self) -> bool:
-        """Whether the memfd survived unchanged, and nothing else did."""
+        """Whether the memfd is unchanged, and no file survived that was not preserved."""
         return self.preserved == self.retrieved and not self.survivors
 
 
 def run_round_trip(kernel: str, to: str | None, *, size: int, corrupt: bool) -> RoundTrip:
-    """Boot a guest, preserve a memfd of random bytes, live-update, and compare.
+    """Boot a guest, preserve a memfd of random bytes, live-update, and retrieve the memfd.
 
     Args:
         kernel: the kernel to boot.
-        to: the kernel to jump to; None for the same one.
+        to: the kernel to jump to; None for `kernel`.
         size: the size of the memfd in bytes.
-        corrupt: flip one byte before the comparison, to see the comparison fail.
+        corrupt: whether to change a byte of the memfd after the jump, to see the check fail.
 
     Raises:
         GuestFailure: the guest died, or its kernel complained.

@@ -1,4 +1,4 @@
-"""Build the kernel's own selftests, unmodified, from the source that a kernel was built from."""
+"""Build the kernel's own selftests, without changes, from the source of the kernel to test."""
 
 from __future__ import annotations
 
@@ -22,24 +22,25 @@ if TYPE_CHECKING:
 __all__ = ["SUITES", "Selftest", "Suite", "find_selftests"]
 
 _SELFTESTS = "tools/testing/selftests"
-# The files that every suite's Makefile and every test include.
+# The files that the Makefiles and the programs of all suites include.
 _COMMON = ("scripts/subarch.include", f"{_SELFTESTS}/*.mk", f"{_SELFTESTS}/*.h")
-# The lists of lib.mk: programs that it runs, and programs that it only builds. Each list has a
-# folder in the result.
+# The folders of the result, and the list in lib.mk of the programs in each: lib.mk runs the
+# programs of the first list itself, and only builds those of the second.
 _LISTS = {"alone": "TEST_GEN_PROGS", "staged": "TEST_GEN_PROGS_EXTENDED"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suite:
-    """A folder of the kernel's selftests, and the guest that it needs.
+    """A suite of the kernel's selftests: a folder of programs, and the guest that they need.
 
     Attributes:
         name: the name of the folder.
-        kernel: the kernel that is tested if none is named.
+        kernel: the name of the kernel that is tested by default.
         append: more words for the kernel's command line.
-        needs: patterns of further paths in the kernel's tree that its programs include.
-        libraries: the libraries that its programs need, each as the path of a header and the
-            Debian package that brings it.
+        needs: patterns of the paths of further files in the kernel's tree that the programs
+            include.
+        libraries: the libraries that the programs need, each as the path of a header and the Debian
+            package that contains the header.
     """
 
     name: str
@@ -50,7 +51,7 @@ class Suite:
 
     @property
     def folder(self) -> str:
-        """The folder's path in the kernel's tree."""
+        """The path of the suite's folder in the kernel's tree."""
         return f"{_SELFTESTS}/{self.name}"
 
 
@@ -61,8 +62,9 @@ SUITES = {
         Suite(
             name="iommu",
             kernel="selftest",
-            # The tests map 64 huge pages at once. iommufd_fail_nth provokes failures to see whether
-            # the kernel warns, which it cannot see itself.
+            # The tests map 64 huge pages at once. iommufd_fail_nth makes allocations fail to see
+            # whether the kernel warns then; the program itself cannot detect a warning, so a
+            # warning must be a panic.
             append="hugepages=80 panic_on_warn=1",
             needs=("drivers/iommu/iommufd/iommufd_test.h",),
             libraries=(("/usr/include/sys/capability.h", "libcap-dev"),),
@@ -73,13 +75,13 @@ SUITES = {
 
 @dataclass(frozen=True, slots=True)
 class Selftest:
-    """A test program of the kernel's.
+    """A test program of the kernel's selftests.
 
     Attributes:
         path: the path of the executable.
-        staged: whether it needs a live update. Run with `-s 1` before the jump, it leaves a daemon
-            that holds its sessions; run with `-s 2` after the jump, it looks for them. A program
-            that is not staged reports in KTAP.
+        staged: whether the program needs a live update. If it does, it is run with `-s 1` before
+            the jump and leaves a daemon that keeps its sessions open; after the jump it is run with
+            `-s 2` and looks for these sessions. A program that is not staged reports in KTAP.
     """
 
     path: Path
@@ -87,18 +89,18 @@ class Selftest:
 
     @property
     def name(self) -> str:
-        """The program's name in the kernel's tree."""
+        """The name of the program."""
         return self.path.name
 
 
 def find_selftests(suite: Suite, kernel: Kernel) -> list[Selftest]:
-    """Return the programs of a suite, built from the kernel's source unless the cache has them.
+    """Return the programs of a suite, and build them first unless the cache has them.
 
-    They are compiled on the host, by the kernel's own Makefile, against the headers that this
-    kernel installs.
+    The programs are compiled on the host, by the suite's own Makefile, with the headers of the
+    kernel to test.
 
     Raises:
-        HarnessError: the kernel's source is not known, it has no such suite, a library is missing,
+        HarnessError: the kernel's source is not known or has no such suite, a library is missing,
             or the suite does not compile.
     """
     if kernel.source is None or kernel.headers is None:
@@ -164,9 +166,9 @@ def _check_libraries(suite: Suite) -> None:
 
 
 def _key(suite: Suite, source: Source) -> str:
-    """Return the name of the programs in the cache: a digest of all that they are made of.
+    """Return the name of the programs' folder in the cache: a digest of all that they depend on.
 
-    The headers follow from the source.
+    The kernel's headers need not be in the digest, because they come from the same source.
     """
     parts = [source.identity, suite.name, suite.needs, build.compiler()]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

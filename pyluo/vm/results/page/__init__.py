@@ -1,6 +1,6 @@
-"""Render a matrix as one page of HTML that needs no other file: table, timelines and logs.
+"""Render a matrix as a page of HTML with its table, timelines and consoles.
 
-The template draws the timelines as bars of SVG; the page holds no scripts.
+The page needs no other files and contains no scripts. The timelines are bars in SVG.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["render"]
 
-# The phase that each event ends, and the style of its bar. Events that a guest marked come after.
+# For each event, the name of the phase that it ends, and the style of the phase's bar. The events
+# that a guest has marked come after these.
 _PHASES = {
     timeline.LOADED: ("loading the next kernel", "load"),
     timeline.REBOOT_CALLED: ("up to the call of reboot()", "leave"),
@@ -35,7 +36,7 @@ _NAME_LIMIT = 13  # characters of each of the two names in a label
 
 @dataclass(frozen=True, slots=True)
 class _Bar:
-    """A phase of a live update; start and end in seconds from the beginning of the update."""
+    """The bar of a phase of a live update; `start` and `end` are seconds since the update began."""
 
     name: str
     style: str
@@ -45,7 +46,7 @@ class _Bar:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """A row of a drawing: one live update."""
+    """A row of a drawing: the bars of one live update."""
 
     label: str
     bars: list[_Bar]
@@ -58,7 +59,7 @@ class _Row:
 
 
 def render(cells: Sequence[Cell]) -> str:
-    """Return the page.
+    """Return the page as HTML.
 
     Args:
         cells: the cells of the matrix, in the order of its routes.
@@ -106,12 +107,15 @@ def _rows(jumps: Sequence[Jump]) -> list[_Row]:
 
 
 def _shorten(name: str) -> str:
-    """Return the end of a long name, which tells most about a path."""
+    """Return a name, but only the end of a long one, because the end of a path says most."""
     return name if len(name) <= _NAME_LIMIT else f"…{name[1 - _NAME_LIMIT :]}"
 
 
 def _bars(jump: Jump) -> list[_Bar]:
-    """Return a bar for each event, from the event before; the first of a name counts."""
+    """Return a bar for each event, which begins at the event before it.
+
+    If several events have the same name, there is one bar for them.
+    """
     moments = {event.name: jump.timeline.at(event.name) for event in jump.timeline.events}
     bars, start = [], 0.0
     for name, at in moments.items():

@@ -1,1 +1,1 @@
-"""Tests that any live update should pass; `pyluo vm matrix` and `bisect` run them by default."""
+"""Tests that every live update should pass; `pyluo vm matrix` and `bisect` run them by default."""

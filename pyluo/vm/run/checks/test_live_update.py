@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def test_memory_and_its_seals_survive_each_hop(vm: VM, hops: int) -> None:
-    """Preserve files with holes, of odd sizes and with seals in a descriptor store."""
+    """Preserve memfds with holes, odd sizes and seals in a descriptor store; check each hop."""
     vm.hold(checks.preserve_files)
     for hop in range(1, hops + 1):
         vm.live_update()
@@ -19,7 +19,7 @@ def test_memory_and_its_seals_survive_each_hop(vm: VM, hops: int) -> None:
 
 
 def test_sessions_by_the_dozen_survive_each_hop(vm: VM, hops: int) -> None:
-    """Preserve sessions, each with a file of its own, and find them by their names."""
+    """Preserve sessions with a memfd in each; retrieve them by their names after each hop."""
     vm.hold(checks.preserve_sessions)
     for hop in range(1, hops + 1):
         vm.live_update()

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pyluo.vm.errors import Cause
     from pyluo.vm.machine.options import GuestOptions
 
-# Each of pytester's runs has a home of its own, where no kernel is cached.
+# Set this before pytester changes HOME: the tests that it runs need the cache of kernels, too.
 os.environ["XDG_CACHE_HOME"] = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
 
 pytest_plugins = ["pytester"]
@@ -42,7 +42,9 @@ KUNIT = "tools/testing/kunit"
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Return three workers for two cores, because guests that are to hang leave theirs idle."""
+    """Return three workers for two cores, because a guest that a test makes hang leaves its core
+    idle.
+    """
     return max(1, len(os.sched_getaffinity(0)) * 3 // 2)
 
 
@@ -52,9 +54,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def selftest_source(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """The folder of one of a kernel's suites of selftests; to be had out of a large archive once.
+    """A function that returns the folder of a suite of selftests, from the source of a kernel.
 
-    It is given the kernel's name, and the suite's unless that is `liveupdate`.
+    Its arguments are the names of the kernel and of the suite. It extracts each suite only once,
+    because the archive is large.
     """
 
     @functools.cache
@@ -70,9 +73,9 @@ def selftest_source(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
 
 @pytest.fixture(scope="session")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another environment, which pyluo is installed in from a copy of the checkout.
+    """The folder of a virtual environment in which pyluo is installed from a copy of the checkout.
 
-    What pyluo stands on is this environment's, so that nothing is downloaded.
+    The dependencies come from this process's environment, so that nothing is downloaded.
     """
     copy = tmp_path_factory.mktemp("source") / "pyluo"
     left_out = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__", "*.so")
@@ -81,7 +84,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     venv.create(folder, symlinks=True)
     base = {"base": os.fspath(folder), "platbase": os.fspath(folder)}
     packages = Path(sysconfig.get_path("purelib", "venv", base))
-    # Of a folder that is named so, no .pth file counts: not that of an editable pyluo either.
+    # A .pth file adds this process's packages to sys.path. Python does not read the .pth files in
+    # folders that are added this way, so an editable pyluo there cannot be imported.
     ours = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
     (packages / "ours.pth").write_text("\n".join(ours))
     install = [
@@ -96,7 +100,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def kunit_parser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """The kernel's own parser of KTAP, a module, out of the source of the kernel `stable`."""
+    """The module `kunit_parser`, the kernel's own KTAP parser, from the source of `stable`."""
     source = Kernel.find("stable").source
     assert source is not None
     tree = tmp_path_factory.mktemp("kunit")
@@ -109,11 +113,11 @@ def kunit_parser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 class GuestPool:
     """Guests that the tests of a worker use one after the other.
 
-    A guest is used again if it is as it was when it booted. After a test that jumps and then leaves
-    nothing behind, the next one needs no boot.
+    A guest that a test has used is kept for the next test if its state is the same as after its
+    cold boot, even if the test jumped. So the next test need not boot a guest.
     """
 
-    MAX = 1  # guests that wait for a test: each takes a gibibyte
+    MAX = 1  # guests that are kept while no test uses them, at most; each takes a gibibyte
 
     def __init__(self) -> None:
         self._waiting: dict[str, VM] = {}
@@ -122,11 +126,11 @@ class GuestPool:
         self.in_use: dict[str, VM] = {}
 
     def take(self, key: str, make: Callable[[], VM]) -> VM:
-        """Return a guest that is like new, for the current test.
+        """Return a guest for the current test, in the state in which it was after its cold boot.
 
         Args:
-            key: what distinguishes it from other guests.
-            make: returns such a guest, not booted yet.
+            key: names the options of the guest; only a guest with the same key is used again.
+            make: returns a new guest with these options, not booted yet.
         """
         if key in self.in_use:
             return self.in_use[key]
@@ -144,11 +148,11 @@ class GuestPool:
         return guest
 
     def give_back(self, expected: Sequence[Cause], *, keep: bool) -> None:
-        """End the use of all guests that were taken.
+        """Take back all guests from a test: keep a guest if its state allows it, else end it.
 
         Args:
-            expected: the causes that the test expects.
-            keep: whether those that are like new may be used again.
+            expected: the complaints and deaths that the test expects.
+            keep: whether guests may be kept; false if the test failed.
 
         Raises:
             KernelComplaint: a kernel complained of something that the test does not expect.
@@ -163,7 +167,7 @@ class GuestPool:
                 on_failure.callback(guest.close)
                 guest.check(*expected)
                 if not guest.dead and self._is_like_new(key, guest):
-                    guest.check(*expected)  # and this leaves nothing to check for the next test
+                    guest.check(*expected)  # so that the next test has nothing of this to check
                     on_failure.pop_all()
                     self._waiting[key] = guest
 
@@ -174,7 +178,11 @@ class GuestPool:
             self._waiting.popitem()[1].close()
 
     def _is_like_new(self, key: str, guest: VM) -> bool:
-        """Return whether a guest is as it was when it booted, and nothing was held in its life."""
+        """Return whether a guest's state is the same as after its cold boot, and it holds nothing.
+
+        The numbers of held objects are consecutive. If the number of a new one does not follow the
+        number at the last check, the test has held an object, and may not have released it.
+        """
         marker = guest.hold(int)
         guest.release(marker)
         life = key, guest.boot_id
@@ -190,7 +198,7 @@ def pool() -> Iterator[GuestPool]:
 
 @pytest.fixture
 def pooled(pool: GuestPool, request: pytest.FixtureRequest) -> Iterator[GuestPool]:
-    """The pool, which gets its guests back after the test."""
+    """The pool of guests; after the test, it takes its guests back."""
     yield pool
     failed = request.node.stash.get(FAILED, False)
     pool.give_back(expected_causes(request.node), keep=not failed)
@@ -198,7 +206,10 @@ def pooled(pool: GuestPool, request: pytest.FixtureRequest) -> Iterator[GuestPoo
 
 @pytest.fixture
 def guest(pooled: GuestPool) -> Callable[..., VM]:
-    """A function that takes a kernel and options of `VM`, and returns a guest that is like new."""
+    """A function that returns a guest in the state after its cold boot.
+
+    Its arguments are the name of a kernel, and options of `VM`.
+    """
 
     def take(kernel: str, **options: Any) -> VM:
         return pooled.take(f"{kernel} {options}", lambda: VM(kernel, **options))
@@ -208,7 +219,10 @@ def guest(pooled: GuestPool) -> Callable[..., VM]:
 
 @pytest.fixture
 def vm(pooled: GuestPool, _options: GuestOptions, kernel: Kernel, next_kernel: Kernel) -> VM:
-    """A guest that is like new; the plugin's own fixture boots one for each test."""
+    """A guest in the state after its cold boot.
+
+    This replaces the plugin's fixture, which boots a guest for each test.
+    """
     key = f"{kernel.image} to {next_kernel.image}"
     return pooled.take(key, lambda: _options.guest(kernel, next_kernel))
 
@@ -217,7 +231,7 @@ def vm(pooled: GuestPool, _options: GuestOptions, kernel: Kernel, next_kernel: K
 def cold_vm(
     _options: GuestOptions, kernel: Kernel, next_kernel: Kernel, request: pytest.FixtureRequest
 ) -> Iterator[VM]:
-    """A guest that has not jumped yet, gone after the test.
+    """A guest that was booted for this test and ends after it.
 
     This is for tests that depend on how much memory a guest has: after a jump, a kernel counts the
     scratch areas as memory.
@@ -231,9 +245,9 @@ def cold_vm(
 
 @pytest.fixture(scope="module")
 def mock_vm() -> Iterator[Callable[[], VM]]:
-    """A function that returns a guest with iommufd's mock device, whose kernel ends at a warning.
+    """A function that returns a guest with iommufd's mock device, whose kernel panics at a warning.
 
-    The tests of a module share it; only one that ended is replaced.
+    The tests of a module share the guest; if it died, the function boots another one.
     """
     with ExitStack() as stack:
         guests: list[VM] = []

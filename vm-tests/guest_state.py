@@ -1,4 +1,7 @@
-"""The state of a guest that tests may leave behind. Imports only pyluo and the standard library."""
+"""Read the state of a guest, to see whether a test has changed it.
+
+This module runs in the guest, so it imports only pyluo and the standard library.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ FILES = (
 
 
 def read_state() -> dict[str, object]:
-    """Return what a guest that is like new has in common with all that were booted like it."""
+    """Return the state of this guest: all that a test may change and later tests may depend on.
+
+    Guests that were booted in the same way have the same state, before and after a jump.
+    """
     state: dict[str, object] = {
         "release": os.uname().release,
         "live update": _try_live_update(),
@@ -41,7 +47,7 @@ def read_state() -> dict[str, object]:
 
 
 def _try_live_update() -> str:
-    """Return what comes of creating a session: "works", or the name of the error."""
+    """Create and discard a session; return "works", or the name of the error that was raised."""
     try:
         with LiveUpdate() as device:
             device.create_session("guest_state").discard()
@@ -53,8 +59,8 @@ def _try_live_update() -> str:
 def _read_mounts() -> list[list[str]]:
     """Return the source, folder and type of each mount.
 
-    The options are left out: the size of a tmpfs follows from the memory, and after a jump a kernel
-    counts the scratch areas as memory.
+    The options are left out: the size of a tmpfs depends on the size of the memory, and after a
+    jump, a kernel counts the scratch areas as memory.
     """
     return [line.split()[:3] for line in Path("/proc/mounts").read_text().splitlines()]
 
@@ -64,7 +70,7 @@ def _list_numbers(folder: str) -> list[str]:
 
 
 def _read_command(process: str) -> str:
-    """Return the command line of a process; empty for a thread of the kernel, or one that ended."""
+    """Return the command line of a process; empty for a kernel thread or a process that ended."""
     try:
         return Path(process, "cmdline").read_text()
     except OSError:

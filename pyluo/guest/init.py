@@ -14,7 +14,7 @@ import sys
 from contextlib import suppress
 
 # Because of -S, neither pyluo nor cffi is importable yet. Their folders come last: if they came
-# before the standard library, each import of it would search them first, over 9p.
+# before the standard library, each import from it would first search them, over 9p.
 sys.path += os.environ["PYLUO_PATH"].split(":")
 
 # The kernel does not set PATH for init; the worker needs it to find programs.

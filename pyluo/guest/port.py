@@ -55,7 +55,7 @@ class Port:
         self._write(wire.to_line(message))
 
     def receive(self) -> wire.Message:
-        """Wait for the next message that parses, and return it."""
+        """Wait for the next complete message, and return it; skip lines that a jump cut off."""
         searched = 0
         while True:
             # Search only the new data, because a message may have megabytes, and each read returns

@@ -109,7 +109,9 @@ def _matrix(arguments: argparse.Namespace) -> int:
 
 @contextmanager
 def _replace_file(path: str | None) -> Iterator[IO[str] | None]:
-    """Open a new file in the block; it gets its name, and replaces an older file, when complete.
+    """Give the block a temporary file to write; rename the file to `path` after the block.
+
+    If the block raises an exception, an older file at `path` stays as it was.
 
     Args:
         path: the path of the file; if None, the block is given None.

@@ -35,7 +35,7 @@ class ReachStep(Protocol):
 
 
 class Victim:
-    """A process that runs a function and stops after a chosen step of it, until it is killed.
+    """A process that runs a function, stops after a chosen step of the function, and is killed.
 
     The process is a fork of the caller. When the process is killed, the kernel closes its
     descriptors; files of which the caller has a duplicate stay open:

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["SPARE_PROCESSOR", "Next", "live_update", "words"]
 
 SPARE_PROCESSOR = "isolcpus=1 irqaffinity=0"
-"""Words for the command line of a guest with two CPUs; `pyluo.guest.faults.lock_up_cpu` needs them.
-"""
+"""Words for the command line of a guest with two CPUs, for `pyluo.guest.faults.lock_up_cpu`."""
 
 
 class Next(enum.Enum):

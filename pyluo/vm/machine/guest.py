@@ -183,8 +183,9 @@ class Guest:
                 return None
             finally:
                 self.lives.end_jump()
-                # If the jump was refused or the caller gave up, a hello that comes later is
-                # handled like that of a jump that the harness did not ask for.
+                # If the jump was refused or the caller gave up, do not wait for the hello of the
+                # next kernel. If one comes all the same, the guest counts as having jumped by
+                # itself.
                 if not landed:
                     self._hello = before
 

@@ -315,7 +315,7 @@ class VM:
         guest = self._running_guest()
         note_came = True
         if self._used and not guest.watch.dead:
-            # Wait until this line is on the console; all earlier messages of the kernel are, then.
+            # Wait until this line is on the console. Then all earlier messages are there, too.
             words, since = f"pyluo: so far, {next(self._notes)}", guest.console.length
             self._request("call", commands.log_warning, (words,), {})
             note_came = self._run(guest.wait_for_note(words, since))
@@ -419,7 +419,8 @@ class VM:
             return tuple(self._jumps)
         *before, last = self._jumps
         now = self._guest.timeline
-        if now.started == last.timeline.started:  # else another jump was refused in the meantime
+        # If the times differ, the guest's timeline belongs to a later jump, which was refused.
+        if now.started == last.timeline.started:
             last = replace(last, timeline=now)
         return (*before, last)
 

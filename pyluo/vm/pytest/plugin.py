@@ -108,7 +108,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> Generator[None, int,
     PYTEST_XDIST_AUTO_NUM_WORKERS takes precedence.
     """
     workers = yield
-    # Another project's hook need not have looked at the variable.
+    # `workers` may come from the hook of another plugin, which may have ignored the variable.
     if (asked := os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS", "")).isdecimal():
         return int(asked)
     cpus: int = config.getoption("--pyluo-cpus")

@@ -131,8 +131,8 @@ def _make_verdict(report: pytest.TestReport) -> Verdict:
         note.get("name", ""),
         outcome,
         note["reason"],
-        # `outcome` of the note, not of the report: pytest turns a test with failed subtests into a
-        # failed one after the note was made.
+        # Use the outcome in the note, not the one in the report: after the note was made, pytest
+        # turns a test with failed subtests into a failed one.
         report.longreprtext if outcome is not Outcome.PASSED else "",
         cause_of(note["cause"]) if note["cause"] else None,
         note["booted"],

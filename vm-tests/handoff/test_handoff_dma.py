@@ -133,7 +133,7 @@ def test_what_is_locked_moves_through_exec(hand_over: HandOver) -> None:
 def test_a_change_that_is_refused_and_done_is_told_as_what_it_is(hand_over: HandOver) -> None:
     kind, text = hand_over("exec", "process")["refused"]
     assert kind == "LuoError"
-    assert "the process that mapped the memory is gone" in text
+    assert "the process that mapped the memory has ended" in text
 
 
 @pytest.mark.parametrize(("how", "accounting"), REFUSABLE)

@@ -565,7 +565,7 @@ def test_what_a_hardware_queue_is_in_cannot_be_unmapped_and_what_went_before_is_
             ioas.unmap_all,
         )
         for unmap in ways:
-            with pytest.raises(LuoError, match="A hardware queue uses it") as caught:
+            with pytest.raises(LuoError, match="A hardware queue uses the mapping") as caught:
                 unmap()
             assert caught.value.errno == errno.EBUSY
             assert ioas.mappings == (mapping,)

@@ -189,7 +189,7 @@ def test_a_refusal_names_the_session_the_token_the_file_the_release_and_the_way_
             "pyluo probe": lambda: session.preserve_many({7: event}),
             "token 1, a memfd": lambda: session.preserve(memfd, 1),
             "Choose another name": lambda: device.create_session("vm0"),
-            "No such session": lambda: device.retrieve_session("vm0"),
+            "no session of this name": lambda: device.retrieve_session("vm0"),
         }
         for part, attempt in attempts.items():
             with pytest.raises(LuoError, match="'vm0'") as caught:

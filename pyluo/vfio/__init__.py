@@ -1,4 +1,4 @@
-"""Devices driven by userspace: VFIO's character devices, with iommufd behind them."""
+"""VFIO: devices that userspace drives through character devices and an iommufd."""
 
 from __future__ import annotations
 

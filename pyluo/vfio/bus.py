@@ -1,4 +1,4 @@
-"""Devices on the PCI bus: finding them, and binding them to drivers such as VFIO's."""
+"""PCI devices: finding them, and binding them to drivers such as vfio-pci."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _ADDRESS = re.compile(
 )
 _NODE_TIMEOUT = 10.0
 _POLL = 0.01
-_UNSET = "(null)"  # what sysfs shows if no driver_override is set
+_UNSET = "(null)"  # the contents of driver_override in sysfs if none is set
 
 _NO_CDEV_HINT = (
     "The kernel gives the device no node in /dev/vfio/devices: the kernel needs "
@@ -45,8 +45,8 @@ class DriverBinding:
     """A device's driver and driver_override, for `PciDevice.restore_driver`.
 
     Attributes:
-        driver: the name of the driver; None for no driver.
-        override: the only driver that is allowed; None for any that knows the device.
+        driver: the name of the driver; None if the device has no driver.
+        override: the only driver that may have the device; None if any suitable driver may.
     """
 
     driver: str | None
@@ -55,10 +55,10 @@ class DriverBinding:
 
 @dataclass(frozen=True, slots=True, order=True)
 class PciDevice:
-    """A PCI device, identified by its address. Every property is read from sysfs anew.
+    """A PCI device, identified by its address. Properties are read from sysfs at each access.
 
     Attributes:
-        address: domain, bus, slot and function, such as ``0000:00:04.0``.
+        address: the domain, bus, slot and function, such as ``0000:00:04.0``.
 
     Source: Documentation/ABI/testing/sysfs-bus-pci
     """
@@ -70,10 +70,10 @@ class PciDevice:
         """Return the device at an address.
 
         Args:
-            address: with or without the domain, such as ``0000:00:04.0`` or ``00:04.0``.
+            address: an address with or without the domain, such as ``0000:00:04.0`` or ``00:04.0``.
 
         Raises:
-            ValueError: this is not an address.
+            ValueError: the text is not the address of a PCI device.
             PciDeviceNotFoundError: there is no device at the address (ENOENT).
         """
         match = _ADDRESS.fullmatch(address)
@@ -87,15 +87,15 @@ class PciDevice:
 
     @classmethod
     def find(cls, vendor_id: int, device_id: int | None = None) -> tuple[Self, ...]:
-        """Return all devices of a vendor, or all of one model, in the order of their addresses.
+        """Return all devices of a vendor, or of one model, in the order of their addresses.
 
         Args:
-            vendor_id: such as 0x1234.
-            device_id: such as 0x11e8; by default any.
+            vendor_id: the number of the vendor, such as 0x1234.
+            device_id: the vendor's number of the model, such as 0x11e8; by default any model.
         """
         found = []
         for device in cls.all():
-            with suppress(PciDeviceNotFoundError):  # the device may be unplugged meanwhile
+            with suppress(PciDeviceNotFoundError):  # the device was unplugged in the meantime
                 wanted = device_id in (None, device.device_id)
                 if device.vendor_id == vendor_id and wanted:
                     found.append(device)
@@ -103,7 +103,7 @@ class PciDevice:
 
     @classmethod
     def all(cls) -> tuple[Self, ...]:
-        """Return all devices, in the order of their addresses; none on a system without PCI."""
+        """Return all PCI devices, in the order of their addresses."""
         try:
             return tuple(cls(name) for name in sorted(os.listdir(f"{_BUS}/devices")))
         except FileNotFoundError:
@@ -136,19 +136,22 @@ class PciDevice:
 
     @property
     def driver_override(self) -> str | None:
-        """The only driver that the device may be bound to; None for any that knows it."""
+        """The only driver that the device may be bound to; None if any suitable driver may."""
         name = self._read("driver_override")
         return None if name in ("", _UNSET) else name
 
     @property
     def iommu_group(self) -> int | None:
-        """The number of the device's IOMMU group; None without an IOMMU."""
+        """The number of the device's IOMMU group; None if the device is not behind an IOMMU."""
         group = self._link("iommu_group")
         return None if group is None else int(group)
 
     @property
     def group_devices(self) -> tuple[PciDevice, ...]:
-        """The devices of the same IOMMU group, including this one: all have one owner at a time."""
+        """The devices of the same IOMMU group, including this one.
+
+        All devices of a group can have only one owner at a time.
+        """
         try:
             names = os.listdir(f"{self.path}/iommu_group/devices")
         except FileNotFoundError:
@@ -157,7 +160,7 @@ class PciDevice:
 
     @property
     def vfio_name(self) -> str | None:
-        """VFIO's name for the device, such as ``vfio0``; None unless a VFIO driver has it."""
+        """VFIO's name of the device, such as ``vfio0``; None if no VFIO driver has the device."""
         try:
             return next(iter(os.listdir(f"{self.path}/vfio-dev")), None)
         except FileNotFoundError:
@@ -184,15 +187,15 @@ class PciDevice:
     def bind_driver(
         self, driver: str = "vfio-pci", *, timeout: float = _NODE_TIMEOUT
     ) -> DriverBinding:
-        """Bind the device to a driver, after unbinding it from the one that it has.
+        """Bind the device to a driver, after unbinding it from its present driver.
 
-        If this fails, the previous driver is restored. If the driver is one of VFIO's, the
-        character device exists when this returns. The previous driver keeps nothing of the device:
-        a disk disappears, with all file systems mounted from it.
+        If binding fails, the previous driver is restored. For a VFIO driver, the method returns
+        when the character device exists. Unbinding takes the device away from the host: if it is a
+        disk, the disk disappears even if file systems on it are mounted.
 
         Args:
             driver: the name of the driver.
-            timeout: how many seconds the character device may take to appear.
+            timeout: the number of seconds to wait for the character device.
 
         Returns:
             The previous driver, for `restore_driver`.
@@ -201,9 +204,10 @@ class PciDevice:
             DriverNotFoundError: the kernel has no driver of this name (ENOENT).
             DeviceInUseError: the device is bound to a VFIO driver, and open in a process (EBUSY).
             LuoPermissionError: the caller may not do this (EACCES or EPERM).
-            LuoError: the driver refuses the device (EINVAL), as vfio-pci does with a device without
-                IOMMU and with a bridge; there is no character device: see the hint (ENODEV).
-            TimeoutError: the character device did not appear.
+            LuoError: the driver refuses the device (EINVAL), as vfio-pci does if the device is a
+                bridge or not behind an IOMMU; the kernel creates no character device: see the hint
+                (ENODEV).
+            TimeoutError: the character device did not appear in time.
         """
         previous = DriverBinding(self.driver, self.driver_override)
         if not os.path.isdir(f"{_BUS}/drivers/{driver}"):
@@ -222,12 +226,12 @@ class PciDevice:
         return previous
 
     def restore_driver(self, previous: DriverBinding) -> None:
-        """Give the device back to its previous driver, or leave it without one.
+        """Bind the device to its previous driver again, or to no driver if it had none.
 
         Raises:
             DeviceInUseError: the device is bound to a VFIO driver, and open in a process (EBUSY).
             LuoPermissionError: the caller may not do this (EACCES or EPERM).
-            LuoError: the driver refuses the device, or is gone.
+            LuoError: the driver refuses the device, or no longer exists.
         """
         if self.driver != previous.driver:
             self.unbind_driver()
@@ -238,9 +242,10 @@ class PciDevice:
     def unbind_driver(self) -> None:
         """Unbind the device from its driver, if it has one.
 
-        If a process has a VFIO device open, the kernel waits until it is closed, without a limit
-        and without reacting to signals; so this call refuses then. (A process that opens the device
-        at the same moment is not seen. It is notified by `PciIrq.REQUEST`.)
+        While a process has a VFIO device open, the kernel would wait until the device is closed,
+        without a timeout and without reacting to signals. So this method refuses such a device. It
+        cannot detect a process that opens the device at the same moment; the kernel notifies that
+        process through `PciIrq.REQUEST`.
 
         Raises:
             DeviceInUseError: the device is open in a process (EBUSY).
@@ -261,7 +266,10 @@ class PciDevice:
             )
 
     def _bind(self, driver: str) -> None:
-        """Bind by the driver's name: unlike a probe, this returns the driver's error."""
+        """Write the device's address to the driver's `bind` file, which returns the driver's error.
+
+        Probing by the bus would hide that error.
+        """
         try:
             with (
                 raising("driver bind", f"{driver} to {self}"),
@@ -280,7 +288,7 @@ class PciDevice:
             ) from None
 
     def _wait_for_node(self, timeout: float) -> None:
-        """Wait for the character device, which udev may still be creating or setting up."""
+        """Wait until the character device exists; udev may still be creating it."""
         if not os.path.exists(f"{self.path}/vfio-dev/{self.vfio_name}/dev"):
             raise LuoError(errno.ENODEV, "driver bind", str(self), _NO_CDEV_HINT)
         deadline = time.monotonic() + timeout
@@ -316,7 +324,10 @@ class PciDevice:
 
 
 def _find_users(node: str) -> Iterator[str]:
-    """Yield the processes that have a character device open, as far as the caller may see."""
+    """Yield the name and PID of each process that has a character device open.
+
+    Processes that the caller may not inspect are left out.
+    """
     with suppress(FileNotFoundError):
         device = os.stat(node).st_rdev
         for pid in filter(str.isdecimal, os.listdir("/proc")):

@@ -1,4 +1,4 @@
-"""Capability chains, which VFIO's information requests return after their fixed structs."""
+"""Capability chains, which follow the fixed structs that VFIO's information requests return."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ _PCI_VENDOR_MASK = constant("VFIO_REGION_TYPE_PCI_VENDOR_MASK")
 
 
 class CapabilityError(ValueError):
-    """A chain of capabilities that leads out of its buffer, or back to itself."""
+    """A list of capabilities is malformed: it leads out of its buffer, or back to itself."""
 
 
 class AtomicWidths(enum.IntFlag):
-    """The widths of atomic operations on memory that a PCIe device can do.
+    """The widths of the atomic operations that a PCIe device can perform on memory.
 
     Source: include/uapi/linux/vfio.h, VFIO_PCI_ATOMIC_COMP*
     """
@@ -61,10 +61,10 @@ class Capability:
     """One capability of a chain, undecoded.
 
     Attributes:
-        id: its type; the meaning depends on the request.
-        version: the version of its contents.
-        data: all of it including the header, up to the next capability in memory or the end of the
-            buffer.
+        id: the type of the capability; its meaning depends on the request.
+        version: the version of the format.
+        data: the bytes of the capability with its header, up to the next capability in memory or
+            the end of the buffer.
     """
 
     id: int
@@ -78,7 +78,7 @@ class Area:
 
     Attributes:
         offset: the offset of the first byte in the region.
-        size: in bytes.
+        size: the size in bytes.
     """
 
     offset: int
@@ -95,11 +95,11 @@ class Area:
 
 @dataclass(frozen=True, slots=True)
 class RegionType:
-    """The type of a region that is not one of the fixed ones.
+    """The type of a region that is not one of the fixed regions in `PciRegion`.
 
     Attributes:
-        type: see VFIO_REGION_TYPE_*.
-        subtype: the subtype, whose meaning depends on the type.
+        type: one of VFIO_REGION_TYPE_*, or the number of a PCI vendor with a flag.
+        subtype: the subtype; its meaning depends on the type.
     """
 
     type: int
@@ -107,17 +107,17 @@ class RegionType:
 
     @property
     def pci_vendor(self) -> int | None:
-        """The PCI vendor that defines the subtypes; None for a type that VFIO defines."""
+        """The number of the PCI vendor that defines the subtypes; None if VFIO defines them."""
         return self.type & _PCI_VENDOR_MASK if self.type & _PCI_VENDOR_TYPE else None
 
 
 def walk(data: bytes, first: int, start: int) -> tuple[Capability, ...]:
-    """Return the capabilities of a chain, in its order.
+    """Return the capabilities of a chain, in the order of the chain.
 
     Args:
-        data: the kernel's answer: the fixed struct, and everything after it.
-        first: the offset of the first capability; 0 for none.
-        start: the size of the fixed struct, in which no capability can lie.
+        data: the kernel's answer: the fixed struct, and all data after it.
+        first: the offset of the first capability; 0 if there are none.
+        start: the size of the fixed struct, which cannot contain a capability.
 
     Raises:
         CapabilityError: an offset points outside the data, into the fixed struct, or back to an
@@ -145,7 +145,10 @@ def walk(data: bytes, first: int, start: int) -> tuple[Capability, ...]:
 
 
 def _find_extents(offsets: list[int], limit: int) -> list[tuple[int, int]]:
-    """Return where each capability begins and ends; its header does not say where it ends."""
+    """Return the begin and end of each capability, given their sorted begins.
+
+    A header does not contain the size, so a capability ends where the next one in memory begins.
+    """
     extents = list(pairwise([*offsets, limit]))
     for begin, end in extents:
         if end - begin < _HEADER.size:
@@ -168,7 +171,7 @@ def sparse_areas(chain: tuple[Capability, ...], size: int) -> tuple[Area, ...] |
     if capability is None:
         return None
     if capability.version != _VERSION:
-        return ()  # mapping an area that is not allowed may hang the machine
+        return ()  # map nothing: mapping an area that is not allowed may hang the machine
     count = _unpack(_SPARSE_MMAP, capability).integer("nr_areas")
     if _SPARSE_MMAP.size + count * _AREA.size > len(capability.data):
         raise CapabilityError(f"{count} areas in {len(capability.data)} bytes")
@@ -184,7 +187,7 @@ def sparse_areas(chain: tuple[Capability, ...], size: int) -> tuple[Area, ...] |
 
 
 def region_type(chain: tuple[Capability, ...]) -> RegionType | None:
-    """Return the type of a region that is not one of the fixed ones; None if the chain has none.
+    """Return the type of a region that is not one of the fixed regions; None for a fixed region.
 
     Raises:
         CapabilityError: the capability is cut short.
@@ -197,12 +200,12 @@ def region_type(chain: tuple[Capability, ...]) -> RegionType | None:
 
 
 def is_msix_mappable(chain: tuple[Capability, ...]) -> bool:
-    """Return whether the part of a region with the MSI-X table may be mapped with the rest."""
+    """Return whether the part of a region that has the MSI-X table may be mapped too."""
     return _find(chain, _MSIX_MAPPABLE_ID) is not None
 
 
 def atomic_widths(chain: tuple[Capability, ...]) -> AtomicWidths:
-    """Return which atomic operations a device can do on memory.
+    """Return the widths of the atomic operations that a device can perform on memory.
 
     Raises:
         CapabilityError: the capability is cut short.

@@ -1,4 +1,4 @@
-"""The PCI configuration space of a device: its header and its lists of capabilities."""
+"""The PCI configuration space of a device: its header and its capabilities."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _TYPE_MASK = constant("PCI_BASE_ADDRESS_MEM_TYPE_MASK")
 _TYPE_64 = constant("PCI_BASE_ADDRESS_MEM_TYPE_64")
 _PREFETCH = constant("PCI_BASE_ADDRESS_MEM_PREFETCH")
 _MEMORY_FLAGS = _SPACE_IO | _TYPE_MASK | _PREFETCH
-_IO_FLAGS = _SPACE_IO | 2  # a bit that is reserved
+_IO_FLAGS = _SPACE_IO | 2  # bit 1 is reserved
 _CAPABILITY_LIST = constant("PCI_CAPABILITY_LIST")
 _LIST_ID = constant("PCI_CAP_LIST_ID")
 _LIST_NEXT = constant("PCI_CAP_LIST_NEXT")
@@ -52,20 +52,20 @@ _STATUS_LIST = constant("PCI_STATUS_CAP_LIST")
 _HEADER_SIZE = constant("PCI_STD_HEADER_SIZEOF")
 _PLAIN_SIZE = constant("PCI_CFG_SPACE_SIZE")
 
-_ALIGNED = ~3  # capabilities begin at multiples of 4; the low bits of a pointer are reserved
+_ALIGNED = ~3  # capabilities begin at multiples of 4; the two low bits of an offset are reserved
 
 
 class Command(enum.IntFlag):
-    """The bits of the command register: what a device may do, and what it responds to.
+    """The bits of the command register: what the device may do, and which accesses it answers.
 
     Source: include/uapi/linux/pci_regs.h, PCI_COMMAND_*
     """
 
     IO = constant("PCI_COMMAND_IO")
     MEMORY = constant("PCI_COMMAND_MEMORY")
-    """The device responds to memory accesses; otherwise an access through a mapping is a SIGBUS."""
+    """The device answers memory accesses. Without it, an access to a mapping raises SIGBUS."""
     BUS_MASTER = constant("PCI_COMMAND_MASTER")
-    """The device may do DMA, and signal MSI and MSI-X."""
+    """The device may do DMA, and may signal MSI and MSI-X."""
     SPECIAL = constant("PCI_COMMAND_SPECIAL")
     INVALIDATE = constant("PCI_COMMAND_INVALIDATE")
     VGA_PALETTE = constant("PCI_COMMAND_VGA_PALETTE")
@@ -99,7 +99,7 @@ class Status(enum.IntFlag):
 
 
 class PciCapabilityId(enum.IntEnum):
-    """The capabilities that drivers use most.
+    """The ids of the most common capabilities.
 
     Source: include/uapi/linux/pci_regs.h, PCI_CAP_ID_*
     """
@@ -114,7 +114,7 @@ class PciCapabilityId(enum.IntEnum):
 
 
 class PciExtendedCapabilityId(enum.IntEnum):
-    """The extended capabilities that drivers use most.
+    """The ids of the most common extended capabilities.
 
     Source: include/uapi/linux/pci_regs.h, PCI_EXT_CAP_ID_*
     """
@@ -136,8 +136,8 @@ class PciCapability:
     """A capability in configuration space.
 
     Attributes:
-        id: the type: see `PciCapabilityId`, or `PciExtendedCapabilityId`.
-        offset: the offset of the first byte.
+        id: the type: see `PciCapabilityId` or `PciExtendedCapabilityId`.
+        offset: the offset of the first byte in configuration space.
         version: the version of an extended capability; 0 for others.
     """
 
@@ -150,12 +150,12 @@ class PciCapability:
 class Bar:
     """A base address register, as it appears in configuration space.
 
-    VFIO emulates the register: writing to it moves nothing.
+    VFIO emulates the register: writing to it does not move the region.
 
     Attributes:
-        index: the index of the region; a 64-bit register takes the next index too.
-        address: the address on the bus.
-        io: whether this is a region of I/O ports.
+        index: the index of the region; a 64-bit register occupies the next index too.
+        address: the address of the region on the bus.
+        io: whether the region consists of I/O ports.
         wide: whether the register has 64 bits.
         prefetchable: whether reads have no side effects.
     """
@@ -168,9 +168,9 @@ class Bar:
 
 
 class ConfigSpace(Region):
-    """The configuration space of a PCI device, which the kernel emulates in part.
+    """The configuration space of a PCI device, part of which the kernel emulates.
 
-    Registers have 8, 16 or 32 bits.
+    Its registers have 8, 16 or 32 bits.
 
     Source: drivers/vfio/pci/vfio_pci_config.c. Linux 3.6.
     """
@@ -191,7 +191,7 @@ class ConfigSpace(Region):
 
     @property
     def subsystem(self) -> tuple[int, int]:
-        """The vendor and number of the board that the device is on."""
+        """The vendor's number and the subsystem id of the board that the device is on."""
         return self.read16(_SUBSYSTEM_VENDOR), self.read16(_SUBSYSTEM)
 
     @property
@@ -211,11 +211,11 @@ class ConfigSpace(Region):
 
     @property
     def command(self) -> Command:
-        """The command register: what the device may do, and what it responds to.
+        """The command register: what the device may do, and which accesses it answers.
 
-        VFIO opens a device without `Command.BUS_MASTER`, which must be set before any DMA, MSI or
-        MSI-X. Clearing `Command.MEMORY` while regions are mapped is refused (LuoError, EBUSY),
-        because the next access to a mapping would end the process by SIGBUS.
+        When a device is opened, `Command.BUS_MASTER` is off; set it before any DMA, MSI or MSI-X.
+        Clearing `Command.MEMORY` while regions are mapped raises LuoError (EBUSY), because the next
+        access to a mapping would end the process by SIGBUS.
         """
         return Command(self.read16(_COMMAND))
 
@@ -237,7 +237,7 @@ class ConfigSpace(Region):
         self.command = others | Command.BUS_MASTER if allowed else others
 
     def bars(self) -> tuple[Bar, ...]:
-        """Return the base address registers that are implemented; none for a bridge."""
+        """Return the base address registers that the device has; none if it is a bridge."""
         if self.read8(_HEADER_TYPE) & _HEADER_TYPE_MASK != _HEADER_TYPE_NORMAL:
             return ()
         words = [self.read32(_BASE_ADDRESS + 4 * index) for index in range(_BARS)]
@@ -260,16 +260,16 @@ class ConfigSpace(Region):
         return walk_extended_capabilities(self.read(self.info.size, 0))
 
     def capability(self, wanted: int) -> PciCapability | None:
-        """Return the first capability of a type; None without one."""
+        """Return the first capability of a type; None if the device has none."""
         return next((one for one in self.capabilities() if one.id == wanted), None)
 
     def extended_capability(self, wanted: int) -> PciCapability | None:
-        """Return the first extended capability of a type; None without one."""
+        """Return the first extended capability of a type; None if the device has none."""
         return next((one for one in self.extended_capabilities() if one.id == wanted), None)
 
 
 def walk_capabilities(data: bytes) -> tuple[PciCapability, ...]:
-    """Return the capabilities in a configuration space, of which only the first 256 bytes are read.
+    """Return the capabilities in a configuration space; they are in its first 256 bytes.
 
     Raises:
         CapabilityError: the list leads into the header or back to an earlier capability, or the
@@ -281,7 +281,7 @@ def walk_capabilities(data: bytes) -> tuple[PciCapability, ...]:
     if not int.from_bytes(plain[_STATUS : _STATUS + 2], "little") & _STATUS_LIST:
         return ()
     if plain.count(0xFF) == len(plain):
-        raise CapabilityError("the device does not answer: all bits of it read as ones")
+        raise CapabilityError("the device does not answer: all bits are read as ones")
     found: dict[int, PciCapability] = {}
     offset = plain[_CAPABILITY_LIST] & _ALIGNED
     while offset:
@@ -295,7 +295,7 @@ def walk_capabilities(data: bytes) -> tuple[PciCapability, ...]:
 
 
 def walk_extended_capabilities(data: bytes) -> tuple[PciCapability, ...]:
-    """Return the extended capabilities in a configuration space; none if it has 256 bytes.
+    """Return the extended capabilities in a configuration space; none if it has only 256 bytes.
 
     Raises:
         CapabilityError: the list leads out of the configuration space, into its first 256 bytes or
@@ -310,10 +310,11 @@ def walk_extended_capabilities(data: bytes) -> tuple[PciCapability, ...]:
             raise CapabilityError(f"the list of extended capabilities comes back to {offset:#x}")
         header = int.from_bytes(data[offset : offset + 4], "little")
         if header == 0xFFFF_FFFF:
-            raise CapabilityError("the device does not answer: all bits of it read as ones")
+            raise CapabilityError("the device does not answer: all bits are read as ones")
         found[offset] = PciCapability(header & 0xFFFF, offset, header >> 16 & 0xF)
         offset = header >> 20 & _ALIGNED
-    # The first has id 0 if there are none, and if the kernel hides it.
+    # The first header has id 0 if there are no extended capabilities, or if the kernel hides the
+    # first one.
     return tuple(one for one in found.values() if one.id)
 
 

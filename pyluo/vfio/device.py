@@ -1,4 +1,4 @@
-"""A VFIO device: opened by its character device, bound to an iommufd, attached to page tables."""
+"""`VfioDevice`: a device that userspace drives through VFIO."""
 
 from __future__ import annotations
 
@@ -49,22 +49,23 @@ _TOKEN_HINT = (
     "The device or the kernel (before Linux 6.17) takes no token, or the device is bound through "
     "another open file"
 )
-# So that a device learns that its group was moved through another one.
+# All devices whose iommufd is known: attaching one of them moves the others of its IOMMU group.
 _devices_with_iommufd: weakref.WeakSet[VfioDevice] = weakref.WeakSet()
-_RELAXABLE = "direct-relaxable"  # reserved only while the host's own driver has the device
+_RELAXABLE = "direct-relaxable"  # a range that is reserved only while a host driver has the device
 
 
 class VfioDevice(OwnedFd):
-    """A device driven by userspace.
+    """A device that userspace drives through VFIO.
 
-    The order of use is `open`, `bind`, `attach`, then regions, interrupts and DMA. Closing it
-    closes its mappings, detaches it, resets it and ends its `IommuDevice`, unless another process
-    has the descriptor too.
+    First `open` the device, then `bind` it to an iommufd and `attach` it to an IOAS or a HWPT.
+    After that its regions, interrupts and DMA can be used. Closing the device closes its mappings
+    and, unless another process has the descriptor too, detaches it, resets it and destroys its
+    `IommuDevice`.
 
-    Not locked: use it, and the objects that it returns, from one thread at a time.
+    There is no lock: use the device, and the objects that it returns, from one thread at a time.
 
     Attributes:
-        may_sleep: whether `low_power.enter` was called, and not `low_power.exit` since.
+        may_sleep: whether `low_power.enter` was called, and `low_power.exit` was not called since.
 
     Source: drivers/vfio/device_cdev.c. Linux 6.6.
     """
@@ -82,17 +83,17 @@ class VfioDevice(OwnedFd):
 
     @classmethod
     def open(cls, device: PciDevice | str | os.PathLike[str]) -> Self:
-        """Open a device, which cannot be used before `bind`.
+        """Open a device; call `bind` before any other request.
 
         Args:
             device: a PCI device that is bound to a VFIO driver; or the path of a character device,
                 such as ``/dev/vfio/devices/vfio0``.
 
         Raises:
-            LuoPermissionError: the caller has no right to the node (EACCES); a device without IOMMU
-                needs CAP_SYS_RAWIO (EPERM).
-            LuoError: the device is not bound to a VFIO driver, or is being unbound (ENODEV); there
-                is no such node (ENOENT).
+            LuoPermissionError: the caller may not open the character device (EACCES); the device is
+                not behind an IOMMU, and the caller lacks CAP_SYS_RAWIO (EPERM).
+            LuoError: the device is not bound to a VFIO driver, or is being unbound (ENODEV); the
+                character device does not exist (ENOENT).
         """
         path = device.node if isinstance(device, PciDevice) else os.fspath(device)
         with raising("vfio open", path):
@@ -100,13 +101,13 @@ class VfioDevice(OwnedFd):
 
     @classmethod
     def from_fd(cls, fd: int) -> Self:
-        """Take over an open device, bound or not, such as one received from another process.
+        """Return an object that owns the open descriptor of a VFIO device.
 
-        If it is bound, use `adopt` to tell which iommufd it is bound to.
+        If another process has bound the device, call `adopt` next.
 
         Raises:
-            LuoError: the descriptor is not open (EBADF), or is not one of a VFIO device (ENODEV).
-                The caller still owns it.
+            LuoError: the descriptor is not open (EBADF), or is not of a VFIO device (ENODEV). The
+                caller still owns the descriptor.
         """
         with raising("fstat", f"descriptor {fd}"):
             os.fstat(fd)
@@ -131,16 +132,21 @@ class VfioDevice(OwnedFd):
         attached: IommuObject | None,
         pasids: Mapping[int, IommuObject] | None = None,
     ) -> IommuDevice:
-        """Note what another process bound and attached the device to; the kernel is not asked.
+        """Record to which objects another process bound and attached the device.
+
+        The kernel is not asked.
 
         Args:
             iommufd: the iommufd that the device is bound to.
-            object_id: the device's id there, which was `IommuDevice.id` in the other process.
-            attached: the IOAS or HWPT that the device is attached to; None if there is none.
-            pasids: what each of its PASIDs is attached to.
+            object_id: the `IommuDevice.id` of the device in the other process.
+            attached: the IOAS or HWPT that the device is attached to; None if it is not attached.
+            pasids: for each attached PASID, the IOAS or HWPT that it is attached to.
+
+        Returns:
+            The device as the iommufd knows it.
 
         Raises:
-            ValueError: the device is not bound, or its iommufd is known already.
+            ValueError: the device is not bound; or its iommufd is already known.
         """
         if not self._bound or self._iommu_device is not None:
             state = "its iommufd is known already" if self._bound else "it is not bound"
@@ -155,7 +161,7 @@ class VfioDevice(OwnedFd):
 
     @property
     def name(self) -> str:
-        """The address of a PCI device, or the sysfs name of another device."""
+        """The address of the device if it is a PCI device; otherwise its name in sysfs."""
         return self._name
 
     @property
@@ -172,10 +178,10 @@ class VfioDevice(OwnedFd):
 
     @property
     def iommu_device(self) -> IommuDevice:
-        """The device as its iommufd knows it, since `bind` or `adopt`.
+        """The device as its iommufd knows it.
 
         Raises:
-            NotBoundError: neither was called (EINVAL).
+            NotBoundError: neither `bind` nor `adopt` was called (EINVAL).
         """
         if self._iommu_device is None:
             hint = "`adopt` tells what another process bound it to" if self._bound else ""
@@ -183,17 +189,18 @@ class VfioDevice(OwnedFd):
         return self._iommu_device
 
     def bind(self, iommufd: IommuContext, *, token: UUID | None = None) -> IommuDevice:
-        """Bind the device to an iommufd, until it is closed; it can be used from then on.
+        """Bind the device to an iommufd, until the device is closed, and reset the device.
 
-        The device is reset. DMA is blocked until `attach`, and also needs
-        `ConfigSpace.set_bus_master`.
+        Afterwards the device can be used, but its DMA is blocked until `attach` and
+        `ConfigSpace.set_bus_master` are called.
 
         Args:
             iommufd: the iommufd.
-            token: the secret of a virtual function's physical function; Linux 6.17.
+            token: for a virtual function, the secret that was set for its physical function;
+                Linux 6.17.
 
         Returns:
-            The device as the iommufd knows it; it ends with `close`.
+            The device as the iommufd knows it, until the device is closed.
 
         Raises:
             DeviceInUseError: the device is bound or in use through another descriptor (EINVAL or
@@ -202,8 +209,8 @@ class VfioDevice(OwnedFd):
                 device's interrupts cannot be isolated (EPERM); the token is missing or wrong
                 (EACCES).
             LuoError: the device is locked at the moment: try again (EAGAIN); `iommufd` is not an
-                iommufd (EBADFD); with a token, the device takes none, or is bound through another
-                descriptor (EINVAL).
+                iommufd (EBADFD); with a token: the device accepts no token, or is bound through
+                another descriptor (EINVAL).
 
         Source: include/uapi/linux/vfio.h, VFIO_DEVICE_BIND_IOMMUFD. Linux 6.6.
         """
@@ -224,29 +231,29 @@ class VfioDevice(OwnedFd):
         return iommu_device
 
     def attach(self, target: IommuObject, *, pasid: int | None = None) -> int:
-        """Attach the device to a page table; if it is attached to another one, this replaces it.
+        """Attach the device to a page table, in place of one that it is already attached to.
 
-        DMA is not blocked during a replacement, if the IOMMU can do that. All attached devices of
-        the same IOMMU group move together. If the call fails, nothing has changed. `detach_pt`
-        undoes it.
+        If the IOMMU supports it, DMA continues while one page table replaces another. All attached
+        devices of the same IOMMU group move together. If the call fails, nothing has changed.
+        `detach_pt` detaches the device.
 
         Args:
-            target: an `Ioas`, for which the kernel chooses or makes a page table; a `PagingHwpt` or
-                a `NestedHwpt`.
-            pasid: attach only DMA with this PASID; by default DMA without a PASID is attached.
+            target: a `PagingHwpt` or a `NestedHwpt`; or an `Ioas`, for which the kernel chooses or
+                allocates a page table.
+            pasid: the PASID whose DMA is attached; by default DMA without a PASID is attached.
 
         Returns:
-            The id of the page table: the HWPT's, or that of the page table that the kernel chose.
+            The id of the page table in the iommufd.
 
         Raises:
             NotBoundError: the device is not bound (EINVAL).
             LuoError: the page table does not suit the device's IOMMU, or devices of the same group
-                are attached elsewhere (EINVAL); something is mapped where the device cannot reach
-                (EADDRINUSE); the device is being reset (EBUSY); the target is gone (ENOENT); the
-                device has no PASIDs (EOPNOTSUPP).
-            ValueError: the target is in another iommufd than the device.
+                are attached to another one (EINVAL); memory is mapped at an address that the device
+                cannot reach (EADDRINUSE); the device is being reset (EBUSY); the target no longer
+                exists (ENOENT); the device does not support PASIDs (EOPNOTSUPP).
+            ValueError: the target and the device are in different iommufds.
 
-        Source: include/uapi/linux/vfio.h, VFIO_DEVICE_ATTACH_IOMMUFD_PT. Linux 6.6; a PASID since
+        Source: include/uapi/linux/vfio.h, VFIO_DEVICE_ATTACH_IOMMUFD_PT. Linux 6.6; `pasid` since
             6.15.
         """
         flags, number = (0, 0) if pasid is None else (_ATTACH_PASID, pasid)
@@ -259,9 +266,10 @@ class VfioDevice(OwnedFd):
         return reply.integer("pt_id")
 
     def detach_pt(self, *, pasid: int | None = None) -> None:
-        """Detach the device from its page table, which blocks its DMA; without one nothing happens.
+        """Detach the device from its page table, which blocks its DMA.
 
-        (`detach` gives up the descriptor, as in every class that owns one.)
+        A device that is not attached stays unchanged. (The method `detach` does something else: it
+        gives up the descriptor, as in every class that owns one.)
 
         Args:
             pasid: see `attach`.
@@ -277,22 +285,22 @@ class VfioDevice(OwnedFd):
 
     @property
     def attached(self) -> IommuObject | None:
-        """The object that the device is attached to, if this process attached or adopted it."""
+        """The IOAS or HWPT that the device is attached to, if this process knows it."""
         return self._attached.get(None)
 
     @property
     def pasids(self) -> dict[int, IommuObject]:
-        """The object that each PASID is attached to, if this process attached or adopted it."""
+        """The IOAS or HWPT that each PASID is attached to, if this process knows it."""
         return {pasid: to for pasid, to in self._attached.items() if pasid is not None}
 
     @property
     def group(self) -> str:
-        """The number of the IOMMU group; empty without one. Devices of a group move together."""
+        """The number of the device's IOMMU group, as text; empty if it has none."""
         return self._read_link_name("iommu_group")
 
     @property
     def iommu(self) -> str:
-        """The sysfs name of the IOMMU that the device is behind; empty without one."""
+        """The sysfs name of the IOMMU that the device is behind; empty if there is none."""
         return self._read_link_name("iommu")
 
     def _read_link_name(self, link: str) -> str:
@@ -300,10 +308,10 @@ class VfioDevice(OwnedFd):
         return os.path.basename(os.path.realpath(path)) if os.path.exists(path) else ""
 
     def reserved_iovas(self) -> tuple[IovaRange, ...]:
-        """Return the ranges that cannot be mapped for the device, because its IOMMU uses them.
+        """Return the ranges of IOVAs that are reserved, so that memory cannot be mapped there.
 
         Raises:
-            LuoError: the device has no IOMMU (ENOENT).
+            LuoError: the device is not behind an IOMMU (ENOENT).
 
         Source: Documentation/ABI/testing/sysfs-kernel-iommu_groups
         """
@@ -334,7 +342,7 @@ class VfioDevice(OwnedFd):
 
         Raises:
             NotBoundError: the device is not bound (EINVAL).
-            LuoError: there is no region of this index (EINVAL).
+            LuoError: the device has no region of this index (EINVAL).
 
         Source: include/uapi/linux/vfio.h, VFIO_DEVICE_GET_REGION_INFO. Linux 3.6.
         """
@@ -347,7 +355,7 @@ class VfioDevice(OwnedFd):
             try:
                 info = self._region_info(index)
             except LuoError as error:
-                # The kernel refuses this index to devices that are not VGA.
+                # The kernel refuses the index VGA for a device that is not a VGA controller.
                 if index != PciRegion.VGA or error.errno != errno.EINVAL:
                     raise
                 continue
@@ -372,7 +380,7 @@ class VfioDevice(OwnedFd):
 
         Raises:
             NotBoundError: the device is not bound (EINVAL).
-            LuoError: there are no interrupts of this index (EINVAL).
+            LuoError: the device has no interrupts of this type (EINVAL).
 
         Source: include/uapi/linux/vfio.h, VFIO_DEVICE_GET_IRQ_INFO. Linux 3.6.
         """
@@ -386,7 +394,7 @@ class VfioDevice(OwnedFd):
             try:
                 irq = self.irq(index)
             except LuoError as error:
-                # Before Linux 7.3 the kernel refused this index to devices that are not PCIe.
+                # Before Linux 7.3 the kernel refused the index ERROR for devices that are not PCIe.
                 if index != PciIrq.ERROR or error.errno != errno.EINVAL:
                     raise
                 continue
@@ -396,31 +404,33 @@ class VfioDevice(OwnedFd):
 
     @property
     def features(self) -> Features:
-        """The device's optional features."""
+        """Access to the device's optional features."""
         return Features(self)
 
     @property
     def migration(self) -> Migration:
-        """The device's internal state, which can be saved and restored."""
+        """Access to the device's internal state, to save and restore it."""
         return Migration(self)
 
     @property
     def dma_logging(self) -> DmaLogging:
-        """The device's own record of the memory that it wrote to."""
+        """Access to the device's own log of the memory that it wrote to."""
         return DmaLogging(self)
 
     @property
     def low_power(self) -> LowPower:
-        """The device's permission to sleep."""
+        """Control over whether the device may sleep."""
         return LowPower(self)
 
     def reset(self) -> None:
-        """Reset this function alone; interrupts stay enabled, registers lose their contents.
+        """Reset this PCI function alone; its registers lose their contents.
+
+        Interrupts stay enabled.
 
         Raises:
             NotBoundError: the device is not bound (EINVAL).
-            LuoError: the device has no such reset: see `DeviceFlags.RESET` (EINVAL); it is locked
-                at the moment: try again (EAGAIN).
+            LuoError: the device does not support this reset: see `DeviceFlags.RESET` (EINVAL); the
+                device is locked at the moment: try again (EAGAIN).
 
         Source: include/uapi/linux/vfio.h, VFIO_DEVICE_RESET. Linux 3.6.
         """
@@ -431,9 +441,9 @@ class VfioDevice(OwnedFd):
 
         Raises:
             NotBoundError: the device is not bound (EINVAL).
-            LuoError: neither its bus nor its slot can be reset (ENODEV).
+            LuoError: neither the device's bus nor its slot can be reset (ENODEV).
 
-        Source: include/uapi/linux/vfio.h, VFIO_DEVICE_GET_PCI_HOT_RESET_INFO. Linux 3.12; by
+        Source: include/uapi/linux/vfio.h, VFIO_DEVICE_GET_PCI_HOT_RESET_INFO. Linux 3.12; with
             iommufd since 6.6.
         """
         return reset.hot_reset_info(self)
@@ -443,10 +453,11 @@ class VfioDevice(OwnedFd):
 
         Raises:
             NotBoundError: the device is not bound (EINVAL).
-            LuoError: neither its bus nor its slot can be reset (ENODEV); a device that would be
-                reset is not owned: see `hot_reset_info` (EINVAL); one is being accessed (EBUSY).
+            LuoError: neither the device's bus nor its slot can be reset (ENODEV); this iommufd does
+                not own one of the devices: see `hot_reset_info` (EINVAL); one of the devices is
+                being accessed (EBUSY).
 
-        Source: include/uapi/linux/vfio.h, VFIO_DEVICE_PCI_HOT_RESET. Linux 3.12; by iommufd since
+        Source: include/uapi/linux/vfio.h, VFIO_DEVICE_PCI_HOT_RESET. Linux 3.12; with iommufd since
             6.6.
         """
         reset.hot_reset(self)
@@ -457,24 +468,25 @@ class VfioDevice(OwnedFd):
         return tuple(mapping for mapping in self._mappings if not mapping.closed)
 
     def add_mapping(self, mapping: RegionMapping) -> None:
-        """Note a mapping, which is closed with the device."""
+        """Add a mapping to `mappings`, so that it is closed with the device."""
         self._mappings.add(mapping)
 
     def drop_mapping(self, mapping: RegionMapping) -> None:
-        """Forget a mapping."""
+        """Remove a mapping from `mappings`."""
         self._mappings.discard(mapping)
 
     def detach(self) -> int:
-        """Give up the descriptor, still open, bound and attached; the caller owns it now.
+        """Return the descriptor without closing it; the caller owns it from now on.
 
-        Its mappings keep the device open too, until they are closed.
+        The device stays bound and attached. Mappings of its regions keep it open too, until they
+        are closed.
         """
         fd = super().detach()
         self._forget_iommufd()
         return fd
 
     def _close(self) -> None:
-        # A mapping would keep the file open, and with it the device bound.
+        # An open mapping would keep the file open, and so the device bound.
         for mapping in self.mappings:
             mapping.close()
         super()._close()
@@ -494,7 +506,7 @@ class VfioDevice(OwnedFd):
             self._attached[pasid] = target
 
     def _note_group_moved(self, target: IommuObject) -> None:
-        """Note that all attached devices of the group moved: the kernel moves a group at once."""
+        """Update the other attached devices of the IOMMU group, which the kernel moved as well."""
         for other in list(_devices_with_iommufd):
             if other is self or other.attached in (None, target) or other._iommu_device is None:
                 continue
@@ -529,7 +541,7 @@ def _pasid_suffix(pasid: int | None) -> str:
 
 
 def _find_sysfs_folder(fd: int) -> str | None:
-    """Return the sysfs folder of a VFIO device by its descriptor; None for any other descriptor."""
+    """Return the sysfs folder of the VFIO device behind a descriptor; None for another file."""
     number = os.fstat(fd).st_rdev
     path = os.path.realpath(f"/sys/dev/char/{os.major(number)}:{os.minor(number)}")
     kind = os.path.dirname(path)

@@ -1,4 +1,4 @@
-"""DMA logging: a device's own record of the memory that it wrote to."""
+"""DMA logging: a device itself logs which memory it has written to."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _REPORT = Struct("vfio_device_feature_dma_logging_report")
 
 
 class DmaLogging:
-    """The record of the memory that a device wrote to; see `VfioDevice.dma_logging`.
+    """A device's own log of the memory that it has written to; see `VfioDevice.dma_logging`.
 
-    It is for IOMMUs without dirty tracking. Most devices cannot log either, and raise
-    FeatureNotSupportedError.
+    This is an alternative for IOMMUs without dirty tracking. Most devices do not support it, and
+    raise FeatureNotSupportedError.
 
     Source: include/uapi/linux/vfio.h, VFIO_DEVICE_FEATURE_DMA_LOGGING_START. Linux 6.1.
     """
@@ -39,17 +39,17 @@ class DmaLogging:
         """Start logging.
 
         Args:
-            ranges: the ranges to log; their start and length are multiples of `page_size`, and they
-                do not overlap. 256 ranges are always possible.
-            page_size: the wanted granularity of the record in bytes; a hint.
+            ranges: the ranges of IOVAs to log. Their start and length are multiples of `page_size`,
+                and they do not overlap. Up to 256 ranges are always possible.
+            page_size: the preferred granularity of the log in bytes; the device may use another.
 
         Returns:
             The granularity that the device uses, in bytes.
 
         Raises:
             FeatureNotSupportedError: the device cannot log (ENOTTY).
-            LuoError: ranges overlap or are not aligned, or logging is on (EINVAL); there are too
-                many ranges (E2BIG); a range exceeds 64 bits (EOVERFLOW).
+            LuoError: ranges overlap or are not aligned, or logging is already on (EINVAL); there
+                are too many ranges (E2BIG); a range exceeds 64 bits (EOVERFLOW).
         """
         array = b"".join(
             _RANGE.pack(iova=one.start, length=one.last - one.start + 1) for one in ranges
@@ -67,17 +67,17 @@ class DmaLogging:
         self._features.set(Feature.DMA_LOGGING_STOP)
 
     def report(self, wanted: IovaRange, *, page_size: int = 4096) -> DirtyBitmap:
-        """Return which pages of a range were written to, and clear the record of them.
+        """Return the pages of a range that the device has written to, and clear their log.
 
-        After an error, treat all of the range as written to.
+        After an error, assume that all of the range was written to.
 
         Args:
-            wanted: the range.
-            page_size: what one bit stands for, in bytes; a power of two, at least 4096.
+            wanted: the range of IOVAs.
+            page_size: the number of bytes that one bit stands for; a power of two, at least 4096.
 
         Raises:
             FeatureNotSupportedError: the device cannot log (ENOTTY).
-            LuoError: logging is off, or the page size is not possible (EINVAL); the range exceeds
+            LuoError: logging is off, or the page size is less than 4096 (EINVAL); the range exceeds
                 64 bits (EOVERFLOW).
             ValueError: the page size is not a power of two.
         """

@@ -1,4 +1,4 @@
-"""The optional features of a device: probing for them, and those that take a single request."""
+"""The optional features of a device: probing for them, and the simple ones."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _ZPCI_ERROR = Struct("vfio_device_feature_zpci_err")
 _SET_MASTER = constant("VFIO_DEVICE_FEATURE_SET_MASTER")
 _CLEAR_MASTER = constant("VFIO_DEVICE_FEATURE_CLEAR_MASTER")
 
-# The kernel's errors for a feature, or a way to use it, that is not there.
+# The kernel returns one of these if a device lacks a feature, or cannot get or set it.
 _ABSENT = (errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL)
 
 
@@ -69,11 +69,11 @@ _KERNEL_NAMES = {
 class Features:
     """The optional features of a device; see `VfioDevice.features`.
 
-    Features that take several requests have classes of their own: `VfioDevice.migration`,
-    `dma_logging` and `low_power`.
+    Features that consist of several requests are in separate objects: `VfioDevice.migration`,
+    `VfioDevice.dma_logging` and `VfioDevice.low_power`.
 
-    Every request raises FeatureNotSupportedError (ENOTTY or EOPNOTSUPP) if the device, its driver
-    or the kernel lacks the feature.
+    Each request raises FeatureNotSupportedError (ENOTTY or EOPNOTSUPP) if the device, its driver or
+    the kernel lacks the feature.
 
     Source: include/uapi/linux/vfio.h, VFIO_DEVICE_FEATURE. Linux 5.7.
     """
@@ -84,7 +84,13 @@ class Features:
         self._device = device
 
     def probe(self, feature: Feature, *, get: bool = False, set: bool = False) -> bool:  # noqa: A002
-        """Return whether the device has a feature, and supports getting or setting it as asked."""
+        """Return whether the device has a feature, and supports getting or setting it if requested.
+
+        Args:
+            feature: the feature.
+            get: whether the feature must support "get" requests.
+            set: whether the feature must support "set" requests.
+        """
         access = (_GET if get else 0) | (_SET if set else 0)
         reply = attempt(self._device, _FEATURE, flags=feature | _PROBE | access)
         if reply.errno in _ABSENT:
@@ -97,28 +103,28 @@ class Features:
         return frozenset(feature for feature in Feature if self.probe(feature))
 
     def get(self, feature: Feature, data: Buffer) -> Reply:
-        """Get a feature that has no method here.
+        """Make a "get" request for a feature, for example one that this class has no method for.
 
         Args:
             feature: the feature.
-            data: the struct for the kernel, which fills it in; see `feature_data`.
+            data: the feature's struct, which the kernel fills in.
 
         Returns:
-            The struct as the kernel left it, and the result of the request.
+            The result of the request; `feature_data` returns the feature's struct in it.
         """
         reply = attempt(self._device, _FEATURE, "", data, flags=feature | _GET)
         self._raise(feature, reply)
         return reply
 
     def set(self, feature: Feature, data: Buffer = b"") -> Reply:
-        """Set a feature that has no method here.
+        """Make a "set" request for a feature, for example one that this class has no method for.
 
         Args:
             feature: the feature.
-            data: the struct for the kernel.
+            data: the feature's struct.
 
         Returns:
-            The struct as the kernel left it.
+            The result of the request; `feature_data` returns the feature's struct in it.
         """
         reply = attempt(self._device, _FEATURE, "", data, flags=feature | _SET)
         self._raise(feature, reply)
@@ -135,17 +141,18 @@ class Features:
         self.set(Feature.BUS_MASTER, _BUS_MASTER.pack(op=op))
 
     def set_vf_token(self, token: UUID) -> None:
-        """Set the secret that is needed to open virtual functions of this device.
+        """Set the secret that `VfioDevice.bind` requires for virtual functions of this device.
 
         Source: include/uapi/linux/vfio.h, VFIO_DEVICE_FEATURE_PCI_VF_TOKEN. Linux 5.7.
         """
         self.set(Feature.PCI_VF_TOKEN, token.bytes)
 
     def zpci_error(self, length: int) -> bytes | None:
-        """Return the last error record of an s390 PCI device; None without one.
+        """Return the last error record of an s390 PCI device; None if it has none.
 
         Args:
-            length: its length in bytes, as given by the capability VFIO_DEVICE_INFO_CAP_ZPCI_BASE.
+            length: the length of the record in bytes, which the device's capability
+                VFIO_DEVICE_INFO_CAP_ZPCI_BASE contains.
 
         Source: include/uapi/linux/vfio.h, VFIO_DEVICE_FEATURE_ZPCI_ERROR. Linux 7.3.
         """
@@ -158,19 +165,21 @@ class Features:
         return bytes(buffer)
 
     def export_dma_buf(self, region: int, areas: Sequence[Area]) -> OwnedFd:
-        """Return a dma-buf of parts of a BAR, for other devices to access by DMA.
+        """Return a dma-buf of parts of a BAR, which other devices can access by DMA.
 
-        Access, and with it any mapping in an IOMMU, is revoked while memory access is off in the
-        command register, in low power, during a reset, and when the device is closed.
+        The kernel revokes the access, and removes mappings of the dma-buf in IOMMUs, while memory
+        access is off in the command register, while the device is in low power or being reset, and
+        when the device is closed.
 
         Args:
-            region: the index of a BAR.
-            areas: the parts, in whole pages; `Ioas.map_file` accepts only a dma-buf of one area.
+            region: the index of the BAR.
+            areas: the parts, which consist of whole pages. `Ioas.map_file` accepts only a dma-buf
+                of a single area.
 
         Raises:
             FeatureNotSupportedError: the kernel lacks CONFIG_VFIO_PCI_DMABUF (ENOTTY).
-            LuoError: the region is not a BAR, or one of I/O ports (ENODEV); an area is not of whole
-                pages, is empty, or does not lie within the BAR (EINVAL).
+            LuoError: the region is not a BAR, or consists of I/O ports (ENODEV); an area does not
+                consist of whole pages, is empty, or does not lie within the BAR (EINVAL).
 
         Source: include/uapi/linux/vfio.h, VFIO_DEVICE_FEATURE_DMA_BUF. Linux 6.19.
         """
@@ -181,12 +190,12 @@ class Features:
         return OwnedFd(self.get(Feature.DMA_BUF, b"".join([header, *ranges])).result)
 
     def _raise(self, feature: Feature, reply: Reply) -> None:
-        """Raise the error of a failed request, under the kernel's name of the feature."""
+        """If a reply has an errno, raise its exception, with the kernel's name of the feature."""
         if reply.errno:
             name = _KERNEL_NAMES.get(feature, feature.name)
             raise from_errno(reply.errno, f"{_FEATURE.name}_{name}", str(self._device))
 
 
 def feature_data(reply: Reply) -> bytes:
-    """Return the kernel's answer for a feature, without the struct before it."""
+    """Return the feature's own struct in a reply: the bytes after struct vfio_device_feature."""
     return reply.data()[_FEATURE.struct.size :]

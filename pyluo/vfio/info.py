@@ -1,4 +1,4 @@
-"""A VFIO device's description of itself, its regions and its interrupts."""
+"""The kernel's descriptions of a VFIO device, its regions and its interrupts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _REGION = Struct("vfio_region_info")
 
 
 class PciRegion(enum.IntEnum):
-    """The indexes of a PCI device's fixed regions; further regions describe themselves.
+    """The indexes of a PCI device's fixed regions; other regions have a `RegionInfo.type`.
 
     Source: include/uapi/linux/vfio.h, VFIO_PCI_*_REGION_INDEX
     """
@@ -46,7 +46,9 @@ class PciRegion(enum.IntEnum):
 
 
 class PciIrq(enum.IntEnum):
-    """The types of a PCI device's interrupts. Only one of the first three is in use at a time.
+    """The types of a PCI device's interrupts.
+
+    Only one of INTX, MSI and MSIX can be enabled at a time.
 
     Source: include/uapi/linux/vfio.h, VFIO_PCI_*_IRQ_INDEX
     """
@@ -57,11 +59,11 @@ class PciIrq(enum.IntEnum):
     ERROR = constant("VFIO_PCI_ERR_IRQ_INDEX")
     """The device reported an uncorrected error. Before Linux 7.3 only PCIe devices have this."""
     REQUEST = constant("VFIO_PCI_REQ_IRQ_INDEX")
-    """The kernel wants the device back, and waits until it is closed."""
+    """The kernel wants the device back, and waits until the process closes it."""
 
 
 class DeviceFlags(enum.IntFlag):
-    """The kind of a device, and its abilities.
+    """The kind of a device, and what it supports.
 
     Source: include/uapi/linux/vfio.h, VFIO_DEVICE_FLAGS_*
     """
@@ -98,20 +100,20 @@ class IrqFlags(enum.IntFlag):
     EVENTFD = constant("VFIO_IRQ_INFO_EVENTFD")
     MASKABLE = constant("VFIO_IRQ_INFO_MASKABLE")
     AUTOMASKED = constant("VFIO_IRQ_INFO_AUTOMASKED")
-    """A signalled interrupt stays masked until it is unmasked; only then the next one can come."""
+    """The kernel masks the interrupt when it is signalled; it must be unmasked for the next one."""
     NORESIZE = constant("VFIO_IRQ_INFO_NORESIZE")
-    """All vectors that will ever be needed must be enabled at once."""
+    """Vectors cannot be enabled later: all of them must be enabled by the first call."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceInfo:
-    """A device's description of itself.
+    """The kernel's description of a device.
 
     Attributes:
-        flags: its kind, and whether it can be reset.
-        regions: the number of region indexes, including those without a region.
-        irqs: the number of interrupt types, including those without interrupts.
-        atomics: the widths of atomic operations on memory that it can do.
+        flags: the kind of the device, and whether it can be reset.
+        regions: the number of region indexes; the device may lack some of these regions.
+        irqs: the number of interrupt types; the device may lack interrupts of some types.
+        atomics: the widths of the atomic operations that the device can perform on memory.
         capabilities: the capability chain, undecoded.
     """
 
@@ -145,17 +147,17 @@ class DeviceInfo:
 
 @dataclass(frozen=True, slots=True)
 class RegionInfo:
-    """A device's description of one of its regions.
+    """The kernel's description of a region.
 
     Attributes:
         index: the region's index; for PCI devices see `PciRegion`.
-        flags: how it can be accessed.
-        size: in bytes; 0 for a region that the device does not have.
-        offset: where it begins in the device's file.
-        areas: the parts of it that may be mapped: all, some or none.
-        type: the type of a region that is not one of the fixed ones.
-        msix_mappable: whether the areas include the MSI-X table. Do not write to the table, mapped
-            or not: interrupts are set up by `Irq`.
+        flags: the ways in which the region can be accessed.
+        size: the size in bytes; 0 if the device does not have this region.
+        offset: the offset in the device's file at which the region begins.
+        areas: the parts of the region that may be mapped; empty if no part may be mapped.
+        type: the type of the region; None for the fixed regions in `PciRegion`.
+        msix_mappable: whether the part with the MSI-X table may be mapped too. In any case do not
+            write to the table; `Irq` sets up interrupts.
         capabilities: the capability chain, undecoded.
     """
 
@@ -201,12 +203,12 @@ class RegionInfo:
 
 @dataclass(frozen=True, slots=True)
 class IrqInfo:
-    """A device's description of its interrupts of one type.
+    """The kernel's description of a device's interrupts of one type.
 
     Attributes:
         index: the type; for PCI devices see `PciIrq`.
-        flags: their properties.
-        count: the number of vectors; 0 for a type that the device does not have.
+        flags: the properties of the interrupts.
+        count: the number of vectors; 0 if the device has no interrupts of this type.
     """
 
     index: int

@@ -1,4 +1,4 @@
-"""The interrupts of a device, delivered by eventfds."""
+"""The interrupts of a device, which signal eventfds."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Irq:
     disabled, or the device is closed.
 
     Attributes:
-        info: the device's description of them.
+        info: the kernel's description of the interrupts.
 
     Source: include/uapi/linux/vfio.h, VFIO_DEVICE_SET_IRQS. Linux 3.6.
     """
@@ -51,17 +51,19 @@ class Irq:
         """Connect vectors to eventfds, and enable this type of interrupts.
 
         With `IrqFlags.NORESIZE`, the first call must include all vectors that will ever be needed.
-        If this fails, the given vectors are disabled; INTx stays as it was.
+        If the call fails, the given vectors are disabled, except that INTx stays unchanged.
 
         Args:
-            eventfds: one for each vector from `first` on; None for a vector that signals nothing.
+            eventfds: one for each vector, beginning with the vector `first`; None for a vector that
+                signals nothing.
             first: the number of the first vector.
 
         Raises:
-            LuoError: another type is enabled (only one of INTx, MSI and MSI-X can be), the device
-                has no such vectors, or they were not among those first enabled (EINVAL); the system
-                has too few vectors left: the hint says how many (ENOSPC); the device shares INTx
-                with a device that cannot share it (EBUSY).
+            LuoError: another type is enabled (only one of INTx, MSI and MSI-X can be), or the
+                vectors were not enabled by the first call, with `IrqFlags.NORESIZE` (EINVAL); the
+                system has too few vectors left, see the hint (ENOSPC); the device shares the INTx
+                line with a device that cannot share it (EBUSY).
+            ValueError: the device has no such vectors, or `eventfds` is empty.
         """
         self._check_vectors(first, len(eventfds))
         if not eventfds:
@@ -86,7 +88,7 @@ class Irq:
         self._set(_NONE | _TRIGGER, 0, 0)
 
     def set_eventfd(self, vector: int, eventfd: Descriptor | int | None) -> None:
-        """Connect one vector to another eventfd, or to none; the others stay as they are.
+        """Connect one vector to another eventfd, or to none; other vectors stay unchanged.
 
         Raises:
             LuoError: see `enable`.
@@ -103,7 +105,7 @@ class Irq:
         self._set(_NONE | _MASK, vector, 1)
 
     def unmask(self, vector: int = 0) -> None:
-        """Let a vector signal again; a pending interrupt signals at once.
+        """Let a masked vector signal again; a pending interrupt is signalled immediately.
 
         Raises:
             LuoError: see `mask`.
@@ -112,7 +114,7 @@ class Irq:
         self._set(_NONE | _UNMASK, vector, 1)
 
     def set_unmask_eventfd(self, eventfd: Descriptor | int | None, vector: int = 0) -> None:
-        """Let the kernel unmask a vector whenever an eventfd is signalled; None ends this.
+        """Make the kernel unmask a vector whenever an eventfd is signalled; None stops that.
 
         Raises:
             LuoError: see `mask`; an eventfd is set for the vector already (EBUSY).
@@ -121,7 +123,7 @@ class Irq:
         self._set(_EVENTFD | _UNMASK, vector, 1, struct.pack("=i", fileno(eventfd)))
 
     def set_mask_eventfd(self, eventfd: Descriptor | int | None, vector: int = 0) -> None:
-        """Let the kernel mask a vector whenever an eventfd is signalled; None ends this.
+        """Make the kernel mask a vector whenever an eventfd is signalled; None stops that.
 
         Raises:
             LuoError: vfio-pci does not support this, up to Linux 7.3 (ENOTTY).
@@ -130,12 +132,13 @@ class Irq:
         self._set(_EVENTFD | _MASK, vector, 1, struct.pack("=i", fileno(eventfd)))
 
     def trigger(self, first: int = 0, count: int = 1) -> None:
-        """Signal the eventfds of vectors as an interrupt would, without involving the device.
+        """Signal the eventfds of vectors, as interrupts would; the device itself is not involved.
 
         Vectors without an eventfd are skipped.
 
         Raises:
-            LuoError: this type of interrupts is not enabled, or has no such vectors (EINVAL).
+            LuoError: this type of interrupts is not enabled (EINVAL).
+            ValueError: the device has no such vectors, or `count` is less than 1.
         """
         self._check_vectors(first, count)
         if count < 1:
@@ -143,7 +146,7 @@ class Irq:
         self._set(_NONE | _TRIGGER, first, count)
 
     def trigger_each(self, wanted: Sequence[bool], *, first: int = 0) -> None:
-        """Signal the eventfds of those vectors, from `first` on, for which `wanted` is true.
+        """Signal the eventfds of some vectors; `wanted` has a bool for each vector from `first` on.
 
         Raises:
             LuoError: see `trigger`.

@@ -1,4 +1,4 @@
-"""Low power: letting a device sleep while it is not used."""
+"""Low power: allowing a device to sleep while it is not used."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ _WITH_WAKEUP = Struct("vfio_device_low_power_entry_with_wakeup")
 
 
 class SleepingDevice(OpenDevice, Protocol):
-    """The parts of a device that `LowPower` needs.
+    """The attributes of a device that `LowPower` uses.
 
     Attributes:
-        may_sleep: whether this process let the device sleep.
+        may_sleep: whether this process has allowed the device to sleep.
     """
 
     may_sleep: bool
 
 
 class LowPower:
-    """The device's permission to sleep; see `VfioDevice.low_power`.
+    """Control over whether a device may sleep; see `VfioDevice.low_power`.
 
-    The kernel decides whether the device really sleeps; without CONFIG_PM it never does. Requests
-    and accesses by system call wake it for as long as they take. Mapped regions cannot be accessed
-    until `exit`, whether the device sleeps or not: pyluo refuses the access.
+    The kernel decides when the device really sleeps; without CONFIG_PM the device never sleeps.
+    Each request, and each access to a region by system call, wakes the device until the call
+    returns. Between `enter` and `exit`, pyluo refuses all accesses to mapped regions, because an
+    access during a sleep would kill the process.
 
     Source: include/uapi/linux/vfio.h, VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY. Linux 6.1.
     """
@@ -44,19 +45,19 @@ class LowPower:
 
     @property
     def entered(self) -> bool:
-        """Whether this process called `enter`, and not `exit` since."""
+        """Whether this process has called `enter`, and has not called `exit` since."""
         return self._device.may_sleep
 
     def enter(self, *, wakeup: Descriptor | int | None = None) -> None:
-        """Let the device sleep.
+        """Allow the device to sleep.
 
         Args:
-            wakeup: an eventfd that is signalled when the device wakes from a sleep. It does not
-                sleep again after that, but `exit` must still be called.
+            wakeup: an eventfd that the kernel signals when the device wakes up. After that the
+                device does not sleep again, but `exit` must still be called.
 
         Raises:
-            LuoError: the device may sleep already (EINVAL); `wakeup` is not an eventfd (EBADF or
-                EINVAL).
+            LuoError: the device is already allowed to sleep (EINVAL); `wakeup` is not an eventfd
+                (EBADF or EINVAL).
         """
         if wakeup is None:
             self._features.set(Feature.LOW_POWER_ENTRY)

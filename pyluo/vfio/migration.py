@@ -26,17 +26,17 @@ _REINIT = constant("VFIO_PRECOPY_INFO_REINIT")
 
 
 class MigrationFlags(enum.IntFlag):
-    """The states that a device supports beyond RUNNING and ERROR.
+    """The states that a device supports in addition to RUNNING and ERROR.
 
     Source: include/uapi/linux/vfio.h, VFIO_MIGRATION_*
     """
 
     STOP_COPY = constant("VFIO_MIGRATION_STOP_COPY")
-    """STOP, STOP_COPY and RESUMING, which every device that can migrate supports."""
+    """The device supports STOP, STOP_COPY and RESUMING, as every device with migration does."""
     P2P = constant("VFIO_MIGRATION_P2P")
-    """RUNNING_P2P, and together with PRE_COPY also PRE_COPY_P2P."""
+    """The device supports RUNNING_P2P, and PRE_COPY_P2P if it also has the flag PRE_COPY."""
     PRE_COPY = constant("VFIO_MIGRATION_PRE_COPY")
-    """PRE_COPY."""
+    """The device supports PRE_COPY."""
 
 
 class MigrationState(enum.IntEnum):
@@ -48,30 +48,29 @@ class MigrationState(enum.IntEnum):
     ERROR = constant("VFIO_DEVICE_STATE_ERROR")
     """The device failed; a reset brings it back to RUNNING."""
     STOP = constant("VFIO_DEVICE_STATE_STOP")
-    """The device changes nothing, neither its own state nor anything outside."""
+    """The device is stopped: it changes neither its own state nor anything outside."""
     RUNNING = constant("VFIO_DEVICE_STATE_RUNNING")
     STOP_COPY = constant("VFIO_DEVICE_STATE_STOP_COPY")
-    """Stopped; its state can be read."""
+    """The device is stopped, and its internal state can be read."""
     RESUMING = constant("VFIO_DEVICE_STATE_RESUMING")
-    """Stopped; a state can be written."""
+    """The device is stopped, and an internal state can be written to it."""
     RUNNING_P2P = constant("VFIO_DEVICE_STATE_RUNNING_P2P")
-    """Running, without DMA to other devices."""
+    """The device is running, but does no DMA to other devices."""
     PRE_COPY = constant("VFIO_DEVICE_STATE_PRE_COPY")
-    """Running; its state can be read, and then the changes to it."""
+    """The device is running; its internal state can be read, and later the changes to it."""
     PRE_COPY_P2P = constant("VFIO_DEVICE_STATE_PRE_COPY_P2P")
-    """PRE_COPY, without DMA to other devices."""
+    """Like PRE_COPY, but the device does no DMA to other devices."""
 
 
 @dataclass(frozen=True, slots=True)
 class PrecopyInfo:
-    """Estimates of how much there is to read before the device is stopped.
+    """Estimates of how much data can be read before the device is stopped.
 
     Attributes:
-        initial: bytes of data that is always transferred; it should be read before the device is
-            stopped.
-        dirty: bytes that changed since they were read.
-        reinitialized: whether `initial` started again; reported only after
-            `Migration.enable_reinit`.
+        initial: the bytes of data that should be read before the device is stopped.
+        dirty: the bytes of data that have changed since they were read.
+        reinitialized: whether the device has started again with new initial data; reported only
+            after `Migration.enable_reinit`.
     """
 
     initial: int
@@ -80,18 +79,22 @@ class PrecopyInfo:
 
 
 class MigrationData(OwnedFd):
-    """The stream of a device's state: read it when saving, write it when resuming.
+    """A stream of a device's internal state: read it to save the state, write it to restore one.
 
-    Only the device understands the contents; pass them on unchanged.
+    Only the device understands the data; pass it on unchanged.
     """
 
     __slots__ = ()
 
     def read(self, length: int) -> bytes | None:
-        """Return up to `length` bytes; b"" at the end; None if nothing is there yet (ENOMSG).
+        """Read up to `length` bytes.
+
+        Returns:
+            The bytes; b"" at the end of the stream; None if there is no data at the moment
+            (ENOMSG).
 
         Raises:
-            LuoError: the device left the state in which this stream began (ENODEV).
+            LuoError: the device has left the migration state that the stream is for (ENODEV).
         """
         with raising("read", "migration data"):
             try:
@@ -105,7 +108,7 @@ class MigrationData(OwnedFd):
         """Write all of `data`.
 
         Raises:
-            LuoError: the device cannot accept the data (EINVAL); it left RESUMING (ENODEV).
+            LuoError: the device does not accept the data (EINVAL); it has left RESUMING (ENODEV).
         """
         view = memoryview(data).cast("B")
         with raising("write", "migration data"):
@@ -113,10 +116,10 @@ class MigrationData(OwnedFd):
                 view = view[os.write(self.fileno(), view) :]
 
     def precopy_info(self) -> PrecopyInfo:
-        """Return how much there is to read before the device is stopped.
+        """Return how much data can be read before the device is stopped.
 
         Raises:
-            LuoError: the device is not in a PRE_COPY state (EINVAL).
+            LuoError: the device is in neither PRE_COPY nor PRE_COPY_P2P (EINVAL).
 
         Source: include/uapi/linux/vfio.h, VFIO_MIG_GET_PRECOPY_INFO. Linux 6.2.
         """
@@ -129,10 +132,10 @@ class MigrationData(OwnedFd):
 
 
 class Migration:
-    """The internal state of a device; see `VfioDevice.migration`.
+    """Access to the internal state of a device; see `VfioDevice.migration`.
 
-    Every request raises FeatureNotSupportedError (ENOTTY) if the device's driver does not support
-    migration: vfio-pci does not, its variants for some devices do.
+    Each request raises FeatureNotSupportedError (ENOTTY) if the device's driver does not support
+    migration. vfio-pci does not; its variants for certain devices do.
 
     Source: include/uapi/linux/vfio.h, VFIO_DEVICE_FEATURE_MIGRATION. Linux 5.18.
     """
@@ -143,7 +146,7 @@ class Migration:
         self._features = Features(device)
 
     def flags(self) -> MigrationFlags:
-        """Return which states the device supports."""
+        """Return the flags that tell which states the device supports."""
         reply = self._features.get(Feature.MIGRATION, bytes(_FLAGS.size))
         return MigrationFlags(_FLAGS.unpack(feature_data(reply)).integer("flags"))
 
@@ -154,15 +157,15 @@ class Migration:
         return MigrationState(_STATE.unpack(feature_data(reply)).integer("device_state"))
 
     def set_state(self, state: MigrationState) -> MigrationData | None:
-        """Move the device to a state, through the states in between.
+        """Move the device to a state, through other states if necessary.
 
         Returns:
-            A stream, if one begins on the way: to STOP_COPY, PRE_COPY or RESUMING, but not from
-            PRE_COPY to STOP_COPY, where the previous stream continues.
+            A new stream, if the state is STOP_COPY, PRE_COPY or RESUMING; otherwise None. From
+            PRE_COPY to STOP_COPY the previous stream continues, so the result is None too.
 
         Raises:
-            LuoError: the device has no such state, or no path leads there (EINVAL). The device may
-                be in a state on the way then, or in ERROR: see `state`.
+            LuoError: the device does not support the state, or cannot reach it (EINVAL). The device
+                may then be in a state on the way, or in ERROR: see `state`.
         """
         data = _STATE.pack(device_state=state, data_fd=-1)
         reply = self._features.set(Feature.MIGRATION_STATE, data)
@@ -170,7 +173,7 @@ class Migration:
         return MigrationData(fd) if fd >= 0 else None
 
     def data_size(self) -> int:
-        """Return an estimate of how many bytes STOP_COPY has still to transfer.
+        """Return an estimate of how many bytes must be read in STOP_COPY.
 
         Source: include/uapi/linux/vfio.h, VFIO_DEVICE_FEATURE_MIG_DATA_SIZE. Linux 6.2.
         """
@@ -178,7 +181,7 @@ class Migration:
         return _DATA_SIZE.unpack(feature_data(reply)).integer("stop_copy_length")
 
     def enable_reinit(self) -> None:
-        """Turn on `PrecopyInfo.reinitialized`.
+        """Make the kernel report `PrecopyInfo.reinitialized`.
 
         Raises:
             LuoError: the device has no PRE_COPY state (EINVAL).

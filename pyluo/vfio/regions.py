@@ -1,4 +1,4 @@
-"""The regions of a device: its registers and memory, accessed by system call or by mapping."""
+"""The regions of a device: registers and memory, accessed by system calls or through a mapping."""
 
 from __future__ import annotations
 
@@ -34,32 +34,32 @@ _WIDTHS = tuple(_IOEVENTFD_WIDTHS)
 
 
 class MappableDevice(OpenDevice, Protocol):
-    """The parts of a device that its regions and their mappings need."""
+    """The attributes and methods of a device that its regions and mappings use."""
 
     @property
     def may_sleep(self) -> bool:
-        """Whether the device may be in low power, where an access to a mapping is a SIGBUS."""
+        """Whether the device may sleep, so that an access to a mapping may raise SIGBUS."""
 
     @property
     def mappings(self) -> tuple[RegionMapping, ...]:
         """The open mappings of the device's regions."""
 
     def add_mapping(self, mapping: RegionMapping) -> None:
-        """Note a mapping, which is closed with the device."""
+        """Add a mapping to `mappings`, so that it is closed with the device."""
 
     def drop_mapping(self, mapping: RegionMapping) -> None:
-        """Forget a mapping."""
+        """Remove a mapping from `mappings`."""
 
 
 class Region(Registers):
     """A region of a device, as returned by `VfioDevice.region`.
 
-    Each register access is one system call; after `map`, no system call is needed. An access by
-    system call wakes a device in low power, and fails with EIO where an access through a mapping
-    would kill the process.
+    Each register access is one system call; accesses through the result of `map` need no system
+    call. A system call is safer: it wakes a device in low power, and it fails with EIO if memory
+    access is off, whereas an access through a mapping would kill the process.
 
     Attributes:
-        info: the device's description of the region.
+        info: the kernel's description of the region.
 
     Source: drivers/vfio/pci/vfio_pci_rdwr.c. Linux 3.6.
     """
@@ -78,7 +78,7 @@ class Region(Registers):
         Raises:
             ValueError: the range does not lie within the region.
             LuoError: memory access is off in the device's command register, or the device is in D3
-                (EIO); the region cannot be read (EINVAL); the BAR has another owner (EBUSY).
+                (EIO); the region cannot be read (EINVAL); another driver uses the BAR (EBUSY).
         """
         self._check(offset, length)
         chunks = []
@@ -110,17 +110,17 @@ class Region(Registers):
                 offset += written
 
     def map(self, area: Area | None = None) -> RegionMapping:
-        """Map an area, so that its registers can be accessed without a system call.
+        """Map an area, so that its registers can be accessed without system calls.
 
         Closing the device closes the mapping.
 
         Args:
-            area: one of `info.areas`; by default the only one.
+            area: one of `info.areas`; it can be omitted if there is exactly one.
 
         Raises:
-            ValueError: this is none of the areas, no area is given and there is not exactly one, or
-                the area does not begin at a page.
-            LuoError: the BAR has another owner (EBUSY); the kernel maps nothing there (EINVAL).
+            ValueError: `area` is not in `info.areas`; or is omitted, and there is not exactly one;
+                or the area does not begin at a page boundary.
+            LuoError: another driver uses the BAR (EBUSY); the kernel cannot map the area (EINVAL).
         """
         if area is None:
             if len(self.info.areas) != 1:
@@ -136,20 +136,20 @@ class Region(Registers):
     def set_ioeventfd(
         self, offset: int, bits: int, value: int, eventfd: Descriptor | int | None
     ) -> None:
-        """Let the kernel write a value to a register whenever an eventfd is signalled.
+        """Make the kernel write a value to a register whenever an eventfd is signalled.
 
         Args:
             offset: the offset of the register.
             bits: the width of the register: 8, 16, 32 or 64.
             value: the value to write.
-            eventfd: the eventfd, to which the kernel keeps a reference; None ends this for the same
-                register and value.
+            eventfd: the eventfd, to which the kernel keeps a reference; None removes the eventfd
+                that is set for the same register and value.
 
         Raises:
-            ValueError: as for a register access of that width.
-            LuoError: an eventfd is set for this register and value (EEXIST); there is none to
-                remove (ENODEV); the region is not a BAR, or the register is in the MSI-X table
-                (EINVAL); there are more than 1000 (ENOSPC).
+            ValueError: the offset, the width or the value is invalid; see `Registers`.
+            LuoError: an eventfd is already set for this register and value (EEXIST); there is no
+                eventfd to remove (ENODEV); the region is not a BAR, or the register is in the MSI-X
+                table (EINVAL); the device would have more than 1000 such eventfds (ENOSPC).
 
         Source: include/uapi/linux/vfio.h, VFIO_DEVICE_IOEVENTFD. Linux 4.17.
         """
@@ -209,16 +209,16 @@ class Region(Registers):
 class RegionMapping(Registers):
     """A mapped area of a region. Offsets are relative to the region, not to the area.
 
-    While memory access is off in the device's command register, or the device is in D3 or in low
-    power, the kernel takes the memory away, and an access kills the process by SIGBUS. pyluo
-    prevents this where it can: it refuses accesses in low power, and refuses to switch memory
-    access off by `ConfigSpace.command` while there are mappings.
+    An access kills the process by SIGBUS while memory access is off in the device's command
+    register, or while the device is in D3 or in low power. pyluo prevents two of these cases: it
+    refuses accesses while the device may sleep, and `ConfigSpace.command` refuses to turn memory
+    access off while there are mappings.
 
-    A mapping keeps the device's file open: a device whose descriptor was given up with `detach`
-    stays bound until its mappings are closed too.
+    A mapping keeps the device's file open. So after `VfioDevice.detach`, the device stays bound at
+    least until its mappings are closed.
 
     Attributes:
-        area: the area of the region.
+        area: the area of the region that is mapped.
     """
 
     __slots__ = ("__weakref__", "_device", "_exported", "_memory", "area")

@@ -1,4 +1,4 @@
-"""Registers of a device: integers, each accessed in one operation of its own width."""
+"""The base class for the registers of a device."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ __all__ = ["Registers"]
 
 
 class Registers(ABC):
-    """Registers at offsets from the start of a region, which are little-endian.
+    """Little-endian registers, at offsets from the start of a region.
 
-    Each call makes exactly one access of the named width to the device.
+    Each method makes exactly one access to the device, with the width in its name.
 
-    Every method raises ValueError if the offset is not a multiple of the width, the access does not
-    lie within the region, or the value does not fit.
+    Each method raises ValueError if the offset is not a multiple of the width, the access does not
+    lie within the region, or the value does not fit into the width.
     """
 
     __slots__ = ()

@@ -1,4 +1,4 @@
-"""Requests to a device, which must be bound; their errors name the device."""
+"""Functions that make requests to a bound device and name the device in errors."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ if TYPE_CHECKING:
 
 __all__ = ["OpenDevice", "attempt", "fileno", "request", "request_info", "subject"]
 
-_ROOM_LIMIT = 1 << 20  # bytes; no answer comes near to this
+_ROOM_LIMIT = 1 << 20  # bytes; real answers are much smaller
 
 
 class OpenDevice(Protocol):
-    """The parts of a device that a request needs; errors name it by `str(device)`."""
+    """The attributes and methods of a device that a request uses.
+
+    An error message contains `str(device)`.
+    """
 
     @property
     def bound(self) -> bool:
@@ -29,14 +32,14 @@ class OpenDevice(Protocol):
 
 
 def fileno(fd: Descriptor | int | None) -> int:
-    """Return the number of a descriptor, or -1 for None, as the kernel's interface has it."""
+    """Return the number of a descriptor; -1 for None, which the kernel takes as no descriptor."""
     return -1 if fd is None else fileno_of(fd)
 
 
 def attempt(
     device: OpenDevice, ioctl: Ioctl, detail: str = "", tail: Buffer = b"", /, **fields: Field
 ) -> Reply:
-    """Call an ioctl on a bound device; see the reply's `errno` for whether it failed.
+    """Call an ioctl on a bound device; if it fails, the reply's `errno` is not 0.
 
     Raises:
         NotBoundError: the device is not bound to an iommufd (EINVAL).
@@ -55,13 +58,13 @@ def request(
     Args:
         device: the device.
         ioctl: the ioctl.
-        detail: the part of the device that the request is about, for the error.
+        detail: words for the part of the device that the request is about, for error messages.
         tail: the data after the struct.
-        fields: members of the struct.
+        fields: the values of members of the struct.
 
     Raises:
         NotBoundError: the device is not bound to an iommufd (EINVAL).
-        LuoError: the kernel refused.
+        LuoError: the kernel refused the request.
     """
     reply = attempt(device, ioctl, detail, tail, **fields)
     if reply.errno:
@@ -70,10 +73,11 @@ def request(
 
 
 def request_info(device: OpenDevice, ioctl: Ioctl, detail: str = "", /, **fields: Field) -> bytes:
-    """Return the answer to a request for information, including everything after the struct.
+    """Return the answer to a request for information: the struct, and all data after it.
 
-    With too little room the kernel succeeds, leaves out the data after the struct, and sets `argsz`
-    to the size needed; this may have grown by the next call.
+    If there is too little room for the data after the struct, the kernel leaves it out, sets
+    `argsz` to the necessary size and returns success. The request is then repeated with more room.
+    That happens again if the data has grown in the meantime.
     """
     room = 0
     while room <= _ROOM_LIMIT:
@@ -91,5 +95,5 @@ def request_info(device: OpenDevice, ioctl: Ioctl, detail: str = "", /, **fields
 
 
 def subject(device: OpenDevice, detail: str) -> str:
-    """Return the subject of an error message: the device, and the part of it."""
+    """Return the subject of an error message: the device, and the part of it if given."""
     return f"{device}, {detail}" if detail else str(device)

@@ -1,4 +1,4 @@
-"""Resets of a device alone, and of all devices on its bus or slot."""
+"""Resetting a device alone, or all devices on its bus or slot."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ _ALL_OWNED = constant("VFIO_PCI_HOT_RESET_FLAG_DEV_ID_OWNED")
 _OWNED = constant("VFIO_PCI_DEVID_OWNED")
 _NOT_OWNED = constant("VFIO_PCI_DEVID_NOT_OWNED") & 0xFFFF_FFFF
 
-_ROOM = 8  # devices; doubled until they fit
-_ROOM_LIMIT = 1 << 16  # no PCI domain has more
+_ROOM = 8  # devices; doubled until all devices fit
+_ROOM_LIMIT = 1 << 16  # devices; no PCI domain has more
 
 
 @dataclass(frozen=True, slots=True)
 class AffectedDevice:
-    """A device that a hot reset would reset too.
+    """A device that a hot reset would reset.
 
     Attributes:
-        address: such as ``0000:01:00.0``.
-        owned: whether this iommufd owns it: it is bound to the iommufd, or in an IOMMU group with a
-            device that is.
-        id: its id in the iommufd; None if it is not bound to it.
+        address: the PCI address, such as ``0000:01:00.0``.
+        owned: whether this iommufd owns the device: the device, or another device of its IOMMU
+            group, is bound to the iommufd.
+        id: the device's id in the iommufd; None if the device is not bound to it.
     """
 
     address: str
@@ -51,7 +51,7 @@ class HotResetInfo:
 
     Attributes:
         devices: all devices that would be reset, including this one.
-        possible: whether all of them are owned; otherwise the kernel refuses a hot reset.
+        possible: whether this iommufd owns all of them; otherwise the kernel refuses a hot reset.
     """
 
     devices: tuple[AffectedDevice, ...]
@@ -59,7 +59,7 @@ class HotResetInfo:
 
 
 def reset(device: OpenDevice) -> None:
-    """Reset the function alone; see `VfioDevice.reset`."""
+    """Reset the PCI function alone; see `VfioDevice.reset`."""
     number = device.fileno()
     if not device.bound:
         raise NotBoundError(errno.EINVAL, _RESET, str(device))
@@ -76,7 +76,7 @@ def hot_reset_info(device: OpenDevice) -> HotResetInfo:
     room = _ROOM
     while True:
         reply = attempt(device, _INFO, "", bytes(room * _AFFECTED.size))
-        # Unlike in other requests for information, too little room is an error here.
+        # Unlike other requests for information, this one fails if there is too little room.
         if reply.errno != errno.ENOSPC or room >= _ROOM_LIMIT:
             break
         room *= 2
@@ -87,7 +87,7 @@ def hot_reset_info(device: OpenDevice) -> HotResetInfo:
 
 def _parse(reply: Reply) -> HotResetInfo:
     data, flags = reply.data(), reply.integer("flags")
-    by_id = bool(flags & _BY_ID)  # otherwise `devid` is the number of a group
+    by_id = bool(flags & _BY_ID)  # if false, `devid` is the number of an IOMMU group
     devices = []
     for index in range(reply.integer("count")):
         one = _AFFECTED.unpack(data, _INFO.struct.size + index * _AFFECTED.size)

@@ -3,9 +3,9 @@
 A jump may cut off a message. After each boot the guest first sends an empty line, so that the next
 message begins on a line of its own; a line that does not parse was cut off by the jump.
 
-Values of a type that JSON does not have are sent as an object with one key that starts with ``$``.
-Nothing is pickled: exceptions, enums and dataclasses are sent as the name of their class and its
-arguments, and no objects of other classes can be sent.
+A value that JSON cannot represent, such as bytes or a tuple, is sent as an object with one key that
+starts with ``$`` and names the type. Exceptions, enums and dataclasses are sent as the names of
+their classes and their values. Objects of other classes cannot be sent; nothing is pickled.
 """
 
 from __future__ import annotations

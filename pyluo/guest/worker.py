@@ -63,7 +63,7 @@ class Worker:
 
     def _find_held(self, boot_id: str, number: int) -> Any:
         if boot_id != self._boot_id:
-            raise ValueError("an argument was held in a life of the guest that is over")
+            raise ValueError("an object was held before the last jump, in a life that is over")
         return self._held[number]
 
     def do_call(self, request: wire.Message) -> Any:

@@ -95,9 +95,9 @@ def test_what_was_held_before_a_jump_is_refused_after_it(vm: VM) -> None:
     counter = vm.hold(guest_actions.make_counter)
     vm.live_update()
     vm.hold(guest_actions.make_counter)
-    with pytest.raises(ValueError, match="a life of the guest that is over"):
+    with pytest.raises(ValueError, match="in a life that is over"):
         vm.call(guest_actions.increment, counter)
-    with pytest.raises(ValueError, match="a life of the guest that is over"):
+    with pytest.raises(ValueError, match="in a life that is over"):
         vm.call(guest_actions.echo, [counter])
 
 

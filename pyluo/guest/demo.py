@@ -51,7 +51,7 @@ def retrieve(corrupt: bool) -> tuple[str, list[str]]:
         corrupt: whether to change a byte of the memfd, so that the digest must differ.
 
     Returns:
-        The SHA-256 of the memfd, and the names of the unpreserved files that exist all the same.
+        The SHA-256 of the memfd, and the names of files that still exist but were not preserved.
     """
     with LiveUpdate() as device:
         session = device.retrieve_session(_SESSION)

@@ -184,8 +184,7 @@ class Guest:
             finally:
                 self.lives.end_jump()
                 # If the jump was refused or the caller gave up, do not wait for the hello of the
-                # next kernel. If one comes all the same, the guest counts as having jumped by
-                # itself.
+                # next kernel. If one comes later, the guest counts as having jumped by itself.
                 if not landed:
                     self._hello = before
 

@@ -120,7 +120,7 @@ class Watch:
     def spawn(self, coroutine: Coroutine[None, None, None]) -> asyncio.Task[None]:
         """Run a coroutine as a task until it ends or the guest is closed.
 
-        If the coroutine raises an exception, the watch fails (see `fail`).
+        If the coroutine raises an exception, the watch ends with a HarnessError.
         """
         task = asyncio.create_task(coroutine)
         task.add_done_callback(self._check_task)

@@ -24,7 +24,7 @@ class RoundTrip:
         size: the size of the memfd in bytes.
         preserved: the SHA-256 of the memfd before the jump.
         retrieved: the SHA-256 of the memfd after the jump.
-        survivors: the names of files that were not preserved and exist all the same; must be empty.
+        survivors: the names of files that still exist but were not preserved; must be empty.
         timeline: the events of the live update.
     """
 

@@ -36,7 +36,7 @@ _MAGIC = b"pyluoFDS"
 _HEADER = struct.Struct("<8sIIQQ")
 _TOKENS = range(1, 1 << 64)  # 0 is the token of the table itself
 _MAX_JSON = 64 << 20  # bytes; a header with a greater length is not valid
-_READING = "FdStore table"
+_OPERATION = "FdStore table"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ def encode(contents: Contents, generation: int, room: int) -> bytes:
     if _HEADER.size + len(text) > room:
         raise FdStoreError(
             errno.ENOSPC,
-            _READING,
+            _OPERATION,
             f"{_HEADER.size + len(text)} bytes where there is room for {room}",
             "Create the store with a larger table_size, or keep less metadata",
         )
@@ -139,7 +139,7 @@ def decode(read: Callable[[int, int], bytes], size: int) -> tuple[Contents, int,
     if version > VERSION:
         raise FdStoreError(
             errno.EPROTONOSUPPORT,
-            _READING,
+            _OPERATION,
             f"version {version}, where this pyluo reads up to {VERSION}",
             "Use the pyluo that wrote it, or a newer one; nothing was changed",
         )
@@ -231,7 +231,7 @@ def _check_metadata(value: Any) -> dict[str, Any]:
 def _damage_error(problem: str) -> FdStoreError:
     return FdStoreError(
         errno.EBADMSG,
-        _READING,
+        _OPERATION,
         problem,
         "The session is unchanged; its files can be retrieved by their tokens",
     )

@@ -265,8 +265,8 @@ class ObjectInUseError(LuoError):
     """An object of an iommufd is still in use; the message names the users that are known."""
 
     default_hint = (
-        "It is still in use, but not by anything that this process knows of: perhaps a device is "
-        "attached, or another process has the same iommufd"
+        "It is still in use by something that this process does not know of, such as an attached "
+        "device or another process with the same iommufd"
     )
 
 

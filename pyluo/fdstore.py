@@ -286,27 +286,27 @@ class FdStore:
                 raise self._error(
                     "add", errno.ENOENT, f"entry {name!r} requires {missing}", "Add these first"
                 )
-            own = OwnedFd(_duplicate(fd))
+            duplicate = OwnedFd(_duplicate(fd))
             try:
                 entry = Entry(
                     name=name,
                     token=max((entry.token for entry in self._entries.values()), default=0) + 1,
-                    kind="memfd" if supports_seals(own.fileno()) else "file",
-                    size=os.fstat(own.fileno()).st_size,
+                    kind="memfd" if supports_seals(duplicate.fileno()) else "file",
+                    size=os.fstat(duplicate.fileno()).st_size,
                     requires=tuple(requires),
                     meta=dict(meta or {}),
                     preserved=False,
                 )
-                self._files[name] = own
+                self._files[name] = duplicate
                 self._write({**self._entries, name: entry})
             except BaseException:
                 self._files.pop(name, None)
-                own.close()
+                duplicate.close()
                 raise
             # From here on the session may have the file. Only a LuoError tells that it does not;
             # after any other exception, the entry stays in the table as not yet preserved.
             try:
-                session.preserve(own, entry.token, allow_noexec=allow_noexec)
+                session.preserve(duplicate, entry.token, allow_noexec=allow_noexec)
             except LuoError:
                 self._write({key: old for key, old in self._entries.items() if key != name})
                 self._files.pop(name).close()
@@ -368,11 +368,11 @@ class FdStore:
 
     def _other_holders(self, session: OutgoingSession) -> list[str]:
         """Return words for each other open descriptor of this session that the caller may see."""
-        own = os.getpid(), session.fileno()
+        this_one = os.getpid(), session.fileno()
         return [
             f"process {each.pid} ({each.command!r}, fd {each.fd})"
             for each in open_sessions()
-            if (each.pid, each.fd) != own
+            if (each.pid, each.fd) != this_one
             and each.session == self._name
             and each.direction != "incoming"  # None, for an unknown direction, counts as outgoing
         ]

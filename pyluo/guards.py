@@ -203,6 +203,7 @@ def _allocated_size(fd: int) -> int:
 
 
 def _size_of_holes(fd: int) -> int:
+    """Return the bytes of a file that preserving it would allocate, because they are in holes."""
     allocation = _allocated_size(fd)
     return max(allocation - os.fstat(fd).st_blocks * 512, 0) if allocation else 0
 

@@ -161,6 +161,7 @@ def _socket() -> socket.socket:
 
 
 def _connect(name: str, direction: str) -> socket.socket:
+    """Return a connection to the holder of a session, after checking the holder's user."""
     address = _address(name, direction)
     connection = _socket()
     try:
@@ -285,6 +286,7 @@ def _listen(address: str) -> socket.socket:
 
 
 def _obtain_session(fd: int, name: str) -> OutgoingSession | IncomingSession:
+    """Return the outgoing session of a descriptor; retrieve the incoming session if `fd` is -1."""
     if fd >= 0:
         return _wrap_session(fd, "outgoing")
     with LiveUpdate() as device:

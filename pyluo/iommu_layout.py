@@ -353,8 +353,8 @@ def _open_named(files: AnyMapping[str, HasFileno] | FdStore, name: str) -> Itera
     A mapping stays valid without a descriptor of its file.
     """
     if isinstance(files, FdStore):
-        with files.borrow(name) as own:
-            yield own
+        with files.borrow(name) as borrowed:
+            yield borrowed
     else:
         yield files[name]
 
@@ -438,9 +438,9 @@ def _attach(
     except LuoError as error:
         if error.errno != errno.EINVAL or not shared.users:
             raise
-        own = device.iommu_device.alloc_hwpt(ioas, flags=flags)
-        hwpts.append(own)
-        device.attach(own)
+        new_hwpt = device.iommu_device.alloc_hwpt(ioas, flags=flags)
+        hwpts.append(new_hwpt)
+        device.attach(new_hwpt)
 
 
 def _undo(

@@ -75,8 +75,8 @@ def send_packet(
     """
     # Without these explicit credentials, the kernel would send the real user ID; and it would send
     # none at all if the receiver has not enabled SO_PASSCRED yet.
-    own = _UCRED.pack(os.getpid(), os.geteuid(), os.getegid())
-    ancillary = [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, own)]
+    credentials = _UCRED.pack(os.getpid(), os.geteuid(), os.getegid())
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, credentials)]
     if fds:
         rights = struct.pack(f"{len(fds)}i", *fds)
         ancillary.append((socket.SOL_SOCKET, socket.SCM_RIGHTS, rights))

@@ -78,6 +78,7 @@ def probe(device: LiveUpdate | None = None) -> list[Finding]:
 
 
 def _try_to_preserve(session: OutgoingSession, token: int, kind: str) -> Finding:
+    """Create a file of a kind, and try to preserve it; return the result."""
     try:
         file = _KINDS[kind]()
     except OSError as error:

@@ -252,6 +252,11 @@ def _entry_size(path: str) -> int:
 
 
 def _copy_in(store: FdStore, path: str, size: int, report: Report) -> SavedFile:
+    """Copy a file of `size` bytes into a memfd, and add the memfd to the store.
+
+    Raises:
+        LuoError: the file cannot be read, or changed while it was read (EAGAIN).
+    """
     with raising("read file", path):
         # O_NONBLOCK: if the path is a FIFO by now, do not wait for a process at its other end.
         source = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -327,17 +332,17 @@ def _check_folder(
     with raising("make folder", os.fspath(folder)):
         os.makedirs(folder, exist_ok=True)
     missing = [file for file in saved if not _is_restored(os.path.join(folder, file.name), file)]
-    there = [
+    existing = [
         file.name
         for file in missing
         if os.path.lexists(path := os.path.join(folder, file.name))
         and not (force and os.path.isfile(path))
     ]
-    if there:
+    if existing:
         raise LuoError(
             errno.EEXIST,
             "restore",
-            f"{', '.join(there)} in {os.fspath(folder)}",
+            f"{', '.join(existing)} in {os.fspath(folder)}",
             "Choose another folder, or replace files with --force; nothing was written",
         )
     room = os.statvfs(folder)
@@ -353,6 +358,7 @@ def _check_folder(
 
 
 def _is_restored(path: str, file: SavedFile) -> bool:
+    """Return whether a saved file is on disk already, with its contents, mode and owner."""
     try:
         status = os.lstat(path)
         seen = status.st_size, stat.S_IMODE(status.st_mode)
@@ -360,9 +366,9 @@ def _is_restored(path: str, file: SavedFile) -> bool:
             return False
         if os.geteuid() == 0 and (status.st_uid, status.st_gid) != (file.uid, file.gid):
             return False
-        with open(path, "rb") as there:
-            os.fsync(there.fileno())
-            return hashlib.file_digest(there, "sha256").hexdigest() == file.sha256
+        with open(path, "rb") as file_on_disk:
+            os.fsync(file_on_disk.fileno())
+            return hashlib.file_digest(file_on_disk, "sha256").hexdigest() == file.sha256
     except OSError:
         return False
 
@@ -371,14 +377,17 @@ def _copy_out(
     store: FdStore, saved: list[SavedFile], folder: str, force: bool, report: Report
 ) -> None:
     """Write all files into a temporary folder, then move them to their final names."""
-    with _scratch(folder, store.name) as scratch:
+    with _temporary_folder(folder, store.name) as temporary_folder:
         done = 0
         for file in saved:
-            for size in _write_file(store, file, os.path.join(scratch, file.name)):
+            for size in _write_file(store, file, os.path.join(temporary_folder, file.name)):
                 done += size
                 report(done)
         for file in saved:
-            temporary, final = os.path.join(scratch, file.name), os.path.join(folder, file.name)
+            temporary, final = (
+                os.path.join(temporary_folder, file.name),
+                os.path.join(folder, file.name),
+            )
             with raising("restore", final):
                 if force:
                     os.replace(temporary, final)
@@ -389,20 +398,20 @@ def _copy_out(
 
 
 @contextmanager
-def _scratch(folder: str, name: str) -> Iterator[str]:
+def _temporary_folder(folder: str, name: str) -> Iterator[str]:
     """Create a temporary folder, which is removed at the end of the ``with`` block; yield its path.
 
     A folder that a killed restore left behind is removed first.
     """
     digest = hashlib.blake2b(os.fsencode(name), digest_size=6).hexdigest()
-    scratch = os.path.join(folder, f".pyluo-{digest}")
-    with raising("make folder", scratch):
-        shutil.rmtree(scratch, ignore_errors=True)
-        os.mkdir(scratch, 0o700)
+    temporary_folder = os.path.join(folder, f".pyluo-{digest}")
+    with raising("make folder", temporary_folder):
+        shutil.rmtree(temporary_folder, ignore_errors=True)
+        os.mkdir(temporary_folder, 0o700)
     try:
-        yield scratch
+        yield temporary_folder
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(temporary_folder, ignore_errors=True)
 
 
 def _move_without_replacing(temporary: str, final: str) -> None:
@@ -418,6 +427,7 @@ def _move_without_replacing(temporary: str, final: str) -> None:
 
 
 def _write_file(store: FdStore, file: SavedFile, path: str) -> Iterator[int]:
+    """Write a saved file to disk; yield the number of bytes after each write."""
     digest = hashlib.sha256()
     with store.get(file.name, Memfd) as memfd, raising("write file", path), open(path, "xb") as out:
         for offset in range(0, memfd.size, _CHUNK):
@@ -445,6 +455,7 @@ def _set_owner_and_mode(fd: int, file: SavedFile) -> None:
 
 
 def _restored_mode(file: SavedFile) -> int:
+    """Return the mode to restore: without set-ID bits unless this process is root."""
     return stat.S_IMODE(file.mode) if os.geteuid() == 0 else file.mode & 0o777
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["VARIABLE", "exec_with", "inherited"]
 
 VARIABLE = "PYLUO_HANDOFF"  # environment variable with the number of the manifest's descriptor
-_FIRST = 3  # the lowest usable number: the next program uses 0 to 2 as its standard streams
+_LOWEST = 3  # the lowest usable number: the next program uses 0 to 2 as its standard streams
 _INHERIT = "inherit handoff"
 
 
@@ -72,14 +72,14 @@ def exec_with(
         numbers: set[int] = set()
         for index, file in enumerate(files.values()):
             number = fileno_of(file)
-            if number < _FIRST or number in numbers:
+            if number < _LOWEST or number in numbers:
                 number = _duplicate(number, stack)
             numbers.add(number)
             entries[index] = replace(entries[index], number=number)
         manifest = stack.enter_context(Manifest(tuple(entries), state, os.getpid()).to_memfd())
-        own = _duplicate(manifest.fileno(), stack)
-        environment = {**(os.environ if env is None else env), VARIABLE: str(own)}
-        for number in (own, *numbers):
+        manifest_fd = _duplicate(manifest.fileno(), stack)
+        environment = {**(os.environ if env is None else env), VARIABLE: str(manifest_fd)}
+        for number in (manifest_fd, *numbers):
             if not os.get_inheritable(number):
                 stack.callback(os.set_inheritable, number, False)
                 os.set_inheritable(number, True)
@@ -130,23 +130,27 @@ def _duplicate(number: int, stack: ExitStack) -> int:
 
     The exit stack closes the duplicate.
     """
-    duplicate = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, _FIRST)
+    duplicate = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, _LOWEST)
     stack.callback(os.close, duplicate)
     return duplicate
 
 
 def _parse_variable(value: str) -> int:
     number = int(value) if value.isdecimal() and len(value) < 10 else -1
-    if number < _FIRST:
+    if number < _LOWEST:
         raise HandoffError(
             EBADMSG, _INHERIT, f"{VARIABLE}={value}", "This is not the number of a descriptor"
         )
     return number
 
 
-def _check_descriptors(manifest: Manifest, own: int) -> None:
+def _check_descriptors(manifest: Manifest, manifest_fd: int) -> None:
     numbers = {entry.number for entry in manifest.entries}
-    if len(numbers) < len(manifest.entries) or own in numbers or min(numbers, default=3) < _FIRST:
+    if (
+        len(numbers) < len(manifest.entries)
+        or manifest_fd in numbers
+        or min(numbers, default=3) < _LOWEST
+    ):
         raise HandoffError(EBADMSG, _INHERIT, "", "It names a descriptor twice, or a wrong one")
     for entry in manifest.entries:
         subject = f"{entry.name!r}, descriptor {entry.number}"

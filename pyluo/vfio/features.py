@@ -95,7 +95,7 @@ class Features:
         reply = attempt(self._device, _FEATURE, flags=feature | _PROBE | access)
         if reply.errno in _ABSENT:
             return False
-        self._raise(feature, reply)
+        self._raise_if_failed(feature, reply)
         return True
 
     def supported(self) -> frozenset[Feature]:
@@ -113,7 +113,7 @@ class Features:
             The result of the request; `feature_data` returns the feature's struct in it.
         """
         reply = attempt(self._device, _FEATURE, "", data, flags=feature | _GET)
-        self._raise(feature, reply)
+        self._raise_if_failed(feature, reply)
         return reply
 
     def set(self, feature: Feature, data: Buffer = b"") -> Reply:
@@ -127,7 +127,7 @@ class Features:
             The result of the request; `feature_data` returns the feature's struct in it.
         """
         reply = attempt(self._device, _FEATURE, "", data, flags=feature | _SET)
-        self._raise(feature, reply)
+        self._raise_if_failed(feature, reply)
         return reply
 
     def set_bus_master(self, allowed: bool) -> None:
@@ -161,7 +161,7 @@ class Features:
         reply = attempt(self._device, _FEATURE, "", data, flags=Feature.ZPCI_ERROR | _GET)
         if reply.errno == errno.ENOMSG:
             return None
-        self._raise(Feature.ZPCI_ERROR, reply)
+        self._raise_if_failed(Feature.ZPCI_ERROR, reply)
         return bytes(buffer)
 
     def export_dma_buf(self, region: int, areas: Sequence[Area]) -> OwnedFd:
@@ -189,7 +189,7 @@ class Features:
         ranges = (_DMA_RANGE.pack(offset=area.offset, length=area.size) for area in areas)
         return OwnedFd(self.get(Feature.DMA_BUF, b"".join([header, *ranges])).result)
 
-    def _raise(self, feature: Feature, reply: Reply) -> None:
+    def _raise_if_failed(self, feature: Feature, reply: Reply) -> None:
         """If a reply has an errno, raise its exception, with the kernel's name of the feature."""
         if reply.errno:
             name = _KERNEL_NAMES.get(feature, feature.name)

@@ -80,7 +80,7 @@ class Region(Registers):
             LuoError: memory access is off in the device's command register, or the device is in D3
                 (EIO); the region cannot be read (EINVAL); another driver uses the BAR (EBUSY).
         """
-        self._check(offset, length)
+        self._check_range(offset, length)
         chunks = []
         with raising("pread", self._subject(f"{length} bytes at {offset:#x}")):
             while length:
@@ -100,7 +100,7 @@ class Region(Registers):
             LuoError: see `read`; the region cannot be written to (EINVAL).
         """
         view = memoryview(data).cast("B")
-        self._check(offset, len(view))
+        self._check_range(offset, len(view))
         with raising("pwrite", self._subject(f"{len(view)} bytes at {offset:#x}")):
             while view:
                 written = os.pwrite(self._device.fileno(), view, self.info.offset + offset)
@@ -186,9 +186,9 @@ class Region(Registers):
             raise ValueError(f"{bits} bits at {offset:#x}: the offset is no multiple of the width")
         if value < 0 or value >> bits:
             raise ValueError(f"{value:#x} does not fit into {bits} bits")
-        self._check(offset, bits // 8)
+        self._check_range(offset, bits // 8)
 
-    def _check(self, offset: int, length: int) -> None:
+    def _check_range(self, offset: int, length: int) -> None:
         if offset < 0 or length < 0 or offset + length > self.info.size:
             raise ValueError(
                 f"{length} bytes at {offset:#x} do not lie within {self._subject()} of "

@@ -384,10 +384,8 @@ def _copy_out(
                 done += size
                 report(done)
         for file in saved:
-            temporary, final = (
-                os.path.join(temporary_folder, file.name),
-                os.path.join(folder, file.name),
-            )
+            temporary = os.path.join(temporary_folder, file.name)
+            final = os.path.join(folder, file.name)
             with raising("restore", final):
                 if force:
                     os.replace(temporary, final)

@@ -215,9 +215,8 @@ def _start(name: str, direction: str, fd: int) -> Holder:
             stderr.seek(0)
             hint = stderr.read().decode(errors="replace").strip()
             raise LuoError(ECHILD, "start holder", f"session {name!r}", hint)
-        pid_or_error = pickle.loads(
-            answer
-        )  # trusted: from our own child, over a private socket pair
+        # Unpickling is safe: the answer comes from the child, over a private pair of sockets.
+        pid_or_error = pickle.loads(answer)
         if isinstance(pid_or_error, LuoError):
             raise pid_or_error
         with raising("start holder", f"session {name!r}"):
@@ -243,7 +242,9 @@ def _main() -> None:
     channel, lock, fd = map(int, sys.argv[1:4])
     address, name = sys.argv[4:]
     if os.fork():
-        os._exit(0)  # the starter waits for this process, and need not wait for the holder
+        # The starter waits for this process. The child becomes the holder, for which the starter
+        # need not wait.
+        os._exit(0)
     with socket.socket(fileno=channel) as starter:
         try:
             listener = _listen(address)

@@ -92,10 +92,13 @@ WITHOUT_ROOT := $(if $(filter-out check lint,$(or $(MAKECMDGOALS),demo)),,yes)
 $(BIN)/python: | $(if $(WITHOUT_ROOT),check-packages,packages)
 	$(PYTHON) -m venv .venv
 
-$(BIN)/.vm: $(BIN)/python pyproject.toml setup.py build_ffi.py $(wildcard pyluo/_uapi/*.h)
+SOURCES := pyproject.toml setup.py build_ffi.py $(wildcard pyluo/_uapi/*.h)
+
+$(BIN)/.vm: $(BIN)/python $(SOURCES)
 	$(BIN)/pip install -q --disable-pip-version-check -e '.[vm]'
 	@touch $@
 
-$(BIN)/.dev: $(BIN)/.vm
+# This has all that .vm has.
+$(BIN)/.dev: $(BIN)/python $(SOURCES)
 	$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]'
-	@touch $@
+	@touch $(BIN)/.vm $@

@@ -49,7 +49,7 @@ def test_fewer_vectors_than_asked_for_are_none_and_told() -> None:
     with allow_unsafe_interrupts(), bound(find_controller()) as device, eventfds(VECTORS) as events:
         msi = device.irq(PciIrq.MSI)
         assert msi.info.count == VECTORS
-        with pytest.raises(LuoError, match="has 1 to give") as caught:
+        with pytest.raises(LuoError, match="has 1 left") as caught:
             msi.enable(events)
         assert caught.value.errno == errno.ENOSPC
         with pytest.raises(LuoError):

@@ -170,7 +170,7 @@ def hand_over(how: str, accounting: str, obstacle: str = "") -> dict[str, Any]:
 
 
 def _program(*arguments: str) -> list[str]:
-    call = "import sys; from handoff import guest_handoff as g; getattr(g, sys.argv[1])(*sys.argv[2:])"
+    call = "import sys, handoff.guest_handoff as g; getattr(g, sys.argv[1])(*sys.argv[2:])"
     return [sys.executable, "-c", call, *arguments]
 
 

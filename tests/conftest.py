@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 pytest_plugins = ["pytester"]
 
 # The time of an example depends on the load of the machine more than on the code.
-settings.register_profile("pyluo", deadline=None)
+settings.register_profile("pyluo", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("pyluo")
 
 # The tests hand over a thousand descriptors, which both sides have open; the usual limit is 1024.

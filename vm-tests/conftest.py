@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from guest_state import read_state
+from hypothesis import HealthCheck, settings
 
 from pyluo.vm import VM, Kernel
 from pyluo.vm.pytest.fixtures import FAILED, expected_causes
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 os.environ["XDG_CACHE_HOME"] = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
 
 pytest_plugins = ["pytester"]
+
+# How long an example takes says more of the machine's load than of the code.
+settings.register_profile("pyluo", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("pyluo")
 
 ROOT = Path(__file__).parent.parent
 # The longest tests begin first, so that no worker is left with one of them while the others wait.

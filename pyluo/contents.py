@@ -1,4 +1,4 @@
-"""The encoding of the table of contents of an `FdStore`.
+"""The encoding of the table of contents of an `FdStore`, which keeps named files in a session.
 
 The table lists the entries of the store with their tokens. It is a file with two slots. Each write
 goes to the slot that does not hold the newest table, so that the previous table stays readable if
@@ -12,7 +12,8 @@ same in all versions::
     bytes 24-31  length of the JSON, in bytes
 
 All numbers are little-endian. In version 1 an entry had a name, a token and metadata. Version 2
-added the required entries, the kind and size of the file, and whether the file is preserved.
+added to each entry the names of the entries that it requires, the kind and size of its file, and
+whether the file is preserved.
 """
 
 from __future__ import annotations
@@ -93,7 +94,8 @@ def encode(contents: Contents, generation: int, room: int) -> bytes:
                 "size": entry.size,
                 "requires": list(entry.requires),
                 "meta": entry.meta,
-                # A digit, so that the JSON has the same length before and after preserving.
+                # 0 or 1, and not false or true, so that the JSON has the same length for both: a
+                # table that fits before a file is preserved fits afterwards.
                 "settled": int(entry.preserved),
             }
             for entry in contents.entries

@@ -1,4 +1,4 @@
-"""Checks that refuse requests that the kernel would accept, but then lose a file or crash."""
+"""Checks that refuse requests that the kernel would accept, and then lose files or crash."""
 
 from __future__ import annotations
 

@@ -113,8 +113,9 @@ def reboot(*, sync: bool = True, trust_image: bool = False) -> None:
 
     Args:
         sync: whether to write dirty file data to disk first, which the kernel does not do.
-        trust_image: whether to jump even if the image may have been loaded by kexec_load(2): this
-            kernel has that system call, and pyluo did not load an image since this kernel booted.
+        trust_image: whether to jump even if the image may have been loaded by kexec_load(2). It may
+            have been if this kernel has that system call, and pyluo has recorded no load since this
+            kernel booted.
 
     Raises:
         NoImageLoadedError: no image is loaded (EINVAL); nothing was changed.

@@ -164,8 +164,8 @@ class OutgoingSession(_Session):
                 because the session has its own reference to the file.
             token: a number from 0 to 2**64 - 1 by which the file is retrieved; different for each
                 file of the session.
-            allow_noexec: whether to preserve even a memfd made with MFD_NOEXEC_SEAL, which is
-                executable and sealed against writing after the update, on kernels up to 7.3.
+            allow_noexec: whether to preserve even a memfd made with MFD_NOEXEC_SEAL. Kernels up to
+                7.3 restore such a memfd as executable and sealed against writing.
 
         Raises:
             ValueError: the token is out of range.
@@ -202,8 +202,9 @@ class OutgoingSession(_Session):
         Args:
             files: a descriptor for each token.
             allow_noexec: see `preserve`.
-            guarded: whether to make pyluo's own checks. They are not needed for files that were
-                preserved before, because preserving these takes no additional memory.
+            guarded: whether to make pyluo's own checks. They are not needed for files that passed
+                them in an earlier session, which has ended: the pages of such files are allocated
+                already.
 
         Raises:
             LuoError: the first failure; see `preserve`. The files before the one that failed stay
@@ -233,7 +234,7 @@ class OutgoingSession(_Session):
         self._close_locked()
 
     def _check_preservable(self, fds: list[int], tokens: list[int], allow_noexec: bool) -> None:
-        """Refuse files that the kernel would accept, but then lose or change, or crash over."""
+        """Refuse files that the kernel would accept, although it would lose or change them or crash."""
         if not allow_noexec:
             for fd, token in zip(fds, tokens, strict=True):
                 guards.refuse_noexec(fd, partial(self._describe, fd, token))
@@ -390,9 +391,10 @@ def find_direction(fd: int) -> str:
     Raises:
         KernelTooOldError: the kernel is older than 7.2, so that the direction is unknown (EINVAL).
     """
-    # The request below has an unknown tail. Since Linux 7.2 the kernel checks the direction of the
-    # session before the tail, so only an incoming session returns E2BIG. Older kernels check the
-    # tail first, and return E2BIG for both directions; on them, reading the name raises.
+    # The struct of the request below is longer than the kernel's, and its extra bytes are not all
+    # zero, which the kernel refuses with E2BIG. Since Linux 7.2 it checks the direction of the
+    # session first, so that only an incoming session returns E2BIG. Older kernels return E2BIG for
+    # both directions; on them, `_read_name` raises.
     _read_name(fd)
     return "incoming" if _RETRIEVE_FD.errno_for_unknown_tail(fd) == errno.E2BIG else "outgoing"
 

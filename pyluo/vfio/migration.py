@@ -69,8 +69,9 @@ class PrecopyInfo:
     Attributes:
         initial: the bytes of data that should be read before the device is stopped.
         dirty: the bytes of data that have changed since they were read.
-        reinitialized: whether the device has started again with new initial data; reported only
-            after `Migration.enable_reinit`.
+        reinitialized: whether the stream has new initial data, for example because the device was
+            reconfigured; `initial` and `dirty` are counted anew then. Reported only after
+            `Migration.enable_reinit`.
     """
 
     initial: int
@@ -160,8 +161,9 @@ class Migration:
         """Move the device to a state, through other states if necessary.
 
         Returns:
-            A new stream, if the state is STOP_COPY, PRE_COPY or RESUMING; otherwise None. From
-            PRE_COPY to STOP_COPY the previous stream continues, so the result is None too.
+            A new stream if the device begins to save its state (PRE_COPY, PRE_COPY_P2P or
+            STOP_COPY) or to load one (RESUMING); otherwise None. A move among the three saving
+            states continues the previous stream, so that the result is None.
 
         Raises:
             LuoError: the device does not support the state, or cannot reach it (EINVAL). The device

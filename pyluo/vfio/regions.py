@@ -214,8 +214,8 @@ class RegionMapping(Registers):
     refuses accesses while the device may sleep, and `ConfigSpace.command` refuses to turn memory
     access off while there are mappings.
 
-    A mapping keeps the device's file open. So after `VfioDevice.detach`, the device stays bound at
-    least until its mappings are closed.
+    A mapping keeps the device's file open. So the device stays bound to its iommufd until its
+    mappings are closed, even if the descriptor that `VfioDevice.detach` returned is closed before.
 
     Attributes:
         area: the area of the region that is mapped.

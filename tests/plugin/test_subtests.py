@@ -1,4 +1,4 @@
-"""Tests of subtests in the documents that pytest writes; none needs a guest."""
+"""Tests of how subtests appear in the JUnit XML that pytest writes; none needs a guest."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_subtests_of_one_name_are_as_many_cases_of_junits_document(
     pytester.runpytest_subprocess("--junitxml=junit.xml", *workers)
     (suite,) = ElementTree.parse(pytester.path / "junit.xml").getroot()
     cases = {
-        # pytest quotes the names that come from a worker.
+        # With pytest-xdist, names that come from its worker process are in quotes.
         case.attrib["name"].replace("'", ""): [child.tag for child in case]
         for case in suite.iter("testcase")
     }

@@ -1,6 +1,7 @@
 """Faults to inject in a guest.
 
-Functions that run in the guest use these functions and classes; `vm.hold` can also call them.
+Functions that run in the guest use these functions and classes. The host can also call one with
+`vm.hold`, which keeps the result, such as a `MemoryHog`, in the guest until the next jump.
 Faults of the next kernel are injected from the host: see `pyluo.vm.machine.faults`.
 """
 

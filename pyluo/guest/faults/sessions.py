@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["SessionStorm", "StormResult", "check_session_storm"]
 
 _LEDGER, _TOKEN = "storm", 1
-# What the ledger records for each thread: the number of its oldest session, the number after that
-# of its newest session, and 1 if the thread failed.
+# What the ledger records for each thread: the number of its oldest session, the number of its
+# newest session plus 1, and whether the thread failed (0 or 1).
 _ENTRY = struct.Struct("=QQQ")
 
 

@@ -234,7 +234,7 @@ class OutgoingSession(_Session):
         self._close_locked()
 
     def _check_preservable(self, fds: list[int], tokens: list[int], allow_noexec: bool) -> None:
-        """Refuse files that the kernel would accept, although it would lose or change them or crash."""
+        """Refuse files that the kernel would accept and then lose, change, or crash on."""
         if not allow_noexec:
             for fd, token in zip(fds, tokens, strict=True):
                 guards.refuse_noexec(fd, partial(self._describe, fd, token))

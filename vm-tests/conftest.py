@@ -163,6 +163,7 @@ class GuestPool:
             KernelComplaint: a kernel complained of something that the test does not expect.
         """
         with ExitStack() as stack:
+            stack.callback(self._end_all_in_use)  # if a check fails before all were looked at
             while self.in_use:
                 key, guest = self.in_use.popitem()
                 if not keep or not guest.running:
@@ -178,9 +179,13 @@ class GuestPool:
 
     def close(self) -> None:
         """End all guests."""
-        self.give_back((), keep=False)
+        self._end_all_in_use()
         while self._waiting:
             self._waiting.popitem()[1].close()
+
+    def _end_all_in_use(self) -> None:
+        while self.in_use:
+            self.in_use.popitem()[1].close()
 
     def _is_like_new(self, key: str, guest: VM) -> bool:
         """Return whether a guest's state is the same as after its cold boot, and it holds nothing.

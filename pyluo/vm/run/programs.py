@@ -102,7 +102,8 @@ def run_staged(vm: VM, selftest: Selftest, timeout: float) -> Verdict:
             "\n".join(report.diagnostics),
         )
         if ended.crash:
-            return program.with_failure(verdict, ended.crash, report.diagnostics)
+            alive = Verdict(selftest.name, Outcome.PASSED)
+            return program.with_failure(alive, ended.crash, report.diagnostics)
         # Stage 2 may not skip: stage 1 has run, so live update is available.
         if ended.status == program.SKIP_STATUS and stage == 1:
             return Verdict(selftest.name, Outcome.SKIPPED, report.skip_reason)

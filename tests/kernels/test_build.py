@@ -79,7 +79,7 @@ def test_a_build_that_the_cache_has_needs_no_tools(
     assert first.returncode == 0
     only_gcc = tmp_path / "bin"
     only_gcc.mkdir()
-    for tool in ("gcc", "git"):
+    for tool in ("gcc", "ld", "git"):
         (only_gcc / tool).symlink_to(f"/usr/bin/{tool}")
     monkeypatch.setenv("PATH", os.fspath(only_gcc))
     run = start(tree)
@@ -135,6 +135,7 @@ def test_a_fragment_that_does_not_work_is_told(
 def test_the_objects_of_a_tree_that_is_gone_go_with_the_next_build(tree: Path) -> None:
     start(tree).communicate(timeout=60)
     moved = tree.rename(tree.parent / "moved")
+    (moved / "init.c").write_text("int changed;\n")
     start(moved).communicate(timeout=60)
     objects = tree.parent / "cache" / "pyluo" / "objects"
     assert [(folder / "tree").read_text() for folder in objects.iterdir()] == [os.fspath(moved)]

@@ -15,21 +15,21 @@ import signal
 import subprocess
 import tempfile
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from pyluo.vm import progress
 from pyluo.vm.errors import HarnessError
-from pyluo.vm.kernels import cache
-from pyluo.vm.kernels.kconfig import Fragment, find_unmet
+from pyluo.vm.kernels import cache, objects
+from pyluo.vm.kernels.kconfig import Fragment, find_unmet, merge
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from pyluo.vm.kernels.source import Source
+    from pyluo.vm.kernels.source import FileState, Source
 
-__all__ = ["CONFIG", "HEADERS", "IMAGE", "SYSTEM_MAP", "VMLINUX", "build", "compiler", "run_step"]
+__all__ = ["CONFIG", "HEADERS", "IMAGE", "SYSTEM_MAP", "VMLINUX", "build", "run_step", "toolchain"]
 
 IMAGE, CONFIG, SYSTEM_MAP, VMLINUX, HEADERS = (
     "bzImage", "config", "System.map", "vmlinux", "headers"
@@ -42,9 +42,6 @@ _TOOLS = {
     "gcc": "gcc", "make": "make", "flex": "flex", "bison": "bison", "bc": "bc", "lz4": "lz4",
     "xz": "xz-utils", "rsync": "rsync", "perl": "perl",
 }  # fmt: skip
-_IN_PROGRESS = ".under-way"
-# A file in a folder of the cache; it contains the path of the tree that was built there.
-_TREE = "tree"
 # Seconds after which an unused kernel that was built from a tree is removed, because each edit of a
 # tree adds another kernel to the cache.
 _UNUSED_LIMIT = 7 * 24 * 3600
@@ -80,8 +77,8 @@ def build(source: Source, fragments: Sequence[Fragment]) -> Path:
             f"a kernel cannot be built in {kernels}",
             "make(1) takes no path with a space or a colon: set XDG_CACHE_HOME to another folder",
         )
-    if shutil.which("gcc") is None:
-        _check_tools()  # check now, because `_key` runs the compiler
+    if shutil.which("gcc") is None or shutil.which("ld") is None:
+        _check_tools()  # check now, because `_key` runs them
     target = kernels / _key(source, fragments)
     if _use_cached(target):
         return target
@@ -93,9 +90,9 @@ def build(source: Source, fragments: Sequence[Fragment]) -> Path:
         _check_space(kernels)
         _remove_leftovers(kernels)
         with tempfile.TemporaryDirectory(prefix=".building-", dir=kernels) as scratch:
-            objects = _find_kept_objects(source, fragments) or Path(scratch, "objects")
-            result = _Build(source, tuple(fragments), Path(scratch), objects).run()
-            if kernels / _key(source, fragments) != target:
+            state = source.scan()
+            result = _Build(source, tuple(fragments), Path(scratch), state).run()
+            if source.scan() != state or kernels / _key(source, fragments) != target:
                 raise HarnessError(
                     f"{source.description} changed while it was built", "build it again"
                 )
@@ -120,10 +117,11 @@ def run_step(what: str, command: list[str]) -> list[str]:
     return output
 
 
-def compiler() -> str:
-    """Return the first line of `gcc --version`: the compiler's name and version."""
-    done = subprocess.run(["gcc", "--version"], capture_output=True, text=True, check=True)
-    return done.stdout.partition("\n")[0]
+def toolchain() -> list[str]:
+    """Return the names and versions of the compiler and of the linker."""
+    commands = [["gcc", "--version"], ["ld", "--version"]]
+    done = [subprocess.run(each, capture_output=True, text=True, check=True) for each in commands]
+    return [each.stdout.partition("\n")[0] for each in done]
 
 
 class _Build:
@@ -133,15 +131,22 @@ class _Build:
         source: the kernel's source.
         fragments: the Kconfig fragments, in the order in which they are merged.
         scratch: the folder for the result and for an unpacked source; the caller removes it.
-        objects: the folder for the objects; it may contain those of an earlier build.
+        state: the files of the tree, if the source is a tree.
     """
 
     def __init__(
-        self, source: Source, fragments: tuple[Fragment, ...], scratch: Path, objects: Path
+        self,
+        source: Source,
+        fragments: tuple[Fragment, ...],
+        scratch: Path,
+        state: dict[str, FileState],
     ) -> None:
         self._source = source
         self._fragments = fragments
-        self._objects = objects
+        self._state = state
+        self._objects = scratch / "objects"
+        if source.home is not None:
+            self._objects = objects.find(source.home, _digest(os.fspath(source.home), fragments))
         self._result = scratch / "result"
         self._unpacked = scratch / "source"
         for folder in (self._objects, self._result, self._unpacked):
@@ -152,8 +157,8 @@ class _Build:
         progress.say(f"building {self._source.description}; the cache keeps it")
         with progress.bar("unpacking", None):
             self._tree = self._source.unpack(self._unpacked)
-        from_scratch = not (self._objects / ".config").exists()
-        with _mark_in_progress(self._objects):
+        with objects.recorded(self._objects, self._state):
+            from_scratch = not (self._objects / ".config").exists()
             self._configure()
             count = self._compile(_read_object_count() if from_scratch else None)
         self._collect()
@@ -163,10 +168,9 @@ class _Build:
 
     def _configure(self) -> None:
         self._make("tinyconfig")
-        for fragment in self._fragments:
-            # Append, because Kconfig uses the last of several lines that set an option.
-            with (self._objects / ".config").open("a") as config:
-                config.write(fragment.text)
+        # Append, because Kconfig uses the last of several lines that set an option.
+        with (self._objects / ".config").open("a") as config:
+            config.writelines(f"{each.line}\n" for each in merge(self._fragments))
         self._make("olddefconfig")
         lost = find_unmet(self._objects / ".config", self._fragments)
         if lost:
@@ -200,7 +204,7 @@ class _Build:
         ):
             shutil.copyfile(self._objects / file, self._result / name)
         if self._source.home is not None:
-            cache.write(self._result / _TREE, os.fspath(self._source.home))
+            cache.write(self._result / objects.TREE, os.fspath(self._source.home))
 
     def _make(self, *words: str) -> None:
         run_step(f"make {words[0]}", self._command(*words))
@@ -259,45 +263,9 @@ def _key(source: Source, fragments: Sequence[Fragment]) -> str:
     return _digest(source.identity, fragments)
 
 
-def _find_kept_objects(source: Source, fragments: Sequence[Fragment]) -> Path | None:
-    """Return the folder that keeps the objects of a tree between builds.
-
-    The result is None if the source is no tree. This also removes the objects of trees that no
-    longer exist, and objects that a killed build left. The caller must hold the lock.
-    """
-    if source.home is None:
-        return None
-    kept = cache.folder() / "objects"
-    for tree in kept.glob(f"*/{_TREE}"):
-        if not Path(tree.read_text()).exists():
-            shutil.rmtree(tree.parent)
-    folder = kept / _digest(os.fspath(source.home), fragments)
-    if (folder / _IN_PROGRESS).exists():
-        shutil.rmtree(folder)
-    cache.write(folder / _TREE, os.fspath(source.home))
-    return folder
-
-
-@contextmanager
-def _mark_in_progress(objects: Path) -> Iterator[None]:
-    """Mark a folder of objects as being written, until the block ends or raises a HarnessError.
-
-    If the build is killed, the mark stays, and the objects are not used again: make would take a
-    file that the compiler or objtool has not finished for complete. If the compiler itself fails,
-    it removes the unfinished file.
-    """
-    mark = objects / _IN_PROGRESS
-    mark.touch()
-    try:
-        yield
-    except HarnessError:
-        mark.unlink()
-        raise
-    mark.unlink()
-
-
 def _digest(source: str, fragments: Sequence[Fragment]) -> str:
-    parts = [source, [(each.name, each.text) for each in fragments], compiler()]
+    settings = {each.option: each.value for each in merge(fragments)}
+    parts = [source, settings, toolchain()]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
@@ -336,7 +304,7 @@ def _remove_leftovers(kernels: Path) -> None:
 
     The caller must hold the lock.
     """
-    for tree in kernels.glob(f"*/{_TREE}"):
+    for tree in kernels.glob(f"*/{objects.TREE}"):
         if tree.parent.stat().st_mtime < time.time() - _UNUSED_LIMIT:
             # Rename the folder first, so that no other run finds a kernel that is half removed.
             tree.parent.rename(kernels / f".building-{tree.parent.name}")

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from pyluo.vm.errors import HarnessError
 from pyluo.vm.kernels.catalogue import fragments_folder
 
-__all__ = ["Fragment", "Setting", "find_unmet"]
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["Fragment", "Setting", "find_unmet", "merge"]
 
 _SET = re.compile(r"(CONFIG_\w+)=(.+)")
 _UNSET = re.compile(r"# (CONFIG_\w+) is not set")
@@ -29,6 +32,12 @@ class Setting:
     option: str
     value: str
     fragment: str
+
+    @property
+    def line(self) -> str:
+        """The setting as a line of a .config file."""
+        off = self.value == "n"
+        return f"# {self.option} is not set" if off else f"{self.option}={self.value}"
 
     def __str__(self) -> str:
         return f"{self.option}={self.value} ({self.fragment})"
@@ -92,6 +101,11 @@ class Fragment:
         return [Setting(option, value, self.name) for option, value in _parse(self.text).items()]
 
 
+def merge(fragments: Iterable[Fragment]) -> list[Setting]:
+    """Return the settings of fragments; if several of them set an option, only the last setting."""
+    return list({each.option: each for part in fragments for each in part.settings()}.values())
+
+
 def find_unmet(config: Path, fragments: tuple[Fragment, ...]) -> list[Setting]:
     """Return the settings of fragments that a final configuration does not have.
 
@@ -102,9 +116,8 @@ def find_unmet(config: Path, fragments: tuple[Fragment, ...]) -> list[Setting]:
         config: the path of the final configuration.
         fragments: the fragments, in the order in which they were merged.
     """
-    wanted = {each.option: each for fragment in fragments for each in fragment.settings()}
     final = _parse(config.read_text())
-    return [each for each in wanted.values() if final.get(each.option, "n") != each.value]
+    return [each for each in merge(fragments) if final.get(each.option, "n") != each.value]
 
 
 def _parse(text: str) -> dict[str, str]:

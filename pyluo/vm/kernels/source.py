@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from pyluo.vm.errors import HarnessError
 from pyluo.vm.kernels import cache, debian
@@ -19,11 +20,42 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-__all__ = ["ArchiveSource", "Source", "Tarball", "Tree", "choose"]
+__all__ = ["ArchiveSource", "FileState", "Source", "Tarball", "Tree", "choose"]
 
 # If one of these paths exists, the tree was built in its own folder. The kernel's Makefile checks
 # the same paths.
 _BUILT_IN_PLACE = (".config", "include/config", "arch/x86/include/generated")
+
+
+# Names that kbuild gives no meaning to: editors and version control create and change such files
+# while a kernel is built.
+_NO_INPUT = re.compile(r"\..*|.*~|.*\.(?:orig|rej|swp)|tags|TAGS|cscope\..*|G(?:PATH|RTAGS|TAGS)")
+# git compares files with its index by their times. These settings could make it miss a change.
+_GIT_SETTINGS = (
+    "core.trustctime=true", "core.checkStat=default", "core.ignoreStat=false",
+    "core.fsmonitor=false", "core.untrackedCache=false",
+)  # fmt: skip
+# git must find the repository by the folder, not by variables that were set for another one (git
+# sets some of them for its hooks).
+_GIT_KEPT = ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM", "GIT_CONFIG_NOSYSTEM")
+
+
+class FileState(NamedTuple):
+    """What of a file's inode changes if the file is written to, or replaced.
+
+    Attributes:
+        modified: the modification time, in nanoseconds.
+        changed: the time of the last change of the inode, in nanoseconds.
+        size: bytes.
+        inode: the number of the inode.
+        device: the number of the file system.
+    """
+
+    modified: int
+    changed: int
+    size: int
+    inode: int
+    device: int
 
 
 class Source(Protocol):
@@ -43,6 +75,9 @@ class Source(Protocol):
 
         If there is such a folder, a build can reuse the objects of the build before.
         """
+
+    def scan(self) -> dict[str, FileState]:
+        """Return the paths and states of the files in the tree; none if the source is packed."""
 
     def unpack(self, folder: Path) -> Path:
         """Return the folder of the kernel tree: the source's own, or `folder` after unpacking.
@@ -83,6 +118,10 @@ class ArchiveSource:
     def home(self) -> Path | None:
         """Nowhere."""
         return None
+
+    def scan(self) -> dict[str, FileState]:
+        """Return nothing."""
+        return {}
 
     def unpack(self, folder: Path) -> Path:
         """Unpack the tarball in the package; download the package unless the cache has it."""
@@ -125,6 +164,10 @@ class Tarball:
         """Nowhere."""
         return None
 
+    def scan(self) -> dict[str, FileState]:
+        """Return nothing."""
+        return {}
+
     def unpack(self, folder: Path) -> Path:
         """Unpack the tarball."""
         self._untar(folder)
@@ -163,22 +206,40 @@ class Tree:
         """A digest of the content of the tree.
 
         In a git checkout it covers the commit's tree, the uncommitted changes and the untracked
-        files; in another folder, the names, sizes and modification times of all files.
+        files, and the states of files that git was told to ignore; in another folder, the states of
+        all files. Hidden files and backups of editors do not count.
         """
         if (self.path / ".git").exists():
             return self._git_identity()
-        digest = hashlib.sha256()
-        for folder, folders, files in os.walk(self.path):
-            folders.sort()
-            for name in sorted(files):
-                stat = os.lstat(os.path.join(folder, name))
-                digest.update(f"{folder}/{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-        return digest.hexdigest()
+        return _digest(self.scan())
 
     @property
     def home(self) -> Path | None:
         """The path of the tree."""
         return self.path.resolve()
+
+    def scan(self) -> dict[str, FileState]:
+        """Return the paths and states of all files that could be a part of the kernel."""
+        found = {}
+        folders = [os.fspath(self.path)]
+        start = len(folders[0]) + 1
+        try:
+            while folders:
+                with os.scandir(folders.pop()) as entries:
+                    for entry in entries:
+                        if _NO_INPUT.fullmatch(entry.name):
+                            continue
+                        if entry.is_dir(follow_symlinks=False):
+                            folders.append(entry.path)
+                            continue
+                        stat = entry.stat(follow_symlinks=False)
+                        found[entry.path[start:]] = FileState(
+                            stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino,
+                            stat.st_dev,
+                        )  # fmt: skip
+        except OSError as error:
+            raise HarnessError(f"{error.filename} cannot be read ({error.strerror})") from None
+        return found
 
     def unpack(self, folder: Path) -> Path:
         """Return the path of the tree.
@@ -215,18 +276,34 @@ class Tree:
         digest = hashlib.sha256()
         digest.update(self._git("rev-parse", "HEAD^{tree}"))
         digest.update(self._git("diff", "--binary", "--no-ext-diff", "--no-textconv", "HEAD"))
-        new = self._git("ls-files", "--others", "--exclude-standard", "-z")
-        for name in filter(None, new.split(b"\0")):
-            content = _read_new_file(self.path / os.fsdecode(name))
-            digest.update(b"%s\0%d\0%s" % (name, len(content), content))
+        new = self._list("--others", "--exclude-standard")
+        for name in new:
+            content = _read_new_file(self.path / name)
+            digest.update(b"%s\0%d\0%s" % (os.fsencode(name), len(content), content))
+        tagged = [(line[0], line[2:]) for line in self._list("-v")]
+        # A small letter or an S: git was told not to look at this file.
+        seen = {name for tag, name in tagged if tag.isupper() and tag != "S"} | set(new)
+        state = self.scan()
+        digest.update(_digest({path: state[path] for path in state.keys() - seen}).encode())
         return digest.hexdigest()
 
+    def _list(self, *options: str) -> list[str]:
+        output = self._git("ls-files", "-z", *options)
+        return [os.fsdecode(name) for name in output.split(b"\0") if name]
+
     def _git(self, *arguments: str) -> bytes:
-        command = ["git", "-C", os.fspath(self.path), *arguments]
-        done = subprocess.run(command, capture_output=True)
+        settings = [word for setting in _GIT_SETTINGS for word in ("-c", setting)]
+        command = ["git", "-C", os.fspath(self.path), *settings, *arguments]
+        foreign = {name for name in os.environ if name.startswith("GIT_")} - set(_GIT_KEPT)
+        environment = {name: os.environ[name] for name in os.environ.keys() - foreign}
+        done = subprocess.run(command, capture_output=True, env=environment)
         if done.returncode:
             raise HarnessError(f"git cannot read {self.path} ({done.stderr.decode().strip()})")
         return done.stdout
+
+
+def _digest(states: dict[str, FileState]) -> str:
+    return hashlib.sha256(json.dumps(sorted(states.items())).encode()).hexdigest()
 
 
 def _read_new_file(file: Path) -> bytes:

@@ -170,5 +170,5 @@ def _key(suite: Suite, source: Source) -> str:
 
     The kernel's headers need not be in the digest, because they come from the same source.
     """
-    parts = [source.identity, suite.name, suite.needs, build.compiler()]
+    parts = [source.identity, suite.name, suite.needs, build.toolchain()]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

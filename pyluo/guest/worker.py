@@ -9,6 +9,7 @@ from typing import Any
 
 from pyluo import kexec
 from pyluo.guest import port, wire
+from pyluo.guest.host_files import HostFiles
 from pyluo.kernel_log import KernelLog
 
 __all__ = ["run_worker"]
@@ -37,6 +38,7 @@ class Worker:
         self._boot_id = boot_id
         self._held: dict[int, Any] = {}
         self._numbers = count(1)
+        self._files = HostFiles()
 
     def serve(self) -> None:
         """Answer requests until the machine is gone."""
@@ -53,7 +55,8 @@ class Worker:
         """
         try:
             action = getattr(self, "do_" + request["do"])
-            answer = {"result": wire.encode(action(request))}
+            with self._files.current():
+                answer = {"result": wire.encode(action(request))}
             wire.to_line(answer)  # raises here, not in serve(), if JSON cannot represent it
             return answer
         except _UnreachableError as error:

@@ -43,15 +43,20 @@ def compile_modules(sources: Iterable[Path]) -> None:
 
 
 def _is_fresh(source: Path, compiled: Path) -> bool:
-    """Return whether bytecode is up to date: whether its header has its source's time and size.
+    """Return whether bytecode is up to date.
 
-    An import makes the same check.
+    An import checks only whether the bytecode's header has the time in seconds and the size of the
+    source. That is not enough if the bytecode was written within that second, because the source
+    may have been changed after that.
     """
+    stat = source.stat()
     try:
         header = compiled.read_bytes()[:16]
+        written = compiled.stat().st_mtime
     except OSError:
         return False
-    stat = source.stat()
+    if written < int(stat.st_mtime) + 1:
+        return False
     fields = [int.from_bytes(header[at : at + 4], "little") for at in (4, 8, 12)]
     expected = [0, int(stat.st_mtime) & 0xFFFFFFFF, stat.st_size & 0xFFFFFFFF]
     return header[:4] == importlib.util.MAGIC_NUMBER and fields == expected

@@ -19,6 +19,9 @@ def run(argv: list[str], folder: str, timeout: float) -> tuple[int, bytes, bytes
         argv: the program and its arguments.
         folder: the folder to run the program in.
         timeout: seconds after which the program is killed.
+
+    Raises:
+        subprocess.TimeoutExpired: the program was killed; the error has its output so far.
     """
     import subprocess  # here, because it takes a moment to load, and few guests run programs
 
@@ -26,9 +29,13 @@ def run(argv: list[str], folder: str, timeout: float) -> tuple[int, bytes, bytes
         open(os.memfd_create("stdout"), "w+b") as out,
         open(os.memfd_create("stderr"), "w+b") as err,
     ):
-        done = subprocess.run(
-            argv, cwd=folder, timeout=timeout, stdin=subprocess.DEVNULL, stdout=out, stderr=err
-        )
+        try:
+            done = subprocess.run(
+                argv, cwd=folder, timeout=timeout, stdin=subprocess.DEVNULL, stdout=out, stderr=err
+            )
+        except subprocess.TimeoutExpired as error:
+            error.output, error.stderr = _read_all(out), _read_all(err)
+            raise
         return done.returncode, _read_all(out), _read_all(err)
 
 

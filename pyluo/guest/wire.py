@@ -39,6 +39,10 @@ MAIN = "__host_main__"  # the name in the guest of the module that is __main__ o
 
 Message = dict[str, Any]
 
+_BINARY: dict[type, str] = {bytes: "$bytes", bytearray: "$bytearray"}
+_CONTAINERS: dict[type, str] = {tuple: "$tuple", set: "$set", frozenset: "$frozenset"}
+_BUILT_IN = (int, float, complex, str, bytes, bytearray, list, tuple, set, frozenset, dict)
+
 
 class GuestObject:
     """A handle on an object that is kept in the guest: `vm.hold` returns it; later calls take it.
@@ -134,33 +138,65 @@ def encode(value: Any) -> Any:
     Raises:
         TypeError: values of this type cannot be sent.
     """
-    if isinstance(value, enum.Enum):
-        return {"$enum": [reference(type(value)), encode(value.value)]}
-    if value is None or isinstance(value, bool | int | float | str):
+    try:
+        return _encode(value)
+    except RecursionError:
+        raise TypeError("this value contains itself, or has too many levels to be sent") from None
+
+
+def _encode(value: Any) -> Any:
+    # Exact types: an object of a subclass would arrive as an object of another class.
+    kind = type(value)
+    if value is None or kind in (bool, int, float, str):
         return value
-    if isinstance(value, bytes | bytearray):
-        return {"$bytes": binascii.b2a_base64(value, newline=False).decode()}
-    if isinstance(value, list):
-        return [encode(item) for item in value]
-    if isinstance(value, tuple):
-        return {"$tuple": [encode(item) for item in value]}
-    if isinstance(value, set | frozenset):
-        return {"$set": [encode(item) for item in value]}
-    if isinstance(value, dict):
-        return {"$dict": [[encode(key), encode(item)] for key, item in value.items()]}
-    if isinstance(value, os.PathLike):
+    if kind in _BINARY:
+        return {_BINARY[kind]: binascii.b2a_base64(value, newline=False).decode()}
+    if kind is list:
+        return [_encode(item) for item in value]
+    if kind in _CONTAINERS:
+        return {_CONTAINERS[kind]: [_encode(item) for item in value]}
+    if kind is dict:
+        return {"$dict": [[_encode(key), _encode(item)] for key, item in value.items()]}
+    if isinstance(value, enum.Enum):
+        content = _encode(value.value) if isinstance(value, enum.Flag) else value.name
+        return {"$enum": [reference(kind), content]}
+    if isinstance(value, os.PathLike) and kind.__name__ == "PosixPath":
         return {"$path": os.fsdecode(value)}
-    if isinstance(value, GuestObject):
+    if kind is GuestObject:
         return {"$held": [value.boot_id, value.number]}
     if isinstance(value, BaseException):
         return {"$error": _encode_error(value)}
-    if hasattr(value, "__dataclass_fields__") and not isinstance(value, type):
-        fields = {name: encode(getattr(value, name)) for name in value.__dataclass_fields__}
-        return {"$data": [reference(type(value)), fields]}
+    if _is_named_tuple(kind):
+        return {"$named": [reference(kind), [_encode(item) for item in value]]}
+    if _is_dataclass(kind):
+        fields = {name: _encode(item) for name, item in _read_state(value).items()}
+        return {"$data": [reference(kind), fields]}
     raise TypeError(
-        f"{type(value).__name__} cannot cross between host and guest; "
+        f"{kind.__name__} cannot cross between host and guest; "
         f"vm.hold() keeps a result in the guest"
     )
+
+
+def _is_named_tuple(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, tuple) and hasattr(kind, "_make")
+
+
+def _is_dataclass(kind: Any) -> bool:
+    """Return whether all state of an object of this class is in its attributes."""
+    return (
+        isinstance(kind, type)
+        and hasattr(kind, "__dataclass_fields__")
+        and not issubclass(kind, _BUILT_IN)
+    )
+
+
+def _read_state(value: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass, and the other attributes of the object."""
+    import dataclasses  # not at the top: a guest that sends none need not load it
+
+    names = [field.name for field in dataclasses.fields(value) if hasattr(value, field.name)]
+    others = (name for name in getattr(value, "__dict__", ()) if not name.startswith("__"))
+    return {name: getattr(value, name) for name in dict.fromkeys([*names, *others])}
 
 
 def decode(
@@ -188,14 +224,18 @@ def decode(
         return [inner(item) for item in value]
     if not isinstance(value, dict):
         return value
-    ((kind, content),) = value.items()
-    match kind:
+    ((tag, content),) = value.items()
+    match tag:
         case "$bytes":
             return binascii.a2b_base64(content)
+        case "$bytearray":
+            return bytearray(binascii.a2b_base64(content))
         case "$tuple":
             return tuple(inner(item) for item in content)
         case "$set":
             return {inner(item) for item in content}
+        case "$frozenset":
+            return frozenset(inner(item) for item in content)
         case "$dict":
             return {inner(key): inner(item) for key, item in content}
         case "$path":
@@ -203,15 +243,20 @@ def decode(
 
             return Path(content)
         case "$enum":
-            return _check_class(find(content[0]), enum.Enum)(inner(content[1]))
+            kind = _check_class(find(content[0]), enum.Enum)
+            return kind(inner(content[1])) if issubclass(kind, enum.Flag) else kind[content[1]]
+        case "$named":
+            kind = find(content[0])
+            if not _is_named_tuple(kind):
+                raise ValueError(f"{kind!r} is no named tuple")
+            return kind._make(inner(item) for item in content[1])
         case "$data":
-            fields = {name: inner(item) for name, item in content[1].items()}
-            return _check_dataclass(find(content[0]))(**fields)
+            return _make_dataclass(find(content[0]), content[1], inner)
         case "$held" if find_held is not None:
             return find_held(*content)
         case "$error":
             return _decode_error(content, find)
-    raise ValueError(f"{kind!r} is no kind of value")
+    raise ValueError(f"{tag!r} is no kind of value")
 
 
 def _check_class(found: Any, base: type) -> Any:
@@ -220,10 +265,14 @@ def _check_class(found: Any, base: type) -> Any:
     return found
 
 
-def _check_dataclass(found: Any) -> Any:
-    if not (isinstance(found, type) and hasattr(found, "__dataclass_fields__")):
-        raise ValueError(f"{found!r} is not a dataclass")
-    return found
+def _make_dataclass(kind: Any, fields: Message, decode_field: Callable[[Any], Any]) -> Any:
+    """Return a dataclass with these attributes; its __init__ does not run again."""
+    if not _is_dataclass(kind):
+        raise ValueError(f"{kind!r} is not a dataclass")
+    made = kind.__new__(kind)
+    for name, item in fields.items():
+        object.__setattr__(made, name, decode_field(item))
+    return made
 
 
 def _encode_error(error: BaseException) -> Message:

@@ -118,7 +118,8 @@ def test_other_options_are_another_kernel_with_objects_of_its_own(tree: Path) ->
         ("CONFIG_LOST=y", "the configuration lost CONFIG_LOST=y (--config)"),
         ("CONFIG_", "the fragment CONFIG_ cannot be read"),
         ("nonsense.config", "nonsense.config, line 2, sets no option: CONFIG-A=y"),
-        ("binary.config", "the fragment binary.config cannot be read"),
+        ("binary.config", "binary.config, line 1, sets no option: \\xff\\xfe"),
+        ("missing.config", "the fragment missing.config cannot be read"),
     ],
 )
 def test_a_fragment_that_does_not_work_is_told(
@@ -130,6 +131,34 @@ def test_a_fragment_that_does_not_work_is_told(
     run = start(tree, "--config", config)
     assert complaint in run.communicate(timeout=60)[1]
     assert run.returncode == 69
+
+
+def test_the_last_word_on_a_choice_wins_and_is_told(tree: Path) -> None:
+    makefile = (tree / "Makefile").read_text()
+    choice = "olddefconfig:\n\t@if grep -q B=y $(O)/.config; then sed -i /_A=y/d $(O)/.config; fi\n"
+    (tree / "Makefile").write_text(makefile.replace("olddefconfig:\n", choice))
+    run = start(tree, "--config", "CONFIG_A=y", "--config", "CONFIG_B=y")
+    told = run.communicate(timeout=60)[1]
+    assert run.returncode == 0, told
+    assert "CONFIG_A=y (--config): no longer so, because of a later fragment" in told
+    run = start(tree, "--config", "CONFIG_B=y", "--config", "CONFIG_A=y")
+    assert "the configuration lost CONFIG_A=y" in run.communicate(timeout=60)[1]
+    assert run.returncode == 69
+
+
+def test_an_option_that_should_be_a_module_is_built_in_and_told(tree: Path) -> None:
+    fragment = tree.parent / "config"
+    fragment.write_bytes(
+        b"# caf\xe9\n  # indented\nCONFIG_A=m\nCONFIG_BARE\nCONFIG_C=y # why\nCONFIG_D=0X1F\r\n"
+    )
+    run = start(tree, "--config", os.fspath(fragment))
+    out, told = run.communicate(timeout=60)
+    assert run.returncode == 0, told
+    assert f"CONFIG_A ({fragment}): y instead of m" in told
+    assert "line 4, gives CONFIG_BARE no value: ignored" in told
+    image = next(line.split()[-1] for line in out.splitlines() if line.endswith("bzImage"))
+    settings = Path(image).with_name("config").read_text().splitlines()
+    assert {"CONFIG_A=y", "CONFIG_C=y", "CONFIG_D=0X1F"} <= set(settings)
 
 
 def test_the_objects_of_a_tree_that_is_gone_go_with_the_next_build(tree: Path) -> None:

@@ -89,6 +89,40 @@ def test_options_that_kconfig_dropped_are_named(tmp_path: Path) -> None:
     assert [str(each) for each in lost] == ["CONFIG_A=n (g)", "CONFIG_B=y (f)"]
 
 
+@pytest.mark.parametrize(
+    ("line", "settings"),
+    [
+        ("CONFIG_A=y # why", ["CONFIG_A=y (f)"]),
+        ("CONFIG_A=yes", ["CONFIG_A=y (f)"]),
+        ("CONFIG_S=no_quotes", ["CONFIG_S=n (f)"]),
+        ("CONFIG_S=what", []),
+        ("CONFIG_A=n", ["CONFIG_A=n (f)"]),
+        ("# CONFIG_A is not set", ["CONFIG_A=n (f)"]),
+        ("# CONFIG_A is not set any more", ["CONFIG_A=n (f)"]),
+        ("  # CONFIG_A is not set", []),
+        ("#CONFIG_A=y", []),
+        ('CONFIG_S="a # b" # why', ['CONFIG_S="a # b" (f)']),
+        ('CONFIG_S="a \\" b"', ['CONFIG_S="a \\" b" (f)']),
+        ('CONFIG_S=""', ['CONFIG_S="" (f)']),
+        ("CONFIG_H=0X10", ["CONFIG_H=0X10 (f)"]),
+        ("CONFIG_I=-3 # why", ["CONFIG_I=-3 (f)"]),
+        ("CONFIG_A=m", ["CONFIG_A=y (f)"]),
+        ("CONFIG_A=y\nCONFIG_A=n", ["CONFIG_A=n (f)"]),
+    ],
+)
+def test_a_line_of_a_fragment_means_what_it_means_to_kconfig(
+    line: str, settings: list[str]
+) -> None:
+    assert [str(each) for each in Fragment("f", f"{line}\n").settings()] == settings
+
+
+def test_a_number_is_the_same_in_either_case(tmp_path: Path) -> None:
+    config = tmp_path / ".config"
+    config.write_text("CONFIG_H=0x1f\n")
+    assert find_unmet(config, (Fragment("f", "CONFIG_H=0X1F\n"),)) == []
+    assert find_unmet(config, (Fragment("f", "CONFIG_H=0X2F\n"),)) != []
+
+
 def test_an_unknown_kernel_is_told_with_the_known_ones() -> None:
     with pytest.raises(HarnessError, match="name one of stable, previous"):
         Kernel.find("newest")

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import enum
 import json
 import math
 import sys
+from collections import Counter, OrderedDict
 from contextlib import suppress
-from typing import Any
+from dataclasses import InitVar, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import pytest
 from hypothesis import given
@@ -16,7 +20,7 @@ from pyluo.guest import wire
 scalars = st.none() | st.booleans() | st.integers() | st.text() | st.binary()
 hashable = scalars | st.tuples(scalars, scalars)
 values = st.recursive(
-    scalars | st.floats(allow_nan=False) | st.sets(hashable),
+    scalars | st.floats(allow_nan=False) | st.sets(hashable) | st.frozensets(hashable),
     lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(hashable, inner),
 )
 
@@ -28,6 +32,107 @@ def test_a_value_crosses_unchanged_whatever_it_is_made_of(value: object) -> None
     message = wire.parse(line)
     assert message is not None
     assert is_same(wire.decode(message["value"]), value)
+
+
+class Pair(NamedTuple):
+    one: int
+    other: bytes = b""
+
+
+T = TypeVar("T")
+
+
+@dataclass
+class Counted:
+    made: ClassVar[int] = 7
+    start: InitVar[int]
+    name: str
+    serial: int = field(init=False)
+
+    def __post_init__(self, start: int) -> None:
+        self.serial = start + 1
+        self.seen = {start}
+
+
+@dataclass(frozen=True, slots=True)
+class Slotted(Generic[T]):
+    item: T
+    length: int = field(init=False, default=3)
+
+
+@dataclass
+class Boxed(Generic[T]):
+    item: T
+
+
+@dataclass
+class Listed(list[int]):
+    name: str
+
+
+class Text(str):
+    """A string with a class of its own."""
+
+
+class Bits(enum.Flag):
+    A = 1
+    B = 2
+
+
+class Sign(enum.Enum):
+    PLUS = object()
+    LIKE_PLUS = PLUS
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Pair(1, b"2"),
+        [Pair(3)],
+        frozenset({1, (2,)}),
+        {frozenset({1}): {2}},
+        bytearray(b"3"),
+        Counted(4, "n"),
+        Slotted(b"5"),
+        Boxed[int](6),
+        Bits.A | Bits.B,
+        Bits(0),
+        Sign.PLUS,
+        Path("/a"),
+    ],
+    ids=repr,
+)
+def test_a_value_comes_back_as_an_object_of_its_class(value: Any) -> None:
+    back = wire.decode(json.loads(json.dumps(wire.encode(value))))
+    assert type(back) is type(value)
+    assert back == value
+    assert getattr(back, "__dict__", {}).get("seen") == getattr(value, "seen", None)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Text("a"),
+        OrderedDict(a=1),
+        Counter("a"),
+        Listed("n"),
+        PurePosixPath("/a"),
+        memoryview(b"a"),
+        complex(1),
+        object(),
+    ],
+    ids=repr,
+)
+def test_what_would_arrive_as_something_else_is_refused_by_name(value: object) -> None:
+    with pytest.raises(TypeError, match=f"{type(value).__name__} cannot cross"):
+        wire.encode({"key": [value]})
+
+
+def test_a_value_that_contains_itself_is_refused() -> None:
+    value: list[Any] = []
+    value.append(value)
+    with pytest.raises(TypeError, match="contains itself"):
+        wire.encode(value)
 
 
 @given(st.binary(max_size=200))

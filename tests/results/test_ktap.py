@@ -72,7 +72,17 @@ def test_what_the_kernels_harness_writes_is_read() -> None:
         ("ok 1 issue #12", "issue #12", Outcome.PASSED, ""),
         ("ok 1 name # took 3 ms", "name", Outcome.PASSED, "took 3 ms"),
         ("ok 1 name # SKIP no such device", "name", Outcome.SKIPPED, "no such device"),
-        ("ok 1 name #skipped: not here", "name", Outcome.SKIPPED, "not here"),
+        ("ok 1 name #skip: not here", "name", Outcome.SKIPPED, "not here"),
+        ("ok 1 name # Skip", "name", Outcome.SKIPPED, ""),
+        ("ok 1 name # took 3 ms # SKIP too slow", "name # took 3 ms", Outcome.SKIPPED, "too slow"),
+        ("not ok 1 queue #skip_list overflow", "queue #skip_list overflow", Outcome.FAILED, ""),
+        ("not ok 1 name # skip-list overflow", "name", Outcome.FAILED, "skip-list overflow"),
+        ("not ok 1 name # todos remain: 3", "name", Outcome.FAILED, "todos remain: 3"),
+        ("not ok 1 name # SKIPPED none", "name", Outcome.FAILED, "SKIPPED none"),
+        ("not ok 1 name # xfails: 2", "name", Outcome.FAILED, "xfails: 2"),
+        ("ok 1 name # errors: 0", "name", Outcome.PASSED, "errors: 0"),
+        ("ok 1 name # timeouts seen: 0", "name", Outcome.PASSED, "timeouts seen: 0"),
+        ("not ok 1 name\\#TODO", "name\\#TODO", Outcome.FAILED, ""),
         ("ok 1 # SKIP name", "", Outcome.SKIPPED, "name"),
         ("ok 1 name # XFAIL known", "name", Outcome.EXPECTED_FAILURE, "known"),
         ("not ok 1 name # TODO later", "name", Outcome.EXPECTED_FAILURE, "later"),
@@ -172,6 +182,53 @@ def test_a_report_without_end_of_nesting_ends() -> None:
     report = parse(text)
     assert report.failed
     assert repr(report)
+
+
+RUNNER = """\
+TAP version 13
+1..2
+# timeout set to 45
+# selftests: net: a
+# TAP version 13
+# 1..2
+# ok 1 inner
+# # ok 2 of the inner one
+# not ok 2 bad # exit=1
+# # a word on it
+not ok 1 selftests: net: a # exit=1
+# selftests: net: b
+# ok 1 only
+ok 2 selftests: net: b
+"""
+
+
+def test_what_the_runner_of_kselftest_prefixes_are_the_results_within_its_own() -> None:
+    a, b = parse(RUNNER).results
+    assert a.subtests is not None
+    assert [(each.name, each.outcome) for each in a.subtests.results] == [
+        ("inner", Outcome.PASSED),
+        ("bad", Outcome.FAILED),
+    ]
+    (_, bad) = a.subtests.results
+    assert bad.subtests is not None
+    assert [each.name for each in bad.subtests.results] == ["of the inner one"]
+    assert a.subtests.diagnostics == ("a word on it",)
+    assert a.subtests.results[0].diagnostics == ("timeout set to 45", "selftests: net: a")
+    assert (a.failed, b.failed) == (True, False)
+    assert b.subtests is not None
+    assert [each.name for each in b.subtests.results] == ["only"]
+
+
+def test_a_program_under_the_runner_that_ends_before_its_plan_has_failed() -> None:
+    text = RUNNER.replace("# 1..2", "# 1..3").replace("not ok", "ok")
+    assert parse(text).results[0].failed
+
+
+def test_a_comment_that_reads_like_a_result_is_none_without_a_runner() -> None:
+    report = parse("1..1\n# ok 5 items were read\nok 1 a\n")
+    assert report == KtapReport(
+        1, (KtapResult(1, "a", Outcome.PASSED, "", ("ok 5 items were read",)),)
+    )
 
 
 WORDS = """\

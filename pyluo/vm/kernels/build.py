@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Self
 from pyluo.vm import progress
 from pyluo.vm.errors import HarnessError
 from pyluo.vm.kernels import cache, objects
-from pyluo.vm.kernels.kconfig import Fragment, find_unmet, merge
+from pyluo.vm.kernels.kconfig import Fragment, Setting, find_unmet, merge
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -167,17 +167,46 @@ class _Build:
         return self._result
 
     def _configure(self) -> None:
-        self._make("tinyconfig")
-        # Append, because Kconfig uses the last of several lines that set an option.
-        with (self._objects / ".config").open("a") as config:
-            config.writelines(f"{each.line}\n" for each in merge(self._fragments))
-        self._make("olddefconfig")
-        lost = find_unmet(self._objects / ".config", self._fragments)
-        if lost:
+        """Write the configuration, and check that it has all settings of the fragments.
+
+        As to Kconfig, a later fragment has the last word: a setting of an earlier one may get lost
+        because of it, for instance if both choose from the same choice.
+
+        Raises:
+            HarnessError: the configuration lost a setting, and no later fragment is the reason.
+        """
+        for fragment in self._fragments:
+            if modules := fragment.modules():
+                names = ", ".join(modules)
+                progress.say(f"{names} ({fragment.name}): y instead of m, guests load no modules")
+        lost = self._try_fragments(self._fragments)
+        overridden = []
+        for number in range(1, len(self._fragments)) if lost else ():
+            wanted = merge(self._fragments[:number])
+            own = self._try_fragments(self._fragments[:number])
+            overridden += [
+                each
+                for each in lost
+                if each in wanted and each not in own and each not in overridden
+            ]
+        if overridden:
+            self._try_fragments(self._fragments)
+            names = ", ".join(map(str, overridden))
+            progress.say(f"{names}: no longer so, because of a later fragment")
+        if lost := [each for each in lost if each not in overridden]:
             raise HarnessError(
                 f"the configuration lost {', '.join(map(str, lost))}",
                 "a dependency of each option is missing, or its name changed: correct the fragment",
             )
+
+    def _try_fragments(self, fragments: tuple[Fragment, ...]) -> list[Setting]:
+        """Configure the kernel with these fragments, and return the settings that got lost."""
+        self._make("tinyconfig")
+        # Append, because Kconfig uses the last of several lines that set an option.
+        with (self._objects / ".config").open("a") as config:
+            config.writelines(f"{each.line}\n" for each in merge(fragments))
+        self._make("olddefconfig")
+        return find_unmet(self._objects / ".config", fragments)
 
     def _compile(self, expected: int | None) -> int:
         """Compile the kernel, and return how many objects were compiled."""

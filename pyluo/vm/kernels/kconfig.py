@@ -1,4 +1,10 @@
-"""Kconfig fragments, and the check that a kernel's final configuration has all their settings."""
+"""Kconfig fragments, and the check that a kernel's final configuration has all their settings.
+
+A fragment means what it means to the kernel's scripts/kconfig/merge_config.sh and to Kconfig, which
+reads the merged file.
+
+Source: scripts/kconfig/confdata.c
+"""
 
 from __future__ import annotations
 
@@ -7,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from pyluo.vm import progress
 from pyluo.vm.errors import HarnessError
 from pyluo.vm.kernels.catalogue import fragments_folder
 
@@ -15,8 +22,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Fragment", "Setting", "find_unmet", "merge"]
 
-_SET = re.compile(r"(CONFIG_\w+)=(.+)")
-_UNSET = re.compile(r"# (CONFIG_\w+) is not set")
+# Kconfig looks only at the first letter of y, m and n.
+_SET = re.compile(
+    r"""(CONFIG_\w+)=(?:([ymn]).*|("(?:[^"\\]|\\.)*")\s*(?:\#.*)?"""
+    r"""|(-?[0-9]+|0[xX][0-9a-fA-F]+)\s*(?:\#.*)?)"""
+)
+_UNSET = re.compile(r"# (CONFIG_\w+) is not set.*")
+_IGNORED = re.compile(r"(?:\s*#.*|\s*)")
+_BARE = re.compile(r"CONFIG_\w+\s*")  # in some of the kernel's own fragments; Kconfig ignores it
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,23 +95,34 @@ class Fragment:
         if _SET.fullmatch(item):
             return cls("--config", f"{item}\n")
         try:
-            text = Path(item).read_text()
-        except (OSError, UnicodeDecodeError) as error:
+            # A comment may be in any encoding.
+            text = Path(item).read_text(errors="surrogateescape")
+        except OSError as error:
             raise HarnessError(
                 f"the fragment {item} cannot be read ({error})",
                 "give the path of a file, or a line like CONFIG_X=y",
             ) from None
         for number, line in enumerate(text.splitlines(), 1):
-            if line.strip() and not line.startswith("#") and not _SET.fullmatch(line):
+            if _BARE.fullmatch(line):
+                progress.say(f"{item}, line {number}, gives {line.strip()} no value: ignored")
+            elif not (_SET.fullmatch(line) or _IGNORED.fullmatch(line)):
+                shown = line.encode(errors="surrogateescape").decode(errors="backslashreplace")
                 raise HarnessError(
-                    f"{item}, line {number}, sets no option: {line}",
+                    f"{item}, line {number}, sets no option: {shown}",
                     "write CONFIG_X=y, for example",
                 )
-        return cls(item, text if text.endswith("\n") else f"{text}\n")
+        return cls(item, text)
 
     def settings(self) -> list[Setting]:
-        """Return the settings in the fragment."""
-        return [Setting(option, value, self.name) for option, value in _parse(self.text).items()]
+        """Return the settings in the fragment; m becomes y, because guests load no modules."""
+        return [
+            Setting(option, "y" if value == "m" else value, self.name)
+            for option, value in _parse(self.text).items()
+        ]
+
+    def modules(self) -> list[str]:
+        """Return the options that the fragment sets to m."""
+        return [option for option, value in _parse(self.text).items() if value == "m"]
 
 
 def merge(fragments: Iterable[Fragment]) -> list[Setting]:
@@ -117,14 +141,23 @@ def find_unmet(config: Path, fragments: tuple[Fragment, ...]) -> list[Setting]:
         fragments: the fragments, in the order in which they were merged.
     """
     final = _parse(config.read_text())
-    return [each for each in merge(fragments) if final.get(each.option, "n") != each.value]
+    return [
+        each
+        for each in merge(fragments)
+        if _canonical(final.get(each.option, "n")) != _canonical(each.value)
+    ]
+
+
+def _canonical(value: str) -> str:
+    """Return a value in the form that all ways to write it have in common: 0X1F is 0x1f."""
+    return hex(int(value, 16)) if value[:2].lower() == "0x" else value
 
 
 def _parse(text: str) -> dict[str, str]:
     settings = {}
     for line in text.splitlines():
         if match := _SET.fullmatch(line):
-            settings[match[1]] = match[2]
+            settings[match[1]] = next(value for value in match.groups()[1:] if value is not None)
         elif match := _UNSET.fullmatch(line):
             settings[match[1]] = "n"
     return settings

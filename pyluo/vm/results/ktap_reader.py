@@ -10,7 +10,7 @@ Source: Documentation/dev-tools/ktap.rst
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pyluo.vm.results.verdict import Outcome
 
@@ -21,10 +21,15 @@ _VERSION = re.compile(r"K?TAP version [0-9]+")
 _PLAN = re.compile(r"1\.\.([0-9]{1,9})\s*(?:#\s*(?:SKIP\w*)?:?\s*(.*))?", re.IGNORECASE)
 _RESULT = re.compile(r"(not )?ok +([0-9]{1,9})(?: +-(?= |$) *| +|$)(.*)")
 _BAIL_OUT = re.compile(r"Bail out!\s*(.*)")
+# A directive is a word of its own: neither "#skip_list" nor "# todos" is one.
 _DIRECTIVE = re.compile(
-    r"(?:^|\s)#(?:\s*(SKIP|TODO|XFAIL|XPASS|TIMEOUT|ERROR)(?:\w*):?(?=\s|$)|\s)\s*(.*)",
-    re.IGNORECASE,
+    r"(?:^|\s)#\s*(SKIP|TODO|XFAIL|XPASS|TIMEOUT|ERROR)(?::?\s+|:?$)(.*)", re.IGNORECASE
 )
+_COMMENT = re.compile(r"(?:^|\s)#\s+(.*)")
+# kselftest's runner puts "# " before each line of a program that it runs, and then writes a result
+# line with such a name for the program.
+_RUNNER = "selftests: "
+_PREFIXES = re.compile(r"((?:# ?)+)(.*)")
 _DEEPEST = 16  # levels of subtests that are read, at most; the kernel nests three
 
 
@@ -114,7 +119,8 @@ def parse(text: str) -> KtapReport:
     """Return the report in the output of a test program.
 
     The indentation of a line is its level. The result line of a test follows the lines of its
-    subtests. Lines that are not KTAP become diagnostics, because they may explain a failure.
+    subtests. Lines that are not KTAP become diagnostics, because they may explain a failure. The
+    lines of a program that kselftest's runner ran become subtests of the runner's result.
     """
     reader = _Reader()
     for line in text.split("\n"):
@@ -122,11 +128,33 @@ def parse(text: str) -> KtapReport:
     return reader.finish()
 
 
-class _Level:
-    """The tests of one indentation that have been read so far."""
+def _parse_commented(lines: list[str]) -> KtapReport | None:
+    """Return the report in the lines that a runner wrote as comments; None if they have no result.
 
-    def __init__(self, indent: int) -> None:
+    A further "# " before a line is a further level. The program may have written any of this as a
+    comment of its own, so a result is enough: only a plan that was announced must be complete.
+
+    Args:
+        lines: the lines without their first "# ".
+    """
+    reader = _Reader(commented=True)
+    for line in lines:
+        reader.add_line(line)
+    report = reader.finish()
+    return report if report.results else None
+
+
+class _Level:
+    """The tests of one indentation that have been read so far.
+
+    Args:
+        indent: the number of spaces before the lines.
+        commented: whether a runner wrote the lines as comments.
+    """
+
+    def __init__(self, indent: int, *, commented: bool) -> None:
         self.indent = indent
+        self._commented = commented
         self.diagnostics: list[str] = []  # the lines since the last result
         self._planned: int | None = None
         self._skip_reason = ""
@@ -142,12 +170,19 @@ class _Level:
         outcome = _outcome(match[1] is None, word)
         if word in ("TIMEOUT", "ERROR"):
             reason = f"{word} {reason}".rstrip()
+        if subtests is None and name.startswith(_RUNNER):
+            subtests = _parse_commented(self.diagnostics)
+            if subtests is not None:
+                self.diagnostics = []  # the subtests have them
         self._add(
             KtapResult(int(match[2]), name, outcome, reason, tuple(self.diagnostics), subtests)
         )
 
     def add_orphans(self, subtests: KtapReport) -> None:
         """Add the report on subtests whose own test has no result line."""
+        if self._commented and self._results and self._results[-1].subtests is None:
+            self._results[-1] = replace(self._results[-1], subtests=subtests)
+            return
         number = self._results[-1].number + 1 if self._results else 1
         missing = KtapResult(number, "", None, "", tuple(self.diagnostics), subtests)
         self._add(missing)
@@ -157,8 +192,11 @@ class _Level:
         self.diagnostics = []
 
     def report(self, bailed_out: str | None = None) -> KtapReport:
+        planned = self._planned
+        if planned is None and self._commented:
+            planned = len(self._results)
         return KtapReport(
-            self._planned,
+            planned,
             tuple(self._results),
             tuple(self.diagnostics),
             bailed_out,
@@ -167,9 +205,15 @@ class _Level:
 
 
 class _Reader:
-    """Reads lines, and keeps track of the levels that are not closed yet."""
+    """Reads lines, and keeps track of the levels that are not closed yet.
 
-    def __init__(self) -> None:
+    Args:
+        commented: whether a runner wrote the lines as comments, so that a comment that is a line of
+            KTAP counts as one.
+    """
+
+    def __init__(self, *, commented: bool = False) -> None:
+        self._commented = commented
         self._levels: list[_Level] = []
         self._early: list[str] = []  # the lines before the first level
         self._bailed_out: str | None = None
@@ -177,6 +221,8 @@ class _Reader:
     def add_line(self, line: str) -> None:
         words = line.strip()
         indent = len(line) - len(line.lstrip(" "))
+        if self._commented and (match := _PREFIXES.fullmatch(words)) and _is_test(match[2]):
+            indent, words = indent + 4 * match[1].count("#"), match[2]
         if match := _BAIL_OUT.fullmatch(words):
             self._bailed_out = match[1]
         elif not self._take_test(indent, words) and words:
@@ -193,9 +239,9 @@ class _Reader:
         return self._levels[0].report(self._bailed_out)
 
     def _take_test(self, indent: int, words: str) -> bool:
-        result, plan = _RESULT.fullmatch(words), _PLAN.fullmatch(words)
-        if not (result or plan or _VERSION.fullmatch(words)):
+        if not _is_test(words):
             return False
+        result, plan = _RESULT.fullmatch(words), _PLAN.fullmatch(words)
         subtests = self._close(indent)
         if not self._open(indent):
             return False
@@ -230,7 +276,7 @@ class _Reader:
         if not self._levels or self._levels[-1].indent < indent:
             if len(self._levels) == _DEEPEST:
                 return False
-            self._levels.append(_Level(indent))
+            self._levels.append(_Level(indent, commented=self._commented))
             self._levels[-1].diagnostics, self._early = self._early, []
         return True
 
@@ -242,12 +288,18 @@ class _Reader:
         return self._levels[0].diagnostics if self._levels else self._early
 
 
+def _is_test(words: str) -> bool:
+    """Return whether a line is a result, a plan, or the version of the format."""
+    return any(each.fullmatch(words) for each in (_RESULT, _PLAN, _VERSION))
+
+
 def _split_description(rest: str) -> tuple[str, str, str]:
     """Split the text after the number in a result line: name, directive, text of the directive."""
-    match = _DIRECTIVE.search(rest)
-    if match is None:
-        return rest, "", ""
-    return rest[: match.start()].rstrip(), (match[1] or "").upper(), match[2]
+    if match := _DIRECTIVE.search(rest):
+        return rest[: match.start()].rstrip(), match[1].upper(), match[2]
+    if match := _COMMENT.search(rest):
+        return rest[: match.start()].rstrip(), "", match[1]
+    return rest, "", ""
 
 
 def _outcome(ok: bool, directive: str) -> Outcome:

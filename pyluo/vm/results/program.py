@@ -25,17 +25,19 @@ class EndedProgram:
     """A program that has exited, was killed, or died with its guest.
 
     Attributes:
-        output: the output of the program; if the program did not end by itself, it is mixed with
-            messages of the kernel.
+        output: what the program wrote to stdout; if it died with its guest, the text of the
+            console, which contains messages of the kernel as well.
         ending: how the program ended, in words; empty if it exited with status 0.
         status: the program's exit status; None if the program did not end by itself.
         crash: the guest's death if that ended the program, else None.
+        stderr: what the program wrote to stderr, unless it is in `output`.
     """
 
     output: str
     ending: str
     status: int | None = None
     crash: GuestCrash | None = None
+    stderr: str = ""
 
 
 def judge(name: str, program: EndedProgram) -> Verdict:
@@ -47,7 +49,7 @@ def judge(name: str, program: EndedProgram) -> Verdict:
     """
     report = ktap_reader.parse(program.output)
     verdict = summarize(name, [_judge_result(result) for result in report.results])
-    text = "\n".join(report.diagnostics)
+    text = "\n".join([*report.diagnostics, *program.stderr.splitlines()])
     faults = [*report.faults, *_unexplained_ending(program, report)]
     if program.crash:
         return with_failure(verdict, program.crash, report.diagnostics)
@@ -62,7 +64,7 @@ def judge(name: str, program: EndedProgram) -> Verdict:
         )
     if report.skipped:
         return Verdict(name, Outcome.SKIPPED, report.skip_reason)
-    return verdict
+    return replace(verdict, text=text) if verdict.bad and not verdict.text else verdict
 
 
 def with_failure(

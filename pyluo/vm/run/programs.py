@@ -29,8 +29,14 @@ _NOT_RUNNABLE, _NOT_FOUND, _SIGNALLED = 126, 127, 128  # the exit statuses of sh
 _POLL_INTERVAL = 0.5  # seconds between two updates of the progress bar of a program
 # The output of a program also goes to the console, because the console's text is kept if the guest
 # dies. `tee` runs with real-time priority, so that the last lines before a death, which say most,
-# get to the console if possible.
-_RELAY = ["bash", "-o", "pipefail", "-c", '"$@" 2>&1 | chrt --fifo 1 tee /dev/console', "bash"]
+# get to the console if possible. stdout and stderr stay apart: a program that does not flush its
+# stdout writes it in blocks, and a line of stderr would come in the middle of a result.
+_TEE = "chrt --fifo 1 tee /dev/console"
+_RELAY = [
+    "bash", "-o", "pipefail", "-c",
+    f'{{ "$@" 2>&1 >&3 3>&- | {_TEE} >&2 3>&-; }} 3>&1 | {_TEE}',
+    "bash",
+]  # fmt: skip
 
 
 def run_program(
@@ -99,7 +105,7 @@ def run_staged(vm: VM, selftest: Selftest, timeout: float) -> Verdict:
             selftest.name,
             Outcome.FAILED,
             "; ".join([f"stage {stage}", *filter(None, [report.bailed_out]), ended.ending]),
-            "\n".join(report.diagnostics),
+            "\n".join([*report.diagnostics, *ended.stderr.splitlines()]),
         )
         if ended.crash:
             alive = Verdict(selftest.name, Outcome.PASSED)
@@ -163,13 +169,20 @@ def _run(vm: VM, command: list[str], timeout: float) -> EndedProgram:
         done = vm.run([*_RELAY, *command], timeout)
     except GuestCrash as crash:
         return EndedProgram(vm.console[start:], "the guest crashed", crash=crash)
-    except subprocess.TimeoutExpired:
-        return EndedProgram(vm.console[start:], f"it still ran after {timeout:g} s")
+    except subprocess.TimeoutExpired as error:
+        return EndedProgram(
+            _decode(error.output), f"it still ran after {timeout:g} s", stderr=_decode(error.stderr)
+        )
     runnable = shutil.which(command[0])  # the guest sees the host's files
     if done.returncode in (_NOT_RUNNABLE, _NOT_FOUND) and not runnable:
         raise HarnessError(f"the guest cannot run {command[0]}", done.stderr.decode().strip())
     ending = _describe_status(done.returncode)
-    return EndedProgram(done.stdout.decode(errors="replace"), ending, done.returncode)
+    stderr = _decode(done.stderr)
+    return EndedProgram(_decode(done.stdout), ending, done.returncode, stderr=stderr)
+
+
+def _decode(output: bytes | None) -> str:
+    return (output or b"").decode(errors="replace")
 
 
 def _describe_status(status: int) -> str:

@@ -25,7 +25,7 @@ from rich.table import Table
 
 from pyluo.cli.exit import UNAVAILABLE
 from pyluo.vm import Kernel, progress
-from pyluo.vm.machine.accelerator import Accelerator
+from pyluo.vm.machine.accelerator import Choice
 from pyluo.vm.machine.capacity import at_once
 from pyluo.vm.machine.qemu import find_binary
 from pyluo.vm.results import json_lines
@@ -74,7 +74,7 @@ def main() -> None:
         sys.exit(UNAVAILABLE)
     # Do first what only the first run would do otherwise, so that it is not measured.
     Kernel.find(arguments.kernel)
-    Accelerator.choose(find_binary())
+    Choice.make(find_binary())
     measured = measure(arguments.kernel, arguments.rounds)
     one, two = ([each.seconds for each in runs] for runs in measured.values())
     ratios = [less / more for more, less in zip(one, two, strict=True)]

@@ -8,48 +8,51 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pyluo import kexec
-from pyluo.descriptor import OwnedFd
-from pyluo.errors import (
-    AlreadyPreservedError,
-    DeviceBusyError,
-    DeviceInUseError,
-    DriverNotFoundError,
-    FdStoreError,
-    FeatureNotSupportedError,
-    HandoffError,
-    HandoverError,
-    ImageRejectedError,
-    IncomingStateError,
-    InvalidationError,
-    IoasLayoutError,
-    IommuUnavailableError,
-    IommuUnsupportedError,
-    IovaInUseError,
-    KernelTooOldError,
-    KexecBusyError,
-    LiveUpdateUnavailableError,
-    LuoError,
-    LuoPermissionError,
-    NoImageLoadedError,
-    NotBoundError,
-    NotPreservableError,
-    ObjectInUseError,
-    PciDeviceNotFoundError,
-    PreservedMemoryError,
-    SealedError,
-    SessionExistsError,
-    SessionNameError,
-    SessionNotFoundError,
-    SessionRetrievedError,
-    TokenInUseError,
-    TokenNotFoundError,
-    UserMappingError,
-    WrongSessionError,
-)
-from pyluo.liveupdate import LiveUpdate
-from pyluo.memfd import Memfd, Seal
-from pyluo.session import IncomingSession, OutgoingSession, session_from_fd
+if TYPE_CHECKING:
+    from pyluo import handoff, iommufd, kexec, kho, vfio
+    from pyluo.descriptor import OwnedFd
+    from pyluo.errors import (
+        AlreadyPreservedError,
+        DeviceBusyError,
+        DeviceInUseError,
+        DriverNotFoundError,
+        FdStoreError,
+        FeatureNotSupportedError,
+        HandoffError,
+        HandoverError,
+        ImageRejectedError,
+        IncomingStateError,
+        InvalidationError,
+        IoasLayoutError,
+        IommuUnavailableError,
+        IommuUnsupportedError,
+        IovaInUseError,
+        KernelTooOldError,
+        KexecBusyError,
+        LiveUpdateUnavailableError,
+        LuoError,
+        LuoPermissionError,
+        NoImageLoadedError,
+        NotBoundError,
+        NotPreservableError,
+        ObjectInUseError,
+        PciDeviceNotFoundError,
+        PreservedMemoryError,
+        SealedError,
+        SessionExistsError,
+        SessionNameError,
+        SessionNotFoundError,
+        SessionRetrievedError,
+        TokenInUseError,
+        TokenNotFoundError,
+        UserMappingError,
+        WrongSessionError,
+    )
+    from pyluo.fdstore import FdStore
+    from pyluo.iommu_layout import IoasLayout
+    from pyluo.liveupdate import LiveUpdate
+    from pyluo.memfd import Memfd, Seal
+    from pyluo.session import IncomingSession, OutgoingSession, session_from_fd
 
 __all__ = [
     "AlreadyPreservedError",
@@ -103,27 +106,69 @@ __all__ = [
     "vfio",
 ]
 
-if TYPE_CHECKING:
-    from pyluo import handoff, iommufd, kho, vfio
-    from pyluo.fdstore import FdStore
-    from pyluo.iommu_layout import IoasLayout
-
-# These are imported on first use: importing them at once would take a tenth of a second after every
-# jump of a guest.
-_LAZY = {
-    "handoff": "pyluo.handoff",
-    "kho": "pyluo.kho",
-    "iommufd": "pyluo.iommufd",
-    "vfio": "pyluo.vfio",
-    "FdStore": "pyluo.fdstore",
-    "IoasLayout": "pyluo.iommu_layout",
+# The modules that define the names. A name is imported when it is first used: importing all of them
+# takes a quarter of a second after every jump of an emulated guest, and pytest imports this package
+# in every run of a project that has pyluo installed.
+_HOMES = {
+    "descriptor": ("OwnedFd",),
+    "errors": (
+        "AlreadyPreservedError",
+        "DeviceBusyError",
+        "DeviceInUseError",
+        "DriverNotFoundError",
+        "FdStoreError",
+        "FeatureNotSupportedError",
+        "HandoffError",
+        "HandoverError",
+        "ImageRejectedError",
+        "IncomingStateError",
+        "InvalidationError",
+        "IoasLayoutError",
+        "IommuUnavailableError",
+        "IommuUnsupportedError",
+        "IovaInUseError",
+        "KernelTooOldError",
+        "KexecBusyError",
+        "LiveUpdateUnavailableError",
+        "LuoError",
+        "LuoPermissionError",
+        "NoImageLoadedError",
+        "NotBoundError",
+        "NotPreservableError",
+        "ObjectInUseError",
+        "PciDeviceNotFoundError",
+        "PreservedMemoryError",
+        "SealedError",
+        "SessionExistsError",
+        "SessionNameError",
+        "SessionNotFoundError",
+        "SessionRetrievedError",
+        "TokenInUseError",
+        "TokenNotFoundError",
+        "UserMappingError",
+        "WrongSessionError",
+    ),
+    "fdstore": ("FdStore",),
+    "iommu_layout": ("IoasLayout",),
+    "liveupdate": ("LiveUpdate",),
+    "memfd": ("Memfd", "Seal"),
+    "session": ("IncomingSession", "OutgoingSession", "session_from_fd"),
 }
+_MODULES = ("handoff", "iommufd", "kexec", "kho", "vfio")
 
 
 def __getattr__(name: str) -> object:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    module = import_module(_LAZY[name])
-    return getattr(module, name, module)
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
+    for home, names in _HOMES.items():
+        if name in names:
+            module = import_module(f"{__name__}.{home}")
+            globals().update((each, getattr(module, each)) for each in names)
+            return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

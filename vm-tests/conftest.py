@@ -228,25 +228,25 @@ def guest(pooled: GuestPool) -> Callable[..., VM]:
 
 
 @pytest.fixture
-def vm(pooled: GuestPool, _options: GuestOptions, kernel: Kernel, next_kernel: Kernel) -> VM:
+def vm(pooled: GuestPool, pyluo_options: GuestOptions, kernel: Kernel, next_kernel: Kernel) -> VM:
     """A guest in the state after its cold boot.
 
     This replaces the plugin's fixture, which boots a guest for each test.
     """
     key = f"{kernel.image} to {next_kernel.image}"
-    return pooled.take(key, lambda: _options.guest(kernel, next_kernel))
+    return pooled.take(key, lambda: pyluo_options.guest(kernel, next_kernel))
 
 
 @pytest.fixture
 def cold_vm(
-    _options: GuestOptions, kernel: Kernel, next_kernel: Kernel, request: pytest.FixtureRequest
+    pyluo_options: GuestOptions, kernel: Kernel, next_kernel: Kernel, request: pytest.FixtureRequest
 ) -> Iterator[VM]:
     """A guest that was booted for this test and ends after it.
 
     This is for tests that depend on how much memory a guest has: after a jump, a kernel counts the
     scratch areas as memory.
     """
-    guest = _options.guest(kernel, next_kernel, expects=expected_causes(request.node))
+    guest = pyluo_options.guest(kernel, next_kernel, expects=expected_causes(request.node))
     with closing(guest.__enter__()):
         yield guest
         if guest.running and not request.node.stash.get(FAILED, False):

@@ -29,7 +29,7 @@ def test_subtests_of_one_name_are_as_many_cases_of_junits_document(
     pytester: pytest.Pytester, workers: list[str]
 ) -> None:
     pytester.makepyfile(test_it=TESTS)
-    pytester.runpytest_subprocess("--junitxml=junit.xml", *workers)
+    pytester.runpytest_subprocess("--junitxml=junit.xml", "--pyluo-junit-subtests", *workers)
     (suite,) = ElementTree.parse(pytester.path / "junit.xml").getroot()
     cases = {
         # With pytest-xdist, names that come from its worker process are in quotes.

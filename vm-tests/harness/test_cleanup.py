@@ -70,9 +70,9 @@ subprocess.Popen = start
 vm.__enter__()
 """
 ASKS_FOR_KVM = """
-from pyluo.vm.machine.accelerator import Accelerator
+from pyluo.vm.machine.accelerator import Choice
 from pyluo.vm.machine.qemu import find_binary
-Accelerator.choose(find_binary())
+Choice.make(find_binary())
 """
 MARK = "PYLUO_TESTS_RUN"
 

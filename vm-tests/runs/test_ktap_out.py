@@ -235,7 +235,9 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ElementTree.Ele
         test += f"\ndef test_{name}(guest, ktap):\n    ktap(guest, [{str(path)!r}])\n"
     (folder / "test_it.py").write_text(test)
     subprocess.run(
-        [sys.executable, "-m", "pytest", "--junitxml=junit.xml"], cwd=folder, capture_output=True
+        [sys.executable, "-m", "pytest", "--junitxml=junit.xml", "--pyluo-junit-subtests"],
+        cwd=folder,
+        capture_output=True,
     )
     (suite,) = ElementTree.parse(folder / "junit.xml").getroot()
     found = suite.findall("testcase")

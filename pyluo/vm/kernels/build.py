@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from pyluo.vm import progress
+from pyluo.vm.cores import usable_cores
 from pyluo.vm.errors import HarnessError
 from pyluo.vm.kernels import cache, objects
 from pyluo.vm.kernels.kconfig import Fragment, Setting, find_unmet, merge
@@ -212,7 +213,7 @@ class _Build:
         """Compile the kernel, and return how many objects were compiled."""
         count = 0
         tail: list[str] = []
-        command = self._command(f"-j{os.cpu_count() or 1}", "bzImage", "vmlinux")
+        command = self._command(f"-j{usable_cores()}", "bzImage", "vmlinux")
         with progress.bar("compiling", expected) as move_bar, _Process(command) as process:
             for line in process.read_lines():
                 tail = [*tail[-30:], line]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from pyluo.guards import room_in_cgroups
+from pyluo.vm.cores import usable_cores
 
 __all__ = ["at_once", "room_for"]
 
@@ -20,7 +21,7 @@ def at_once(memory: int, cpus: int = 1) -> int:
         memory: the memory of each guest in bytes.
         cpus: the number of CPUs of each guest.
     """
-    return max(1, min(len(os.sched_getaffinity(0)) // cpus, room_for(memory)))
+    return max(1, min(usable_cores() // cpus, room_for(memory)))
 
 
 def room_for(memory: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import platform
 import secrets
 import shutil
 import socket
@@ -41,12 +42,23 @@ def find_binary() -> str:
     """Return the path of QEMU.
 
     Raises:
-        HarnessError: QEMU is not installed.
+        HarnessError: QEMU is not installed, or this host is no x86-64 machine.
     """
+    if platform.machine() != "x86_64":
+        raise HarnessError(
+            f"this host is an {platform.machine()} machine",
+            "guests run the host's own programs on an x86-64 kernel: use an x86-64 host",
+        )
     path = shutil.which(BINARY)
     if path is None:
         raise HarnessError(f"{BINARY} is not installed", "install it: apt install qemu-system-x86")
     return path
+
+
+def version(qemu: str) -> str:
+    """Return the first line of `qemu --version`: its name and version."""
+    done = subprocess.run([qemu, "--version"], capture_output=True, text=True, check=True)
+    return done.stdout.partition("\n")[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

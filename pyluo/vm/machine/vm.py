@@ -18,15 +18,16 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 import pyluo
 from pyluo.guest import commands, wire
 from pyluo.guest.wire import GuestObject
+from pyluo.vm import progress
 from pyluo.vm.errors import GuestCrash, HarnessError
 from pyluo.vm.kernels.kernel import Kernel
-from pyluo.vm.machine import bytecode
-from pyluo.vm.machine.accelerator import Accelerator
+from pyluo.vm.machine import bytecode, kvm
+from pyluo.vm.machine.accelerator import Accelerator, Choice
 from pyluo.vm.machine.guest import Guest
 from pyluo.vm.machine.needs import needs
 from pyluo.vm.machine.qemu import Machine, find_binary
 from pyluo.vm.machine.timeline import GuestLog, Jump
-from pyluo.vm.machine.usage import usage
+from pyluo.vm.machine.usage import Position, usage
 
 if TYPE_CHECKING:
     import socket
@@ -140,21 +141,40 @@ class VM:
         self._guest: Guest | None = None
 
     def __enter__(self) -> Self:
+        qemu = find_binary()
+        choice = Choice.make(qemu, self._accelerator)
+        bytecode.compile_package(_GUEST.parent)
+        usage.count_boot()
+        try:
+            self._start(choice.accelerator)
+        except GuestCrash as crash:
+            # Before anything is said of the kernel: KVM may run a boot sector, and no kernel.
+            untried = choice.accelerator is Accelerator.KVM and not choice.asked
+            if not untried or kvm.probe(qemu).proven or crash.booted or crash.console:
+                raise
+            kvm.distrust(qemu)
+            progress.say(f"{kvm.probe(qemu).reason}: guests are emulated from now on")
+            self._start(Accelerator.TCG)
+        else:
+            if choice.accelerator is Accelerator.KVM:
+                kvm.prove(qemu)
+        usage.running.append(self)
+        return self
+
+    def _start(self, accelerator: Accelerator) -> None:
         machine = Machine(
             image=self._first.image,
             cmdline=self._cmdline(self._first, self._append),
-            accelerator=self._accelerator or Accelerator.choose(find_binary()),
+            accelerator=accelerator,
             memory=self._memory,
             cpus=self._cpus,
             devices=self._devices,
             network=self._network,
         )
-        bytecode.compile_package(_GUEST.parent)
-        usage.boots += 1
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="pyluo-vm", daemon=True)
-        self._thread.start()
         try:
+            self._thread.start()
             self._guest = self._run(
                 _call_here(Guest, machine, self._first, self._expects, self._silence, self._vmcores)
             )
@@ -162,8 +182,6 @@ class VM:
         except BaseException:
             self.close()
             raise
-        usage.running.append(self)
-        return self
 
     def __exit__(
         self,
@@ -179,10 +197,8 @@ class VM:
 
     def close(self) -> None:
         """End the guest; closing it twice does nothing."""
-        if self in usage.running:
-            usage.running.remove(self)
-        if usage.ended is not None and self.running:
-            usage.ended.append(self.log)
+        if self.running:
+            usage.count_end(self)
         loop, self._loop = self._loop, None
         guest, self._guest = self._guest, None
         if loop is None or self._thread is None:
@@ -424,10 +440,18 @@ class VM:
             last = replace(last, timeline=now)
         return (*before, last)
 
+    def log_since(self, position: Position) -> GuestLog:
+        """Return the record of what happened in the guest after a position.
+
+        It can be used after the guest has ended.
+        """
+        kernel = self._first.name
+        return GuestLog(kernel, self.jumps[position.jumps :], self.console[position.console :])
+
     @property
-    def log(self) -> GuestLog:
-        """The record of what happened in the guest so far, for use after the guest has ended."""
-        return GuestLog(self._first.name, self.jumps, self.console)
+    def position(self) -> Position:
+        """How far the guest has come."""
+        return Position(self.requests, len(self.jumps), len(self.console))
 
     @property
     def life(self) -> Life:

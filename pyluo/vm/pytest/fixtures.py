@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pyluo.vm.machine.options import GuestOptions
-from pyluo.vm.pytest.subtests import Ktap
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pyluo.vm.errors import Cause
     from pyluo.vm.kernels.kernel import Kernel
+    from pyluo.vm.machine.options import GuestOptions
     from pyluo.vm.machine.vm import VM
+    from pyluo.vm.pytest.subtests import Ktap
 
 __all__ = ["EXPECTS", "FAILED", "GUEST_FIXTURES", "expected_causes", "replace_shared"]
 
@@ -28,26 +27,28 @@ _shared_key = pytest.StashKey["_SharedGuest"]()
 
 
 @pytest.fixture(scope="session")
-def _options(pytestconfig: pytest.Config) -> GuestOptions:
+def pyluo_options(pytestconfig: pytest.Config) -> GuestOptions:
+    from pyluo.vm.machine.options import GuestOptions
+
     return GuestOptions.of(pytestconfig.option, _PREFIX)
 
 
 @pytest.fixture(scope="session")
-def kernel(_options: GuestOptions) -> Kernel:
+def kernel(pyluo_options: GuestOptions) -> Kernel:
     """Return the kernel that --pyluo-kernel names, built if it is not in the cache."""
-    return _options.find_kernel()
+    return pyluo_options.find_kernel()
 
 
 @pytest.fixture(scope="session")
-def _to(_options: GuestOptions) -> Kernel | None:
-    return _options.find_next()
+def pyluo_to(pyluo_options: GuestOptions) -> Kernel | None:
+    return pyluo_options.find_next()
 
 
 # Not for the session: tests may replace `kernel` by a fixture with a narrower scope.
 @pytest.fixture
-def next_kernel(_to: Kernel | None, kernel: Kernel) -> Kernel:
+def next_kernel(pyluo_to: Kernel | None, kernel: Kernel) -> Kernel:
     """Return the kernel that guests live-update to: --pyluo-to names it; by default, `kernel`."""
-    return _to or kernel
+    return pyluo_to or kernel
 
 
 @pytest.fixture(scope="session")
@@ -59,23 +60,23 @@ def hops(pytestconfig: pytest.Config) -> int:
 
 @pytest.fixture
 def vm(
-    _options: GuestOptions, kernel: Kernel, next_kernel: Kernel, request: pytest.FixtureRequest
+    pyluo_options: GuestOptions, kernel: Kernel, next_kernel: Kernel, request: pytest.FixtureRequest
 ) -> Iterator[VM]:
     """Boot a guest for this test, and end the guest after the test."""
-    guest = _options.guest(kernel, next_kernel, expects=expected_causes(request.node))
+    guest = pyluo_options.guest(kernel, next_kernel, expects=expected_causes(request.node))
     with closing(guest.__enter__()):
         yield guest
         _check_at_end(request.node, guest)
 
 
 @pytest.fixture
-def shared_vm(_shared: _SharedGuest, request: pytest.FixtureRequest) -> Iterator[VM]:
+def shared_vm(pyluo_shared: _SharedGuest, request: pytest.FixtureRequest) -> Iterator[VM]:
     """Return a guest that several tests use; they must leave nothing behind in it.
 
     After a test that failed, the next test gets a fresh guest.
     """
-    request.node.stash[_guest_key] = guest = _shared.get()
-    request.node.stash[_shared_key] = _shared
+    request.node.stash[_guest_key] = guest = pyluo_shared.get()
+    request.node.stash[_shared_key] = pyluo_shared
     yield guest
     _check_at_end(request.node, guest)
 
@@ -85,12 +86,16 @@ def ktap(subtests: pytest.Subtests) -> Ktap:
     """Return a function `ktap(vm, argv)`: it runs a program that reports in KTAP in a guest, and
     makes each of the program's cases a subtest.
     """
+    from pyluo.vm.pytest.subtests import Ktap
+
     return Ktap(subtests)
 
 
 @pytest.fixture(scope="session")
-def _shared(_options: GuestOptions, kernel: Kernel, _to: Kernel | None) -> Iterator[_SharedGuest]:
-    with closing(_SharedGuest(_options, kernel, _to)) as shared:
+def pyluo_shared(
+    pyluo_options: GuestOptions, kernel: Kernel, pyluo_to: Kernel | None
+) -> Iterator[_SharedGuest]:
+    with closing(_SharedGuest(pyluo_options, kernel, pyluo_to)) as shared:
         yield shared
 
 

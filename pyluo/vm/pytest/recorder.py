@@ -1,5 +1,7 @@
 """Write the verdict on each test to files, and show the consoles of guests if a test failed.
 
+The plugin registers this module when the first guest boots, or if one of the files is wanted.
+
 ``--pyluo-record FILE`` writes a line of JSON for each test, with the timelines and the consoles of
 its guests; `pyluo.vm.results.json_lines` reads the file. ``--pyluo-ktap FILE`` writes KTAP.
 """
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
     from pyluo.vm.machine.timeline import GuestLog
 
-__all__: list[str] = []
+__all__ = ["open_files"]
 
 E = TypeVar("E", bound=BaseException)
 
@@ -32,16 +34,12 @@ _NOT_FINISHED = "it was not run to its end"
 # The attribute of pytest's reports in which this module puts what it knows, as values that JSON can
 # represent, because pytest-xdist sends reports to the main process.
 _NOTE = "pyluo_record"
-_requests_key = pytest.StashKey[dict[int, int]]()
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Register the recorder, except in a worker of pytest-xdist: the main process records."""
-    if hasattr(config, "workerinput"):
-        return
+def open_files(config: pytest.Config) -> None:
+    """Open the files that the options name, and register the plugin that writes them."""
     record, ktap = (_open(config, option) for option in ("--pyluo-record", "--pyluo-ktap"))
-    if record or ktap:
-        config.pluginmanager.register(_Recorder(record, ktap), "pyluo-recorder")
+    config.pluginmanager.register(_Recorder(record, ktap), "pyluo-recorder")
 
 
 def _open(config: pytest.Config, option: str) -> IO[str] | None:
@@ -71,9 +69,12 @@ class _Recorder:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Add the result of a phase or of a subtest to the verdict on a test.
 
-        If several phases went wrong, the first of them counts.
+        If several phases went wrong, the first of them counts. If a plugin runs a test again after
+        it failed, the last run counts.
         """
-        verdict = self._begun.get(report.nodeid, Verdict(report.nodeid, Outcome.PASSED))
+        verdict = Verdict(report.nodeid, Outcome.PASSED)
+        if report.when != "setup":
+            verdict = self._begun.get(report.nodeid, verdict)
         part = _make_verdict(report)
         if isinstance(report, pytest.SubtestReport):
             verdict = replace(verdict, subtests=(*verdict.subtests, part))
@@ -151,13 +152,6 @@ def _adopt_outcome(verdict: Verdict, part: Verdict) -> Verdict:
     )
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Begin to record which guests this test uses."""
-    usage.ended = []
-    item.stash[_requests_key] = {id(guest): guest.requests for guest in usage.running}
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
@@ -174,7 +168,7 @@ def pytest_runtest_makereport(
         "booted": failure is None or failure.booted,
     }
     if report.when == "call" or report.failed:
-        guests = _find_guests(item)
+        guests = usage.find_logs()
         if item.config.getoption("--pyluo-record"):
             note["guests"] = [asdict(guest) for guest in guests]
         if outcome is Outcome.FAILED:
@@ -194,8 +188,8 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     This is done before pytest-xdist sends the report to the main process, where the values in the
     name would arrive quoted. The report on the test itself, which comes later, has the guests.
     """
-    if isinstance(report, pytest.SubtestReport):
-        note = getattr(report, _NOTE)
+    note = getattr(report, _NOTE, None)
+    if note is not None and isinstance(report, pytest.SubtestReport):
         note.setdefault("name", _subtest_name(report.context.msg, report.context.kwargs))
         note.pop("guests", None)
 
@@ -203,13 +197,6 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 def _subtest_name(message: str | None, values: Mapping[str, str]) -> str:
     words = [*filter(None, [message]), *(f"{name}={value}" for name, value in values.items())]
     return ", ".join(words) or "subtest"
-
-
-def _find_guests(item: pytest.Item) -> list[GuestLog]:
-    """Return the records of the guests that a test booted or sent requests to."""
-    before = item.stash.get(_requests_key, {})
-    used = [guest for guest in usage.running if guest.requests != before.get(id(guest))]
-    return [*(usage.ended or ()), *(guest.log for guest in used)]
 
 
 def _determine_outcome(report: pytest.TestReport, error: BaseException | None) -> Outcome:

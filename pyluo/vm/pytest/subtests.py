@@ -81,29 +81,36 @@ def _report(verdict: Verdict) -> None:
 
 
 def separate_subtests(config: pytest.Config) -> None:
-    """Make --junitxml write a test case for each subtest.
+    """Make --junitxml write a test case for each subtest, for --pyluo-junit-subtests.
 
     Without this, pytest writes the subtests that failed into the case of their test, and no
     subtests that passed. Subtests of the same name get numbers.
     """
-    from _pytest.junitxml import mangle_test_address, xml_key
+    # pytest has no public interface for this.
+    try:
+        from _pytest.junitxml import LogXML, mangle_test_address, xml_key
 
+        open_case = LogXML._opentestcase
+        describe = pytest.SubtestReport._sub_test_description
+    except (ImportError, AttributeError) as error:
+        raise pytest.UsageError(
+            f"--pyluo-junit-subtests does not work with pytest {pytest.__version__} ({error})"
+        ) from None
     xml: Any = config.stash.get(xml_key, None)
     if xml is None:
         return
-    open_case = xml._opentestcase
     numbers = Counter[object]()
 
     def open_own_case(report: pytest.TestReport) -> object:
         if not isinstance(report, pytest.SubtestReport):
-            return open_case(report)
-        description = report._sub_test_description()
+            return open_case(xml, report)
+        description = describe(report)
         test = report.nodeid, getattr(report, "node", None)  # pytest-xdist's worker
         numbers[test, description] += 1
         number = numbers[test, description]
         renamed = copy(report)
         renamed.nodeid = f"{report.nodeid}{description}{number}"
-        case = open_case(renamed)
+        case = open_case(xml, renamed)
         # Set the name here, because pytest would cut off the name in the report at its first
         # bracket.
         name = f"{mangle_test_address(report.nodeid)[-1]}{description}"

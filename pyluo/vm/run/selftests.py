@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyluo.vm import progress
+from pyluo.vm.cores import usable_cores
 from pyluo.vm.errors import HarnessError
 from pyluo.vm.kernels import build, cache
 
@@ -145,7 +146,7 @@ def _compile(suite: Suite, tree: Path, headers: Path, objects: Path, result: Pat
         f"OUTPUT={objects}", f"KHDR_INCLUDES=-isystem {headers}",
     ]  # fmt: skip
     what = f"building the selftests {suite.name}"
-    build.run_step(what, [*make, f"-j{os.cpu_count() or 1}"])
+    build.run_step(what, [*make, f"-j{usable_cores()}"])
     for folder, variable in _LISTS.items():
         (result / folder).mkdir()
         rule = f"pyluo-list: ; @echo $({variable})"

@@ -3,17 +3,16 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shutil
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
+import pyluo
 from pyluo import kho
 from pyluo.cli import main
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @pytest.fixture
@@ -147,3 +146,26 @@ def test_progress_is_shown_on_a_terminal_and_nowhere_else() -> None:
     )
     assert b"saving, MiB" in shown
     assert piped.stderr == b""
+
+
+@pytest.mark.parametrize(
+    ("words", "broken", "status"),
+    [
+        (["vm", "bisect", "test_it.py"], "argparse.py", 125),
+        (["vm", "bisect", "test_it.py"], "pyluo/cli/vm/bisect.py", 125),
+        (["status"], "argparse.py", 69),
+        (["status"], "pyluo/cli/status.py", 69),
+        (["status"], "pyluo/_ffi.py", 69),
+    ],
+)
+def test_a_pyluo_that_is_broken_is_no_verdict(
+    tmp_path: Path, words: list[str], broken: str, status: int
+) -> None:
+    copy = tmp_path / "pyluo"
+    shutil.copytree(Path(pyluo.__file__).parent, copy, ignore=shutil.ignore_patterns("*.so"))
+    (tmp_path / broken).write_text("raise ImportError('broken')\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "pyluo", *words], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == status, done.stderr
+    assert "ImportError: broken" in done.stderr

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pyluo.cli.exit import UNTESTABLE
 from pyluo.cli.vm import program
 from pyluo.vm.machine import options
 
@@ -18,9 +19,8 @@ if TYPE_CHECKING:
     from pyluo.cli.parsers import Subparsers
     from pyluo.vm.run.bisection import Step
 
-__all__ = ["UNTESTABLE", "add_parser"]
+__all__ = ["add_parser"]
 
-UNTESTABLE = 125  # git-bisect(1): the commit cannot be tested
 
 _EXAMPLE = """\
 in a kernel tree:

@@ -7,7 +7,26 @@ from typing import BinaryIO
 
 from pyluo.kernel_log import KernelLog
 
-__all__ = ["dmesg", "log_warning", "run"]
+__all__ = ["PATH", "dmesg", "find_program", "log_warning", "run"]
+
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""The PATH of programs in a guest."""
+
+
+def find_program(name: str, folder: str) -> str | None:
+    """Return the path of a program, as the guest would find it; None if it could not run it.
+
+    Args:
+        name: the path of the program, or its name in the guest's PATH.
+        folder: the folder that a relative path begins at.
+    """
+    folders = [""] if "/" in name else os.get_exec_path()
+    for each in folders:
+        path = os.path.join(folder, each, name)
+        if os.path.isfile(path) and os.access(path, os.X_OK):
+            return path
+    return None
 
 
 def run(argv: list[str], folder: str, timeout: float) -> tuple[int, bytes, bytes]:

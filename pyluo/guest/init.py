@@ -17,12 +17,11 @@ from contextlib import suppress
 # before the standard library, each import from it would first search them, over 9p.
 sys.path += os.environ["PYLUO_PATH"].split(":")
 
-# The kernel does not set PATH for init; the worker needs it to find programs.
-os.environ["PATH"] = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
-from pyluo.guest import mounts, worker
+from pyluo.guest import commands, mounts, worker
 from pyluo.guest.heartbeat import Heartbeat
 
+# The kernel does not set PATH for init; the worker needs it to find programs.
+os.environ["PATH"] = commands.PATH
 mounts.mount_all()
 # The guest may have booted with `quiet`, but from now on the host needs the kernel's warnings on
 # the console. A kernel without CONFIG_SYSCTL does not have this file.

@@ -137,18 +137,27 @@ def _find_function(reference: str, file: str | None) -> Any:
     return wire.resolve(name + ":" + reference.partition(":")[2])
 
 
+def _bring_up_network() -> str:
+    """Bring up the network, and return why that failed; empty if it did not.
+
+    The host must be told: a worker that ends lets the kernel panic, which looks like its fault.
+    """
+    from pyluo.guest import network
+
+    try:
+        network.bring_up()
+    except Exception as error:
+        return f"the guest's network did not come up: {error!r}"
+    return ""
+
+
 def run_worker() -> None:
     """Tell the host that the worker is up, and answer requests until the machine is gone."""
     channel = port.Port.find()
     port.set_mark_port(channel)
-    if os.environ.get("PYLUO_NETWORK"):
-        from pyluo.guest import network
-
-        network.bring_up()
+    problem = _bring_up_network() if os.environ.get("PYLUO_NETWORK") else ""
     with open(_BOOT_ID) as file:
         boot_id = file.read().strip()
-    release = os.uname().release
-    channel.send_first(
-        {"hello": {"boot_id": boot_id, "release": release, "updates": KernelLog().updates}}
-    )
+    hello = {"boot_id": boot_id, "release": os.uname().release, "updates": KernelLog().updates}
+    channel.send_first({"hello": hello | {"problem": problem}})
     Worker(channel, boot_id).serve()

@@ -19,8 +19,12 @@ PYLUO = [sys.executable, "-m", "pyluo", "vm", "bisect"]
 TESTS = """
 import pytest
 from pyluo.vm import Death, GuestCrash, HarnessError, Complaint
+from pyluo.vm.machine.timeline import GuestLog
+from pyluo.vm.machine.usage import usage
 
-def test_passes(): pass
+def use_guest(): usage.ended.append(GuestLog("k", (), ""))
+def test_passes(): use_guest()
+def test_alone(): pass
 def test_fails(): assert "seals" == "gone"
 def test_skips(): pytest.skip("no device")
 def test_qemu(): raise GuestCrash(Death.QEMU, "killed by SIGKILL", kernel="k", life=1, console=())
@@ -40,6 +44,7 @@ def test_unbootable():
     raise GuestCrash(Death.SILENT, "no word", kernel="k", life=1, console=(), booted=False)
 def test_edits(request):
     import pathlib
+    use_guest()
     pathlib.Path("init.c").write_text("int edited;")
     request.getfixturevalue("kernel")
     assert len(pathlib.Path("../compilations").read_text().split()) == 1
@@ -65,6 +70,7 @@ def bisect(*words: str) -> subprocess.CompletedProcess[str]:
     ("tests", "status", "message"),
     [
         (["../test_it.py::test_passes"], 0, "Linux 7.9.9 is good"),
+        (["../test_it.py::test_alone"], 125, "no test that passed used a guest"),
         (["../test_it.py::test_fails"], 1, "is bad: "),
         (["../test_it.py::test_crash"], 1, "kernel oops: NULL"),
         (["../test_it.py::test_passes", "../test_it.py::test_fails"], 1, "is bad: "),
@@ -107,6 +113,9 @@ def test_only_a_test_that_failed_makes_a_kernel_bad(
         ([], True),
         (["-x"], True),
         (["-k", "hop or here"], True),
+        (["-k", "kernel or hop"], True),
+        (["-k", "live_update", "-m", "not slow", "-p", "no:doctest"], True),
+        (["-x", "."], False),
         ([".", "-x"], False),
         (["test_here.py::test_here"], False),
         (["--pyargs", "test_here"], False),
@@ -116,6 +125,9 @@ def test_options_alone_are_for_the_checks_that_come_with_pyluo(
     words: list[str], own: bool, tree: Path
 ) -> None:
     (tree / "test_here.py").write_text("def test_here(): pass")
+    for word in words:  # in a kernel tree there are folders of many names
+        if word[0] not in "-." and "." not in word and not word.startswith("test_"):
+            (tree / word).mkdir()
     done = bisect("--", "--collect-only", "-q", *words)
     assert done.returncode == 125
     assert ("test_here" in done.stdout, "test_live_update" in done.stdout) == (not own, own)

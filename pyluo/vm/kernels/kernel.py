@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Kernel", "is_image", "pin_kernels"]
 
+_INSTALLED_CONFIG = "config"
 _PINNED = "PYLUO_KERNELS"  # the environment variable that `pin_kernels` returns
 
 _TARBALLS = (".tar", ".tar.gz", ".tar.xz", ".tar.zst", ".tar.bz2", ".tgz", ".txz")
@@ -155,9 +156,14 @@ def _find_build_files(image: Path) -> tuple[Path | None, Path | None, Path | Non
     """Return the paths of an image's config, System.map and vmlinux, each None if not known.
 
     They are known if the image is where its build left it. If vmlinux was linked again after the
-    image was made, its addresses are different, so that the result is three times None.
+    image was made, its addresses are different, so that the result is three times None. Of a
+    distribution's image, the config is known: of /boot/vmlinuz-RELEASE it is /boot/config-RELEASE.
     """
     folder = image.resolve().parent
+    kind, dash, release = image.resolve().name.partition("-")
+    installed = folder / f"{_INSTALLED_CONFIG}{dash}{release}"
+    if kind == "vmlinuz" and installed.is_file():
+        return installed, None, None
     if folder.parts[-3:] == ("arch", "x86", "boot"):
         folder, config = folder.parents[2], ".config"
     else:

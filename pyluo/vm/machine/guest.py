@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from contextlib import suppress
 from itertools import count
@@ -34,6 +35,7 @@ __all__ = ["Guest"]
 _MESSAGE_LIMIT = 1 << 30  # bytes
 _NOTE_TIMEOUT = 10.0  # seconds for a line of the kernel's log to appear on the console
 _QMP_TIMEOUT = 60.0  # seconds for QEMU to carry out a command
+_DISCONNECT_LIMIT = 5.0  # seconds
 # A guest counts as hung if it gives no sign of life for _SILENCE_FACTOR times as long as its cold
 # boot took, but for at least _SILENCE_LEAST seconds.
 _SILENCE_FACTOR, _SILENCE_LEAST = 4, 10.0
@@ -75,6 +77,8 @@ class Guest:
         )
         self.lives = Lives(kernel, self.console)
         self._qmp = QMPClient("pyluo")
+        # It logs the end of its tasks as errors, and all that matters here is raised.
+        self._qmp.logger.setLevel(logging.CRITICAL + 1)
         self._vitals = Vitals(self.console)
         self.watch = Watch(
             self.process,
@@ -272,14 +276,25 @@ class Guest:
         """Kill QEMU and close all channels."""
         try:
             await self.watch.close()
-            with suppress(Exception):  # QEMU must end now, even if it cannot be disconnected
-                await self._qmp.disconnect()
+            await self._disconnect()
             if self._console_transport is not None:
                 self._console_transport.close()
             for writer in self._writers:
                 writer.transport.abort()
         finally:
             await asyncio.to_thread(self.process.close)
+
+    async def _disconnect(self) -> None:
+        """Disconnect from QEMU's monitor, if that is possible: QEMU must end in any case."""
+        try:
+            await asyncio.wait_for(self._qmp.disconnect(), _DISCONNECT_LIMIT)
+        except asyncio.CancelledError:
+            # qemu.qmp also raises this when its own tasks end, and nobody has cancelled this one.
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+        except Exception:
+            return
 
     async def _send(self, message: wire.Message) -> asyncio.Future[wire.Message]:
         """Send a request to the worker of the current life; return a future for its answer."""
@@ -298,6 +313,8 @@ class Guest:
         hello = await self.watch.wait_for(
             self._hello, timeout, Death.SILENT, "no word from the worker"
         )
+        if problem := hello.get("problem"):
+            raise HarnessError(problem)
         blackout = None
         with suppress(KeyError):  # this is the cold boot, or the guest jumped by itself meanwhile
             blackout = self.timeline.blackout

@@ -1,14 +1,16 @@
-"""The memory, the time and the command line that a kernel needs because of its configuration."""
+"""What a kernel needs because of its configuration, and what the harness needs of it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pyluo.vm.errors import HarnessError
+
 if TYPE_CHECKING:
     from pyluo.vm.kernels.kernel import Kernel
 
-__all__ = ["PLAIN", "Needs", "needs"]
+__all__ = ["PLAIN", "Needs", "check_options", "explain_root", "needs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,3 +50,51 @@ _SANITIZED = Needs(
 def needs(kernel: Kernel) -> Needs:
     """Return what a kernel needs; a kernel whose configuration is not known gets the defaults."""
     return _SANITIZED if kernel.has("CONFIG_KASAN") else PLAIN
+
+
+# Without one of these, built in, the guest cannot mount the host's files, run its first process or
+# reach the host.
+_ROOT = ("CONFIG_VIRTIO_PCI", "CONFIG_NET_9P_VIRTIO", "CONFIG_9P_FS")
+_OPTIONS = (
+    *_ROOT, "CONFIG_SERIAL_8250_CONSOLE", "CONFIG_VIRTIO_CONSOLE", "CONFIG_BINFMT_ELF",
+    "CONFIG_DEVTMPFS_MOUNT", "CONFIG_PROC_FS", "CONFIG_SYSFS", "CONFIG_TMPFS",
+    "CONFIG_UNIX98_PTYS",
+)  # fmt: skip
+_NETWORK = ("CONFIG_VIRTIO_NET",)
+_NO_ROOT = ("VFS: Cannot open root device", "VFS: Unable to mount root fs")
+
+
+def check_options(kernel: Kernel, *, network: bool) -> None:
+    """Check that a kernel can run a guest; nothing is known if its configuration is not known.
+
+    Args:
+        kernel: the kernel.
+        network: whether the guest has a network interface.
+
+    Raises:
+        HarnessError: the kernel lacks options, or has them as modules.
+    """
+    if kernel.config is None:
+        return
+    wanted = _OPTIONS + (_NETWORK if network else ())
+    if missing := [option for option in wanted if not kernel.has(option)]:
+        raise HarnessError(
+            f"the kernel {kernel.name} cannot run a guest: it lacks {', '.join(missing)}",
+            "a guest has no initramfs and loads no modules: build the kernel with these set to y",
+        )
+
+
+def explain_root(kernel: Kernel, console: str) -> HarnessError | None:
+    """Return the error for a kernel that could not mount the host's files; None if it could.
+
+    Args:
+        kernel: the kernel.
+        console: the text of the console.
+    """
+    if not any(words in console for words in _NO_ROOT):
+        return None
+    return HarnessError(
+        f"the kernel {kernel.name} cannot mount the host's files as its root",
+        f"a guest has no initramfs and loads no modules: build the kernel with {', '.join(_ROOT)} "
+        f"set to y",
+    )

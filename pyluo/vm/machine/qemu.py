@@ -215,6 +215,15 @@ class QemuProcess:
             raise HarnessError("QEMU's keeper did not start", report or "it gave no reason")
         self.pid = int(report)
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether QEMU was stopped by a signal, or by a debugger."""
+        try:
+            stat = Path(f"/proc/{self.pid}/stat").read_text()
+        except OSError:
+            return False
+        return stat.rpartition(")")[2].split()[0] in ("T", "t")
+
     async def wait_for_end(self) -> int:
         """Wait until QEMU ends.
 

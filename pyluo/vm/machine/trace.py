@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import subprocess
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from pyluo.vm.errors import HarnessError
 from pyluo.vm.kernels.symbols import Symbols
 from pyluo.vm.machine.report import STAMP
 
@@ -29,13 +32,13 @@ _HEADING = re.compile(
 def trace(lines: Sequence[str], kernel: Kernel) -> tuple[str, ...]:
     """Return the lines of a report that show calls, and the headings of its traces.
 
-    The file and line in the source are added to each call if vmlinux has debug information.
+    The file and line in the source are added to each call if vmlinux has debug information, and
+    can still be read.
 
     Args:
         lines: the lines of the report, as the kernel printed them.
         kernel: the kernel that printed the report.
     """
-    symbols = Symbols(kernel)
     texts = [_STAMP.sub("", line).rstrip() for line in lines]
     frames = {
         number: match
@@ -43,7 +46,10 @@ def trace(lines: Sequence[str], kernel: Kernel) -> tuple[str, ...]:
         if not _GUESS.match(text) and (match := _FRAME.search(text))
     }
     calls = [(match["symbol"], match["rip"] is None) for match in frames.values()]
-    places = symbols.find_lines(calls)
+    places: dict[tuple[str, bool], str] = {}
+    # What the kernel said counts, even if the tree that it was built from is gone or half rebuilt.
+    with suppress(OSError, ValueError, LookupError, HarnessError, subprocess.SubprocessError):
+        places = Symbols(kernel).find_lines(calls)
     readable = []
     for number, text in enumerate(texts):
         if match := frames.get(number):

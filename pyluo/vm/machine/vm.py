@@ -24,7 +24,7 @@ from pyluo.vm.kernels.kernel import Kernel
 from pyluo.vm.machine import bytecode, kvm
 from pyluo.vm.machine.accelerator import Accelerator, Choice
 from pyluo.vm.machine.guest import Guest
-from pyluo.vm.machine.needs import needs
+from pyluo.vm.machine.needs import check_options, explain_root, needs
 from pyluo.vm.machine.qemu import Machine, find_binary
 from pyluo.vm.machine.timeline import GuestLog, Jump
 from pyluo.vm.machine.usage import Position, usage
@@ -162,6 +162,7 @@ class VM:
         return self
 
     def _start(self, accelerator: Accelerator) -> None:
+        check_options(self._first, network=self._network)
         machine = Machine(
             image=self._first.image,
             cmdline=self._cmdline(self._first, self._append),
@@ -179,6 +180,12 @@ class VM:
                 _call_here(Guest, machine, self._first, self._expects, self._silence, self._vmcores)
             )
             self._run(self._guest.start(self._timeout(self._first)))
+        except GuestCrash as crash:
+            no_root = explain_root(self._first, self.console)
+            self.close()
+            if no_root is not None:
+                raise no_root from crash
+            raise
         except BaseException:
             self.close()
             raise
@@ -290,6 +297,7 @@ class VM:
             GuestCrash: the guest died on the way, or did not speak in time after the jump.
         """
         kernel = self._next() if to is None else Kernel.find(to)
+        check_options(kernel, network=self._network)
         cmdline = self._cmdline(kernel, self._append if append is None else append)
         image = os.fspath(kernel.image)
         guest = self._running_guest()
@@ -297,11 +305,14 @@ class VM:
         self.requests += 1
         self._used = True
         origin, tried = guest.lives.kernel, not guest.watch.dead
+        before = len(self.console)
         try:
             refusal = self._run(guest.jump(image, cmdline, kernel, self._timeout(kernel)))
         except GuestCrash:
             if tried:
                 self._jumps.append(Jump(origin.name, kernel.name, False, guest.timeline))
+            if no_root := explain_root(kernel, self.console[before:]):
+                raise no_root from None
             raise
         if refusal is not None:
             raise wire.decode(refusal["error"], find=wire.resolve_loaded)

@@ -155,8 +155,8 @@ class Watch:
         if awaited.done():
             return awaited.result()
         awaited.cancel()
-        if death is Death.HANG:
-            await self._wait_for_sign_of_life()
+        if death is Death.HANG and not await self._wait_for_sign_of_life():
+            death, what = Death.QEMU, f"its monitor does not answer, and {what}"
         self.declare_dead(death, f"{what} within {timeout:g} s")
         raise await self.cause_of_death()
 
@@ -180,6 +180,8 @@ class Watch:
         if self.dead:
             return
         self.dying = True
+        if cause in HANGS and self._process.is_stopped:
+            cause, reason = Death.QEMU, f"it is stopped, by a signal or a debugger; {reason}"
         if self._lives.has_left and cause in HANGS:
             cause = Death.LANDING
         elif cause is Death.LANDING:
@@ -229,16 +231,24 @@ class Watch:
     async def _examine(
         self, cause: Cause, reason: str, life: int, kernel: Kernel, report: Report | None
     ) -> None:
-        crash = await self._postmortem.examine(
-            cause,
-            reason,
-            life,
-            kernel,
-            report=report,
-            has_halted=self._shutdown.done,
-            since_request=self.reports_before_request,
-            booted=self._lives.current is not None,
-        )
+        booted = self._lives.current is not None
+        try:
+            crash = await self._postmortem.examine(
+                cause,
+                reason,
+                life,
+                kernel,
+                report=report,
+                has_halted=self._shutdown.done,
+                since_request=self.reports_before_request,
+                booted=booted,
+            )
+        except Exception as error:  # the guest is dead all the same
+            console = self._console.tail()
+            crash = GuestCrash(
+                cause, reason, kernel=kernel.name, life=life, console=console, booted=booted
+            )
+            crash.add_note(f"What the guest died of could not be examined further: {error!r}")
         if not self.death.done():
             self.death.set_result(crash)
 
@@ -301,26 +311,36 @@ class Watch:
             if status in _BROKEN:
                 self.declare_dead(Death.QEMU, f"QEMU stopped the guest: {status}")
                 return
+            if not status:
+                self.declare_dead(Death.QEMU, "its monitor does not answer")
+                return
             if status not in _RUNNING:
                 self._vitals.excuse_silence()  # the guest is stopped, and may be resumed later
             elif max(self._vitals.last_sign, self._vitals.excused) < asked:
                 self.declare_dead(Death.SILENT_HANG, f"nothing for {quiet:.1f} s")
                 return
 
-    async def _wait_for_sign_of_life(self) -> None:
+    async def _wait_for_sign_of_life(self) -> bool:
         """Wait for the next sign of life, or until the guest counts as hung.
 
         The guest may have died just before the time for its answer was over; a death by silence
         is then declared first. If the guest is stopped, this does not wait.
+
+        Returns:
+            Whether QEMU answers.
         """
         start = time.monotonic()
         until = start + min(self.silence + LATENESS, _SIGN_LIMIT)
-        if await self._status() in _RUNNING:
+        status = await self._status()
+        if status in _RUNNING:
             while not self.dying and self._vitals.last_sign < start and time.monotonic() < until:
                 await asyncio.sleep(_POLL_INTERVAL)
+        return bool(status)
 
     async def _status(self) -> str:
         """Return the guest's state from QEMU's query-status; empty if QEMU does not answer."""
+        if self._process.is_stopped:
+            return ""
         try:
             answer = await asyncio.wait_for(self._qmp.execute("query-status"), _QMP_TIMEOUT)
         except (QMPError, TimeoutError):

@@ -64,8 +64,9 @@ def try_commit(
 ) -> Step:
     """Build the kernel of a tree, run tests with it, and judge the commit.
 
-    The commit is bad only if a test failed or a guest died in a test. It is skipped if the kernel
-    does not compile or boot, or if the harness could not do its work.
+    The commit is bad only if a test failed or a guest died in a test. It is good only if a test
+    that passed used a guest. It is skipped if the kernel does not compile or boot, or if the
+    harness could not do its work.
 
     Args:
         tree: the kernel tree.
@@ -119,7 +120,9 @@ def _death_in_boot(guest: VM) -> str:
 
 def _judge(run: PytestRun, match: re.Pattern[str] | None, unbootable: Mark) -> Step:
     if run.outcome is Outcome.PASSED:
-        return Step(Mark.GOOD, "")
+        if any(verdict.outcome is Outcome.PASSED and verdict.guests for verdict in run.verdicts):
+            return Step(Mark.GOOD, "")
+        return Step(Mark.SKIP, "no test that passed used a guest")
     if run.outcome is Outcome.NO_VERDICT:
         return Step(Mark.SKIP, run.reason)
     failed = [verdict for verdict in run.verdicts if verdict.outcome in FAILURES]

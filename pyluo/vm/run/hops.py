@@ -26,7 +26,8 @@ class Tally:
         asked: how many live updates the caller asked for.
         hops: how many live updates were tried; fewer than `asked` if a guest did not boot.
         blackouts: the blackout of each live update that succeeded, in seconds.
-        failures: the failure of each other live update, and of a guest that did not boot.
+        failures: the failure of each other live update, of a guest that did not boot, and what a
+            kernel complained of after the last live update.
     """
 
     asked: int
@@ -36,8 +37,8 @@ class Tally:
 
     @property
     def passed(self) -> bool:
-        """Whether all live updates that the caller asked for succeeded."""
-        return self.landed == self.asked
+        """Whether all live updates that the caller asked for succeeded, and nothing else failed."""
+        return self.landed == self.asked and not self.failures
 
     @property
     def landed(self) -> int:
@@ -70,10 +71,13 @@ def run_hops(boot: Callable[[], VM], hops: int) -> Tally:
                 with boot() as vm:
                     _jump_until_death(vm, hops, tally, move_bar)
             except GuestFailure as failure:
-                # Stop: if guests do not boot, no live updates can be counted.
                 tally.failures.append(failure)
-                progress.say(f"a guest did not boot. {failure}")
-                break
+                if tally.hops == hops:
+                    progress.say(f"after the last live update: {failure}")
+                else:
+                    # Stop: if guests do not boot, no live updates can be counted.
+                    progress.say(f"a guest did not boot. {failure}")
+                    break
     return tally
 
 

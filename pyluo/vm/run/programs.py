@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
+import re
 import signal
 import subprocess
 import threading
@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pyluo.errors import LuoError
+from pyluo.guest import commands
 from pyluo.vm import progress
 from pyluo.vm.errors import GuestCrash, GuestFailure, HarnessError
 from pyluo.vm.results import ktap_reader, program
@@ -166,6 +167,13 @@ def _show_progress(vm: VM, move_bar: progress.MoveBar) -> Iterator[None]:
 def _run(vm: VM, command: list[str], timeout: float) -> EndedProgram:
     start = len(vm.console)
     try:
+        if vm.call(commands.find_program, command[0], os.getcwd()) is None:
+            raise HarnessError(
+                f"the guest cannot run {command[0]}",
+                f"there is no such program in the guest's PATH, {commands.PATH}: give a path"
+                if "/" not in command[0]
+                else "there is no such file that can be executed in the guest",
+            )
         done = vm.run([*_RELAY, *command], timeout)
     except GuestCrash as crash:
         return EndedProgram(vm.console[start:], "the guest crashed", crash=crash)
@@ -173,9 +181,10 @@ def _run(vm: VM, command: list[str], timeout: float) -> EndedProgram:
         return EndedProgram(
             _decode(error.output), f"it still ran after {timeout:g} s", stderr=_decode(error.stderr)
         )
-    runnable = shutil.which(command[0])  # the guest sees the host's files
-    if done.returncode in (_NOT_RUNNABLE, _NOT_FOUND) and not runnable:
-        raise HarnessError(f"the guest cannot run {command[0]}", done.stderr.decode().strip())
+    # The shell's own words, for example if a script's interpreter is missing.
+    refused = re.match(rb"bash: line \d+: (.*)", done.stderr)
+    if done.returncode in (_NOT_RUNNABLE, _NOT_FOUND) and refused:
+        raise HarnessError(f"the guest cannot run {command[0]}", _decode(refused[1]))
     ending = _describe_status(done.returncode)
     stderr = _decode(done.stderr)
     return EndedProgram(_decode(done.stdout), ending, done.returncode, stderr=stderr)

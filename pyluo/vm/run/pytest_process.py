@@ -28,6 +28,21 @@ __all__ = ["run_tests"]
 _GRACE = 10.0  # seconds that pytest has to exit after SIGINT, before SIGKILL
 
 
+# The options of pytest and pytest-xdist whose value may be a word of its own.
+_OPTIONS_WITH_VALUE = frozenset({
+    "-c", "-k", "-m", "-n", "-o", "-p", "-r", "-W", "--basetemp", "--capture", "--code-highlight",
+    "--color", "--config-file", "--confcutdir", "--debug", "--deselect", "--dist", "--durations",
+    "--durations-min", "--ignore", "--ignore-glob", "--import-mode", "--junit-prefix",
+    "--junit-xml", "--junitprefix", "--junitxml", "--lfnf", "--last-failed-no-failures",
+    "--log-auto-indent", "--log-cli-date-format", "--log-cli-format", "--log-cli-level",
+    "--log-date-format", "--log-disable", "--log-file", "--log-file-date-format",
+    "--log-file-format", "--log-file-level", "--log-file-mode", "--log-format", "--log-level",
+    "--maxfail", "--maxprocesses", "--max-worker-restart", "--numprocesses", "--override-ini",
+    "--pastebin", "--pdbcls", "--pythonwarnings", "--rootdir", "--rsyncdir", "--rsyncignore",
+    "--show-capture", "--stepwise-reset", "--tb", "--tx", "--verbosity", "--xfail-tb",
+})  # fmt: skip
+
+
 async def run_tests(
     tests: Sequence[str],
     options: GuestOptions,
@@ -92,9 +107,16 @@ async def run_tests(
 def _any_names_a_test(words: Sequence[str]) -> bool:
     """Return whether one of the arguments for pytest names a test.
 
-    A path that does not exist is ignored here; pytest reports it as an error anyway.
+    The value of an option names none, even if there is such a path: `-k kernel`. A path that does
+    not exist is ignored here; pytest reports it as an error anyway.
     """
-    return any(word == "--pyargs" or os.path.exists(word.partition("::")[0]) for word in words)
+    previous = ""
+    for word in words:
+        is_value = previous in _OPTIONS_WITH_VALUE
+        if not is_value and (word == "--pyargs" or os.path.exists(word.partition("::")[0])):
+            return True
+        previous = "" if is_value else word
+    return False
 
 
 def _own_checks() -> list[str]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyluo import kexec
 from pyluo.guest import port, wire
 from pyluo.guest.host_files import HostFiles
 from pyluo.kernel_log import KernelLog
+
+if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
 
 __all__ = ["run_worker"]
 
@@ -23,6 +26,34 @@ class _UnreachableError(Exception):
     def __init__(self, file: str) -> None:
         super().__init__(file)
         self.file = file
+
+
+class _Finder:
+    """Finds top-level packages that the host's import hooks find, if Python itself finds none.
+
+    Attributes:
+        packages: the paths of the folders, or of the file, of each package or module.
+    """
+
+    def __init__(self) -> None:
+        self.packages: dict[str, list[str]] = {}
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        """Return how to import a package or module; None if it is not one of `packages`."""
+        paths = self.packages.get(name)
+        if paths is None:
+            return None
+        from importlib.machinery import ModuleSpec
+        from importlib.util import spec_from_file_location
+
+        if paths[0].endswith(".py"):
+            return spec_from_file_location(name, paths[0])
+        init = os.path.join(paths[0], "__init__.py")
+        if os.path.exists(init):
+            return spec_from_file_location(name, init, submodule_search_locations=paths)
+        spec = ModuleSpec(name, None, is_package=True)  # a namespace package
+        spec.submodule_search_locations = paths
+        return spec
 
 
 class Worker:
@@ -39,6 +70,8 @@ class Worker:
         self._held: dict[int, Any] = {}
         self._numbers = count(1)
         self._files = HostFiles()
+        self._finder = _Finder()
+        sys.meta_path.append(self._finder)
 
     def serve(self) -> None:
         """Answer requests until the machine is gone."""
@@ -72,6 +105,7 @@ class Worker:
     def do_call(self, request: wire.Message) -> Any:
         """Run the requested function, and return its result."""
         sys.path[:] = request["path"]
+        self._finder.packages = request["packages"]
         function = _find_function(request["function"], request["file"])
         arguments = wire.decode(request["arguments"], self._find_held)
         keywords = wire.decode(request["keywords"], self._find_held)

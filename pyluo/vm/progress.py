@@ -1,7 +1,8 @@
-"""Messages on stderr, and progress bars for long work, which appear only on a terminal."""
+"""Messages on stderr, and the progress of long work: a bar on a terminal, else a line a minute."""
 
 from __future__ import annotations
 
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
@@ -23,6 +24,7 @@ class Console(rich.console.Console):
 
 
 _console = Console(stderr=True)
+_LINE_INTERVAL = 60.0  # seconds between two lines about the same work, if stderr is no terminal
 
 
 class MoveBar(Protocol):
@@ -46,6 +48,8 @@ def say(text: str) -> None:
 def bar(what: str, total: float | None) -> Iterator[MoveBar]:
     """Show a progress bar in the block; the block is given the function that moves the bar.
 
+    If stderr is no terminal, a line says how far the work is, once a minute.
+
     Args:
         what: the name of the work.
         total: how much there is to do in all; None if that is not known.
@@ -53,9 +57,10 @@ def bar(what: str, total: float | None) -> Iterator[MoveBar]:
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     )  # fmt: skip
-    with Progress(
-        *columns, console=_console, transient=True, disable=not _console.is_terminal
-    ) as progress:
+    if not _console.is_terminal:
+        yield _print_lines(what, total)
+        return
+    with Progress(*columns, console=_console, transient=True) as progress:
         task = progress.add_task(what, total=total)
 
         def move_bar(done: float, total: float | None = total) -> None:
@@ -64,3 +69,19 @@ def bar(what: str, total: float | None) -> Iterator[MoveBar]:
             progress.update(task, completed=done, total=goal)
 
         yield move_bar
+
+
+def _print_lines(what: str, total: float | None) -> MoveBar:
+    """Return a function that prints a line if none was printed for a minute."""
+    start = last = time.monotonic()
+
+    def move_bar(done: float, total: float | None = total) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < _LINE_INTERVAL:
+            return
+        last = now
+        share = f"{done:g}" if total is None else f"{done:g} of {max(total, done):g}"
+        say(f"{what}: {share}, after {(now - start) / 60:.0f} min")
+
+    return move_bar

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -99,3 +100,18 @@ def test_guesses_registers_and_code_are_left_out_and_headings_kept(folder: Path)
         "CPU: 1 UID: 0 PID: 1 Comm: a",
         " outer+0x1/0x2",
     )
+
+
+@pytest.mark.parametrize("damage", ["gone", "torn", "no map"])
+def test_a_trace_is_told_though_the_tree_was_cleaned(folder: Path, damage: str) -> None:
+    copy = folder.with_name(f"{folder.name}-{damage.replace(' ', '-')}")
+    shutil.copytree(folder, copy)
+    cleaned = kernel(copy)
+    if damage == "gone":
+        shutil.rmtree(copy)
+    elif damage == "torn":
+        (copy / "vmlinux").write_bytes(b"\x7fELF")
+    else:
+        (copy / "System.map").write_text("not a map\n")
+    lines = ["[    1.000000] Call Trace:", "[    1.000001]  start_kernel+0x5/0x20"]
+    assert trace(lines, cleaned) == (" start_kernel+0x5/0x20",)

@@ -129,3 +129,34 @@ def test_a_jump_that_the_kernel_refuses_leaves_the_guest_running(vm: VM, tmp_pat
     assert vm.call(os.getpid) > 1
     vm.live_update()
     assert vm.updates == before + 1
+
+
+def test_a_qemu_that_is_stopped_says_nothing_of_the_kernel(vm: VM) -> None:
+    stopper = Timer(0.5, os.kill, (vm.pid, signal.SIGSTOP))
+    stopper.start()
+    with pytest.raises(GuestCrash) as caught:
+        vm.call(time.sleep, 60)
+    assert caught.value.cause is Death.QEMU
+    assert "it is stopped, by a signal or a debugger" in caught.value.reason
+    start = time.monotonic()
+    vm.close()
+    assert time.monotonic() - start < 8
+
+
+def test_a_crash_that_cannot_be_examined_is_a_crash(
+    vm: VM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("not to be read")
+
+    monkeypatch.setattr("pyluo.vm.machine.postmortem.trace", fail)
+    with pytest.raises(GuestCrash) as caught:
+        vm.call(guest_actions.panic_now)
+    assert (caught.value.cause, caught.value.reason) == (Complaint.PANIC, "sysrq triggered crash")
+    assert "not to be read" in caught.value.__notes__[0]
+
+
+def test_a_network_that_does_not_come_up_is_no_panic(kernel: Kernel) -> None:
+    guest = VM(kernel, append="PYLUO_NETWORK=1")  # and no interface
+    with pytest.raises(HarnessError, match="CONFIG_VIRTIO_NET"), guest:
+        pytest.fail("a guest came up without its network")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import importlib
 import importlib.util
 import os
 import re
@@ -268,6 +269,7 @@ def test_the_bodies_of_marked_tests_run_in_the_guest(pytester: pytest.Pytester) 
     outcome.assert_outcomes(passed=2, failed=2, skipped=1)
     outcome.stdout.fnmatch_lines(["*The console of a guest (stable)*"])
     outcome.stdout.fnmatch_lines(["vm-tests: 5 ran, 5 of them drove a guest; guests booted: 3, *"])
+    outcome.stdout.fnmatch_lines(["E*assert 2 == 1"])
     outcome.stdout.fnmatch_lines(["*told so in the guest*"])
     outcome.stdout.fnmatch_lines(["*usefixtures('vm')*"])
 
@@ -306,3 +308,55 @@ def test_a_run_fails_where_no_guest_can_be_started(
     outcome.stdout.fnmatch_lines(["*qemu-system-x86_64 is not installed: install it*"])
     outcome.assert_outcomes(errors=1)
     assert outcome.ret == pytest.ExitCode.TESTS_FAILED
+
+
+FINDER = """\
+import importlib
+import importlib.util
+import sys
+
+MAPPING = {{"hooked": {folder!r}, "hooked_module": {module!r}}}
+
+
+class Finder:
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name == "hooked":
+            file = MAPPING[name] + "/__init__.py"
+            paths = [MAPPING[name]]
+            return importlib.util.spec_from_file_location(
+                name, file, submodule_search_locations=paths
+            )
+        if name == "hooked_module":
+            return importlib.util.spec_from_file_location(name, MAPPING[name] + ".py")
+        return None
+
+
+def install():
+    sys.meta_path.append(Finder)
+"""
+
+
+def test_a_package_that_an_import_hook_finds_is_found_in_the_guest(
+    shared_vm: VM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, module = tmp_path / "src" / "hooked", tmp_path / "src" / "hooked_module"
+    (folder / "part").mkdir(parents=True)
+    (folder / "__init__.py").write_text("VALUE = 5\n")
+    (folder / "part" / "__init__.py").touch()
+    (folder / "part" / "code.py").write_text(
+        "from hooked import VALUE\n\n\n"
+        "def get():\n    import hooked_module\n    return VALUE, hooked_module.NAME\n"
+    )
+    module.with_suffix(".py").write_text("NAME = 'n'\n")
+    finder = tmp_path / "__editable___hooked_finder.py"
+    finder.write_text(FINDER.format(folder=str(folder), module=str(module)))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    importlib.import_module(finder.stem).install()
+    code = importlib.import_module("hooked.part.code")
+    try:
+        assert shared_vm.call(code.get) == (5, "n")
+    finally:
+        for name in [name for name in sys.modules if "hooked" in name]:
+            del sys.modules[name]

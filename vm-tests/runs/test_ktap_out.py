@@ -5,6 +5,7 @@ The written KTAP is checked by the kernel's own parser, from the source of the k
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyluo.vm import Complaint
+from pyluo.vm import Complaint, HarnessError
 from pyluo.vm.results import junit, ktap_reader, ktap_writer
 from pyluo.vm.results.verdict import Outcome, Verdict, summarize
 from pyluo.vm.run.programs import run_program
@@ -118,6 +119,57 @@ def test_to_the_kernels_parser_a_test_that_took_the_guest_with_it_crashed(
     assert "sysrq triggered crash" in document
     errors = ElementTree.fromstring(junit.write("suite", [verdict])).findall(".//error")
     assert ["sysrq triggered crash" in each.get("message", "") for each in errors] == [True]
+
+
+def test_a_death_is_a_crash_though_a_subtest_has_the_programs_name(kunit_parser: Parser) -> None:
+    verdict = Verdict(
+        "p", Outcome.CRASHED, "kernel warning: x", "console", Complaint.WARNING, incomplete=True,
+        subtests=(Verdict("p", Outcome.PASSED),),
+    )  # fmt: skip
+    counts = count(kunit_parser, ktap_writer.write([verdict]))
+    assert counts == {"passed": 1, "crashed": 1, "errors": 1}
+
+
+BLOCKS = """\
+#!{python}
+import os, sys
+print("1..400")
+for number in range(1, 401):
+    print(f"ok {{number}} case {{number}}")  # into a buffer of some kilobytes
+    if number % 50 == 0:
+        os.write(2, b"a word on the way\\n")
+"""
+
+
+def test_a_program_that_does_not_flush_its_output_loses_no_result(
+    shared_vm: VM, tmp_path: Path
+) -> None:
+    path = tmp_path / "program"
+    path.write_text(BLOCKS.format(python=sys.executable))
+    path.chmod(0o755)
+    verdict, _ = run_program(shared_vm, [path], 30)
+    assert (verdict.outcome, verdict.reason) == (Outcome.PASSED, "")
+    assert [each.name for each in verdict.subtests] == [f"case {n}" for n in range(1, 401)]
+
+
+def test_what_a_failed_program_wrote_to_stderr_is_told(shared_vm: VM, tmp_path: Path) -> None:
+    verdict = run(shared_vm, tmp_path, "1..2\nok 1 a\n", "echo no memory >&2; exit 3")
+    assert (verdict.outcome, verdict.lines) == (Outcome.FAILED, ["no memory"])
+
+
+def test_a_program_is_looked_up_where_it_runs(
+    shared_vm: VM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program(tmp_path, "1..1\nok 1 a\n").rename(tmp_path / "only-here")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(HarnessError, match="no such program in the guest's PATH"):
+        run_program(shared_vm, ["only-here"], 30)
+    monkeypatch.setenv("PATH", "/nowhere")
+    verdict, _ = run_program(shared_vm, ["sh", "-c", "echo 1..1; echo ok 1 a; exit 127"], 30)
+    assert (verdict.outcome, verdict.reason) == (Outcome.FAILED, "exit status 127")
+    (tmp_path / "only-here").write_text("#!/no/such/interpreter\n")
+    with pytest.raises(HarnessError, match=r"interpreter|not found"):
+        run_program(shared_vm, [tmp_path / "only-here"], 30)
 
 
 def test_diagnostics_come_before_the_line_that_they_belong_to(

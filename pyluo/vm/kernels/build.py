@@ -24,6 +24,7 @@ from pyluo.vm.cores import usable_cores
 from pyluo.vm.errors import HarnessError
 from pyluo.vm.kernels import cache, objects
 from pyluo.vm.kernels.kconfig import Fragment, Setting, find_unmet, merge
+from pyluo.vm.packages import how_to_install
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -304,8 +305,7 @@ def _check_tools() -> None:
     if not _LIBELF.exists():
         missing.append("libelf-dev")
     if missing:
-        names = " ".join(missing)
-        raise HarnessError(f"building a kernel needs {names}", f"apt install {names}")
+        raise HarnessError(f"building a kernel needs {' '.join(missing)}", how_to_install(missing))
 
 
 def _check_space(folder: Path) -> None:

@@ -119,7 +119,10 @@ class Guest:
         control, control_writer = await _connect(self.process.sockets["control"])
         heart, heart_writer = await _connect(self.process.sockets["heart"])
         self._writers = [control_writer, heart_writer]
-        await self.process.wait_for_start()
+        try:
+            await asyncio.wait_for(self.process.wait_for_start(), timeout)
+        except TimeoutError:
+            raise HarnessError(f"QEMU did not start within {timeout:g} s") from None
         reading = self.watch.spawn(self.console.read(console))
         self.watch.spawn(self._read_messages(control))
         self.watch.spawn(self._vitals.listen(heart, heart_writer))

@@ -85,13 +85,16 @@ def check_options(kernel: Kernel, *, network: bool) -> None:
 
 
 def explain_root(kernel: Kernel, console: str) -> HarnessError | None:
-    """Return the error for a kernel that could not mount the host's files; None if it could.
+    """Return the error for a kernel that could not mount the host's files.
+
+    The result is None if it could, or if its configuration is known: `check_options` has found
+    nothing missing then, and the kernel is to blame.
 
     Args:
         kernel: the kernel.
         console: the text of the console.
     """
-    if not any(words in console for words in _NO_ROOT):
+    if kernel.config is not None or not any(words in console for words in _NO_ROOT):
         return None
     return HarnessError(
         f"the kernel {kernel.name} cannot mount the host's files as its root",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import secrets
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -140,7 +142,10 @@ class Postmortem:
         """
         if self._vmcores is None:
             return None, ""
-        path = self._vmcores / f"{self._process.pid}-{life}.vmcore"
+        # Not only QEMU's process id, which another guest may get later, or in another container.
+        now = time.strftime("%Y%m%d-%H%M%S")
+        name = f"{now}-{secrets.token_hex(4)}-life{life}.vmcore"
+        path = self._vmcores / name
         try:
             await dump_memory(self._qmp, os.fspath(path))
         except HarnessError as error:

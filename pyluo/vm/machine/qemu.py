@@ -20,6 +20,7 @@ from pyluo.guest import port
 from pyluo.vm.errors import HarnessError
 from pyluo.vm.machine import keeper
 from pyluo.vm.machine.accelerator import Accelerator
+from pyluo.vm.packages import how_to_install
 
 __all__ = ["BINARY", "Machine", "QemuProcess", "find_binary"]
 
@@ -51,7 +52,7 @@ def find_binary() -> str:
         )
     path = shutil.which(BINARY)
     if path is None:
-        raise HarnessError(f"{BINARY} is not installed", "install it: apt install qemu-system-x86")
+        raise HarnessError(f"{BINARY} is not installed", how_to_install(["qemu-system-x86"]))
     return path
 
 

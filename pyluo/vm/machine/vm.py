@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import pyluo
 from pyluo.guest import commands, wire
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
 __all__ = ["VM"]
 
-P = ParamSpec("P")
 R = TypeVar("R")
 
 _GUEST = Path(pyluo.__file__).parent / "guest"
@@ -176,9 +175,8 @@ class VM:
         self._thread = threading.Thread(target=self._loop.run_forever, name="pyluo-vm", daemon=True)
         try:
             self._thread.start()
-            self._guest = self._run(
-                _call_here(Guest, machine, self._first, self._expects, self._silence, self._vmcores)
-            )
+            self._run(self._make_guest(machine))
+            assert self._guest is not None
             self._run(self._guest.start(self._timeout(self._first)))
         except GuestCrash as crash:
             no_root = explain_root(self._first, self.console)
@@ -189,6 +187,10 @@ class VM:
         except BaseException:
             self.close()
             raise
+
+    async def _make_guest(self, machine: Machine) -> None:
+        """Make the guest, in the event loop that it needs; QEMU begins to start."""
+        self._guest = Guest(machine, self._first, self._expects, self._silence, self._vmcores)
 
     def __exit__(
         self,
@@ -207,9 +209,11 @@ class VM:
         if self.running:
             usage.count_end(self)
         loop, self._loop = self._loop, None
-        guest, self._guest = self._guest, None
         if loop is None or self._thread is None:
             return
+        # If Ctrl-C ended the wait for it, the guest may just be being made.
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop).result()
+        guest, self._guest = self._guest, None
         try:
             if guest is not None:
                 asyncio.run_coroutine_threadsafe(guest.close(), loop).result()
@@ -564,6 +568,7 @@ class VM:
             "function": name,
             "file": source,
             "path": _import_path(),
+            "packages": _packages_off_path(len(sys.modules)),
             "arguments": wire.encode(tuple(args)),
             "keywords": wire.encode(kwargs),
         }
@@ -607,14 +612,6 @@ class VM:
         return line
 
 
-async def _call_here(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Call a function in the event loop that runs this coroutine, and return its result.
-
-    An object that needs the running loop in its __init__ is made this way.
-    """
-    return function(*args, **kwargs)
-
-
 def _source(name: str) -> str | None:
     """Return the file of the module that a reference names; None for a built-in module."""
     module = sys.modules.get(name.partition(":")[0])
@@ -636,6 +633,35 @@ def _pyluo_path(network: bool = False) -> list[str]:
             origin = Path(spec.origin)
             folders.append((origin.parent if spec.submodule_search_locations else origin).parent)
     return list(dict.fromkeys(map(os.fspath, folders)))
+
+
+@functools.lru_cache(1)
+def _packages_off_path(modules: int) -> dict[str, list[str]]:
+    """Return the top-level packages and modules that an import hook finds, outside of sys.path.
+
+    Editable installations use such hooks. The result has the paths of the folders or of the file.
+
+    Args:
+        modules: the number of imported modules; only if it changes, the result can change.
+    """
+    del modules
+    found: dict[str, list[str]] = {}
+    for finder in sys.meta_path:  # setuptools: {name: path}
+        mapping = getattr(sys.modules.get(getattr(finder, "__module__", "")), "MAPPING", {})
+        for name, path in mapping.items():
+            found[name] = [path if os.path.isdir(path) else f"{path.removesuffix('.py')}.py"]
+    for name, module in list(sys.modules.items()):
+        if "." not in name and name != "__main__":
+            paths = list(getattr(module, "__path__", ()))
+            file = getattr(module, "__file__", None)
+            if paths or (file and file.endswith(".py")):
+                found[name] = paths or [file]
+    here = set(map(os.path.abspath, sys.path))
+    return {
+        name: [os.path.abspath(path) for path in paths]
+        for name, paths in found.items()
+        if any(os.path.dirname(os.path.abspath(path)) not in here for path in paths)
+    }
 
 
 def _import_path() -> list[str]:

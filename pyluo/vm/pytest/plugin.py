@@ -141,7 +141,12 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
             f"ask for a fresh guest by @pytest.mark.usefixtures('vm')",
             pytrace=False,
         )
-    guest.call(pyfuncitem.obj, **{name: pyfuncitem.funcargs[name] for name in names})
+    from pyluo.guest import wire
+    from pyluo.vm.pytest import in_guest
+
+    arguments = {name: pyfuncitem.funcargs[name] for name in names}
+    reference, file = wire.reference(pyfuncitem.obj), os.path.realpath(pyfuncitem.path)
+    guest.call(in_guest.run, reference, file, arguments)
     return True
 
 

@@ -51,7 +51,9 @@ def _format_test(number: int, verdict: Verdict) -> Iterator[str]:
     named = bool(name) and name not in {_clean_name(subtest.name) for subtest in verdict.subtests}
     crashed = verdict.outcome is Outcome.CRASHED
     crash_within = any(subtest.outcome is Outcome.CRASHED for subtest in verdict.subtests)
-    missing = int(named and crashed and not crash_within)
+    if crashed and not crash_within and not named:
+        name, named = f"{name} as a whole".lstrip(), True
+    missing = int(crashed and not crash_within)
     if verdict.subtests or missing:
         yield "  KTAP version 1"
         if named:

@@ -43,6 +43,15 @@ _OPTIONS_WITH_VALUE = frozenset({
 })  # fmt: skip
 
 
+# If a shell started this process in the background, it ignores SIGINT, and pytest inherits that.
+_PYTEST = """
+import runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.path.insert(0, "")
+runpy.run_module("pytest", run_name="__main__", alter_sys=True)
+"""
+
+
 async def run_tests(
     tests: Sequence[str],
     options: GuestOptions,
@@ -73,12 +82,9 @@ async def run_tests(
     with tempfile.TemporaryFile() as record, tempfile.TemporaryFile() as kept_output:
         record_path = f"/dev/fd/{record.fileno()}"
         command = [
-            # If a shell started this process in the background, it ignores SIGINT, and pytest would
-            # inherit that.
-            *("env", "--default-signal=INT"),
             # If this process is killed, pytest and its guests must end, too.
             *("setpriv", "--pdeathsig", "KILL", "--"),
-            *(sys.executable, "-m", "pytest"),
+            *(sys.executable, "-c", _PYTEST),
             *options.words("--pyluo-"),
             f"--pyluo-hops={hops}",
             f"--pyluo-record={record_path}",

@@ -15,6 +15,7 @@ from pyluo.vm import progress
 from pyluo.vm.cores import usable_cores
 from pyluo.vm.errors import HarnessError
 from pyluo.vm.kernels import build, cache
+from pyluo.vm.packages import how_to_install
 
 if TYPE_CHECKING:
     from pyluo.vm.kernels.kernel import Kernel
@@ -160,9 +161,9 @@ def _compile(suite: Suite, tree: Path, headers: Path, objects: Path, result: Pat
 def _check_libraries(suite: Suite) -> None:
     missing = [package for header, package in suite.libraries if not Path(header).exists()]
     if missing:
-        names = " ".join(missing)
         raise HarnessError(
-            f"building the selftests {suite.name} needs {names}", f"apt install {names}"
+            f"building the selftests {suite.name} needs {' '.join(missing)}",
+            how_to_install(missing),
         )
 
 

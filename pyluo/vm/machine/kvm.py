@@ -13,6 +13,7 @@ import os
 import subprocess
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -94,7 +95,8 @@ def _read(qemu: str) -> Result | None:
 
 
 def _save(qemu: str, result: Result) -> None:
-    cache.write(_file(), json.dumps({"conditions": _conditions(qemu), "result": result}))
+    with suppress(OSError):  # the cache may be read-only; the probe is made again then
+        cache.write(_file(), json.dumps({"conditions": _conditions(qemu), "result": result}))
 
 
 def _run_boot_sector(qemu: str) -> Result:

@@ -155,7 +155,7 @@ class VM:
             progress.say(f"{kvm.probe(qemu).reason}: guests are emulated from now on")
             self._start(Accelerator.TCG)
         else:
-            if choice.accelerator is Accelerator.KVM:
+            if choice.accelerator is Accelerator.KVM and not choice.asked:
                 kvm.prove(qemu)
         usage.running.append(self)
         return self

@@ -36,7 +36,8 @@ settings.register_profile("pyluo", deadline=None, suppress_health_check=[HealthC
 settings.load_profile("pyluo")
 
 ROOT = Path(__file__).parent.parent
-# The longest tests begin first, so that no worker is left with one of them while the others wait.
+# Each of the longest tests begins first in a worker, so that none is left with one of them while
+# the others wait.
 LONGEST = (
     "test_the_culprit_is_found_though_a_commit_does_not_compile",
     "test_any_order_of_requests_and_jumps_does_what_the_manual_says",
@@ -54,7 +55,12 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.name.partition("[")[0] not in LONGEST)
+    longest = [item for item in items if item.name.partition("[")[0] in LONGEST]
+    items[:] = [item for item in items if item not in longest]
+    # pytest-xdist first gives each worker an equal part of the list.
+    part = len(items) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    for number, item in enumerate(longest):
+        items.insert(min(number * (part + 1), len(items)), item)
 
 
 @pytest.fixture(scope="session")

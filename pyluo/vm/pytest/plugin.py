@@ -180,4 +180,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> Generator[None, int,
         return int(asked)
     cpus: int = config.getoption("--pyluo-cpus")
     memory: int = config.getoption("--pyluo-memory") or PLAIN.memory
-    return max(1, min(workers // cpus, usable_cores() // cpus, room_for(memory)))
+    if workers in (len(os.sched_getaffinity(0)), os.cpu_count()):
+        # Nobody but pytest-xdist itself chose this number; it does not know of quotas.
+        workers = min(workers, usable_cores())
+    return max(1, min(workers // cpus, room_for(memory)))

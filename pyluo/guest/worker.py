@@ -40,7 +40,7 @@ class _Finder:
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
         """Return how to import a package or module; None if it is not one of `packages`."""
         paths = self.packages.get(name)
-        if paths is None:
+        if paths is None or not os.path.exists(paths[0]):
             return None
         from importlib.machinery import ModuleSpec
         from importlib.util import spec_from_file_location

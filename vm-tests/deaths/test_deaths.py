@@ -264,7 +264,8 @@ def test_a_death_that_nobody_noticed_fails_the_block_unless_it_is_expected() -> 
 
 
 def test_a_watch_that_failed_fails_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyluo.vm.machine.postmortem.trace", None)
+    for name in ("postmortem.trace", "watch.GuestCrash"):
+        monkeypatch.setattr(f"pyluo.vm.machine.{name}", None)
     with pytest.raises(HarnessError, match="failed to watch the guest"), VM("selftest") as vm:
         die_unnoticed(vm)
 

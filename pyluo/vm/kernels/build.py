@@ -94,7 +94,9 @@ def build(source: Source, fragments: Sequence[Fragment]) -> Path:
         with tempfile.TemporaryDirectory(prefix=".building-", dir=kernels) as scratch:
             state = source.scan()
             result = _Build(source, tuple(fragments), Path(scratch), state).run()
-            if source.scan() != state or kernels / _key(source, fragments) != target:
+            if source.scan() != state or (
+                not state and kernels / _key(source, fragments) != target
+            ):
                 raise HarnessError(
                     f"{source.description} changed while it was built", "build it again"
                 )

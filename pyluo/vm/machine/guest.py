@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 __all__ = ["Guest"]
 
 _MESSAGE_LIMIT = 1 << 30  # bytes
-_NOTE_TIMEOUT = 10.0  # seconds for a line of the kernel's log to appear on the console
+# Seconds for a line of the kernel's log to appear on the console, at least: in a slow guest it may
+# take as long as the guest may be silent.
+_NOTE_TIMEOUT = 10.0
 _QMP_TIMEOUT = 60.0  # seconds for QEMU to carry out a command
 _DISCONNECT_LIMIT = 5.0  # seconds
 # A guest counts as hung if it gives no sign of life for _SILENCE_FACTOR times as long as its cold
@@ -230,7 +232,9 @@ class Guest:
         Returns:
             Whether the line has appeared in time.
         """
-        return await self.console.wait_for_words(words, since, _NOTE_TIMEOUT)
+        silence = self.watch.silence
+        limit = max(_NOTE_TIMEOUT, silence) if silence < float("inf") else _NOTE_TIMEOUT
+        return await self.console.wait_for_words(words, since, limit)
 
     def ignore_reports(self) -> None:
         """Make the next `check` ignore the reports so far, because another failure is raised."""
@@ -324,7 +328,7 @@ class Guest:
         self.lives.enter(hello, blackout)
 
     async def _read_messages(self, stream: asyncio.StreamReader) -> None:
-        with suppress(ConnectionResetError):  # QEMU was killed
+        with suppress(ConnectionError):  # QEMU has ended
             while line := await stream.readline():
                 if message := wire.parse(line):
                     self._take_message(message)

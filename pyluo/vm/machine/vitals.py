@@ -38,7 +38,7 @@ class Vitals:
     async def listen(self, stream: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Read the heartbeats of the init process until QEMU closes the port."""
         self._writer = writer
-        with suppress(ConnectionResetError):
+        with suppress(ConnectionError):  # QEMU has ended
             while line := await stream.readline():
                 self._last_beat = time.monotonic()
                 if line.strip() == b"shown" and not self.traces_shown.done():

@@ -36,6 +36,7 @@ _STALL_GRACE = 1.5  # seconds for a guest whose kernel reports a stall to answer
 _POLL_INTERVAL = 0.2  # seconds between two checks for a sign of life
 _SIGN_LIMIT = 60.0  # seconds to wait for a sign of life, at most, even if `silence` is longer
 _RUNNING = frozenset({"running", "guest-panicked"})
+_ENDING = "ending"  # QEMU has closed its monitor; `_watch_process` tells why
 _BROKEN = frozenset({"internal-error", "io-error"})
 # qapi/run-state.json, ShutdownCause; because of -no-reboot, a reset of the machine ends QEMU.
 _RESET = "guest-reset"
@@ -156,7 +157,7 @@ class Watch:
             return awaited.result()
         awaited.cancel()
         if death is Death.HANG and not await self._wait_for_sign_of_life():
-            death, what = Death.QEMU, f"its monitor does not answer, and {what}"
+            death, what = Death.QEMU, f"{self._explain_no_answer()}, and {what}"
         self.declare_dead(death, f"{what} within {timeout:g} s")
         raise await self.cause_of_death()
 
@@ -181,7 +182,7 @@ class Watch:
             return
         self.dying = True
         if cause in HANGS and self._process.is_stopped:
-            cause, reason = Death.QEMU, f"it is stopped, by a signal or a debugger; {reason}"
+            cause, reason = Death.QEMU, f"{self._explain_no_answer()}; {reason}"
         if self._lives.has_left and cause in HANGS:
             cause = Death.LANDING
         elif cause is Death.LANDING:
@@ -252,6 +253,11 @@ class Watch:
         if not self.death.done():
             self.death.set_result(crash)
 
+    def _explain_no_answer(self) -> str:
+        if self._process.is_stopped:
+            return "it is stopped, by a signal or a debugger"
+        return "its monitor does not answer"
+
     def _end_wait(self, report: Report, awaited: set[asyncio.Future[Any]]) -> None:
         if any(not future.done() for future in awaited):
             self.declare_dead(report.complaint, report.reason, report)
@@ -312,7 +318,7 @@ class Watch:
                 self.declare_dead(Death.QEMU, f"QEMU stopped the guest: {status}")
                 return
             if not status:
-                self.declare_dead(Death.QEMU, "its monitor does not answer")
+                self.declare_dead(Death.QEMU, self._explain_no_answer())
                 return
             if status not in _RUNNING:
                 self._vitals.excuse_silence()  # the guest is stopped, and may be resumed later
@@ -343,7 +349,9 @@ class Watch:
             return ""
         try:
             answer = await asyncio.wait_for(self._qmp.execute("query-status"), _QMP_TIMEOUT)
-        except (QMPError, TimeoutError):
+        except TimeoutError:
             return ""
+        except QMPError:
+            return _ENDING
         assert isinstance(answer, dict)
         return str(answer["status"])

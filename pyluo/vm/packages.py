@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 __all__ = ["how_to_install"]
+
+_APT = Path("/usr/bin/apt")
 
 
 def how_to_install(packages: Iterable[str]) -> str:
@@ -18,6 +20,6 @@ def how_to_install(packages: Iterable[str]) -> str:
         packages: the names of the packages in Debian.
     """
     names = " ".join(packages)
-    if shutil.which("apt"):
+    if _APT.exists():
         return f"apt install {names}"
     return f"install what Debian calls {names}; this system's packages may have other names"

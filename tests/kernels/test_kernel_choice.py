@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pyluo.vm import HarnessError, Kernel
+from pyluo.vm import HarnessError, Kernel, packages
 from pyluo.vm.kernels import build, source
 from pyluo.vm.kernels.catalogue import KernelSpec, Series, catalogue
 from pyluo.vm.kernels.debian import SourcePackage
@@ -197,6 +197,14 @@ def test_tools_that_are_missing_are_named_with_their_packages(
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(HarnessError, match="apt install gcc make flex bison bc lz4 xz-utils"):
         build.build(Tree(Path("/")), ())
+
+
+def test_packages_are_named_where_there_is_no_apt(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert packages.how_to_install(["a", "b"]) == "apt install a b"
+    monkeypatch.setattr(packages, "_APT", tmp_path / "apt")
+    assert packages.how_to_install(["a", "b"]).startswith("install what Debian calls a b;")
 
 
 def test_a_full_disk_is_told_before_anything_is_fetched(

@@ -307,7 +307,7 @@ def test_a_run_fails_where_no_guest_can_be_started(
     monkeypatch.setenv("PATH", os.fspath(tools))
     outcome = pytester.runpytest_subprocess()
     outcome.stdout.fnmatch_lines(
-        ["*qemu-system-x86_64 is not installed: install what Debian calls qemu-system-x86;*"]
+        ["*qemu-system-x86_64 is not installed: apt install qemu-system-x86*"]
     )
     outcome.assert_outcomes(errors=1)
     assert outcome.ret == pytest.ExitCode.TESTS_FAILED

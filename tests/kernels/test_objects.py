@@ -110,6 +110,29 @@ def test_an_edit_that_was_undone_while_it_was_compiled_is_told(tree: Path) -> No
     assert text.encode() in build(tree)
 
 
+def test_an_edit_while_another_build_is_waited_for_is_a_part_of_the_kernel(tree: Path) -> None:
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
+        subprocess.run(["git", "-c", "user.name=n", "-c", "user.email=e", "-C", tree, *words])
+    other, hold = tree.with_name("other"), tree.parent / "hold"
+    shutil.copytree(tree, other)
+    (other / "init.c").write_text("another tree\n")
+    hold.touch()
+    first = start(other)
+    wait_for_a_compilation(tree)
+    second = start(tree)
+    assert second.stderr is not None
+    assert "waiting for another build" in second.stderr.readline()
+    text = (tree / "init.c").read_text()
+    (tree / "init.c").write_text("an edit\n")
+    hold.unlink()
+    for run in (first, second):
+        _, complaint = run.communicate(timeout=60)
+        assert run.returncode == 0, complaint
+    assert b"an edit\n" in build(tree)
+    (tree / "init.c").write_text(text)
+    assert text.encode() in build(tree)
+
+
 def test_a_new_header_that_hides_another_has_all_compiled(tree: Path) -> None:
     build(tree)
     (tree / "include" / "part.h").write_text("of the same name\n")

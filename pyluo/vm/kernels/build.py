@@ -87,15 +87,19 @@ def build(source: Source, fragments: Sequence[Fragment]) -> Path:
     _check_tools()
     waiting = "waiting for another build of a kernel to end"
     with cache.lock("build", lambda: progress.say(waiting)):
+        # In this order: what changes after the scan is noticed at the end. The source may have
+        # changed while this process waited for the lock.
+        state = source.scan()
+        target = kernels / _key(source, fragments)
         if _use_cached(target):
             return target
         _check_space(kernels)
         _remove_leftovers(kernels)
         with tempfile.TemporaryDirectory(prefix=".building-", dir=kernels) as scratch:
-            state = source.scan()
             result = _Build(source, tuple(fragments), Path(scratch), state).run()
+            is_packed = source.home is None
             if source.scan() != state or (
-                not state and kernels / _key(source, fragments) != target
+                is_packed and kernels / _key(source, fragments) != target
             ):
                 raise HarnessError(
                     f"{source.description} changed while it was built", "build it again"

@@ -126,6 +126,7 @@ def _build(suite: Suite, source: Source, headers: Path, target: Path) -> None:
     _check_libraries(suite)
     progress.say(f"building the selftests {suite.name} of {source.description}, once")
     target.parent.mkdir(exist_ok=True)
+    state = source.scan()
     for leftover in target.parent.glob(".building-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=".building-", dir=target.parent) as scratch:
@@ -136,7 +137,7 @@ def _build(suite: Suite, source: Source, headers: Path, target: Path) -> None:
             source.extract([*_COMMON, suite.folder, *suite.needs], tree)
         with progress.bar("compiling", None):
             _compile(suite, tree, headers, objects, result)
-        if _key(suite, source) != target.name:
+        if source.scan() != state or _key(suite, source) != target.name:
             raise HarnessError(f"{source.description} changed while it was built", "run it again")
         result.rename(target)
 

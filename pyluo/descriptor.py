@@ -149,7 +149,7 @@ def require_device(fd: int, name: str) -> None:
         with open(f"/sys/class/misc/{name}/dev") as file:
             major, minor = file.read().split(":")
     except OSError:
-        pass  # this system has no such device, so the descriptor is of another file
+        pass  # this system has no such device, so the descriptor refers to another file
     else:
         if device == os.makedev(int(major), int(minor)):
             return

@@ -194,7 +194,9 @@ class TokenNotFoundError(LuoError, FileNotFoundError):
 
 
 class WrongSessionError(LuoError):
-    """The session has the wrong direction for the request, or the descriptor is of another file."""
+    """The session has the wrong direction for the request, or the descriptor does not refer to a
+    session.
+    """
 
     default_hint = "An outgoing session can preserve; an incoming session can retrieve and finish"
 

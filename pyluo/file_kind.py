@@ -42,7 +42,10 @@ def read_link(fd: int) -> str:
 
 
 def describe_file(fd: int) -> str:
-    """Return words for the file behind a descriptor, such as "a memfd", for an error message."""
+    """Return a phrase that describes the file behind a descriptor, such as "a memfd".
+
+    The phrase is for error messages.
+    """
     link = read_link(fd)
     if link.startswith("/memfd:") or link == _RETRIEVED:
         return "a memfd"

@@ -1,10 +1,11 @@
-"""Holders: processes that only keep a session open after the process that created it has ended.
+"""Holders: processes whose only task is to keep a session open, even after the session's creator
+has ended.
 
 A holder listens on a Unix socket in a folder that only its user may enter. It accepts requests from
 its own user and from root. To the request `session` it sends a duplicate of the session's
 descriptor; after the request `release` it ends. A holder survives the end of its parent and the
-hang-up of the terminal. The jump ends the process; live update preserves its session for the next
-kernel.
+hang-up of the terminal. The jump ends the process; live update preserves an outgoing session for
+the next kernel.
 """
 
 from __future__ import annotations
@@ -230,7 +231,8 @@ def _start_lock() -> Iterator[int]:
 
     Without the lock, two holders that start together could replace each other's socket. The lock
     lasts until the last duplicate of its descriptor is closed. The new holder inherits a duplicate,
-    so that the lock lasts until the holder has started even if its starter ends before.
+    so that the lock lasts until the holder has started, even if the process that started it ends
+    first.
     """
     with open(os.path.join(_folder(), "lock"), "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -270,7 +272,11 @@ def _main() -> None:
 
 
 def _starter_confirms(starter: socket.socket) -> bool:
-    """Report this holder's PID to its starter; return whether the starter confirmed the holder."""
+    """Send this holder's PID to the process that started it.
+
+    Returns:
+        Whether that process answered that it wants to keep the holder.
+    """
     try:
         starter.send(pickle.dumps(os.getpid()))
         return starter.recv(64) == _KEEP

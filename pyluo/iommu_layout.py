@@ -34,13 +34,13 @@ _NO_FLAGS = HwptFlags(0)
 
 @dataclass(frozen=True, slots=True)
 class NamedMapping:
-    """A mapping of a file that has a name.
+    """A mapping that refers to its file by a name.
 
     Attributes:
         iova: the first IOVA of the mapping.
         length: the length in bytes.
         access: whether devices may read and write the memory.
-        name: the name of the file.
+        name: the name of the file in the store, or its key in `files` (see `IoasLayout.record`).
         offset: the offset in the file at which the mapping begins, in bytes.
     """
 
@@ -52,7 +52,7 @@ class NamedMapping:
 
     @property
     def range(self) -> IovaRange:
-        """The IOVAs of the mapping, including the last one."""
+        """The range of IOVAs of the mapping; its last IOVA is a part of it."""
         return IovaRange(self.iova, self.iova + self.length - 1)
 
 
@@ -223,13 +223,16 @@ class IoasLayout:
         that each mapping is at addresses that the IOMMUs of the devices support and do not reserve.
         The devices are attached after everything is mapped. A device that is already attached moves
         in one step, so its DMA always uses either the old page table or the complete new one. If
-        anything fails, the devices are attached as before and the new objects are destroyed. A
-        layout contains neither PASIDs nor `Ioas.huge_pages`.
+        anything fails, the devices are attached as before and the new objects are destroyed.
+
+        PASID attachments and `Ioas.huge_pages` are not part of a layout, so `rebuild` does not
+        restore them.
 
         Args:
             iommufd: the iommufd that the devices are bound to.
             files: an incoming or outgoing store, or a descriptor for each name.
-            devices: the devices, which must be bound and may be attached.
+            devices: the devices. Each must be bound to `iommufd`; it may be attached already or
+                not.
             flags: the flags for new page tables.
 
         Raises:
@@ -301,9 +304,10 @@ class IoasLayout:
     def adopt(
         self, iommufd: IommuFd, object_id: int, files: AnyMapping[str, HasFileno] | FdStore
     ) -> Ioas:
-        """Return an object for an IOAS that another process created, and whose layout this is.
+        """Return an `Ioas` for an existing IOAS that another process created.
 
-        Nothing is mapped: the layout only tells this process which mappings exist.
+        This layout must describe that IOAS. Nothing is mapped: the layout only tells this process
+        which mappings exist.
 
         Args:
             iommufd: the iommufd that was received from the other process.

@@ -68,8 +68,8 @@ class _Session(Descriptor):
         Raises:
             KernelTooOldError: the kernel is older than 7.2, so that the direction cannot be checked
                 (EINVAL).
-            WrongSessionError: the session has the other direction, or the descriptor is not of a
-                session. The caller still owns the descriptor, and the session is unchanged.
+            WrongSessionError: the session has the other direction, or the descriptor does not refer
+                to a session. The caller still owns the descriptor, and the session is unchanged.
         """
         if trusted:
             return cls(fd, _read_name_from_link(fd))
@@ -354,7 +354,7 @@ def session_from_fd(fd: int) -> OutgoingSession | IncomingSession:
 
     Raises:
         KernelTooOldError: the kernel is older than 7.2, so that the direction is unknown (EINVAL).
-        WrongSessionError: the descriptor is not of a session.
+        WrongSessionError: the descriptor does not refer to a session.
 
     After an exception the caller still owns the descriptor.
     """
@@ -372,7 +372,7 @@ def _read_name_from_link(fd: int) -> str:
     """Return the session's name from the link of its descriptor in /proc.
 
     Raises:
-        WrongSessionError: the descriptor is not of a session.
+        WrongSessionError: the descriptor does not refer to a session.
     """
     link = read_link(fd)
     if not link.startswith(SESSION_LINK):

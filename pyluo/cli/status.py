@@ -1,4 +1,9 @@
-"""`pyluo status`: whether this system can live-update, what booted it, and its open sessions."""
+"""`pyluo status`: whether this system can live-update.
+
+If it can, the command also prints whether it was booted cold or was handed data by another kernel
+(and by which), which sessions are open, how much more memory can be preserved, and whether the next
+kernel is loaded. If it cannot, the command prints what is missing.
+"""
 
 from __future__ import annotations
 

@@ -3,9 +3,10 @@
 A jump may cut off a message. After each boot the guest first sends an empty line, so that the next
 message begins on a line of its own; a line that does not parse was cut off by the jump.
 
-A value that JSON cannot represent, such as bytes or a tuple, is sent as an object with one key that
-starts with ``$`` and names the type. Exceptions, enums and dataclasses are sent as the names of
-their classes and their values. Objects of other classes cannot be sent; nothing is pickled.
+A value that JSON cannot represent, such as bytes, a tuple, a path or a `GuestObject`, is sent as an
+object with one key that starts with ``$`` and names the type. Exceptions, enums, dataclasses and
+named tuples are sent as the names of their classes and their values. Objects of other classes
+cannot be sent; nothing is pickled.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ _BUILT_IN = (int, float, complex, str, bytes, bytearray, list, tuple, set, froze
 
 
 class GuestObject:
-    """A handle on an object that is kept in the guest: `vm.hold` returns it; later calls take it.
+    """A handle to an object that stays in the guest.
+
+    `vm.hold` returns the handle; pass it as an argument to later calls of `vm.call` and `vm.hold`.
 
     Attributes:
         boot_id: the boot id of the life of the guest in which the object exists.
@@ -133,7 +136,9 @@ def _find_module(class_or_function: Any) -> str:
 
 
 def encode(value: Any) -> Any:
-    """Return the JSON that stands for a value; `decode` turns it back into the value.
+    """Convert a value to lists, dicts, strings, numbers, booleans and None, for `json.dumps`.
+
+    `decode` reverses this.
 
     Raises:
         TypeError: values of this type cannot be sent.
@@ -182,7 +187,10 @@ def _is_named_tuple(kind: Any) -> bool:
 
 
 def _is_dataclass(kind: Any) -> bool:
-    """Return whether all state of an object of this class is in its attributes."""
+    """Return whether a class is a dataclass that does not derive from a built-in type such as list.
+
+    All state of such an object is in its attributes.
+    """
     return (
         isinstance(kind, type)
         and hasattr(kind, "__dataclass_fields__")
@@ -191,7 +199,7 @@ def _is_dataclass(kind: Any) -> bool:
 
 
 def _read_state(value: Any) -> dict[str, Any]:
-    """Return the fields of a dataclass, and the other attributes of the object."""
+    """Return the fields of a dataclass, and the other attributes of the object, by their names."""
     import dataclasses  # not at the top: a guest that sends none need not load it
 
     names = [field.name for field in dataclasses.fields(value) if hasattr(value, field.name)]
@@ -205,16 +213,16 @@ def decode(
     *,
     find: Callable[[str], Any] = resolve,
 ) -> Any:
-    """Return the value that JSON stands for, as `encode` returned it.
+    """Convert what `encode` returned back to the original value.
 
     Args:
-        value: the JSON.
+        value: the result of `encode`, after a round trip through JSON.
         find_held: returns the object that is kept under a boot id and a number; None on the host,
             which keeps no objects.
         find: returns the class that a reference names: `resolve` or `resolve_loaded`.
 
     Raises:
-        ValueError: this is not JSON that `encode` returns.
+        ValueError: `encode` does not return such a value.
     """
 
     def inner(item: Any) -> Any:
@@ -266,7 +274,7 @@ def _check_class(found: Any, base: type) -> Any:
 
 
 def _make_dataclass(kind: Any, fields: Message, decode_field: Callable[[Any], Any]) -> Any:
-    """Return a dataclass with these attributes; its __init__ does not run again."""
+    """Return an object of a dataclass with these attributes, without calling its __init__."""
     if not _is_dataclass(kind):
         raise ValueError(f"{kind!r} is not a dataclass")
     made = kind.__new__(kind)
@@ -276,7 +284,9 @@ def _make_dataclass(kind: Any, fields: Message, decode_field: Callable[[Any], An
 
 
 def _encode_error(error: BaseException) -> Message:
-    """Return the text of an exception and, if they can be sent, the values to rebuild it from."""
+    """Return the text of an exception and, if its class and values can be sent, the values to
+    rebuild it from.
+    """
     import traceback
 
     try:

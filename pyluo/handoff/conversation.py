@@ -1,10 +1,11 @@
 """The protocol of a handoff through a socket.
 
-Each side waits for the answer to a packet before it sends the next one. So only few descriptors are
-in flight at once, and each side learns why the other side stopped::
+Each side waits for the answer to a packet before it sends the next one. Therefore at most 253
+descriptors are in flight at a time, and each side learns why the other side stopped::
 
     receiver  READY      the receiver has begun to receive
-    sender    OFFER n    contains one descriptor, of the manifest (names and state); announces n
+    sender    OFFER n    carries the descriptor of the manifest (names and state); n is the
+                         number of descriptors to follow
     receiver  WANT i     the receiver has i descriptors, and asks for the next 253, or the rest
     sender    FILES i    contains these descriptors
     receiver  COMPLETE n the receiver has all n descriptors, but does not use them yet
@@ -110,7 +111,7 @@ class Conversation:
 
     @property
     def subject(self) -> str:
-        """Words for the other side, for error messages."""
+        """A phrase that names the other side, for error messages."""
         return str(self._peer or "the other end of the socket")
 
     @property
@@ -181,6 +182,10 @@ class Conversation:
         After a timeout, this side shuts the socket down for receiving. From then on the sender
         cannot send COMMIT: it gets an error instead. A COMMIT that was sent before the shutdown is
         still received. Without the shutdown, the sender could commit just when this side gives up.
+
+        Raises:
+            HandoffError: COMMIT did not arrive in time, and was not sent before the shutdown either
+                (ETIMEDOUT); see also `expect`.
         """
         try:
             self.expect(Kind.COMMIT, number)
@@ -214,8 +219,13 @@ class Conversation:
         """Receive the next packet; return its kind, its number, and the packet.
 
         Raises:
-            HandoffError: the packet is REFUSED; the packet is truncated or not valid; or another
-                process than before has sent it.
+            HandoffError: the packet is REFUSED (the errno in it; EPROTO if that is unknown); the
+                packet is too long, has no credentials or is not valid, or a process other than the
+                previous sender sent it (EBADMSG); it uses another version of the protocol
+                (EPROTONOSUPPORT); its sender may not take part (EPERM); the kernel dropped
+                descriptors from it (see `_lost_descriptors_error`); no packet came in time
+                (ETIMEDOUT); the other process has hung up (ECONNRESET); see also
+                `pyluo.handoff.receive`.
         """
         packet = self._receive()
         try:
@@ -287,8 +297,9 @@ class Conversation:
     def _lost_descriptors_error(self) -> HandoffError:
         """Return the exception for descriptors that the kernel dropped from a packet.
 
-        The kernel does not report the reason, so try dup(): it fails with the same error if a
-        descriptor limit was the reason.
+        The kernel does not report the reason, so this method calls dup(). If that fails, a
+        descriptor limit was the reason, and the exception gets that errno; otherwise this method
+        assumes that a security module was the reason (EACCES).
         """
         try:
             os.close(os.dup(self._connection.fileno()))

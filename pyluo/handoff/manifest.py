@@ -7,12 +7,12 @@ manifest after it was checked, even if another process has it open. The layout::
     bytes 0-7    magic
     bytes 8-11   version of the layout
     bytes 12-15  number of entries
-    bytes 16-23  PID of the process that calls exec; 0 for a socket
+    bytes 16-23  PID of the process that calls exec; 0 in a handoff through a socket
     bytes 24-31  length of the table, in bytes
     bytes 32-39  length of the state, in bytes
     bytes 40-71  SHA-256 of the whole manifest, calculated with zeros in this field
-    table        for each entry: number of the descriptor (-1 for a socket), st_dev, st_ino,
-                 kind of file, length of the name, name in UTF-8
+    table        for each entry: number of the descriptor (-1 in a handoff through a socket),
+                 st_dev, st_ino, kind of file, length of the name, name in UTF-8
     state        the bytes that the caller passed
 
 All numbers are little-endian.
@@ -56,7 +56,8 @@ class Entry:
         number: the number of the descriptor, which is the same after exec; -1 in a handoff through
             a socket.
         device: the st_dev of the file.
-        inode: the st_ino of the file; all anonymous inodes (eventfd, iommufd, …) have the same.
+        inode: the st_ino of the file. Most files with an anonymous inode (eventfd, epoll, …) share
+            one number, so it does not tell them apart.
         kind: the file type bits of st_mode; 0 for anonymous inodes.
     """
 
@@ -77,7 +78,7 @@ class Entry:
         return cls(name, number, status.st_dev, status.st_ino, stat.S_IFMT(status.st_mode))
 
     def matches(self, fd: int) -> bool:
-        """Return whether a descriptor is of this entry's file, as far as fstat(2) can tell.
+        """Return whether a descriptor refers to this entry's file, as far as fstat(2) can tell.
 
         Raises:
             OSError: the descriptor is not open (EBADF).

@@ -50,19 +50,21 @@ def send(
     no longer use them. The caller still has its descriptors. So it can use the files again if the
     receiver dies, after making sure that the receiver is dead.
 
-    If this function raises a LuoError, `receive` raises at the other end too, and the caller may go
-    on using the files. Any other exception, for example from a signal handler, does not tell
-    whether the handoff succeeded.
+    If this function raises a LuoError, the caller may go on using the files, and `receive` raises
+    at the other end too, unless this function raises before anything was sent (see the last entry
+    under Raises). Any other exception, for example from a signal handler, does not tell whether the
+    handoff succeeded.
 
     Args:
         connection: a connected SOCK_SEQPACKET Unix socket. The connection can be used again
-            afterwards; if the call raises, the connection is shut down.
+            afterwards; if the call raises, the connection is shut down, unless the call raises
+            before anything was sent (ValueError, or the last entry under Raises).
         files: a descriptor for each name, in the order in which the receiver gets them.
         state: any bytes for the receiver.
-        allow: a function that returns whether a process may receive the handoff. It is called for
-            the process that created the other end of the socket, unless that is the caller itself,
-            as with socketpair(); and for the process that sends packets from there. Both could
-            receive the descriptors.
+        allow: a function that returns whether a process may receive the handoff. It is called
+            twice: for the process that created the other end of the socket (not if the caller
+            created it, as with socketpair()), and for the process that sends packets from that end.
+            Either could receive the descriptors.
         timeout: seconds to wait for each packet of the receiver; None for no limit.
 
     Returns:
@@ -209,8 +211,8 @@ def connect(path: str | os.PathLike[str]) -> socket.socket:
         path: the path that the other process passed to `listen`.
 
     Raises:
-        HandoffError: no process listens at the path (ENOENT or ECONNREFUSED); the process is of
-            another user (EACCES); too many connections are waiting to be accepted (EAGAIN); the
+        HandoffError: no process listens at the path (ENOENT or ECONNREFUSED); the process belongs
+            to another user (EACCES); too many connections are waiting to be accepted (EAGAIN); the
             path is longer than 107 bytes (ENAMETOOLONG).
 
     Source: unix(7)

@@ -95,11 +95,11 @@ def inherited() -> Handoff:
 
     Raises:
         HandoffError: the environment variable is not set (ENOENT); the handoff is for another
-            process, from which this process inherited the variable (ESTALE); a descriptor is of
-            another file by now (ESTALE), or is no longer open (EBADF); the variable does not refer
-            to a valid manifest (EBADMSG), or the manifest has another version (EPROTONOSUPPORT). In
-            all these cases no descriptor is closed or changed, because this process may have the
-            only descriptor of a file.
+            process, from which this process inherited the variable (ESTALE); a descriptor refers
+            to another file by now (ESTALE), or is no longer open (EBADF); the variable does not
+            refer to a valid manifest (EBADMSG), or the manifest has another version
+            (EPROTONOSUPPORT). In all these cases no descriptor is closed or changed, because this
+            process may have the only descriptor of a file.
 
     Source: execve(2)
     """

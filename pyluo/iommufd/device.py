@@ -121,8 +121,8 @@ class IommuDevice(BoundDevice):
 
         Raises:
             IommuUnsupportedError: the IOMMU has no nested page tables of this format (EOPNOTSUPP).
-            LuoError: the parent was not allocated as a parent, or is of another IOMMU (EINVAL); the
-                driver refused the data (EIO).
+            LuoError: the parent was not allocated as a parent, or belongs to another IOMMU
+                (EINVAL); the driver refused the data (EIO).
 
         Source: include/uapi/linux/iommufd.h, IOMMU_HWPT_ALLOC. Linux 6.7; with a vIOMMU since 6.13.
         """

@@ -233,8 +233,8 @@ class VirtualEventQueue(_EventObject):
     Args:
         event_size: the size of an event's data in bytes, without the header.
         next_sequence: the sequence number that the next event has if no event is lost; None if it
-            is not known, as for a queue of another process. Then the first event that is read has
-            `lost` 0.
+            is not known, as for a queue that another process created. Then the first event that is
+            read has `lost` 0.
     """
 
     noun = "virtual event queue"

@@ -106,8 +106,8 @@ class VfioDevice(OwnedFd):
         If another process has bound the device, call `adopt` next.
 
         Raises:
-            LuoError: the descriptor is not open (EBADF), or is not of a VFIO device (ENODEV). The
-                caller still owns the descriptor.
+            LuoError: the descriptor is not open (EBADF), or does not refer to a VFIO device
+                (ENODEV). The caller still owns the descriptor.
         """
         with raising("fstat", f"descriptor {fd}"):
             os.fstat(fd)

@@ -1,4 +1,4 @@
-"""Run the program of a command line in a guest; add the options that limit times."""
+"""Run a program given on the command line in a guest; add the options --timeout and --limit."""
 
 from __future__ import annotations
 
@@ -36,12 +36,17 @@ def add_limit(parser: argparse.ArgumentParser) -> None:
 
 
 def relay(vm: VM, command: Sequence[str], timeout: int) -> int:
-    """Run a program in the guest, print its output, and return its exit status as a shell does.
+    """Run a program in the guest and print its output.
 
     Args:
         vm: the guest.
         command: the program and its arguments.
         timeout: how long the program may take, in seconds.
+
+    Returns:
+        The exit status, as from a shell or from timeout(1): the program's own; 128 + N after signal
+        N; 127 if the program, or the host's current folder, is not found in the guest; 126 if the
+        program cannot be run; 124 after a timeout.
     """
     try:
         done = vm.run(command, timeout)

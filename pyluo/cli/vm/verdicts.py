@@ -34,7 +34,7 @@ def add_file_options(parser: argparse.ArgumentParser) -> None:
 
 
 def show(suite: str, kernel: Kernel, verdicts: Iterable[Verdict]) -> bool:
-    """Print each verdict when it comes, then how many there were of each outcome.
+    """Print each verdict as it arrives, then how many there were of each outcome.
 
     Returns:
         Whether the run passed.
@@ -54,7 +54,7 @@ def show(suite: str, kernel: Kernel, verdicts: Iterable[Verdict]) -> bool:
 
 
 def show_json(suite: str, kernel: Kernel, verdicts: Iterable[Verdict]) -> bool:
-    """Print all verdicts as JSON after the last one has come; return whether the run passed."""
+    """Print all verdicts as JSON after the last one has arrived; return whether the run passed."""
     from pyluo.vm.results import json_lines
     from pyluo.vm.results.verdict import passed
 
@@ -74,13 +74,15 @@ def show_json(suite: str, kernel: Kernel, verdicts: Iterable[Verdict]) -> bool:
 def write_files(
     suite: str, verdicts: Iterable[Verdict], junit_file: str | None, ktap_file: str | None
 ) -> Iterator[Iterator[Verdict]]:
-    """Give the block an iterator over verdicts; after the block, write the verdicts to the files.
+    """Yield an iterator over the verdicts. When the ``with`` block ends, write the verdicts to the
+    files.
 
-    The files are emptied before the first test runs; if the run is cut short, they stay empty.
+    The files are emptied before the first test runs; if an exception leaves the block, they stay
+    empty.
 
     Args:
         suite: the name of the run.
-        verdicts: the verdicts, as the tests end.
+        verdicts: runs the tests while it is iterated over, and yields their verdicts.
         junit_file: the path of the file for JUnit XML; None for no such file.
         ktap_file: the path of the file for KTAP; None for no such file.
 

@@ -1,4 +1,6 @@
-"""The plugin's lines in pytest's header: what runs the guests of this run."""
+"""The lines that the plugin adds to pytest's header: the accelerator, QEMU and the kernels that
+this test run uses.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ __all__ = ["describe"]
 
 
 def describe(config: pytest.Config) -> list[str]:
-    """Return the lines: the accelerator and why, QEMU, the kernels, and how many guests fit."""
+    """Return the lines: the accelerator and why it was chosen, the version of QEMU, the kernels,
+    and how many guests can run at the same time.
+    """
     try:
         qemu = find_binary()
         asked = config.getoption("--pyluo-accel")

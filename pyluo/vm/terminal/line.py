@@ -43,7 +43,9 @@ class Line:
         return len(self._outgoing)
 
     def begin_life(self, boot_id: str) -> None:
-        """Send messages to a new life from now on; drop what was not sent to the last life.
+        """From now on, send messages to the new life.
+
+        Discard what is still unsent for the previous life.
 
         Args:
             boot_id: the boot id of the new life.

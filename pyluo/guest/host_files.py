@@ -54,6 +54,9 @@ class HostFiles:
         if changed:
             for name in self._modules:
                 sys.modules.pop(name, None)
+                package, _, last = name.rpartition(".")
+                with suppress(KeyError, AttributeError):  # `from package import last` looks here
+                    delattr(sys.modules[package], last)
             self._known -= self._modules.keys()
             self._modules.clear()
         # Python takes bytecode for up to date if the source was changed within the same second and

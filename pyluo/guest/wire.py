@@ -103,12 +103,15 @@ def resolve(name: str) -> Any:
 def resolve_loaded(name: str) -> Any:
     """Return the class or function that a reference names, if its module is already imported.
 
-    The host uses this function instead of `resolve`, so that no guest can make it import a module.
+    The host uses this function instead of `resolve`, so that no guest can make it import a module,
+    except pyluo's own.
 
     Raises:
         ValueError: the module is not imported.
     """
     module, _, path = name.partition(":")
+    if module.startswith("pyluo."):
+        importlib.import_module(module)
     home = sys.modules.get("__main__" if module == MAIN else module)
     if home is None:
         raise ValueError(f"{module} is not imported here")

@@ -13,7 +13,7 @@ from pyluo.vm import HarnessError, Kernel, packages
 from pyluo.vm.kernels import build, source
 from pyluo.vm.kernels.catalogue import KernelSpec, Series, catalogue
 from pyluo.vm.kernels.debian import SourcePackage
-from pyluo.vm.kernels.kconfig import Fragment, find_unmet
+from pyluo.vm.kernels.kconfig import Fragment, find_unmet, merge
 from pyluo.vm.kernels.source import Tree
 from pyluo.vm.machine import options
 
@@ -86,7 +86,7 @@ def test_options_that_kconfig_dropped_are_named(tmp_path: Path) -> None:
     assert [str(each) for each in find_unmet(config, (fragment,))] == ["CONFIG_B=y (f)"]
     later = Fragment("g", "# CONFIG_A is not set\n")
     lost = find_unmet(config, (fragment, later))
-    assert [str(each) for each in lost] == ["CONFIG_A=n (g)", "CONFIG_B=y (f)"]
+    assert [str(each) for each in lost] == ["CONFIG_B=y (f)", "CONFIG_A=n (g)"]
 
 
 @pytest.mark.parametrize(
@@ -98,22 +98,29 @@ def test_options_that_kconfig_dropped_are_named(tmp_path: Path) -> None:
         ("CONFIG_S=what", []),
         ("CONFIG_A=n", ["CONFIG_A=n (f)"]),
         ("# CONFIG_A is not set", ["CONFIG_A=n (f)"]),
-        ("# CONFIG_A is not set any more", ["CONFIG_A=n (f)"]),
+        ("# CONFIG_A is not set any more", []),
         ("  # CONFIG_A is not set", []),
         ("#CONFIG_A=y", []),
         ('CONFIG_S="a # b" # why', ['CONFIG_S="a # b" (f)']),
         ('CONFIG_S="a \\" b"', ['CONFIG_S="a \\" b" (f)']),
         ('CONFIG_S=""', ['CONFIG_S="" (f)']),
         ("CONFIG_H=0X10", ["CONFIG_H=0X10 (f)"]),
-        ("CONFIG_I=-3 # why", ["CONFIG_I=-3 (f)"]),
+        ("CONFIG_I=-3", ["CONFIG_I=-3 (f)"]),
+        ("CONFIG_I=-3 # why", []),
         ("CONFIG_A=m", ["CONFIG_A=y (f)"]),
         ("CONFIG_A=y\nCONFIG_A=n", ["CONFIG_A=n (f)"]),
+        ("CONFIG_A=y\nCONFIG_B=y\nCONFIG_A=y", ["CONFIG_B=y (f)", "CONFIG_A=y (f)"]),
     ],
 )
 def test_a_line_of_a_fragment_means_what_it_means_to_kconfig(
     line: str, settings: list[str]
 ) -> None:
     assert [str(each) for each in Fragment("f", f"{line}\n").settings()] == settings
+
+
+def test_a_choice_that_is_made_again_comes_last() -> None:
+    fragments = [Fragment(text, f"CONFIG_{text}=y\n") for text in ("A", "B", "A")]
+    assert [each.option for each in merge(fragments)] == ["CONFIG_B", "CONFIG_A"]
 
 
 def test_a_number_is_the_same_in_either_case(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ tinyconfig:
 	@: > $(O)/.config
 olddefconfig:
 bzImage: $(O)/init.o $(O)/other.o
+	@test -e $(O)/init.o -a -e $(O)/other.o
 	@mkdir -p $(O)/arch/x86/boot
 	@cat $(CURDIR)/../image $(O)/init.o $(O)/other.o > $(O)/arch/x86/boot/bzImage
 	@touch $(O)/System.map
@@ -29,7 +30,7 @@ $(O)/%.o: $(CURDIR)/%.c $(CURDIR)/include/top.h
 	@cat $^ > $@.read
 	@echo $* >> $(CURDIR)/../compilations
 	@while [ -e $(CURDIR)/../hold ]; do sleep 0.02; done
-	@echo 'deps_$*.o := $^' > $(O)/.$*.o.cmd
+	@echo 'deps_$*.o := $(CURDIR)/include/lib/../../$*.c $(CURDIR)/include/top.h' > $(O)/.$*.o.cmd
 	@cat $@.read > $@
 vmlinux:
 	@touch $(O)/vmlinux
@@ -77,6 +78,16 @@ def test_a_file_with_an_old_time_in_the_place_of_another_is_compiled(tree: Path,
     (tree / "new").rename(tree / name)
     assert b"another one\n" in build(tree)
     assert count_compilations(tree) == (3 if name == "init.c" else 4)
+
+
+def test_a_file_that_is_gone_leaves_no_object(tree: Path) -> None:
+    """Without a source, make would take the object for up to date."""
+    build(tree)
+    (tree / "other.c").unlink()
+    run = start(tree)
+    complaint = run.communicate(timeout=60)[1]
+    assert run.returncode == 69
+    assert "other.o" in complaint
 
 
 def test_a_file_that_was_edited_while_it_was_compiled_is_compiled_again(tree: Path) -> None:

@@ -100,9 +100,10 @@ def test_who_asks_for_another_number_of_workers_has_it(
 ) -> None:
     pytester.makepyfile("def test_one(): pass")
     pytester.makeini(GUESTS)
-    pytester.makeconftest("def pytest_xdist_auto_num_workers(config): return 2")
+    number = (os.cpu_count() or 1) + 1
+    pytester.makeconftest(f"def pytest_xdist_auto_num_workers(config): return {number}")
     outcome = pytester.runpytest_subprocess("-n", "auto", "--pyluo-memory=1M")
-    outcome.stdout.fnmatch_lines(["*2 workers*"])
+    outcome.stdout.fnmatch_lines([f"*{number} workers*"])
     outcome = pytester.runpytest_subprocess("-n", "auto", "--pyluo-memory=9999G")
     outcome.stdout.fnmatch_lines(["*1 worker *"])
     monkeypatch.setenv("PYTEST_XDIST_AUTO_NUM_WORKERS", "3")

@@ -41,8 +41,9 @@ class Guest:
 def test_the_record_of_a_shared_guest_has_only_what_the_test_itself_did() -> None:
     usage, shared = Usage(), Guest()
     usage.begin_test()
-    shared.use("boot ")
+    shared.console = "boot "
     usage.running.append(shared)
+    assert usage.find_logs() == [GuestLog("k", (), "boot ")]
     shared.use("one ")
     assert usage.find_logs() == [GuestLog("k", (), "boot one ")]
     usage.begin_test()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import enum
 import json
 import math
+import subprocess
 import sys
 from collections import Counter, OrderedDict
 from contextlib import suppress
@@ -169,6 +170,15 @@ def test_the_host_imports_nothing_that_a_guest_names() -> None:
     hidden = {"type": "builtins:ValueError", "state": {"x": {"$data": ["antigravity:x", {}]}}}
     wire.decode({"$error": content | hidden | {"traceback": "T"}}, find=wire.resolve_loaded)
     assert "antigravity" not in sys.modules
+
+
+def test_a_class_of_pyluos_own_is_found_though_nobody_used_it_yet() -> None:
+    code = (
+        "from pyluo.guest import wire\n"
+        "value = wire.decode({'$enum': ['pyluo.memfd:Seal', 2]}, find=wire.resolve_loaded)\n"
+        "assert value.name == 'SHRINK', value\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_guest_cannot_end_the_host() -> None:

@@ -83,6 +83,12 @@ def test_output_and_junit_are_as_without_it(project: Path, workers: list[str]) -
     assert len(cases) == 5
 
 
+def test_arguments_may_be_paths(project: Path) -> None:
+    code = "import pathlib, pytest; raise SystemExit(pytest.main([pathlib.Path('test_it.py')]))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True)
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout + done.stderr
+
+
 def test_auto_is_the_number_of_workers_that_it_is_without_it(project: Path) -> None:
     (project / "conftest.py").write_text("def pytest_xdist_auto_num_workers(): return 5\n")
     printed, _ = run(project, "-n", "auto")

@@ -169,6 +169,7 @@ class _Build:
             from_scratch = not (self._objects / ".config").exists()
             self._configure()
             count = self._compile(_read_object_count() if from_scratch else None)
+            self._make("headers_install", f"INSTALL_HDR_PATH={self._result / HEADERS}")
         self._collect()
         if from_scratch:
             cache.write(_object_count_file(), json.dumps(count))
@@ -211,7 +212,7 @@ class _Build:
         """Configure the kernel with these fragments, and return the settings that got lost."""
         self._make("tinyconfig")
         # Append, because Kconfig uses the last of several lines that set an option.
-        with (self._objects / ".config").open("a") as config:
+        with (self._objects / ".config").open("a", errors="surrogateescape") as config:
             config.writelines(f"{each.line}\n" for each in merge(fragments))
         self._make("olddefconfig")
         return find_unmet(self._objects / ".config", fragments)
@@ -232,7 +233,6 @@ class _Build:
         return count
 
     def _collect(self) -> None:
-        self._make("headers_install", f"INSTALL_HDR_PATH={self._result / HEADERS}")
         for file, name in (
             ("arch/x86/boot/bzImage", IMAGE),
             (".config", CONFIG),

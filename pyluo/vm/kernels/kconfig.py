@@ -25,9 +25,9 @@ __all__ = ["Fragment", "Setting", "find_unmet", "merge"]
 # Kconfig looks only at the first letter of y, m and n.
 _SET = re.compile(
     r"""(CONFIG_\w+)=(?:([ymn]).*|("(?:[^"\\]|\\.)*")\s*(?:\#.*)?"""
-    r"""|(-?[0-9]+|0[xX][0-9a-fA-F]+)\s*(?:\#.*)?)"""
+    r"""|(-?[0-9]+|0[xX][0-9a-fA-F]+)\s*)"""
 )
-_UNSET = re.compile(r"# (CONFIG_\w+) is not set.*")
+_UNSET = re.compile(r"# (CONFIG_\w+) is not set")
 _IGNORED = re.compile(r"(?:\s*#.*|\s*)")
 _BARE = re.compile(r"CONFIG_\w+\s*")  # in some of the kernel's own fragments; Kconfig ignores it
 
@@ -127,7 +127,11 @@ class Fragment:
 
 def merge(fragments: Iterable[Fragment]) -> list[Setting]:
     """Return the settings of fragments; if several of them set an option, only the last setting."""
-    return list({each.option: each for part in fragments for each in part.settings()}.values())
+    merged: dict[str, Setting] = {}
+    for setting in (each for fragment in fragments for each in fragment.settings()):
+        merged.pop(setting.option, None)  # of a choice, the last line counts
+        merged[setting.option] = setting
+    return list(merged.values())
 
 
 def find_unmet(config: Path, fragments: tuple[Fragment, ...]) -> list[Setting]:
@@ -140,7 +144,7 @@ def find_unmet(config: Path, fragments: tuple[Fragment, ...]) -> list[Setting]:
         config: the path of the final configuration.
         fragments: the fragments, in the order in which they were merged.
     """
-    final = _parse(config.read_text())
+    final = _parse(config.read_text(errors="surrogateescape"))
     return [
         each
         for each in merge(fragments)
@@ -154,10 +158,9 @@ def _canonical(value: str) -> str:
 
 
 def _parse(text: str) -> dict[str, str]:
-    settings = {}
+    settings: dict[str, str] = {}
     for line in text.splitlines():
-        if match := _SET.fullmatch(line):
-            settings[match[1]] = next(value for value in match.groups()[1:] if value is not None)
-        elif match := _UNSET.fullmatch(line):
-            settings[match[1]] = "n"
+        if match := _SET.fullmatch(line) or _UNSET.fullmatch(line):
+            settings.pop(match[1], None)
+            settings[match[1]] = next(filter(None, match.groups()[1:]), "n")
     return settings

@@ -162,7 +162,7 @@ def _find_build_files(image: Path) -> tuple[Path | None, Path | None, Path | Non
     folder = image.resolve().parent
     kind, dash, release = image.resolve().name.partition("-")
     installed = folder / f"{_INSTALLED_CONFIG}{dash}{release}"
-    if kind == "vmlinuz" and installed.is_file():
+    if dash and kind == "vmlinuz" and installed.is_file():
         return installed, None, None
     if folder.parts[-3:] == ("arch", "x86", "boot"):
         folder, config = folder.parents[2], ".config"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ _IN_PROGRESS = ".in-progress"
 _ENDED = ".ended"  # the modification time of this file is the end of the last build
 # A change of other files can change more than the objects whose dependencies kbuild records.
 _COMPILED = (".c", ".h", ".S")
+_PARENT = re.compile(rb"[^/\s]+(?<!\.\.)/\.\./")
 # kbuild's records for programs that run during the build contain relative paths.
 _BUILD_PROGRAMS = ("scripts/", "tools/")
 
@@ -108,7 +110,9 @@ def _remove_stale(folder: Path, state: dict[str, FileState]) -> None:
         for path in state.keys() - before.keys()
         if path.endswith(".h") and os.path.basename(path) in names
     }
-    doubtful = changed - visible
+    # make cannot rebuild an object whose source is gone, and takes it for up to date.
+    gone = {path for path in before.keys() - state.keys() if path.endswith(_COMPILED)}
+    doubtful = (changed - visible) | gone
     if shadowing or not all(map(_is_recorded, doubtful)):
         _clear(folder)
     elif doubtful:
@@ -125,6 +129,8 @@ def _remove_dependents(folder: Path, paths: AbstractSet[str]) -> None:
     needles = [f"/{path}".encode() for path in paths]
     for record in folder.rglob(".*.cmd"):
         text = record.read_bytes()
+        while _PARENT.search(text):  # the compiler writes a/b/../c.h for a/c.h
+            text = _PARENT.sub(b"", text)
         if any(needle in text for needle in needles):
             record.with_name(record.name[1 : -len(".cmd")]).unlink(missing_ok=True)
     # The exported headers have no records.

@@ -233,6 +233,8 @@ class Tree:
                             folders.append(entry.path)
                             continue
                         stat = entry.stat(follow_symlinks=False)
+                        if entry.is_symlink() and entry.is_file():  # its content counts
+                            stat = entry.stat()
                         found[entry.path[start:]] = FileState(
                             stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino,
                             stat.st_dev,

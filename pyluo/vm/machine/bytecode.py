@@ -46,8 +46,8 @@ def _is_fresh(source: Path, compiled: Path) -> bool:
     """Return whether bytecode is up to date.
 
     An import checks only whether the bytecode's header has the time in seconds and the size of the
-    source. That is not enough if the bytecode was written within that second, because the source
-    may have been changed after that.
+    source. Both can be the same after a change of the source, so the bytecode must be newer than
+    the last change.
     """
     stat = source.stat()
     try:
@@ -55,7 +55,7 @@ def _is_fresh(source: Path, compiled: Path) -> bool:
         written = compiled.stat().st_mtime
     except OSError:
         return False
-    if written < int(stat.st_mtime) + 1:
+    if written <= stat.st_ctime:
         return False
     fields = [int.from_bytes(header[at : at + 4], "little") for at in (4, 8, 12)]
     expected = [0, int(stat.st_mtime) & 0xFFFFFFFF, stat.st_size & 0xFFFFFFFF]

@@ -320,12 +320,12 @@ class Guest:
         hello = await self.watch.wait_for(
             self._hello, timeout, Death.SILENT, "no word from the worker"
         )
-        if problem := hello.get("problem"):
-            raise HarnessError(problem)
         blackout = None
         with suppress(KeyError):  # this is the cold boot, or the guest jumped by itself meanwhile
             blackout = self.timeline.blackout
         self.lives.enter(hello, blackout)
+        if problem := hello.get("problem"):
+            raise HarnessError(problem)
 
     async def _read_messages(self, stream: asyncio.StreamReader) -> None:
         with suppress(ConnectionError):  # QEMU has ended

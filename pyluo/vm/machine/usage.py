@@ -65,7 +65,7 @@ class Usage:
     requests: int = 0
     live_updates: int = 0
     running: list[RunningGuest] = field(default_factory=list)
-    before: dict[int, Position] = field(default_factory=dict)
+    before: dict[int, Position] = field(default_factory=dict, compare=False)
     ended: list[GuestLog] | None = None
     on_first_boot: Callable[[], None] | None = None
 
@@ -85,7 +85,8 @@ class Usage:
         used = [
             guest
             for guest in self.running
-            if guest.position.requests != self._position_before(guest).requests
+            if id(guest) not in self.before
+            or guest.position.requests != self._position_before(guest).requests
         ]
         return [
             *(self.ended or ()),
@@ -98,6 +99,7 @@ class Usage:
             self.running.remove(guest)
         if self.ended is not None:
             self.ended.append(guest.log_since(self._position_before(guest)))
+        self.before.pop(id(guest), None)  # another guest may get the same id()
 
     def _position_before(self, guest: RunningGuest) -> Position:
         return self.before.get(id(guest), Position())

@@ -151,9 +151,9 @@ class VM:
             untried = choice.accelerator is Accelerator.KVM and not choice.asked
             if not untried or kvm.probe(qemu).proven or crash.booted or crash.console:
                 raise
+            self._start(Accelerator.TCG)  # raises if the kernel is to blame
             kvm.distrust(qemu)
             progress.say(f"{kvm.probe(qemu).reason}: guests are emulated from now on")
-            self._start(Accelerator.TCG)
         else:
             if choice.accelerator is Accelerator.KVM and not choice.asked:
                 kvm.prove(qemu)
@@ -210,6 +210,9 @@ class VM:
             usage.count_end(self)
         loop, self._loop = self._loop, None
         if loop is None or self._thread is None:
+            return
+        if not self._thread.is_alive():  # it could not be started
+            loop.close()
             return
         # If Ctrl-C ended the wait for it, the guest may just be being made.
         asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop).result()
@@ -568,7 +571,7 @@ class VM:
             "function": name,
             "file": source,
             "path": _import_path(),
-            "packages": _packages_off_path(len(sys.modules)),
+            "packages": _packages_off_path(len(sys.modules), tuple(sys.path)),
             "arguments": wire.encode(tuple(args)),
             "keywords": wire.encode(kwargs),
         }
@@ -636,27 +639,29 @@ def _pyluo_path(network: bool = False) -> list[str]:
 
 
 @functools.lru_cache(1)
-def _packages_off_path(modules: int) -> dict[str, list[str]]:
+def _packages_off_path(modules: int, path: tuple[str, ...]) -> dict[str, list[str]]:
     """Return the top-level packages and modules that an import hook finds, outside of sys.path.
 
     Editable installations use such hooks. The result has the paths of the folders or of the file.
 
     Args:
-        modules: the number of imported modules; only if it changes, the result can change.
+        modules: the number of imported modules; the result is the same as long as this and `path`
+            are.
+        path: sys.path.
     """
     del modules
     found: dict[str, list[str]] = {}
     for finder in sys.meta_path:  # setuptools: {name: path}
         mapping = getattr(sys.modules.get(getattr(finder, "__module__", "")), "MAPPING", {})
-        for name, path in mapping.items():
-            found[name] = [path if os.path.isdir(path) else f"{path.removesuffix('.py')}.py"]
+        for name, home in mapping.items():
+            found[name] = [home if os.path.isdir(home) else f"{home.removesuffix('.py')}.py"]
     for name, module in list(sys.modules.items()):
         if "." not in name and name != "__main__":
             paths = list(getattr(module, "__path__", ()))
             file = getattr(module, "__file__", None)
             if paths or (file and file.endswith(".py")):
                 found[name] = paths or [file]
-    here = set(map(os.path.abspath, sys.path))
+    here = set(map(os.path.abspath, path))
     return {
         name: [os.path.abspath(path) for path in paths]
         for name, paths in found.items()

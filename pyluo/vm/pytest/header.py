@@ -4,6 +4,7 @@ this test run uses.
 
 from __future__ import annotations
 
+import subprocess
 from typing import TYPE_CHECKING
 
 from pyluo.vm.cores import usable_cores
@@ -28,7 +29,7 @@ def describe(config: pytest.Config) -> list[str]:
         asked = config.getoption("--pyluo-accel")
         choice = Choice.make(qemu, Accelerator(asked) if asked else None)
         runs = f"{choice.accelerator.value} ({choice.reason}), {version(qemu)}"
-    except HarnessError as error:
+    except (HarnessError, OSError, subprocess.SubprocessError) as error:
         runs = f"none: {error}"
     kernel, to = (config.getoption(f"--pyluo-{name}") for name in ("kernel", "to"))
     memory = config.getoption("--pyluo-memory") or PLAIN.memory

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -104,7 +105,7 @@ def _register_recorder(config: pytest.Config) -> None:
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     """Return the lines that say what will run the guests, if tests of this run use guests."""
-    named = any("--pyluo-" in word for word in config.invocation_params.args)
+    named = any("--pyluo-" in os.fspath(word) for word in config.invocation_params.args)
     if not (named or config.getini(_GUESTS)):
         return []
     from pyluo.vm.pytest.header import describe
@@ -145,8 +146,10 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     from pyluo.vm.pytest import in_guest
 
     arguments = {name: pyfuncitem.funcargs[name] for name in names}
-    reference, file = wire.reference(pyfuncitem.obj), os.path.realpath(pyfuncitem.path)
-    guest.call(in_guest.run, reference, file, arguments)
+    reference = wire.reference(pyfuncitem.obj)
+    file = sys.modules[reference.partition(":")[0]].__file__  # not where it was collected
+    assert file is not None
+    guest.call(in_guest.run, reference, os.path.realpath(file), arguments)
     return True
 
 

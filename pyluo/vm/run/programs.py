@@ -182,7 +182,8 @@ def _run(vm: VM, command: list[str], timeout: float) -> EndedProgram:
             _decode(error.output), f"it still ran after {timeout:g} s", stderr=_decode(error.stderr)
         )
     # The shell's own words, for example if a script's interpreter is missing.
-    refused = re.match(rb"bash: line \d+: (.*)", done.stderr)
+    shown = re.escape(os.fsencode(command[0]))
+    refused = re.match(rb"bash: line \d+: (" + shown + rb": .*)", done.stderr)
     if done.returncode in (_NOT_RUNNABLE, _NOT_FOUND) and refused:
         raise HarnessError(f"the guest cannot run {command[0]}", _decode(refused[1]))
     ending = _describe_status(done.returncode)

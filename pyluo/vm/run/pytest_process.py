@@ -39,7 +39,7 @@ _OPTIONS_WITH_VALUE = frozenset({
     "--log-file-format", "--log-file-level", "--log-file-mode", "--log-format", "--log-level",
     "--maxfail", "--maxprocesses", "--max-worker-restart", "--numprocesses", "--override-ini",
     "--pastebin", "--pdbcls", "--pythonwarnings", "--rootdir", "--rsyncdir", "--rsyncignore",
-    "--show-capture", "--stepwise-reset", "--tb", "--tx", "--verbosity", "--xfail-tb",
+    "--show-capture", "--tb", "--tx", "--verbosity",
 })  # fmt: skip
 
 

@@ -110,7 +110,7 @@ def find_selftests(suite: Suite, kernel: Kernel) -> list[Selftest]:
             f"the selftests of {kernel.name} cannot be built, because its source is not known",
             "name a kernel of kernels.toml, or give the path of a tree or a tarball",
         )
-    target = cache.folder() / "selftests" / _key(suite, kernel.source)
+    target = cache.folder() / "selftests" / _key(suite, kernel.source, kernel.headers)
     if not target.exists():
         with cache.lock("selftests", lambda: progress.say("waiting for another build to end")):
             if not target.exists():
@@ -137,7 +137,7 @@ def _build(suite: Suite, source: Source, headers: Path, target: Path) -> None:
             source.extract([*_COMMON, suite.folder, *suite.needs], tree)
         with progress.bar("compiling", None):
             _compile(suite, tree, headers, objects, result)
-        if source.scan() != state or _key(suite, source) != target.name:
+        if source.scan() != state or _key(suite, source, headers) != target.name:
             raise HarnessError(f"{source.description} changed while it was built", "run it again")
         result.rename(target)
 
@@ -168,10 +168,11 @@ def _check_libraries(suite: Suite) -> None:
         )
 
 
-def _key(suite: Suite, source: Source) -> str:
+def _key(suite: Suite, source: Source, headers: Path) -> str:
     """Return the name of the programs' folder in the cache: a digest of all that they depend on.
 
-    The kernel's headers need not be in the digest, because they come from the same source.
+    The folder of the kernel's headers names the kernel's build: the tree may have changed since.
     """
-    parts = [source.identity, suite.name, suite.needs, build.toolchain()]
+    depends_on = [source.identity, os.fspath(headers), suite.name, suite.needs]
+    parts = [*depends_on, build.toolchain()]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

@@ -46,21 +46,14 @@ LONGEST = (
 KUNIT = "tools/testing/kunit"
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """Return three workers for two cores, because a guest that a test makes hang leaves its core
-    idle.
-    """
-    return max(1, len(os.sched_getaffinity(0)) * 3 // 2)
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     longest = [item for item in items if item.name.partition("[")[0] in LONGEST]
     items[:] = [item for item in items if item not in longest]
     # pytest-xdist first gives each worker an equal part of the list.
-    part = len(items) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    part = -(-(len(items) + len(longest)) // workers)
     for number, item in enumerate(longest):
-        items.insert(min(number * (part + 1), len(items)), item)
+        items.insert(number % workers * part + number // workers, item)
 
 
 @pytest.fixture(scope="session")

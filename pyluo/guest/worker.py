@@ -7,6 +7,7 @@ import sys
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
+from pyluo import kexec
 from pyluo.guest import port, wire
 from pyluo.guest.host_files import HostFiles
 from pyluo.kernel_log import KernelLog
@@ -124,8 +125,6 @@ class Worker:
 
     def do_jump(self, request: wire.Message) -> None:
         """Load the next kernel and jump to it. Does not return; raises if that fails."""
-        from pyluo import kexec  # not at the top: it takes a quarter of a second after each jump
-
         # handover=False and trust_image=True switch off pyluo's checks: a test may jump to a kernel
         # that loses what was preserved.
         kexec.load(request["image"], cmdline=request["cmdline"], handover=False)

@@ -106,53 +106,20 @@ __all__ = [
     "vfio",
 ]
 
-# The modules that define the names. A name is imported when it is first used: importing all of them
-# takes a quarter of a second after every jump of an emulated guest, and pytest imports this package
-# in every run of a project that has pyluo installed.
+# The modules that define the names, except those of errors, which are in pyluo.errors. A name is
+# imported when it is first used: importing all of them takes a quarter of a second after every jump
+# of an emulated guest, and pytest imports this package in every run of a project that has pyluo
+# installed.
 _HOMES = {
-    "descriptor": ("OwnedFd",),
-    "errors": (
-        "AlreadyPreservedError",
-        "DeviceBusyError",
-        "DeviceInUseError",
-        "DriverNotFoundError",
-        "FdStoreError",
-        "FeatureNotSupportedError",
-        "HandoffError",
-        "HandoverError",
-        "ImageRejectedError",
-        "IncomingStateError",
-        "InvalidationError",
-        "IoasLayoutError",
-        "IommuUnavailableError",
-        "IommuUnsupportedError",
-        "IovaInUseError",
-        "KernelTooOldError",
-        "KexecBusyError",
-        "LiveUpdateUnavailableError",
-        "LuoError",
-        "LuoPermissionError",
-        "NoImageLoadedError",
-        "NotBoundError",
-        "NotPreservableError",
-        "ObjectInUseError",
-        "PciDeviceNotFoundError",
-        "PreservedMemoryError",
-        "SealedError",
-        "SessionExistsError",
-        "SessionNameError",
-        "SessionNotFoundError",
-        "SessionRetrievedError",
-        "TokenInUseError",
-        "TokenNotFoundError",
-        "UserMappingError",
-        "WrongSessionError",
-    ),
-    "fdstore": ("FdStore",),
-    "iommu_layout": ("IoasLayout",),
-    "liveupdate": ("LiveUpdate",),
-    "memfd": ("Memfd", "Seal"),
-    "session": ("IncomingSession", "OutgoingSession", "session_from_fd"),
+    "FdStore": "fdstore",
+    "IncomingSession": "session",
+    "IoasLayout": "iommu_layout",
+    "LiveUpdate": "liveupdate",
+    "Memfd": "memfd",
+    "OutgoingSession": "session",
+    "OwnedFd": "descriptor",
+    "Seal": "memfd",
+    "session_from_fd": "session",
 }
 _MODULES = ("handoff", "iommufd", "kexec", "kho", "vfio")
 
@@ -162,12 +129,12 @@ def __getattr__(name: str) -> object:
 
     if name in _MODULES:
         return import_module(f"{__name__}.{name}")
-    for home, names in _HOMES.items():
-        if name in names:
-            module = import_module(f"{__name__}.{home}")
-            globals().update((each, getattr(module, each)) for each in names)
-            return globals()[name]
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    is_error = name in __all__ and name.endswith("Error")
+    home = "errors" if is_error else _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(f"{__name__}.{home}"), name)
+    return found
 
 
 def __dir__() -> list[str]:

@@ -60,6 +60,14 @@ def test_a_network_needs_its_driver(tmp_path: Path) -> None:
     check_options(kernel(tmp_path, f"{WHOLE}CONFIG_VIRTIO_NET=y\n"), network=True)
 
 
+def test_a_checkout_in_tmp_needs_overlayfs(tmp_path: Path) -> None:
+    plain = kernel(tmp_path, WHOLE)
+    check_options(plain, network=False, folders=["/home/me/pyluo", "/tmpfiles"])
+    for folder in ("/tmp/pyluo", "/var/tmp"):
+        with pytest.raises(HarnessError, match="lacks CONFIG_OVERLAY_FS:"):
+            check_options(plain, network=False, folders=[folder])
+
+
 def test_nothing_is_said_of_a_kernel_whose_options_are_not_known(tmp_path: Path) -> None:
     check_options(kernel(tmp_path, None), network=True)
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from pyluo.vm.errors import HarnessError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pyluo.vm.kernels.kernel import Kernel
 
 __all__ = ["PLAIN", "Needs", "check_options", "explain_root", "needs"]
@@ -61,22 +63,27 @@ _OPTIONS = (
     "CONFIG_UNIX98_PTYS",
 )  # fmt: skip
 _NETWORK = ("CONFIG_VIRTIO_NET",)
+_OVERLAY = ("CONFIG_OVERLAY_FS",)
+_OVERLAID = ("/tmp/", "/var/tmp/")  # see `pyluo.guest.mounts`
 _NO_ROOT = ("VFS: Cannot open root device", "VFS: Unable to mount root fs")
 
 
-def check_options(kernel: Kernel, *, network: bool) -> None:
+def check_options(kernel: Kernel, *, network: bool, folders: Sequence[str] = ()) -> None:
     """Check that a kernel can run a guest; nothing is known if its configuration is not known.
 
     Args:
         kernel: the kernel.
         network: whether the guest has a network interface.
+        folders: the folders from which the guest imports modules. Without overlayfs, the guest's
+            own /tmp hides those of the host in it.
 
     Raises:
         HarnessError: the kernel lacks options, or has them as modules.
     """
     if kernel.config is None:
         return
-    wanted = _OPTIONS + (_NETWORK if network else ())
+    hidden = any(f"{folder}/".startswith(_OVERLAID) for folder in folders)
+    wanted = _OPTIONS + (_NETWORK if network else ()) + (_OVERLAY if hidden else ())
     if missing := [option for option in wanted if not kernel.has(option)]:
         raise HarnessError(
             f"the kernel {kernel.name} cannot run a guest: it lacks {', '.join(missing)}",

@@ -161,7 +161,7 @@ class VM:
         return self
 
     def _start(self, accelerator: Accelerator) -> None:
-        check_options(self._first, network=self._network)
+        self._check_options(self._first)
         machine = Machine(
             image=self._first.image,
             cmdline=self._cmdline(self._first, self._append),
@@ -187,6 +187,9 @@ class VM:
         except BaseException:
             self.close()
             raise
+
+    def _check_options(self, kernel: Kernel) -> None:
+        check_options(kernel, network=self._network, folders=_pyluo_path(self._network))
 
     async def _make_guest(self, machine: Machine) -> None:
         """Make the guest, in the event loop that it needs; QEMU begins to start."""
@@ -304,7 +307,7 @@ class VM:
             GuestCrash: the guest died on the way, or did not speak in time after the jump.
         """
         kernel = self._next() if to is None else Kernel.find(to)
-        check_options(kernel, network=self._network)
+        self._check_options(kernel)
         cmdline = self._cmdline(kernel, self._append if append is None else append)
         image = os.fspath(kernel.image)
         guest = self._running_guest()

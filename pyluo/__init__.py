@@ -16,7 +16,6 @@ if TYPE_CHECKING:
         DeviceBusyError,
         DeviceInUseError,
         DriverNotFoundError,
-        FdStoreError,
         FeatureNotSupportedError,
         HandoffError,
         HandoverError,
@@ -43,36 +42,45 @@ if TYPE_CHECKING:
         SessionNameError,
         SessionNotFoundError,
         SessionRetrievedError,
+        StoreError,
         TokenInUseError,
         TokenNotFoundError,
         UserMappingError,
         WrongSessionError,
     )
-    from pyluo.fdstore import FdStore
     from pyluo.iommu_layout import IoasLayout
+    from pyluo.keepers.holder import HolderProcess
+    from pyluo.keepers.keeper import Keeper, KeeperChoice
+    from pyluo.keepers.service_manager import ServiceManager
     from pyluo.liveupdate import LiveUpdate
     from pyluo.memfd import Memfd, Seal
     from pyluo.session import IncomingSession, OutgoingSession, session_from_fd
+    from pyluo.stores.entry import Entry, NewEntry
+    from pyluo.stores.incoming import IncomingStore
+    from pyluo.stores.outgoing import OutgoingStore
 
 __all__ = [
     "AlreadyPreservedError",
     "DeviceBusyError",
     "DeviceInUseError",
     "DriverNotFoundError",
-    "FdStore",
-    "FdStoreError",
+    "Entry",
     "FeatureNotSupportedError",
     "HandoffError",
     "HandoverError",
+    "HolderProcess",
     "ImageRejectedError",
     "IncomingSession",
     "IncomingStateError",
+    "IncomingStore",
     "InvalidationError",
     "IoasLayout",
     "IoasLayoutError",
     "IommuUnavailableError",
     "IommuUnsupportedError",
     "IovaInUseError",
+    "Keeper",
+    "KeeperChoice",
     "KernelTooOldError",
     "KexecBusyError",
     "LiveUpdate",
@@ -80,20 +88,24 @@ __all__ = [
     "LuoError",
     "LuoPermissionError",
     "Memfd",
+    "NewEntry",
     "NoImageLoadedError",
     "NotBoundError",
     "NotPreservableError",
     "ObjectInUseError",
     "OutgoingSession",
+    "OutgoingStore",
     "OwnedFd",
     "PciDeviceNotFoundError",
     "PreservedMemoryError",
     "Seal",
     "SealedError",
+    "ServiceManager",
     "SessionExistsError",
     "SessionNameError",
     "SessionNotFoundError",
     "SessionRetrievedError",
+    "StoreError",
     "TokenInUseError",
     "TokenNotFoundError",
     "UserMappingError",
@@ -111,7 +123,14 @@ __all__ = [
 # of an emulated guest, and pytest imports this package in every run of a project that has pyluo
 # installed.
 _HOMES = {
-    "FdStore": "fdstore",
+    "Entry": "stores.entry",
+    "HolderProcess": "keepers.holder",
+    "IncomingStore": "stores.incoming",
+    "Keeper": "keepers.keeper",
+    "KeeperChoice": "keepers.keeper",
+    "NewEntry": "stores.entry",
+    "OutgoingStore": "stores.outgoing",
+    "ServiceManager": "keepers.service_manager",
     "IncomingSession": "session",
     "IoasLayout": "iommu_layout",
     "LiveUpdate": "liveupdate",

@@ -25,6 +25,7 @@ __all__ = [
     "Exported",
     "Ioctl",
     "Reply",
+    "Request",
     "Struct",
     "constant",
     "kexec_file_load",
@@ -110,6 +111,25 @@ class Reply:
     def data(self) -> bytes:
         """Return the bytes of the struct and of the data after it, if there is any."""
         return bytes(ffi.buffer(self._memory))
+
+
+class Request(Reply):
+    """An ioctl with its struct, before and after the call.
+
+    Because the struct exists before the call, a descriptor that the kernel returns in it is never
+    lost, even if a signal handler raises right after the call.
+    """
+
+    __slots__ = ("_command",)
+
+    def __init__(self, command: int, struct: object, memory: object) -> None:
+        super().__init__(struct, memory)
+        self._command = command
+
+    def attempt(self, fd: int) -> None:
+        """Call the ioctl on a descriptor, and set `result` and `errno`."""
+        struct = self._struct
+        self.result, self.errno = _retry(lambda: lib.pyluo_ioctl(fd, self._command, struct))
 
 
 class Struct:
@@ -257,13 +277,18 @@ class Ioctl:
 
         Some ioctls fill in their struct even if they fail.
         """
+        request = self.prepare(tail, **fields)
+        request.attempt(fd)
+        return request
+
+    def prepare(self, tail: Buffer = b"", /, **fields: Field) -> Request:
+        """Return the request with its struct filled in, without calling the ioctl."""
         size = self.struct.size + len(tail)
         memory = ffi.new("unsigned char[]", size)
         ffi.buffer(memory)[self.struct.size :] = bytes(tail)
         struct = ffi.cast(f"struct {self.struct.name} *", memory)
         _set_fields(struct, {self._size_field: size} | fields)
-        result, number = _retry(lambda: lib.pyluo_ioctl(fd, self._number, struct))
-        return Reply(struct, memory, result, number)
+        return Request(self._number, struct, memory)
 
     def errno_for_unknown_tail(self, fd: int) -> int:
         """Call the ioctl with a non-zero tail, which the kernel must refuse; return the errno."""

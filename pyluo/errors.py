@@ -16,7 +16,6 @@ __all__ = [
     "DeviceBusyError",
     "DeviceInUseError",
     "DriverNotFoundError",
-    "FdStoreError",
     "FeatureNotSupportedError",
     "HandoffError",
     "HandoverError",
@@ -43,6 +42,7 @@ __all__ = [
     "SessionNameError",
     "SessionNotFoundError",
     "SessionRetrievedError",
+    "StoreError",
     "TokenInUseError",
     "TokenNotFoundError",
     "UserMappingError",
@@ -219,7 +219,7 @@ class KexecBusyError(LuoError):
     default_hint = "Another kexec load, unload or reboot is running: try again"
 
 
-class FdStoreError(LuoError):
+class StoreError(LuoError):
     """An `FdStore` cannot do this, or its table of contents cannot be read.
 
     Attributes:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -12,12 +14,12 @@ from pyluo.errors import NotPreservableError, PreservedMemoryError
 from pyluo.memfd import Seal, read_seals, supports_seals
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
 __all__ = [
     "RESERVE",
+    "MemoryDemand",
     "preservable_memory",
-    "refuse_excess_memory",
     "refuse_full_cgroup",
     "refuse_noexec",
     "room_in_cgroups",
@@ -37,6 +39,8 @@ _MEMINFO = "/proc/meminfo"
 _PAGETYPEINFO = "/proc/pagetypeinfo"
 _SIZE_LIMIT = 1 << 40
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_MEMINFO_FIELDS = re.compile(r"^(MemAvailable|CmaFree|SwapTotal|SwapFree): +(\d+) kB", re.M)
+_ALLOWANCE_PERIOD = 0.05  # seconds
 
 
 def refuse_noexec(fd: int, subject: Callable[[], str]) -> None:
@@ -65,43 +69,56 @@ def refuse_noexec(fd: int, subject: Callable[[], str]) -> None:
         )
 
 
-def refuse_excess_memory(
-    fds: Sequence[int], subject: Callable[[], str], *, in_scratch: bool = True
-) -> None:
-    """Refuse files if preserving them would leave too little memory.
+class MemoryDemand:
+    """The memory that it takes to preserve some files."""
 
-    The kernel would not refuse: its OOM killer would kill processes to free memory, and the kernel
-    panics if it kills init.
+    def __init__(self) -> None:
+        self._size = 0
+        self._holes = 0
+        self._largest = 0
 
-    Args:
-        fds: the files.
-        subject: a function that returns words for the files, for the message of an error.
-        in_scratch: whether some pages of the files may lie in scratch areas. False for files that
-            a live update carried over: their pages never do.
+    def add(self, fd: int) -> None:
+        """Add a file."""
+        size = _allocated_size(fd)
+        self._size += size
+        self._holes += _size_of_holes(fd)
+        self._largest = max(self._largest, size)
 
-    Raises:
-        PreservedMemoryError: there is not enough memory (ENOMEM).
-        NotPreservableError: a file has a tebibyte or more (EFBIG); kernels up to 7.3 cannot
-            allocate the list of its pages, even with enough memory.
-    """
-    sizes = [_allocated_size(fd) for fd in fds]
-    if max(sizes, default=0) >= _SIZE_LIMIT:
-        raise NotPreservableError(
-            errno.EFBIG,
-            _OPERATION,
-            f"{subject()}: a file of {max(sizes)} bytes",
-            "Split it into files of less than 1 TiB each",
-        )
-    wanted = sum(sizes)
-    room = preservable_memory() - RESERVE
-    if wanted <= room:
-        return
-    # Preserving moves pages out of scratch areas and reads swapped pages in. No interface tells
-    # which pages of a file are affected, so assume as many as possible.
-    holes = sum(map(_size_of_holes, fds))
-    bytes_to_move = _swap_in_use() + (_scratch_in_use() if in_scratch else 0)
-    wanted = holes + min(wanted - holes, bytes_to_move)
-    if wanted > room:
+    def refuse_excess(self, subject: Callable[[], str], *, in_scratch: bool = True) -> None:
+        """Refuse the files if preserving them would leave too little memory.
+
+        The kernel would not refuse: its OOM killer would kill processes to free memory, and the
+        kernel panics if it kills init.
+
+        Args:
+            subject: a function that returns words for the files, for the message of an error.
+            in_scratch: whether some pages of the files may lie in scratch areas. False for files
+                that a live update carried over: their pages never do.
+
+        Raises:
+            PreservedMemoryError: there is not enough memory (ENOMEM).
+            NotPreservableError: a file has a tebibyte or more (EFBIG); kernels up to 7.3 cannot
+                allocate the list of its pages, even with enough memory.
+        """
+        if self._largest >= _SIZE_LIMIT:
+            raise NotPreservableError(
+                errno.EFBIG,
+                _OPERATION,
+                f"{subject()}: a file of {self._largest} bytes",
+                "Split it into files of less than 1 TiB each",
+            )
+        if _granted_lately.take(self._size):
+            return
+        room = preservable_memory() - RESERVE
+        if self._size <= room:
+            _granted_lately.renew(room - self._size)
+            return
+        # Preserving moves pages out of scratch areas and reads swapped pages in. No interface tells
+        # which pages of a file are affected, so assume as many as possible.
+        bytes_to_move = _swap_in_use() + (_scratch_in_use() if in_scratch else 0)
+        wanted = self._holes + min(self._size - self._holes, bytes_to_move)
+        if wanted <= room:
+            return
         raise PreservedMemoryError(
             errno.ENOMEM,
             _OPERATION,
@@ -111,6 +128,32 @@ def refuse_excess_memory(
             f"{_format_mib(RESERVE)} beyond them are left to the kernel; free memory, preserve "
             f"less, or make the areas smaller with kho_scratch= on the kernel command line",
         )
+
+
+class _Allowance:
+    """Memory that was free a moment ago, and that small files may take without another look.
+
+    Looking takes longer than preserving a small file.
+    """
+
+    def __init__(self) -> None:
+        self._deadline = 0.0
+        self._left = 0
+
+    def renew(self, room: int) -> None:
+        """Set the allowance after a look that found `room` bytes free."""
+        self._left = min(room, RESERVE // 8)
+        self._deadline = time.monotonic() + _ALLOWANCE_PERIOD
+
+    def take(self, size: int) -> bool:
+        """Return whether `size` bytes are allowed; if so, take them from the allowance."""
+        if size > self._left or time.monotonic() > self._deadline:
+            return False
+        self._left -= size
+        return True
+
+
+_granted_lately = _Allowance()
 
 
 def refuse_full_cgroup(size: int, subject: str) -> None:
@@ -236,13 +279,10 @@ def _swap_in_use() -> int:
 
 def _read_meminfo() -> dict[str, int]:
     """Return the values of /proc/meminfo that this module uses, in bytes."""
-    fields = dict.fromkeys(("MemAvailable", "CmaFree", "SwapTotal", "SwapFree"), 0)
     with raising("open meminfo", _MEMINFO), open(_MEMINFO) as file:
-        for line in file:
-            name, _, rest = line.partition(":")
-            if name in fields:
-                fields[name] = int(rest.split()[0]) << 10
-    return fields
+        text = file.read()
+    found = {name: int(kib) << 10 for name, kib in _MEMINFO_FIELDS.findall(text)}
+    return dict.fromkeys(("MemAvailable", "CmaFree", "SwapTotal", "SwapFree"), 0) | found
 
 
 def _format_mib(size: float) -> str:

@@ -13,8 +13,10 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Self
 
 from pyluo.errors import IoasLayoutError, LuoError
-from pyluo.fdstore import FdStore
 from pyluo.iommufd import Access, HwptFlags, Ioas, IovaRange, Mapping, PagingHwpt
+from pyluo.stores.files_in_use import FileId, file_id
+from pyluo.stores.incoming import IncomingStore
+from pyluo.stores.outgoing import OutgoingStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
     from pyluo.descriptor import HasFileno
     from pyluo.iommufd import IommuFd, IommuObject
+    from pyluo.stores.store import Store
     from pyluo.vfio import VfioDevice
 
 __all__ = ["IoasLayout", "NamedMapping", "Rebuilt"]
@@ -107,13 +110,14 @@ class IoasLayout:
                 raise _error(errno.EINVAL, "create", subject, "They overlap, or are not sorted")
 
     @classmethod
-    def record(cls, ioas: Ioas, files: AnyMapping[str, HasFileno] | FdStore) -> Self:
+    def record(cls, ioas: Ioas, files: AnyMapping[str, HasFileno] | OutgoingStore) -> Self:
         """Return the present layout of an IOAS.
 
         Args:
             ioas: the IOAS. This process must know its mappings: it must have created or adopted the
                 IOAS.
-            files: a store, or a descriptor for each name. Files that are not mapped are ignored.
+            files: the store that has the files, or a descriptor for each name. Files that are not
+                mapped are ignored.
 
         Raises:
             IoasLayoutError: memory is mapped by its address in this process, so that no other
@@ -124,29 +128,30 @@ class IoasLayout:
         if not ioas.mappings_known:
             hint = "A signal interrupted a request: unmap everything, and map it again"
             raise _error(errno.EINPROGRESS, "record", str(ioas), hint)
-        names: dict[tuple[int, int], str] = {}
-        for name in files:
-            with _open_named(files, name) as file:
-                stat = os.fstat(file.fileno())
-            names.setdefault((stat.st_dev, stat.st_ino), name)
+        names: dict[FileId, str] = {}
+        if isinstance(files, OutgoingStore):
+            names = files.find_by_file([one.file for one in ioas.mappings if one.file is not None])
+        else:
+            for name, file in files.items():
+                names.setdefault(file_id(file.fileno()), name)
         return cls(
             tuple(_to_named(ioas, mapping, names) for mapping in ioas.mappings), ioas.allowed
         )
 
-    def save(self, store: FdStore, key: str = _KEY) -> None:
+    def save(self, store: OutgoingStore, key: str = _KEY) -> None:
         """Add the layout to the metadata of a store.
 
         Args:
-            store: an outgoing store.
+            store: the store.
             key: the key in the metadata; each layout in a store needs a different key.
 
         Raises:
-            FdStoreError: see `FdStore.set_meta`.
+            LuoError: see `OutgoingStore.update_meta`.
         """
-        store.set_meta({**store.meta, key: self.as_json()})
+        store.update_meta(key, self.as_json())
 
     @classmethod
-    def load(cls, store: FdStore, key: str = _KEY) -> Self:
+    def load(cls, store: Store, key: str = _KEY) -> Self:
         """Load the layout that `save` added to the metadata of a store.
 
         Raises:
@@ -212,7 +217,7 @@ class IoasLayout:
     def rebuild(
         self,
         iommufd: IommuFd,
-        files: AnyMapping[str, HasFileno] | FdStore,
+        files: AnyMapping[str, HasFileno] | IncomingStore,
         devices: Sequence[VfioDevice] = (),
         *,
         flags: HwptFlags = _NO_FLAGS,
@@ -230,7 +235,7 @@ class IoasLayout:
 
         Args:
             iommufd: the iommufd that the devices are bound to.
-            files: an incoming or outgoing store, or a descriptor for each name.
+            files: a store, or a descriptor for each name.
             devices: the devices. Each must be bound to `iommufd`; it may be attached already or
                 not.
             flags: the flags for new page tables.
@@ -277,7 +282,7 @@ class IoasLayout:
     def check(
         self,
         ioas: Ioas,
-        files: AnyMapping[str, HasFileno] | FdStore,
+        files: AnyMapping[str, HasFileno] | IncomingStore,
         devices: Sequence[VfioDevice] = (),
     ) -> None:
         """Check that an IOAS can have all mappings, and that their files exist and are long enough.
@@ -302,7 +307,7 @@ class IoasLayout:
             raise _misfit_error(number, found)
 
     def adopt(
-        self, iommufd: IommuFd, object_id: int, files: AnyMapping[str, HasFileno] | FdStore
+        self, iommufd: IommuFd, object_id: int, files: AnyMapping[str, HasFileno] | IncomingStore
     ) -> Ioas:
         """Return an `Ioas` for an existing IOAS that another process created.
 
@@ -338,7 +343,7 @@ class IoasLayout:
             raise
         return ioas
 
-    def _map(self, ioas: Ioas, files: AnyMapping[str, HasFileno] | FdStore) -> None:
+    def _map(self, ioas: Ioas, files: AnyMapping[str, HasFileno] | IncomingStore) -> None:
         for mapping in self.mappings:
             with _open_named(files, mapping.name) as file:
                 ioas.map_file(
@@ -351,12 +356,14 @@ class IoasLayout:
 
 
 @contextmanager
-def _open_named(files: AnyMapping[str, HasFileno] | FdStore, name: str) -> Iterator[HasFileno]:
+def _open_named(
+    files: AnyMapping[str, HasFileno] | IncomingStore, name: str
+) -> Iterator[HasFileno]:
     """Yield the file of this name; close it afterwards if it is from a store.
 
     A mapping stays valid without a descriptor of its file.
     """
-    if isinstance(files, FdStore):
+    if isinstance(files, IncomingStore):
         with files.borrow(name) as borrowed:
             yield borrowed
     else:
@@ -385,7 +392,7 @@ def _to_mapping(mapping: NamedMapping, file: HasFileno) -> Mapping:
 
 
 def _find_missing(
-    mappings: Sequence[NamedMapping], files: AnyMapping[str, HasFileno] | FdStore
+    mappings: Sequence[NamedMapping], files: AnyMapping[str, HasFileno] | IncomingStore
 ) -> list[str]:
     return [
         f"{mapping.range} needs {mapping.name!r}, which is missing"
@@ -395,7 +402,7 @@ def _find_missing(
 
 
 def _find_too_short(
-    mappings: Sequence[NamedMapping], files: AnyMapping[str, HasFileno] | FdStore
+    mappings: Sequence[NamedMapping], files: AnyMapping[str, HasFileno] | IncomingStore
 ) -> list[str]:
     sizes = {}
     for name in dict.fromkeys(mapping.name for mapping in mappings if mapping.name in files):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import threading
+import time
 from contextlib import suppress
 from typing import Self
 
 from pyluo._sys import Ioctl, constant, raising
 from pyluo.descriptor import OwnedFd, require_device
-from pyluo.errors import LuoError, SessionExistsError, SessionNameError
+from pyluo.errors import DeviceBusyError, LuoError, SessionExistsError, SessionNameError
 from pyluo.session import IncomingSession, OutgoingSession
 
 __all__ = ["DEVICE", "LiveUpdate"]
@@ -19,6 +21,7 @@ DEVICE = "/dev/liveupdate"
 
 _CREATE_SESSION = Ioctl("LIVEUPDATE_IOCTL_CREATE_SESSION", "liveupdate_ioctl_create_session")
 _RETRIEVE_SESSION = Ioctl("LIVEUPDATE_IOCTL_RETRIEVE_SESSION", "liveupdate_ioctl_retrieve_session")
+_RETRY_INTERVAL = 0.01  # seconds
 _NAME_LIMIT = constant("LIVEUPDATE_SESSION_NAME_LENGTH") - 1
 
 
@@ -30,21 +33,34 @@ class LiveUpdate(OwnedFd):
 
     Args:
         path: the path of the device.
+        wait: for how many seconds to wait while the device is open elsewhere.
 
     Raises:
         LiveUpdateUnavailableError: the kernel offers no live update (ENOENT, ENODEV or ENXIO).
-        DeviceBusyError: the device is open elsewhere (EBUSY).
+        DeviceBusyError: the device is open elsewhere (EBUSY), also after `wait` seconds.
         IncomingStateError: the kernel cannot read what the previous one handed over (EIO).
         LuoPermissionError: the caller may not open the device (EACCES).
 
     Source: kernel/liveupdate/luo_core.c, luo_open(). Linux 6.19.
     """
 
-    __slots__ = ("_lock",)
+    __slots__ = ("_file", "_lock")
+    _file: io.FileIO | None
 
-    def __init__(self, path: str | os.PathLike[str] = DEVICE) -> None:
-        with raising("open", os.fspath(path)):
-            super().__init__(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+    def __init__(self, path: str | os.PathLike[str] = DEVICE, *, wait: float = 0.0) -> None:
+        deadline = time.monotonic() + wait
+        while True:
+            try:
+                with raising("open", os.fspath(path)):
+                    # A signal handler may raise between any two instructions. A file object closes
+                    # its descriptor even then; a lost number would keep everybody out for good.
+                    self._file = io.FileIO(path, "r+")
+                break
+            except DeviceBusyError:
+                if time.monotonic() >= deadline:
+                    raise
+            time.sleep(_RETRY_INTERVAL)  # the kernel has nothing to wait for
+        super().__init__(self._file.fileno())
         self._lock = threading.Lock()
 
     @classmethod
@@ -58,6 +74,7 @@ class LiveUpdate(OwnedFd):
         require_device(fd, "liveupdate")
         self = cls.__new__(cls)
         OwnedFd.__init__(self, fd)
+        self._file = None
         self._lock = threading.Lock()
         return self
 
@@ -65,6 +82,23 @@ class LiveUpdate(OwnedFd):
         """Close the device, so that others can open it; closing it twice does nothing."""
         with self._lock:
             super().close()
+
+    def detach(self) -> int:
+        """Return a descriptor of the open device; the caller owns it from now on."""
+        with self._lock:
+            if self._file is None:
+                return super().detach()
+            with raising("dup", DEVICE):
+                duplicate = os.dup(self.fileno())
+            self._close()
+            return duplicate
+
+    def _close(self) -> None:
+        if self._file is None:
+            super()._close()
+        else:
+            self._fd = -1
+            self._file.close()
 
     def create_session(self, name: str) -> OutgoingSession:
         """Create an outgoing session, which the next live update carries over.
@@ -82,11 +116,10 @@ class LiveUpdate(OwnedFd):
         encoded = _encode(name, _CREATE_SESSION.name)
         with self._lock:
             try:
-                reply = _CREATE_SESSION(self.fileno(), f"session {name!r}", fd=-1, name=encoded)
+                return OutgoingSession.create(_CREATE_SESSION, self.fileno(), name, encoded)
             except SessionExistsError:
                 self._correct_session_count()
                 raise
-        return OutgoingSession(reply.integer("fd"), name)
 
     def _correct_session_count(self) -> None:
         """Work around a kernel bug, up to 7.3: EEXIST leaves the kernel's session count too high.
@@ -105,6 +138,8 @@ class LiveUpdate(OwnedFd):
     def retrieve_session(self, name: str) -> IncomingSession:
         """Retrieve the session of this name that the previous kernel handed over.
 
+        A session whose object this process has dropped without finishing it can be retrieved again.
+
         Raises:
             SessionNameError: no session can have this name (EINVAL).
             SessionNotFoundError: there is no such session, or it is finished (ENOENT).
@@ -114,8 +149,7 @@ class LiveUpdate(OwnedFd):
         """
         encoded = _encode(name, _RETRIEVE_SESSION.name)
         with self._lock:
-            reply = _RETRIEVE_SESSION(self.fileno(), f"session {name!r}", fd=-1, name=encoded)
-        return IncomingSession(reply.integer("fd"), name)
+            return IncomingSession.retrieve_from(_RETRIEVE_SESSION, self.fileno(), name, encoded)
 
 
 def _encode(name: str, operation: str) -> bytes:

@@ -1,36 +1,37 @@
 """Carrying regular files over a live update: `save` before the jump, `restore` after it.
 
-The contents are copied into memfds of an `FdStore`. A holder process has the store's session open
-until the jump. After the jump, another holder has the session open until the last file is on disk,
-so that a failed restore can be repeated.
+The contents are copied into memfds of a store, whose session a keeper has open until the jump.
+After the jump, a keeper has the session open until the last file is on disk, so that a failed
+restore can be repeated.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import shutil
 import stat
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pyluo import guards, holder
+from pyluo import guards
 from pyluo._sys import raising
-from pyluo.errors import FdStoreError, LuoError, PreservedMemoryError
-from pyluo.fdstore import FdStore
+from pyluo.errors import LuoError, PreservedMemoryError, SessionNotFoundError, StoreError
+from pyluo.keepers.choice import choose_keeper
+from pyluo.keepers.keeper import KeeperChoice
 from pyluo.memfd import Memfd
-from pyluo.session import IncomingSession
+from pyluo.stores.incoming import IncomingStore
+from pyluo.stores.kept import find_kept_incoming
+from pyluo.stores.outgoing import OutgoingStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import Any
 
-    from pyluo.contents import Entry
-    from pyluo.holder import Holder
+    from pyluo.stores.entry import Entry
 
     Report = Callable[[int], None]
 
@@ -76,8 +77,8 @@ def _ignore_progress(done: int) -> None:
 
 def save(
     name: str, paths: Sequence[str | os.PathLike[str]], *, report: Report = _ignore_progress
-) -> tuple[list[SavedFile], Holder]:
-    """Copy files into a new session, and start a process that holds the session open.
+) -> tuple[list[SavedFile], str]:
+    """Copy files into a new session, which a keeper has open from then on.
 
     Args:
         name: the name of the session.
@@ -85,13 +86,13 @@ def save(
         report: a function that is called with the number of bytes read so far.
 
     Returns:
-        The saved files, and the process that holds the session until the jump.
+        The saved files, and words for what keeps the session until the jump.
 
     Raises:
         ValueError: there are no files, two have the same name, or one is not a regular file.
         PreservedMemoryError: the files do not fit into memory (ENOMEM). Nothing was changed.
-        LuoError: a file cannot be read; see also `FdStore.create` and `FdStore.add`. The session is
-            discarded in these cases.
+        LuoError: a file cannot be read; see also `OutgoingStore.create` and `OutgoingStore.add`.
+            The session is discarded in these cases.
     """
     files = _stat_files(paths)
     wanted = sum(-(-size // _PAGE) * _PAGE for _, size in files)
@@ -103,18 +104,19 @@ def save(
             f"session {name!r}: {wanted} bytes in {len(files)} files, {max(room, 0)} bytes "
             f"available",
         )
-    store = FdStore.create(name, table_size=sum(_entry_size(path) for path, _ in files) + 4096)
+    store = OutgoingStore.create(name)
+    assert store.keeper is not None
     try:
         saved: list[SavedFile] = []
         for path, size in files:
             saved.append(_copy_in(store, path, size, partial(_report_total, report, saved)))
         store.set_meta(_COMPLETE)
-        process = holder.hold(store.outgoing)
+        kept_by = store.keeper.describe(name)
     except BaseException:
         store.discard()
         raise
-    os.close(store.detach())  # the holder has the session open
-    return saved, process
+    store.close()  # the keeper has the session open
+    return saved, kept_by
 
 
 def restore(
@@ -136,23 +138,20 @@ def restore(
         report: a function that is called with the number of bytes written so far.
 
     Raises:
-        FdStoreError: the session is not a store, or was not filled by a complete `save`.
+        StoreError: the session is not a store, or was not filled by a complete `save`.
         SessionNotFoundError: the last live update carried over no session of this name (ENOENT).
         LuoError: files of these names exist (EEXIST); the folder has no room for them (ENOSPC); the
             contents of a file do not match its checksum (EBADMSG); or a file cannot be written.
     """
-    process, store = _saved_store(name)
+    store = _saved_store(name)
     try:
         saved = [_from_entry(store, entry) for entry in store.entries]
         missing = _check_folder(folder, saved, force)
         _copy_out(store, missing, os.fspath(folder), force, report)
-        # Files that an earlier, interrupted restore wrote are on disk, and were not retrieved now.
-        store.finish(destroy=[file.name for file in saved if file not in missing])
+        store.finish(destroy=list(store))  # all of them are on disk
     except BaseException:
-        _close_duplicate(store)
+        store.close()
         raise
-    with suppress(LuoError):  # if the holder is gone, there is nothing to release
-        process.release()
     return saved
 
 
@@ -168,65 +167,55 @@ def discard(name: str, *, force: bool = False) -> str:
 
     Raises:
         SessionNotFoundError: there is no session of this name (ENOENT).
-        FdStoreError: the incoming session was not filled by a complete `save`. A holder still has
-            it open.
+        StoreError: the incoming session was not filled by a complete `save`. A keeper still has it
+            open.
     """
-    if (process := holder.find(name, "outgoing")) is not None:
-        process.release()
+    try:
+        outgoing = OutgoingStore.open(name)
+    except SessionNotFoundError:
+        pass
+    else:
+        outgoing.discard()
         return "outgoing"
     if force:
-        process = holder.find(name, "incoming") or holder.retrieve(name)
-        session = process.session()
-        assert isinstance(session, IncomingSession)
-        session.finish()
+        try:
+            incoming = IncomingStore.retrieve(name)
+        except StoreError as error:
+            error.session.finish()
+            find_kept_incoming(choose_keeper(KeeperChoice.DEFAULT), name)  # the keeper releases it
+            return "incoming"
     else:
-        process, store = _saved_store(name)
-        store.finish(destroy=list(store))
-    with suppress(LuoError):
-        process.release()
+        incoming = _saved_store(name)
+    incoming.finish(destroy=list(incoming))
     return "incoming"
 
 
-def _saved_store(name: str) -> tuple[Holder, FdStore]:
-    """Return the holder and the incoming store of a session that a complete `save` filled.
+def _saved_store(name: str) -> IncomingStore:
+    """Return the incoming store of a session that a complete `save` filled.
 
     Raises:
-        FdStoreError: the session is not such a store. A holder still has it open.
+        StoreError: the session is not such a store. A keeper still has it open.
     """
-    process = holder.find(name, "incoming") or holder.retrieve(name)
-    session = process.session()
-    assert isinstance(session, IncomingSession)
     try:
-        store = FdStore(session)
-    except FdStoreError as error:
-        os.close(session.detach())  # the holder still has the session open
-        error.hint = f"{error.hint.rstrip('.')}. {_name_holder(process)}"
-        raise
-    except BaseException:
-        os.close(session.detach())
+        store = IncomingStore.retrieve(name)
+    except StoreError as error:
+        if error.session is not None:
+            os.close(error.session.detach())  # the keeper still has the session open
+        error.hint = f"{error.hint.rstrip('.')}. {_how_to_retrieve(name)}"
         raise
     if store.meta != _COMPLETE or store.lost:
-        _close_duplicate(store)
-        raise FdStoreError(
+        store.close()
+        raise StoreError(
             errno.EBADMSG,
             "restore",
             f"store {name!r}",
-            f"It was not made by a `pyluo save` that completed. {_name_holder(process)}",
+            f"It was not made by a `pyluo save` that completed. {_how_to_retrieve(name)}",
         )
-    return process, store
+    return store
 
 
-def _name_holder(process: Holder) -> str:
-    return (
-        f"Process {process.pid} holds the session: "
-        f"pyluo.holder.find({process.name!r}, 'incoming').session() gives it"
-    )
-
-
-def _close_duplicate(store: FdStore) -> None:
-    """Close this process's descriptor of the session; the holder still has the session open."""
-    if not store.session.closed:
-        os.close(store.detach())
+def _how_to_retrieve(name: str) -> str:
+    return f"A keeper has the session: pyluo.IncomingStore.retrieve({name!r}) takes it over"
 
 
 def _stat_files(paths: Sequence[str | os.PathLike[str]]) -> list[tuple[str, int]]:
@@ -246,12 +235,7 @@ def _stat_files(paths: Sequence[str | os.PathLike[str]]) -> list[tuple[str, int]
     return list(found.values())
 
 
-def _entry_size(path: str) -> int:
-    """Return the most bytes that the entry of a file can take in the table of contents."""
-    return 320 + len(json.dumps(os.path.basename(path)))
-
-
-def _copy_in(store: FdStore, path: str, size: int, report: Report) -> SavedFile:
+def _copy_in(store: OutgoingStore, path: str, size: int, report: Report) -> SavedFile:
     """Copy a file of `size` bytes into a memfd, and add the memfd to the store.
 
     Raises:
@@ -300,7 +284,7 @@ def _to_meta(file: SavedFile) -> dict[str, Any]:
     return {name: value for name, value in asdict(file).items() if name != "name"}
 
 
-def _from_entry(store: FdStore, entry: Entry) -> SavedFile:
+def _from_entry(store: IncomingStore, entry: Entry) -> SavedFile:
     """Return the `SavedFile` of an entry; refuse an entry that `save` did not add.
 
     The name of such an entry could be a path that leads out of the target folder.
@@ -309,11 +293,11 @@ def _from_entry(store: FdStore, entry: Entry) -> SavedFile:
     numbers = [entry.meta.get(name) for name in ("size", "mode", "uid", "gid")]
     valid = all(type(number) is int and 0 <= number < 1 << 63 for number in numbers)
     if not plain or "\0" in entry.name or not valid or set(entry.meta) != _FIELDS:
-        raise FdStoreError(
+        raise StoreError(
             errno.EBADMSG,
             "restore",
             f"store {store.name!r}, entry {entry.name!r}",
-            "It was not made by `pyluo save`: retrieve it with FdStore",
+            "It was not made by `pyluo save`: retrieve it with IncomingStore",
         )
     return SavedFile(name=entry.name, **entry.meta)
 
@@ -374,7 +358,7 @@ def _is_restored(path: str, file: SavedFile) -> bool:
 
 
 def _copy_out(
-    store: FdStore, saved: list[SavedFile], folder: str, force: bool, report: Report
+    store: IncomingStore, saved: list[SavedFile], folder: str, force: bool, report: Report
 ) -> None:
     """Write all files into a temporary folder, then move them to their final names."""
     with _temporary_folder(folder, store.name) as temporary_folder:
@@ -424,7 +408,7 @@ def _move_without_replacing(temporary: str, final: str) -> None:
         os.rename(temporary, final)
 
 
-def _write_file(store: FdStore, file: SavedFile, path: str) -> Iterator[int]:
+def _write_file(store: IncomingStore, file: SavedFile, path: str) -> Iterator[int]:
     """Write a saved file to disk; yield the number of bytes after each write."""
     digest = hashlib.sha256()
     with store.get(file.name, Memfd) as memfd, raising("write file", path), open(path, "xb") as out:

@@ -14,7 +14,7 @@ given.
 from __future__ import annotations
 
 import errno
-import threading
+import os
 import warnings
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Self, TypeVar, overload
@@ -25,14 +25,17 @@ from pyluo._sys import preserve_many as preserve_in_one_call
 from pyluo.descriptor import Descriptor, OwnedFd, fileno_of, wrap_new_fd
 from pyluo.errors import (
     LuoError,
+    SessionRetrievedError,
     WrongSessionError,
     from_errno,
 )
+from pyluo.exclusive import Exclusive, exclusively
 from pyluo.file_kind import SESSION_LINK, describe_file, missing_support, read_link
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from types import TracebackType
+
+    from pyluo._sys import Request
 
 __all__ = ["IncomingSession", "OutgoingSession", "find_direction", "session_from_fd"]
 
@@ -45,16 +48,34 @@ _TOKENS = 1 << 64
 F = TypeVar("F", bound=OwnedFd)
 
 
+# The descriptors of incoming sessions whose objects were dropped, by the names of the sessions.
+_dropped: dict[str, int] = {}
+
+
 class _Session(Descriptor):
     """The base class of both directions. A lock lets one thread at a time make a request."""
 
-    __slots__ = ("_lock", "_name")
+    __slots__ = ("_exclusive", "_name", "_request")
     _direction: ClassVar[str]
 
     def __init__(self, fd: int, name: str) -> None:
         super().__init__(fd)
-        self._lock = threading.Lock()
+        self._exclusive = Exclusive(f"{self._direction} session {name!r}")
         self._name = name
+        self._request: Request | None = None
+
+    def _open(self, ioctl: Ioctl, device: int, encoded_name: bytes) -> None:
+        """Take a descriptor of the session from the device, for a new object without one.
+
+        An exception in a signal handler loses no descriptor: until it is in `_fd`, it is in
+        `_request`, where `__del__` finds it.
+        """
+        self._request = ioctl.prepare(fd=-1, name=encoded_name)
+        self._request.attempt(device)
+        if self._request.errno:
+            raise from_errno(self._request.errno, ioctl.name, f"session {self._name!r}")
+        self._fd = self._request.integer("fd")
+        self._request = None
 
     @classmethod
     def from_fd(cls, fd: int, *, trusted: bool = False) -> Self:
@@ -100,8 +121,11 @@ class _Session(Descriptor):
         When the last descriptor of the session is closed, the files of an outgoing session are no
         longer preserved, and those of an incoming session are destroyed unless they were retrieved.
         """
-        with self._lock:
-            return super().detach()
+        return self._detach()
+
+    @exclusively
+    def _detach(self) -> int:
+        return super().detach()
 
     def _subject(self, what: str = "") -> str:
         return f"{self._direction} session {self._name!r}" + (f", {what}" if what else "")
@@ -122,19 +146,11 @@ class _Session(Descriptor):
                 )
         return from_errno(number, operation, subject)
 
-    def _close_locked(self) -> None:
-        with self._lock:
-            self._close()
-
-    def __del__(self) -> None:
-        if getattr(self, "_fd", -1) >= 0:
-            warnings.warn(
-                f"{self!r} was dropped; its descriptor stays open, because closing it could lose "
-                f"the files of the session",
-                ResourceWarning,
-                stacklevel=2,
-                source=self,
-            )
+    def _dropped_fd(self) -> int:
+        """Return the descriptor that this object still owns; -1 if there is none."""
+        fd: int = getattr(self, "_fd", -1)
+        request: Request | None = getattr(self, "_request", None)
+        return request.integer("fd") if fd < 0 and request is not None else fd
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"fd={self._fd}"
@@ -144,12 +160,34 @@ class _Session(Descriptor):
 class OutgoingSession(_Session):
     """A session that the next live update carries over if a descriptor of it is still open then.
 
-    The session stays open for the jump when its ``with`` block ends normally, and is discarded when
-    an exception leaves the block. Several threads can use the object.
+    Only `discard` ends the session. If the object is dropped instead, its descriptor stays open
+    until the process ends; the descriptor of a session that `LiveUpdate.create_session` has just
+    created, and that nobody has used, is closed. Several threads can use the object.
     """
 
-    __slots__ = ()
+    __slots__ = ("_unused",)
     _direction = "outgoing"
+
+    def __init__(self, fd: int, name: str) -> None:
+        super().__init__(fd, name)
+        self._unused = False
+
+    @classmethod
+    def create(cls, ioctl: Ioctl, device: int, name: str, encoded_name: bytes) -> Self:
+        """Create a session with an ioctl of the device; `LiveUpdate.create_session` calls this."""
+        session = cls(-1, name)
+        session._unused = True
+        session._open(ioctl, device, encoded_name)
+        return session
+
+    def fileno(self) -> int:
+        """Return the number of the descriptor.
+
+        Raises:
+            ValueError: the descriptor is closed, or was detached.
+        """
+        self._unused = False  # from now on others may put files into the session
+        return super().fileno()
 
     def preserve(self, fd: OwnedFd | int, token: int, *, allow_noexec: bool = False) -> None:
         """Preserve a file: put it into the session, so that it can be retrieved after the update.
@@ -180,16 +218,9 @@ class OutgoingSession(_Session):
 
         Source: include/uapi/linux/liveupdate.h, LIVEUPDATE_SESSION_PRESERVE_FD. Linux 6.19.
         """
-        number = fileno_of(fd)
-        _check_token(token)
-        with self._lock:
-            session = self.fileno()
-            self._check_preservable([number], [token], allow_noexec)
-            try:
-                _PRESERVE_FD(session, fd=number, token=token)
-            except LuoError as error:
-                raise self._preserve_error(error.errno or errno.EIO, number, token) from None
+        self.preserve_many({token: fd}, allow_noexec=allow_noexec)
 
+    @exclusively
     def preserve_many(
         self,
         files: Mapping[int, OwnedFd | int],
@@ -203,27 +234,59 @@ class OutgoingSession(_Session):
             files: a descriptor for each token.
             allow_noexec: see `preserve`.
             guarded: whether to make pyluo's own checks. They are not needed for files that passed
-                them in an earlier session, which has ended: the pages of such files are allocated
-                already.
+                `check`, or that passed them in an earlier session, which has ended: the pages of
+                such files are allocated already.
 
         Raises:
             LuoError: the first failure; see `preserve`. The files before the one that failed stay
                 in the session; the attribute `preserved` of the exception lists their tokens.
         """
+        session = self.fileno()
+        if guarded:
+            self.check(files, allow_noexec=allow_noexec)
         tokens = list(files)
         numbers = [fileno_of(fd) for fd in files.values()]
-        for token in tokens:
-            _check_token(token)
-        with self._lock:
-            session = self.fileno()
-            if guarded:
-                self._check_preservable(numbers, tokens, allow_noexec)
-            done, failure = preserve_in_one_call(session, numbers, tokens)
-            if failure:
-                error = self._preserve_error(failure, numbers[done], tokens[done])
-                error.preserved = tuple(tokens[:done])
-                raise error
+        done, failure = preserve_in_one_call(session, numbers, tokens)
+        if failure:
+            error = self._preserve_error(failure, numbers[done], tokens[done])
+            error.preserved = tuple(tokens[:done])
+            raise error
 
+    @exclusively
+    def has(self, token: int) -> bool:
+        """Return whether the session has a file with this token.
+
+        The kernel has no request for this. It looks at the token before it looks at the file, so a
+        request to preserve no file at all tells.
+        """
+        _check_token(token)
+        number = _PRESERVE_FD.attempt(self.fileno(), fd=-1, token=token).errno
+        if number not in (errno.EEXIST, errno.EBADF):
+            raise self._error_for(number, _PRESERVE_FD.name, self._subject(f"token {token}"))
+        return number == errno.EEXIST
+
+    def check(self, files: Mapping[int, OwnedFd | int], *, allow_noexec: bool = False) -> None:
+        """Refuse files that the kernel would accept and then lose, change, or crash on.
+
+        Args:
+            files: a descriptor for each token.
+            allow_noexec: see `preserve`.
+
+        Raises:
+            LuoError: see `preserve`, where an error says that pyluo refuses.
+        """
+        for token in files:
+            _check_token(token)
+        numbers = {token: fileno_of(fd) for token, fd in files.items()}
+        if not allow_noexec:
+            for token, number in numbers.items():
+                guards.refuse_noexec(number, partial(self._describe, number, token))
+        demand = guards.MemoryDemand()
+        for number in numbers.values():
+            demand.add(number)
+        demand.refuse_excess(self._subject)
+
+    @exclusively
     def discard(self) -> None:
         """Close the session, so that its files are no longer preserved.
 
@@ -231,14 +294,7 @@ class OutgoingSession(_Session):
         descriptors of them stay open. If another process has the session open, the session and its
         files stay preserved.
         """
-        self._close_locked()
-
-    def _check_preservable(self, fds: list[int], tokens: list[int], allow_noexec: bool) -> None:
-        """Refuse files that the kernel would accept and then lose, change, or crash on."""
-        if not allow_noexec:
-            for fd, token in zip(fds, tokens, strict=True):
-                guards.refuse_noexec(fd, partial(self._describe, fd, token))
-        guards.refuse_excess_memory(fds, self._subject)
+        self._close()
 
     def _preserve_error(self, number: int, fd: int, token: int) -> LuoError:
         """Return the exception for a file that the kernel did not preserve."""
@@ -250,30 +306,41 @@ class OutgoingSession(_Session):
     def _describe(self, fd: int, token: int) -> str:
         return self._subject(f"token {token}, {describe_file(fd)} (descriptor {fd})")
 
-    def __enter__(self) -> Self:
-        self.fileno()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if kind is not None:
-            self.discard()
+    def __del__(self) -> None:
+        fd = self._dropped_fd()
+        if fd < 0:
+            return
+        if self._unused:
+            what = "its descriptor was closed, because nobody had used it"
+            os.close(fd)
+        else:
+            what = "its descriptor stays open, because closing it could lose the session's files"
+        _warn_of_drop(self, what)
 
 
 class IncomingSession(_Session):
     """A session that the previous kernel handed over.
 
-    The session is finished when its ``with`` block ends normally. It stays open when an exception
-    leaves the block, because finishing would destroy the files that are not retrieved yet. Several
-    threads can use the object.
+    Only `finish` ends the session. If the object is dropped instead, its descriptor stays open, and
+    `LiveUpdate.retrieve_session` returns it again. Several threads can use the object.
     """
 
     __slots__ = ()
     _direction = "incoming"
+
+    @classmethod
+    def retrieve_from(cls, ioctl: Ioctl, device: int, name: str, encoded_name: bytes) -> Self:
+        """Retrieve a session from the device; `LiveUpdate.retrieve_session` calls this."""
+        session = cls(-1, name)
+        try:
+            session._open(ioctl, device, encoded_name)
+        except SessionRetrievedError:
+            fd = _dropped.get(name, -1)
+            if read_link(fd) != SESSION_LINK + name:
+                raise
+            session._fd = fd
+            del _dropped[name]
+        return session
 
     @overload
     def retrieve(self, token: int) -> OwnedFd: ...
@@ -303,15 +370,17 @@ class IncomingSession(_Session):
 
         Source: include/uapi/linux/liveupdate.h, LIVEUPDATE_SESSION_RETRIEVE_FD. Linux 6.19.
         """
-        _check_token(token)
-        subject = self._subject(f"token {token}")
-        with self._lock:
-            try:
-                fd = _RETRIEVE_FD(self.fileno(), subject, fd=-1, token=token).integer("fd")
-            except LuoError as error:
-                raise self._error_for(error.errno or errno.EIO, error.operation, subject) from None
-        return wrap_new_fd(fd, type)
+        return wrap_new_fd(self._retrieve(token), type)
 
+    @exclusively
+    def _retrieve(self, token: int) -> int:
+        _check_token(token)
+        reply = _RETRIEVE_FD.attempt(self.fileno(), fd=-1, token=token)
+        if reply.errno:
+            raise self._error_for(reply.errno, _RETRIEVE_FD.name, self._subject(f"token {token}"))
+        return reply.integer("fd")
+
+    @exclusively
     def finish(self) -> None:
         """Finish and close the session; the kernel destroys every file that was not retrieved.
 
@@ -325,28 +394,20 @@ class IncomingSession(_Session):
         """
         if self.closed:
             return
-        subject = self._subject()
-        with self._lock:
-            if not self.closed:
-                try:
-                    _FINISH(self.fileno(), subject)
-                except LuoError as error:
-                    number = error.errno or errno.EIO
-                    raise self._error_for(number, error.operation, subject) from None
-                self._close()
+        if number := _FINISH.attempt(self.fileno()).errno:
+            raise self._error_for(number, _FINISH.name, self._subject())
+        self._close()
 
-    def __enter__(self) -> Self:
-        self.fileno()
-        return self
+    def __del__(self) -> None:
+        fd = self._dropped_fd()
+        if fd >= 0:
+            _dropped[self._name] = fd
+            what = "its descriptor stays open, and LiveUpdate.retrieve_session() returns it again"
+            _warn_of_drop(self, what)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if kind is None:
-            self.finish()
+
+def _warn_of_drop(session: _Session, what: str) -> None:
+    warnings.warn(f"{session!r} was dropped; {what}", ResourceWarning, stacklevel=3, source=session)
 
 
 def session_from_fd(fd: int) -> OutgoingSession | IncomingSession:

@@ -57,7 +57,7 @@ def add_parser(subparsers: Subparsers) -> None:
 def _save(arguments: argparse.Namespace) -> int:
     try:
         with _progress_bar("saving", sum(_file_size(path) for path in arguments.files)) as report:
-            files, holder = saved.save(arguments.name, arguments.files, report=report)
+            files, kept_by = saved.save(arguments.name, arguments.files, report=report)
     except LuoError:
         raise
     except ValueError as error:
@@ -65,11 +65,11 @@ def _save(arguments: argparse.Namespace) -> int:
         return USAGE
     if arguments.json:
         _print_json(
-            {"session": arguments.name, "pid": holder.pid, "files": [asdict(f) for f in files]}
+            {"session": arguments.name, "kept_by": kept_by, "files": [asdict(f) for f in files]}
         )
     else:
         _print_files(files)
-        print(f"Session {arguments.name!r} is held by process {holder.pid} until the jump.")
+        print(f"Session {arguments.name!r} is kept by {kept_by} until the jump.")
     return PASSED
 
 

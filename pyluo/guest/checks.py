@@ -6,7 +6,16 @@ import os
 import zlib
 from typing import TYPE_CHECKING
 
-from pyluo import FdStore, LiveUpdate, LuoError, Memfd, OutgoingSession, Seal
+from pyluo import (
+    IncomingStore,
+    KeeperChoice,
+    LiveUpdate,
+    LuoError,
+    Memfd,
+    OutgoingSession,
+    OutgoingStore,
+    Seal,
+)
 from pyluo.guest.port import mark
 
 if TYPE_CHECKING:
@@ -30,12 +39,12 @@ _FILES: tuple[tuple[str, int, tuple[tuple[int, int], ...], Seal], ...] = (
 _SESSIONS = 24
 
 # The objects to hold open until the next jump, and a line for each problem that was found.
-CheckResult = tuple[FdStore | list[OutgoingSession], list[str]]
+CheckResult = tuple[OutgoingStore | list[OutgoingSession], list[str]]
 
 
 def preserve_files() -> CheckResult:
-    """Preserve memfds of several kinds, with random content, in a descriptor store."""
-    store = FdStore.create(_STORE)
+    """Preserve memfds of several kinds, with random content, in a store."""
+    store = OutgoingStore.create(_STORE, keeper=KeeperChoice.NONE)
     for name, size, data_areas, seals in _FILES:
         with Memfd.create(name, size) as memfd:
             for offset, length in data_areas:
@@ -47,15 +56,14 @@ def preserve_files() -> CheckResult:
 
 def check_files() -> CheckResult:
     """Retrieve the memfds after a jump, check them, and preserve them again."""
-    store = FdStore.retrieve(_STORE)
+    store = IncomingStore.retrieve(_STORE, keeper=KeeperChoice.NONE)
     mark("session retrieved")
     found = list(_compare_files(store))
     mark("descriptors checked")
-    store.renew()
-    return store, found
+    return store.renew(), found
 
 
-def _compare_files(store: FdStore) -> Iterator[str]:
+def _compare_files(store: IncomingStore) -> Iterator[str]:
     if list(store) != [name for name, *_ in _FILES]:
         yield f"the store has {list(store)}"
     for (name, size, data_areas, seals), entry in zip(_FILES, store.entries, strict=False):
@@ -91,12 +99,11 @@ def check_sessions() -> CheckResult:
     with LiveUpdate() as device:
         for number in range(_SESSIONS):
             try:
-                with (
-                    device.retrieve_session(f"session {number}") as session,
-                    session.retrieve(number, Memfd) as memfd,
-                ):
+                session = device.retrieve_session(f"session {number}")
+                with session.retrieve(number, Memfd) as memfd:
                     if memfd.read(_PAGE, 0) != _make_content(number):
                         found.append(f"the content of session {number} changed")
+                session.finish()
             except LuoError as error:
                 found.append(str(error))
             else:

@@ -56,7 +56,7 @@ def retrieve(corrupt: bool) -> tuple[str, list[str]]:
     with LiveUpdate() as device:
         session = device.retrieve_session(_SESSION)
     mark("session retrieved")
-    with session, session.retrieve(_RAM, Memfd) as ram:
+    with session.retrieve(_RAM, Memfd) as ram:
         mark("descriptor retrieved")
         survivors = [path for path in _FILES if os.path.exists(path)]
         try:

@@ -183,10 +183,11 @@ def preserve_from_read_only_memory() -> tuple[str, str]:
 
 def preserve_a_sparse_file(size: int) -> tuple[str, list[str]]:
     """Return the answer and the kernel's warnings."""
-    with LiveUpdate() as device, device.create_session("s") as session:
-        with Memfd.create("ram", size) as ram:
-            answer = request(session.fileno(), PRESERVE, file_argument(TOKEN, ram.fileno()))
-        session.discard()
+    with LiveUpdate() as device:
+        session = device.create_session("s")
+    with Memfd.create("ram", size) as ram:
+        answer = request(session.fileno(), PRESERVE, file_argument(TOKEN, ram.fileno()))
+    session.discard()
     return answer, [line for line in KernelLog().messages if line.startswith("WARNING:")]
 
 
@@ -197,9 +198,10 @@ def preserve_what_does_not_fit_its_tmpfs() -> tuple[str, int, int]:
     fd = os.open("/run/small", os.O_TMPFILE | os.O_RDWR)
     os.ftruncate(fd, MIB)
     before = os.fstat(fd).st_blocks * 512
-    with LiveUpdate() as device, device.create_session("s") as session:
-        answer = request(session.fileno(), PRESERVE, file_argument(TOKEN, fd))
-        session.discard()
+    with LiveUpdate() as device:
+        session = device.create_session("s")
+    answer = request(session.fileno(), PRESERVE, file_argument(TOKEN, fd))
+    session.discard()
     after = os.fstat(fd).st_blocks * 512
     os.close(fd)
     return answer, before, after
@@ -238,10 +240,13 @@ def retrieve_a_session_into_read_only_memory() -> tuple[str, str]:
 
 def finish_from_read_only_memory() -> tuple[str, str]:
     """Return the answer, and the answer to a retrieve after it."""
-    with LiveUpdate() as device, device.retrieve_session("unfinished") as session:
-        fd = session.fileno()
-        first = request_from_read_only_memory(fd, FINISH, finish_argument())
-        return first, request(fd, RETRIEVE, file_argument(TOKEN))
+    with LiveUpdate() as device:
+        session = device.retrieve_session("unfinished")
+    fd = session.fileno()
+    first = request_from_read_only_memory(fd, FINISH, finish_argument())
+    second = request(fd, RETRIEVE, file_argument(TOKEN))
+    session.finish()
+    return first, second
 
 
 def retrieve_while_memory_is_overcommitted() -> tuple[str, str]:

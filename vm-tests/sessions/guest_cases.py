@@ -48,10 +48,11 @@ def retrieve(contents: Mapping[str, Mapping[int, bytes]]) -> dict[str, dict[int,
     found = {}
     with LiveUpdate() as device:
         for name, files in contents.items():
-            with device.retrieve_session(name) as session:
-                found[name] = {
-                    token: _read_and_close(session.retrieve(token, Memfd)) for token in files
-                }
+            session = device.retrieve_session(name)
+            found[name] = {
+                token: _read_and_close(session.retrieve(token, Memfd)) for token in files
+            }
+            session.finish()
     return found
 
 

@@ -43,8 +43,9 @@ def inspect(name: str, *, token: int = 1) -> tuple[bool, int, Seal, int]:
 def preserve_again(name: str, *, token: int = 1) -> tuple[OutgoingSession, Memfd]:
     """Retrieve a file, finish its session, and preserve it again for the next update."""
     with LiveUpdate() as device:
-        with device.retrieve_session(name) as incoming:
-            ram = incoming.retrieve(token, Memfd)
+        incoming = device.retrieve_session(name)
+        ram = incoming.retrieve(token, Memfd)
+        incoming.finish()
         outgoing = device.create_session(name)
     outgoing.preserve(ram, token)
     return outgoing, ram
@@ -63,12 +64,15 @@ def filter_existing(paths: list[str]) -> list[str]:
 
 
 def token_is_known(name: str, token: int) -> bool:
-    with LiveUpdate() as device, device.retrieve_session(name) as session:
-        try:
-            session.retrieve(token).close()
-        except TokenNotFoundError:
-            return False
-        return True
+    with LiveUpdate() as device:
+        session = device.retrieve_session(name)
+    try:
+        session.retrieve(token).close()
+    except TokenNotFoundError:
+        return False
+    finally:
+        session.finish()
+    return True
 
 
 def preserve_swapped(name: str, size: int) -> tuple[OutgoingSession, Memfd, int]:

@@ -49,23 +49,31 @@ def retrieve_a_session_twice(name: str) -> bool:
 
 def retrieve_a_token_twice(name: str) -> tuple[int, bool]:
     """Return the position of the second descriptor, and whether both have close-on-exec set."""
-    with retrieve(name) as session:
-        one, other = session.retrieve(1, Memfd), session.retrieve(1)
+    session = retrieve(name)
+    one, other = session.retrieve(1, Memfd), session.retrieve(1)
+    session.finish()
     with one, other:
         os.lseek(one.fileno(), 123, os.SEEK_SET)
         inheritable = os.get_inheritable(one.fileno()) or os.get_inheritable(other.fileno())
         return os.lseek(other.fileno(), 0, os.SEEK_CUR), not inheritable
 
 
-def leave_by_an_exception(name: str) -> bool:
-    """Return whether the file can be retrieved after an exception has left the `with` block."""
+def lose_by_an_exception(name: str) -> bool:
+    """Return whether a session whose only object an exception has taken can be retrieved again."""
+
+    def fail() -> None:
+        session = retrieve(name)
+        session.retrieve(1).close()
+        raise ZeroDivisionError
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with suppress(ZeroDivisionError):
+            fail()
+        gc.collect()
     session = retrieve(name)
-    try:
-        with session:
-            raise ZeroDivisionError
-    except ZeroDivisionError:
-        pass
-    with session, session.retrieve(1, Memfd) as ram:
+    with session.retrieve(1, Memfd) as ram:
+        session.finish()
         return ram.read(4096, 0) == guest_files.pattern(4096)
 
 
@@ -116,20 +124,22 @@ def adopt(name: str) -> tuple[str, bool, bool]:
     except WrongSessionError:
         refused = True
     session = IncomingSession.from_fd(fd)
-    with session, session.retrieve(1, Memfd) as ram:
+    with session.retrieve(1, Memfd) as ram:
+        session.finish()
         return session.name, refused, ram.size == 4096
 
 
 def retrieve_an_unknown_token(name: str) -> tuple[bool, bool]:
     """Return whether the token was reported as unknown, and whether the session still works."""
-    with retrieve(name) as session:
-        try:
-            session.retrieve(2)
-            reported = False
-        except TokenNotFoundError:
-            reported = True
-        with session.retrieve(1, Memfd) as ram:
-            return reported, ram.size == 4096
+    session = retrieve(name)
+    try:
+        session.retrieve(2)
+        reported = False
+    except TokenNotFoundError:
+        reported = True
+    with session.retrieve(1, Memfd) as ram:
+        session.finish()
+        return reported, ram.size == 4096
 
 
 class PickyFd(OwnedFd):
@@ -142,17 +152,18 @@ class PickyFd(OwnedFd):
 
 def retrieve_as_the_wrong_kind(name: str) -> tuple[int, bool]:
     """Return the number of leaked descriptors, and whether the right class can be retrieved."""
-    with retrieve(name) as session:
-        before = len(os.listdir("/proc/self/fd"))
-        with suppress(ValueError):
-            session.retrieve(1, PickyFd)
-        leaked = len(os.listdir("/proc/self/fd")) - before
-        with session.retrieve(1, Memfd) as ram:
-            return leaked, ram.size == 4096
+    session = retrieve(name)
+    before = len(os.listdir("/proc/self/fd"))
+    with suppress(ValueError):
+        session.retrieve(1, PickyFd)
+    leaked = len(os.listdir("/proc/self/fd")) - before
+    with session.retrieve(1, Memfd) as ram:
+        session.finish()
+        return leaked, ram.size == 4096
 
 
 def drop_unfinished(name: str) -> tuple[bool, bool]:
-    """Return whether dropping the object gave a warning, and whether the descriptor stayed open."""
+    """Return whether dropping the object warned, and whether its descriptor is returned again."""
     session = retrieve(name)
     fd = session.fileno()
     with warnings.catch_warnings(record=True) as caught:
@@ -160,8 +171,11 @@ def drop_unfinished(name: str) -> tuple[bool, bool]:
         del session
         gc.collect()
     warned = [warning.category for warning in caught] == [ResourceWarning]
-    with IncomingSession.from_fd(fd) as again, again.retrieve(1, Memfd) as ram:
-        return warned, ram.size == 4096
+    session = retrieve(name)
+    with session.retrieve(1, Memfd) as ram:
+        stayed_open = session.fileno() == fd and ram.size == 4096
+    session.finish()
+    return warned, stayed_open
 
 
 def adopt_either(name: str) -> list[str]:

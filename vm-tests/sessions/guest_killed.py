@@ -166,15 +166,14 @@ def _outcome_after_jump(case: Case) -> str:
         with case.kept:
             return "here" if case.kept.read(len(DATA), 0) == DATA else "lost"
     if isinstance(case.kept, IncomingSession):
-        with case.kept as session:
-            return "retrievable" if _is_intact(session) else "lost"
+        return "retrievable" if _is_intact(case.kept) else "lost"
     return "retrievable" if _is_retrievable(case) else "lost"
 
 
 def _is_retrievable(case: Case) -> bool:
     try:
-        with LiveUpdate() as device, device.retrieve_session(case.name) as session:
-            return _is_intact(session)
+        with LiveUpdate() as device:
+            return _is_intact(device.retrieve_session(case.name))
     except LuoError:
         return False
 
@@ -185,3 +184,5 @@ def _is_intact(session: IncomingSession) -> bool:
             return memfd.read(len(DATA), 0) == DATA
     except TokenNotFoundError:
         return False
+    finally:
+        session.finish()

@@ -200,11 +200,58 @@ def test_a_field_that_the_kernel_does_not_know_means_that_it_is_too_old() -> Non
     assert isinstance(from_errno(answer, request.name), KernelTooOldError)
 
 
-def test_an_exception_discards_an_outgoing_session() -> None:
+def test_a_session_that_nobody_has_used_takes_its_name_no_longer_when_it_is_dropped() -> None:
     with LiveUpdate() as device:
-        with pytest.raises(ZeroDivisionError), device.create_session("s"):
-            raise ZeroDivisionError
+        with pytest.warns(ResourceWarning, match="nobody had used it"):
+            device.create_session("s")
         device.create_session("s").discard()
+
+
+def test_a_session_that_somebody_used_stays_open_when_it_is_dropped() -> None:
+    with LiveUpdate() as device, Memfd.create("a", 4096) as a:
+        session = device.create_session("s")
+        session.preserve(a, 1)
+        fd = session.fileno()
+        with pytest.warns(ResourceWarning, match="stays open"):
+            del session
+        with pytest.raises(SessionExistsError):
+            device.create_session("s")
+        os.close(fd)
+
+
+def test_a_session_tells_whether_it_has_a_token() -> None:
+    with LiveUpdate() as device, Memfd.create("a", 4096) as a:
+        session = device.create_session("s")
+        session.preserve(a, 7)
+        assert session.has(7)
+        assert not session.has(8)
+        session.discard()
+
+
+def test_a_signal_handler_is_refused_a_session_that_its_thread_is_using() -> None:
+    import signal
+
+    refused: list[int | None] = []
+
+    def use_it(_number: int, _frame: object) -> None:
+        try:
+            session.has(1)
+        except LuoError as error:
+            refused.append(error.errno)
+
+    def send(_frame: object, event: str, function: object) -> None:
+        if event == "c_call" and getattr(function, "__name__", "") == "pyluo_preserve_many":
+            signal.raise_signal(signal.SIGUSR1)
+
+    with LiveUpdate() as device, Memfd.create("a", 4096) as a:
+        session = device.create_session("s")
+        before = signal.signal(signal.SIGUSR1, use_it)
+        sys.setprofile(send)
+        session.preserve(a, 1)
+        sys.setprofile(None)
+        signal.signal(signal.SIGUSR1, before)
+        session.discard()
+    assert refused == [errno.EDEADLK]
 
 
 def test_many_threads_may_use_one_session_while_one_of_them_discards_it() -> None:

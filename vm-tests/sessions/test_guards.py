@@ -252,13 +252,15 @@ def count_preserved() -> int:
     from pyluo import TokenNotFoundError
 
     total = 0
-    with LiveUpdate() as device, device.retrieve_session("fill") as session:
-        for token in range(1000):
-            try:
-                with session.retrieve(token, Memfd) as part:
-                    total += part.size
-            except TokenNotFoundError:
-                break
+    with LiveUpdate() as device:
+        session = device.retrieve_session("fill")
+    for token in range(1000):
+        try:
+            with session.retrieve(token, Memfd) as part:
+                total += part.size
+        except TokenNotFoundError:
+            break
+    session.finish()
     return total
 
 

@@ -34,7 +34,7 @@ def test_a_token_retrieved_twice_is_one_open_file_close_on_exec(landed: VM) -> N
 
 
 def test_an_exception_leaves_an_incoming_session_as_it_is(landed: VM) -> None:
-    assert landed.call(guest_incoming.leave_by_an_exception, "s2")
+    assert landed.call(guest_incoming.lose_by_an_exception, "s2")
 
 
 def test_a_finished_session_is_gone_and_finishing_it_again_is_nothing(landed: VM) -> None:

@@ -133,21 +133,27 @@ def _preserve(device: LiveUpdate, name: str) -> OutgoingSession:
 
 
 def _read_ledger(device: LiveUpdate) -> list[tuple[int, int, int]]:
-    with device.retrieve_session(_LEDGER) as session, session.retrieve(_TOKEN, Memfd) as ledger:
-        return list(_ENTRY.iter_unpack(ledger.read(ledger.size, 0)))
+    session = device.retrieve_session(_LEDGER)
+    with session.retrieve(_TOKEN, Memfd) as ledger:
+        entries = list(_ENTRY.iter_unpack(ledger.read(ledger.size, 0)))
+    session.finish()
+    return entries
 
 
 def _is_intact(device: LiveUpdate, name: str) -> bool:
     try:
-        with device.retrieve_session(name) as session, session.retrieve(_TOKEN, Memfd) as ram:
-            return ram.read(len(name.encode()), 0) == name.encode()
+        session = device.retrieve_session(name)
+        with session.retrieve(_TOKEN, Memfd) as ram:
+            intact = ram.read(len(name.encode()), 0) == name.encode()
+        session.finish()
+        return intact
     except (SessionNotFoundError, TokenNotFoundError):
         return False
 
 
 def _exists(device: LiveUpdate, name: str) -> bool:
     try:
-        with device.retrieve_session(name):
-            return True
+        device.retrieve_session(name).finish()
+        return True
     except LuoError:
         return False

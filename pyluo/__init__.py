@@ -49,9 +49,11 @@ if TYPE_CHECKING:
         WrongSessionError,
     )
     from pyluo.fdstore import FdStore
+    from pyluo.guest_ram import GuestRam
     from pyluo.iommu_layout import IoasLayout
     from pyluo.liveupdate import LiveUpdate
     from pyluo.memfd import Memfd, Seal
+    from pyluo.numa import NumaMode, NumaPolicy
     from pyluo.session import IncomingSession, OutgoingSession, session_from_fd
 
 __all__ = [
@@ -62,6 +64,7 @@ __all__ = [
     "FdStore",
     "FdStoreError",
     "FeatureNotSupportedError",
+    "GuestRam",
     "HandoffError",
     "HandoverError",
     "ImageRejectedError",
@@ -83,6 +86,8 @@ __all__ = [
     "NoImageLoadedError",
     "NotBoundError",
     "NotPreservableError",
+    "NumaMode",
+    "NumaPolicy",
     "ObjectInUseError",
     "OutgoingSession",
     "OwnedFd",
@@ -112,10 +117,13 @@ __all__ = [
 # installed.
 _HOMES = {
     "FdStore": "fdstore",
+    "GuestRam": "guest_ram",
     "IncomingSession": "session",
     "IoasLayout": "iommu_layout",
     "LiveUpdate": "liveupdate",
     "Memfd": "memfd",
+    "NumaMode": "numa",
+    "NumaPolicy": "numa",
     "OutgoingSession": "session",
     "OwnedFd": "descriptor",
     "Seal": "memfd",

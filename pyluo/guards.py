@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "RESERVE",
+    "SIZE_LIMIT",
     "preservable_memory",
     "refuse_excess_memory",
     "refuse_full_cgroup",
@@ -31,11 +32,16 @@ With half as much left, LIVEUPDATE_SESSION_PRESERVE_FD sometimes ran out of memo
 killer killed init. 64 MiB is twice the larger measured value.
 """
 
+SIZE_LIMIT = 1 << 40
+"""The size in bytes from which on a file cannot be preserved.
+
+Kernels up to 7.3 allocate the list of a file's pages in one piece of less than 2 GiB.
+"""
+
 _OPERATION = "LIVEUPDATE_SESSION_PRESERVE_FD"
 _CGROUPS = "/sys/fs/cgroup"
 _MEMINFO = "/proc/meminfo"
 _PAGETYPEINFO = "/proc/pagetypeinfo"
-_SIZE_LIMIT = 1 << 40
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -85,12 +91,12 @@ def refuse_excess_memory(
             allocate the list of its pages, even with enough memory.
     """
     sizes = [_allocated_size(fd) for fd in fds]
-    if max(sizes, default=0) >= _SIZE_LIMIT:
+    if max(sizes, default=0) >= SIZE_LIMIT:
         raise NotPreservableError(
             errno.EFBIG,
             _OPERATION,
             f"{subject()}: a file of {max(sizes)} bytes",
-            "Split it into files of less than 1 TiB each",
+            "Split it into files of less than 1 TiB each, as `GuestRam` does",
         )
     wanted = sum(sizes)
     room = preservable_memory() - RESERVE

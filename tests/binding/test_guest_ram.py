@@ -463,7 +463,7 @@ json_values = st.recursive(
 @given(st.data())
 def test_a_damaged_description_is_another_one_or_refused(data: st.DataObject) -> None:
     with Memfd.create("part", PART) as memfd:
-        whole = GuestRam([memfd], numa=[NumaPolicy(NumaMode.DEFAULT)]).as_json()
+        whole: Any = GuestRam([memfd], numa=[NumaPolicy(NumaMode.DEFAULT)]).as_json()
         where = data.draw(st.sampled_from([*whole, *whole["numa"][0], None]))
         if where is None:
             whole = data.draw(json_values.filter(lambda value: value is not None))

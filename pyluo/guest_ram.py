@@ -164,9 +164,7 @@ class GuestRam:
             raise ValueError("the same memfd is there twice")
         self._bounds = [0, *accumulate(sizes)]
         self.size = self._bounds[-1]
-        self.numa = tuple(numa)
-        for policy in self.numa:
-            self._check_policy(policy)
+        self._set_policies(numa)
         self.transparent_huge_pages = transparent_huge_pages
         self._memfds = tuple(memfds)
 
@@ -261,14 +259,15 @@ class GuestRam:
                 memfds of other sizes (EBADMSG); this kernel does not accept a policy: see `map`.
                 The caller still owns the memfds, and can leave out the description.
         """
+        ram = cls(memfds)
         if description is None:
-            return cls(memfds)
-        sizes, numa, transparent_huge_pages = _read_description(description)
-        found = [memfd.size for memfd in memfds]
+            return ram
+        sizes, numa, ram.transparent_huge_pages = _read_description(description)
+        found = [piece.length for piece in ram.pieces()]
         if found != sizes:
             raise _error(errno.EBADMSG, f"The description is of {sizes} bytes, not of {found}")
         try:
-            ram = cls(memfds, numa=numa, transparent_huge_pages=transparent_huge_pages)
+            ram._set_policies(numa)
         except ValueError as error:
             raise _error(errno.EBADMSG, f"Damaged: {error}") from error
         if numa:
@@ -446,12 +445,14 @@ class GuestRam:
     def _huge_page_size(self) -> int:
         return 0 if self._page_size == _PAGE else self._page_size
 
-    def _check_policy(self, policy: NumaPolicy) -> None:
-        length = self.size - policy.offset if policy.length is None else policy.length
-        if length <= 0 or policy.offset + length > self.size:
-            raise ValueError(f"{policy} does not lie within {self.size} bytes")
-        if policy.offset % self._page_size or length % self._page_size:
-            raise ValueError(f"{policy} is not of whole pages of {self._page_size} bytes")
+    def _set_policies(self, policies: Iterable[NumaPolicy]) -> None:
+        self.numa = tuple(policies)
+        for policy in self.numa:
+            length = self.size - policy.offset if policy.length is None else policy.length
+            if length <= 0 or policy.offset + length > self.size:
+                raise ValueError(f"{policy} does not lie within {self.size} bytes")
+            if policy.offset % self._page_size or length % self._page_size:
+                raise ValueError(f"{policy} is not of whole pages of {self._page_size} bytes")
 
 
 def _check_size(what: str, size: int, page_size: int) -> None:

@@ -26,6 +26,7 @@ PAGE = mmap.PAGESIZE
 PART = 64 << 10
 TIB = 1 << 40
 SIZE = 2 * PART + PAGE
+TEXT = bytes(range(251)) * (12 * PAGE // 251 + 2)  # no page begins like another
 NUMA_MAPS = "/proc/self/numa_maps"
 BIND = NumaPolicy(NumaMode.BIND, (0,))
 
@@ -217,7 +218,8 @@ def test_reads_and_writes_are_those_of_one_file(counts: list[int], data: st.Data
             border = data.draw(st.sampled_from(ram.offsets))
             start = min(max(border + data.draw(st.integers(-PAGE, PAGE)), 0), size - 1)
             length = data.draw(st.integers(0, size - start))
-            value = bytes([data.draw(st.integers(1, 255))]) * length
+            seed = data.draw(st.integers(0, 250))
+            value = TEXT[seed : seed + length]
             expected[start : start + length] = value
             if data.draw(st.booleans()):
                 ram.write(value, start)
@@ -447,6 +449,32 @@ def test_memfds_in_another_order_are_not_those_of_the_description() -> None:
         assert not ram.memfds[0].closed
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"nodes": [0.0]},
+        {"nodes": [-1]},
+        {"nodes": 0},
+        {"mode": "home"},
+        {"mode": 2},
+        {"offset": hex(SIZE)},
+        {"offset": "0x1"},
+        {"offset": 0},
+        {"length": hex(SIZE + PAGE)},
+        {"length": "0x0"},
+    ],
+)
+def test_a_damaged_policy_is_refused(damage: dict[str, Any]) -> None:
+    with three_parts() as ram:
+        policy = NumaPolicy(NumaMode.DEFAULT).as_json()
+        again = GuestRam.from_memfds(ram.memfds, ram.as_json() | {"numa": [policy]})
+        assert again.numa == (NumaPolicy(NumaMode.DEFAULT),)
+        with pytest.raises(LuoError, match="Damaged") as caught:
+            GuestRam.from_memfds(ram.memfds, ram.as_json() | {"numa": [policy | damage]})
+        assert caught.value.errno == errno.EBADMSG
+        assert not ram.memfds[0].closed
+
+
 def test_a_newer_version_is_named() -> None:
     with three_parts() as ram:
         with pytest.raises(LuoError, match="version 2") as caught:
@@ -495,9 +523,12 @@ def test_memfds_that_make_no_ram_are_refused_and_stay_the_callers() -> None:
             ([good, good], "there twice"),
             ([huge, good], "2 memfds with pages of"),
         ]
+        description = GuestRam([good]).as_json()
         for memfds, why in faults:
             with pytest.raises(ValueError, match=why):
                 GuestRam.from_memfds(memfds)
+            with pytest.raises(ValueError, match=why):
+                GuestRam.from_memfds(memfds, description)
         assert not good.closed
 
 

@@ -364,6 +364,9 @@ class GuestRam:
     def map(self, *, writable: bool = True, populate: bool = False) -> RamMapping:
         """Map all memfds one behind the other into this process.
 
+        After mlockall(2) with MCL_FUTURE but without MCL_ONFAULT, the kernel populates each mapping
+        when it is made, so this call then needs twice the memory for a moment.
+
         Args:
             writable: whether the mapping can be written to.
             populate: whether to allocate and map all pages now; see `RamMapping.populate`.

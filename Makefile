@@ -45,7 +45,7 @@ test: packages check
 
 soak: packages $(BIN)/.dev
 	PYLUO_STORE_HOPS=$(SOAK_HOPS) PYLUO_MACHINE_STEPS=$(SOAK_STEPS) $(BIN)/pytest -rA \
-		vm-tests/stores/test_fdstore.py::test_a_store_is_renewed_hop_after_hop_and_nothing_is_lost \
+		vm-tests/stores/test_stores.py::test_a_store_is_renewed_hop_after_hop_and_nothing_is_lost \
 		vm-tests/sessions/test_state_machine.py
 	PYLUO_ROUNDS=$(SOAK_ROUNDS) $(BIN)/pytest vm-tests/deaths/test_deaths.py
 	$(BIN)/pyluo vm kernel build debug

@@ -19,6 +19,8 @@ HEADERS = (
     "iommufd.h",
     "kexec.h",
     "kvm.h",
+    "mempolicy.h",
+    "mman.h",
     "pci_regs.h",
     "reboot.h",
     "vfio.h",
@@ -37,6 +39,10 @@ int pyluo_kexec_load(unsigned long flags);
 int pyluo_reboot(unsigned int command);
 int pyluo_mount(const char *source, const char *target, const char *type, unsigned long flags,
                 const char *options);
+int pyluo_mmap(uint64_t address, size_t length, int protection, int flags, int fd);
+int pyluo_madvise(uint64_t address, size_t length, int advice);
+int pyluo_mbind(uint64_t address, size_t length, int mode, const uint64_t *nodes,
+                unsigned long max_node);
 """
 
 SOURCE = """
@@ -118,6 +124,22 @@ static int pyluo_mount(const char *source, const char *target, const char *type,
                        unsigned long flags, const char *options)
 {
     return mount(source, target, type, flags, options);
+}
+
+static int pyluo_mmap(uint64_t address, size_t length, int protection, int flags, int fd)
+{
+    return syscall(SYS_mmap, address, length, protection, flags, fd, 0UL) == -1 ? -1 : 0;
+}
+
+static int pyluo_madvise(uint64_t address, size_t length, int advice)
+{
+    return syscall(SYS_madvise, address, length, advice);
+}
+
+static int pyluo_mbind(uint64_t address, size_t length, int mode, const uint64_t *nodes,
+                       unsigned long max_node)
+{
+    return syscall(SYS_mbind, address, length, (unsigned long)mode, nodes, max_node, 0UL);
 }
 """
 

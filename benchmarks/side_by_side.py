@@ -37,17 +37,19 @@ MEMORY = 512 << 20  # bytes per guest
 WAYS = {"one after the other": 1, "two side by side": 2}
 TESTS = f"""
 import pytest
-from pyluo import FdStore, Memfd
+from pyluo import IncomingStore, KeeperChoice, Memfd, OutgoingStore
 
 def save(contents):
     ram = Memfd.create("ram", len(contents))
     ram.write(contents, 0)
-    store = FdStore.create("vm0")
+    store = OutgoingStore.create("vm0", keeper=KeeperChoice.NONE)
     store.add("ram", ram)
     return store
 
 def load():
-    with FdStore.retrieve("vm0") as store, store.get("ram", Memfd) as ram:
+    store = IncomingStore.retrieve("vm0", keeper=KeeperChoice.NONE)
+    with store.get("ram", Memfd) as ram:
+        store.finish()
         return ram.read(ram.size, 0)
 
 @pytest.mark.parametrize("number", range({NUMBER}))

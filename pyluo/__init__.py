@@ -48,12 +48,14 @@ if TYPE_CHECKING:
         UserMappingError,
         WrongSessionError,
     )
+    from pyluo.guest_ram import GuestRam
     from pyluo.iommu_layout import IoasLayout
     from pyluo.keepers.holder import HolderProcess
     from pyluo.keepers.keeper import Keeper, KeeperChoice
     from pyluo.keepers.service_manager import ServiceManager
     from pyluo.liveupdate import LiveUpdate
     from pyluo.memfd import Memfd, Seal
+    from pyluo.numa import NumaMode, NumaPolicy
     from pyluo.session import IncomingSession, OutgoingSession, session_from_fd
     from pyluo.stores.entry import Entry, NewEntry
     from pyluo.stores.incoming import IncomingStore
@@ -66,6 +68,7 @@ __all__ = [
     "DriverNotFoundError",
     "Entry",
     "FeatureNotSupportedError",
+    "GuestRam",
     "HandoffError",
     "HandoverError",
     "HolderProcess",
@@ -92,6 +95,8 @@ __all__ = [
     "NoImageLoadedError",
     "NotBoundError",
     "NotPreservableError",
+    "NumaMode",
+    "NumaPolicy",
     "ObjectInUseError",
     "OutgoingSession",
     "OutgoingStore",
@@ -131,10 +136,13 @@ _HOMES = {
     "NewEntry": "stores.entry",
     "OutgoingStore": "stores.outgoing",
     "ServiceManager": "keepers.service_manager",
+    "GuestRam": "guest_ram",
     "IncomingSession": "session",
     "IoasLayout": "iommu_layout",
     "LiveUpdate": "liveupdate",
     "Memfd": "memfd",
+    "NumaMode": "numa",
+    "NumaPolicy": "numa",
     "OutgoingSession": "session",
     "OwnedFd": "descriptor",
     "Seal": "memfd",

@@ -44,6 +44,13 @@ class _Lib:
     def pyluo_mount(
         self, source: bytes, target: bytes, type: bytes, flags: int, options: bytes
     ) -> int: ...
+    def pyluo_mmap(
+        self, address: int, length: int, protection: int, flags: int, fd: int
+    ) -> int: ...
+    def pyluo_madvise(self, address: int, length: int, advice: int) -> int: ...
+    def pyluo_mbind(
+        self, address: int, length: int, mode: int, nodes: Any, max_node: int
+    ) -> int: ...
 
 ffi: _FFI
 lib: _Lib

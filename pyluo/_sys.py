@@ -27,9 +27,12 @@ __all__ = [
     "Reply",
     "Request",
     "Struct",
+    "bind_to_nodes",
     "constant",
     "kexec_file_load",
     "kexec_load_exists",
+    "madvise",
+    "map_over",
     "mount",
     "pidfd_getfd",
     "plain_ioctl",
@@ -230,6 +233,19 @@ class Exported:
             raise ValueError("the buffer was released")
         return self.address + offset
 
+    def address_of_range(self, offset: int, length: int) -> int:
+        """Return the address of a range of the buffer.
+
+        Raises:
+            ValueError: the range is empty or does not lie within the buffer, or the buffer was
+                released.
+        """
+        if offset < 0 or length <= 0 or offset + length > self.length:
+            raise ValueError(f"{length} bytes at {offset} do not lie within {self.length} bytes")
+        if not self._exported:
+            raise ValueError("the buffer was released")
+        return self.address + offset
+
     def release(self) -> None:
         """Release the buffer; releasing it twice does nothing."""
         self._exported = False
@@ -373,3 +389,55 @@ def mount(source: str, target: str, kind: str, options: str = "") -> None:
         f"{target} ({kind})",
         lambda: lib.pyluo_mount(encode(source), encode(target), encode(kind), 0, encode(options)),
     )
+
+
+def map_over(
+    memory: Exported, offset: int, length: int, fd: int, protection: int, flags: int, subject: str
+) -> None:
+    """Replace a range of a mapping of this process by a mapping of a file, from its beginning.
+
+    The range is given within an exported mapping, so that MAP_FIXED cannot replace other memory.
+
+    Args:
+        memory: the mapping.
+        offset: the offset of the range in the mapping, in bytes; a multiple of the page size.
+        length: the length of the range in bytes.
+        fd: the file.
+        protection: the PROT_* flags.
+        flags: the MAP_* flags besides MAP_FIXED.
+        subject: words for the file, for the message of an error.
+
+    Source: mmap(2)
+    """
+    address = memory.address_of_range(offset, length)
+    flags |= constant("MAP_FIXED")
+    _call("mmap", subject, lambda: lib.pyluo_mmap(address, length, protection, flags, fd))
+
+
+def madvise(memory: Exported, offset: int, length: int, advice: str, subject: str) -> None:
+    """Give the kernel an advice, such as MADV_HUGEPAGE, for a range of a mapping.
+
+    Other threads run meanwhile.
+
+    Source: madvise(2)
+    """
+    address = memory.address_of_range(offset, length)
+    number = constant(advice)
+    _call(advice, subject, lambda: lib.pyluo_madvise(address, length, number))
+
+
+def bind_to_nodes(
+    memory: Exported, offset: int, length: int, mode: int, nodes: Sequence[int], subject: str
+) -> None:
+    """Set the NUMA policy of a range of a mapping: a mode MPOL_* and numbers of nodes.
+
+    Source: mbind(2)
+    """
+    address = memory.address_of_range(offset, length)
+    words = max(nodes, default=0) // 64 + 1
+    mask = ffi.new("uint64_t[]", words)
+    for node in nodes:
+        mask[node // 64] |= 1 << node % 64
+    # The kernel ignores the last of the bits that it is told of.
+    max_node = words * 64 + 1
+    _call("mbind", subject, lambda: lib.pyluo_mbind(address, length, mode, mask, max_node))

@@ -220,7 +220,7 @@ class KexecBusyError(LuoError):
 
 
 class StoreError(LuoError):
-    """An `FdStore` cannot do this, or its table of contents cannot be read.
+    """A store cannot do this, or its table of contents cannot be read.
 
     Attributes:
         session: if the table cannot be read, the incoming session, which is open and not finished:
@@ -423,6 +423,7 @@ _NO_MEMORY_ACCESS = (
     "Memory access is off in the device's command register (see `ConfigSpace.command`), the device "
     "is in D3, or it returned fewer bytes than requested"
 )
+_NO_PAGES = "There is not enough memory, or too few huge pages are reserved: see vm.nr_hugepages"
 _NO_BUS_RESET = "Neither the device's bus nor its slot can be reset; a root bus never can"
 _HUGE_PAGES = "Huge pages can be turned off only before a device can access the mappings"
 _NO_IOVA = "`Ioas.iova_ranges` have no free gap of this size"
@@ -644,6 +645,14 @@ _HINTS: dict[tuple[str, int], str] = {
     ("memfd_create", _errno.ENODEV): "This kernel has no huge pages of that size",
     ("memfd_create", _errno.EACCES): "vm.memfd_noexec=2 forbids executable memfds",
     ("mmap", _errno.ENOMEM): "For huge pages, reserve some first: see vm.nr_hugepages",
+    ("mbind", _errno.ENOSYS): "The kernel needs CONFIG_NUMA",
+    ("mbind", _errno.EINVAL): (
+        "A node does not exist, has no memory or is outside this process's cpuset; or the mode "
+        "needs other nodes, or a newer kernel than Linux {release}"
+    ),
+    ("MADV_HUGEPAGE", _errno.EINVAL): "The kernel needs CONFIG_TRANSPARENT_HUGEPAGE",
+    ("MADV_POPULATE_READ", _errno.EFAULT): _NO_PAGES,
+    ("MADV_POPULATE_WRITE", _errno.EFAULT): _NO_PAGES,
 }
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "RESERVE",
+    "SIZE_LIMIT",
     "MemoryDemand",
     "preservable_memory",
     "refuse_full_cgroup",
@@ -33,11 +34,16 @@ With half as much left, LIVEUPDATE_SESSION_PRESERVE_FD sometimes ran out of memo
 killer killed init. 64 MiB is twice the larger measured value.
 """
 
+SIZE_LIMIT = 1 << 40
+"""The size in bytes from which on a file cannot be preserved.
+
+Kernels up to 7.3 allocate the list of a file's pages in one piece of less than 2 GiB.
+"""
+
 _OPERATION = "LIVEUPDATE_SESSION_PRESERVE_FD"
 _CGROUPS = "/sys/fs/cgroup"
 _MEMINFO = "/proc/meminfo"
 _PAGETYPEINFO = "/proc/pagetypeinfo"
-_SIZE_LIMIT = 1 << 40
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _MEMINFO_FIELDS = re.compile(r"^(MemAvailable|CmaFree|SwapTotal|SwapFree): +(\d+) kB", re.M)
 _ALLOWANCE_PERIOD = 0.05  # seconds
@@ -100,12 +106,12 @@ class MemoryDemand:
             NotPreservableError: a file has a tebibyte or more (EFBIG); kernels up to 7.3 cannot
                 allocate the list of its pages, even with enough memory.
         """
-        if self._largest >= _SIZE_LIMIT:
+        if self._largest >= SIZE_LIMIT:
             raise NotPreservableError(
                 errno.EFBIG,
                 _OPERATION,
                 f"{subject()}: a file of {self._largest} bytes",
-                "Split it into files of less than 1 TiB each",
+                "Split it into files of less than 1 TiB each, as `GuestRam` does",
             )
         if _granted_lately.take(self._size):
             return

@@ -1,6 +1,7 @@
 """`IoasLayout`: the mappings of an IOAS, in a form that is still valid in the next kernel.
 
-A layout refers to files by their names in a store; descriptors and ids change at the jump.
+A layout refers to files by their names in a store; descriptors and ids change at the jump. One name
+may stand for a `GuestRam` of several memfds, and offsets then count through all of them.
 """
 
 from __future__ import annotations
@@ -8,11 +9,12 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Self
 
 from pyluo.errors import IoasLayoutError, LuoError
+from pyluo.guest_ram import GuestRam
 from pyluo.iommufd import Access, HwptFlags, Ioas, IovaRange, Mapping, PagingHwpt
 from pyluo.stores.files_in_use import FileId, file_id
 from pyluo.stores.incoming import IncomingStore
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from pyluo.iommufd import IommuFd, IommuObject
     from pyluo.stores.store import Store
     from pyluo.vfio import VfioDevice
+
+    Files = AnyMapping[str, HasFileno | GuestRam] | IncomingStore
 
 __all__ = ["IoasLayout", "NamedMapping", "Rebuilt"]
 
@@ -44,7 +48,7 @@ class NamedMapping:
         length: the length in bytes.
         access: whether devices may read and write the memory.
         name: the name of the file in the store, or its key in `files` (see `IoasLayout.record`).
-        offset: the offset in the file at which the mapping begins, in bytes.
+        offset: the offset in the file, or in the `GuestRam`, at which the mapping begins, in bytes.
     """
 
     iova: int
@@ -110,14 +114,16 @@ class IoasLayout:
                 raise _error(errno.EINVAL, "create", subject, "They overlap, or are not sorted")
 
     @classmethod
-    def record(cls, ioas: Ioas, files: AnyMapping[str, HasFileno] | OutgoingStore) -> Self:
+    def record(
+        cls, ioas: Ioas, files: AnyMapping[str, HasFileno | GuestRam] | OutgoingStore
+    ) -> Self:
         """Return the present layout of an IOAS.
 
         Args:
             ioas: the IOAS. This process must know its mappings: it must have created or adopted the
                 IOAS.
-            files: the store that has the files, or a descriptor for each name. Files that are not
-                mapped are ignored.
+            files: the store that has the files, or for each name a descriptor or a `GuestRam`.
+                Files that are not mapped are ignored.
 
         Raises:
             IoasLayoutError: memory is mapped by its address in this process, so that no other
@@ -128,12 +134,10 @@ class IoasLayout:
         if not ioas.mappings_known:
             hint = "A signal interrupted a request: unmap everything, and map it again"
             raise _error(errno.EINPROGRESS, "record", str(ioas), hint)
-        names: dict[FileId, str] = {}
         if isinstance(files, OutgoingStore):
-            names = files.find_by_file([one.file for one in ioas.mappings if one.file is not None])
+            names = files.find_by_file({one.file for one in ioas.mappings if one.file is not None})
         else:
-            for name, file in files.items():
-                names.setdefault(file_id(file.fileno()), name)
+            names = _find_names(files)
         return cls(
             tuple(_to_named(ioas, mapping, names) for mapping in ioas.mappings), ioas.allowed
         )
@@ -217,7 +221,7 @@ class IoasLayout:
     def rebuild(
         self,
         iommufd: IommuFd,
-        files: AnyMapping[str, HasFileno] | IncomingStore,
+        files: Files,
         devices: Sequence[VfioDevice] = (),
         *,
         flags: HwptFlags = _NO_FLAGS,
@@ -235,7 +239,8 @@ class IoasLayout:
 
         Args:
             iommufd: the iommufd that the devices are bound to.
-            files: a store, or a descriptor for each name.
+            files: a store, or for each name a descriptor or a `GuestRam`. A
+                mapping that crosses from one memfd to the next becomes one mapping for each.
             devices: the devices. Each must be bound to `iommufd`; it may be attached already or
                 not.
             flags: the flags for new page tables.
@@ -282,7 +287,7 @@ class IoasLayout:
     def check(
         self,
         ioas: Ioas,
-        files: AnyMapping[str, HasFileno] | IncomingStore,
+        files: Files,
         devices: Sequence[VfioDevice] = (),
     ) -> None:
         """Check that an IOAS can have all mappings, and that their files exist and are long enough.
@@ -290,7 +295,7 @@ class IoasLayout:
         Args:
             ioas: an IOAS that has a page table or a device, and so is limited to the addresses that
                 the hardware can reach.
-            files: a store, or a descriptor for each name.
+            files: a store, or for each name a descriptor or a `GuestRam`.
             devices: the devices that will be attached; their reserved addresses cannot be mapped.
 
         Raises:
@@ -306,9 +311,7 @@ class IoasLayout:
             number = next(number for number, group in misfits.items() if group)
             raise _misfit_error(number, found)
 
-    def adopt(
-        self, iommufd: IommuFd, object_id: int, files: AnyMapping[str, HasFileno] | IncomingStore
-    ) -> Ioas:
+    def adopt(self, iommufd: IommuFd, object_id: int, files: Files) -> Ioas:
         """Return an `Ioas` for an existing IOAS that another process created.
 
         This layout must describe that IOAS. Nothing is mapped: the layout only tells this process
@@ -317,7 +320,7 @@ class IoasLayout:
         Args:
             iommufd: the iommufd that was received from the other process.
             object_id: the `id` of the IOAS in the other process.
-            files: a store, or a descriptor for each name.
+            files: a store, or for each name a descriptor or a `GuestRam`.
 
         Raises:
             IoasLayoutError: a file is missing, or a mapping of the layout is not in the IOAS
@@ -335,54 +338,88 @@ class IoasLayout:
                     errno.ENOENT, [f"{one.range} of {ioas} is not mapped" for one in unmapped]
                 )
             for mapping in self.mappings:
-                with _open_named(files, mapping.name) as file:
-                    ioas.adopt(_to_mapping(mapping, file), file)
+                with _open_named(files, mapping.name) as parts:
+                    for file, piece in _split(mapping, parts):
+                        ioas.adopt(_to_mapping(piece, file), file)
             ioas.allowed = self.allowed
         except BaseException:
             ioas.forget()
             raise
         return ioas
 
-    def _map(self, ioas: Ioas, files: AnyMapping[str, HasFileno] | IncomingStore) -> None:
+    def _map(self, ioas: Ioas, files: Files) -> None:
         for mapping in self.mappings:
-            with _open_named(files, mapping.name) as file:
-                ioas.map_file(
-                    file,
-                    offset=mapping.offset,
-                    length=mapping.length,
-                    iova=mapping.iova,
-                    access=mapping.access,
-                )
+            with _open_named(files, mapping.name) as parts:
+                for file, piece in _split(mapping, parts):
+                    ioas.map_file(
+                        file,
+                        offset=piece.offset,
+                        length=piece.length,
+                        iova=piece.iova,
+                        access=piece.access,
+                    )
 
 
 @contextmanager
-def _open_named(
-    files: AnyMapping[str, HasFileno] | IncomingStore, name: str
-) -> Iterator[HasFileno]:
-    """Yield the file of this name; close it afterwards if it is from a store.
+def _open_named(files: Files, name: str) -> Iterator[Sequence[HasFileno]]:
+    """Yield the file of this name, or the memfds of the RAM of this name in their order.
 
-    A mapping stays valid without a descriptor of its file.
+    Files from a store are closed afterwards, as a mapping stays valid without a descriptor.
     """
     if isinstance(files, IncomingStore):
         with files.borrow(name) as borrowed:
             yield borrowed
-    else:
-        yield files[name]
+        return
+    named = files[name]
+    yield named.memfds if isinstance(named, GuestRam) else [named]
+
+
+def _find_names(
+    files: AnyMapping[str, HasFileno | GuestRam],
+) -> dict[FileId, tuple[str, int]]:
+    """Return for each file its name, and where it begins in the RAM of that name, in bytes."""
+    names: dict[FileId, tuple[str, int]] = {}
+    for name in files:
+        with _open_named(files, name) as parts:
+            start = 0
+            for part in parts:
+                names.setdefault(file_id(part.fileno()), (name, start))
+                start += os.fstat(part.fileno()).st_size
+    return names
+
+
+def _split(
+    mapping: NamedMapping, parts: Sequence[HasFileno]
+) -> Iterator[tuple[HasFileno, NamedMapping]]:
+    """Split a mapping of consecutive files into one for each file, with its offset in that file.
+
+    What is beyond the end of the last file stays in the mapping of that file.
+    """
+    end = mapping.offset + mapping.length
+    start = 0
+    for part in parts:
+        next_start = start + os.fstat(part.fileno()).st_size
+        first = max(mapping.offset, start)
+        after = end if part is parts[-1] else min(end, next_start)
+        if first < after:
+            iova = mapping.iova + first - mapping.offset
+            yield part, replace(mapping, iova=iova, length=after - first, offset=first - start)
+        start = next_start
 
 
 def _to_named(
-    ioas: Ioas, mapping: Mapping, names: AnyMapping[tuple[int, int], str]
+    ioas: Ioas, mapping: Mapping, names: AnyMapping[tuple[int, int], tuple[str, int]]
 ) -> NamedMapping:
     subject = f"{ioas}: {mapping.range}"
     if mapping.file is None:
         hint = "It is mapped by its address in this process: map a file with `Ioas.map_file`"
         raise _error(errno.EINVAL, "record", subject, hint)
     if mapping.file not in names:
-        hint = f"The file that is mapped there is none of {sorted(names.values())}"
+        known = sorted({name for name, _ in names.values()})
+        hint = f"The file that is mapped there is none of {known}"
         raise _error(errno.ENOENT, "record", subject, hint)
-    return NamedMapping(
-        mapping.iova, mapping.length, mapping.access, names[mapping.file], mapping.offset
-    )
+    name, start = names[mapping.file]
+    return NamedMapping(mapping.iova, mapping.length, mapping.access, name, start + mapping.offset)
 
 
 def _to_mapping(mapping: NamedMapping, file: HasFileno) -> Mapping:
@@ -391,9 +428,7 @@ def _to_mapping(mapping: NamedMapping, file: HasFileno) -> Mapping:
     return Mapping(mapping.iova, mapping.length, mapping.access, identity, mapping.offset)
 
 
-def _find_missing(
-    mappings: Sequence[NamedMapping], files: AnyMapping[str, HasFileno] | IncomingStore
-) -> list[str]:
+def _find_missing(mappings: Sequence[NamedMapping], files: Files) -> list[str]:
     return [
         f"{mapping.range} needs {mapping.name!r}, which is missing"
         for mapping in mappings
@@ -401,13 +436,11 @@ def _find_missing(
     ]
 
 
-def _find_too_short(
-    mappings: Sequence[NamedMapping], files: AnyMapping[str, HasFileno] | IncomingStore
-) -> list[str]:
+def _find_too_short(mappings: Sequence[NamedMapping], files: Files) -> list[str]:
     sizes = {}
     for name in dict.fromkeys(mapping.name for mapping in mappings if mapping.name in files):
-        with _open_named(files, name) as file:
-            sizes[name] = os.fstat(file.fileno()).st_size
+        with _open_named(files, name) as parts:
+            sizes[name] = sum(os.fstat(part.fileno()).st_size for part in parts)
     return [
         f"{mapping.range} needs {mapping.offset + mapping.length} bytes of {mapping.name!r}, which "
         f"has {sizes[mapping.name]}"

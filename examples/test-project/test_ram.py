@@ -1,19 +1,21 @@
 """Check that preserved memory of a guest survives a live update."""
 
-from pyluo import FdStore, Memfd
+from pyluo import IncomingStore, KeeperChoice, Memfd, OutgoingStore
 from pyluo.vm import VM
 
 
-def save(contents: bytes) -> FdStore:  # runs in the guest
+def save(contents: bytes) -> OutgoingStore:  # runs in the guest
     ram = Memfd.create("ram", len(contents))
     ram.write(contents, 0)
-    store = FdStore.create("vm0")
+    store = OutgoingStore.create("vm0", keeper=KeeperChoice.NONE)
     store.add("ram", ram)
     return store
 
 
 def load() -> bytes:  # runs in the guest, on the next kernel
-    with FdStore.retrieve("vm0") as store, store.get("ram", Memfd) as ram:
+    store = IncomingStore.retrieve("vm0", keeper=KeeperChoice.NONE)
+    with store.get("ram", Memfd) as ram:
+        store.finish()
         return ram.read(ram.size, 0)
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from pyluo.descriptor import HasFileno
+    from pyluo.guest_ram import GuestRam
     from pyluo.iommufd.objects import IommuContext
 
 __all__ = ["Ioas"]
@@ -225,6 +226,61 @@ class Ioas(IommuObject):
         return self._add_mapping(
             Mapping(reply.integer("iova"), length, access, identity, offset), file
         )
+
+    def map_ram(
+        self,
+        ram: GuestRam,
+        *,
+        iova: int,
+        offset: int = 0,
+        length: int | None = None,
+        access: Access = _READ_WRITE,
+    ) -> IovaRange:
+        """Map a guest's RAM, or a range of it, with one request for each of its memfds.
+
+        If a request fails, the mappings of the requests before it are removed. The IOAS keeps a
+        reference to each memfd until it is unmapped, but the RAM may be closed.
+
+        Args:
+            ram: the RAM.
+            iova: the first IOVA. The mappings of the memfds follow each other without a gap.
+            offset: the offset in the RAM at which the range begins, in bytes.
+            length: the length in bytes; by default the range reaches to the end of the RAM.
+            access: whether devices may read and write the memory.
+
+        Returns:
+            The range of IOVAs, which `unmap` takes. `mappings` has one mapping for each memfd.
+
+        Raises:
+            ValueError: the range is empty or does not lie within the RAM.
+            IovaInUseError, LuoError: see `map_file`. Notes of the error name the mappings that
+                could not be removed, if any.
+
+        Source: include/uapi/linux/iommufd.h, IOMMU_IOAS_MAP_FILE. Linux 6.13.
+        """
+        pieces = ram.pieces(offset, length)
+        if not pieces:
+            raise ValueError(f"no bytes at {offset} to map")
+        before = set(self.mappings)
+        start = iova
+        try:
+            for piece in pieces:
+                self.map_file(
+                    piece.memfd,
+                    offset=piece.offset,
+                    length=piece.length,
+                    iova=start,
+                    access=access,
+                )
+                start += piece.length
+        except BaseException as error:
+            for mapping in set(self.mappings) - before:
+                try:
+                    self.unmap(mapping)
+                except LuoError as failed:
+                    error.add_note(f"{mapping.range} could not be unmapped: {failed}")
+            raise
+        return IovaRange(iova, start - 1)
 
     def copy(
         self,

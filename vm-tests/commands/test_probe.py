@@ -109,7 +109,8 @@ def close_both_directions(both: tuple[LiveUpdate, IncomingSession, OutgoingSessi
 
 
 def get_size_of_first_file(session: IncomingSession) -> int:
-    with session, session.retrieve(1) as file:
+    with session.retrieve(1) as file:
+        session.finish()
         return os.fstat(file.fileno()).st_size
 
 

@@ -87,11 +87,13 @@ def preserve_while_each_allocation_fails() -> tuple[OutgoingSession, Memfd, int]
 
 
 def are_both_files_intact() -> bool:
-    with LiveUpdate() as device, device.retrieve_session("vm0") as session:
-        contents = []
-        for token in (1, 2):
-            with session.retrieve(token, Memfd) as ram:
-                contents.append(ram.read(ram.size, 0))
+    with LiveUpdate() as device:
+        session = device.retrieve_session("vm0")
+    contents = []
+    for token in (1, 2):
+        with session.retrieve(token, Memfd) as ram:
+            contents.append(ram.read(ram.size, 0))
+    session.finish()
     return contents == [pattern(SIZE)] * 2
 
 

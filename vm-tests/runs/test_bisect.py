@@ -55,9 +55,10 @@ def build():
 
 
 def seals():
-    with LiveUpdate() as device, device.retrieve_session("vm0") as session:
-        with session.retrieve(1, Memfd) as memfd:
-            return memfd.seals
+    with LiveUpdate() as device:
+        session = device.retrieve_session("vm0")
+    with session.retrieve(1, Memfd) as memfd:
+        return memfd.seals
 
 
 def test_seals_survive(vm):

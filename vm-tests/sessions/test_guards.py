@@ -186,7 +186,7 @@ def retrieve_in_a_small_group() -> tuple[str, bool]:
     """Return the refusal, and whether the file is intact once the group may have more memory."""
     import pathlib
 
-    from pyluo import FdStore, _sys
+    from pyluo import IncomingStore, KeeperChoice, _sys
 
     _sys.mount("cgroup", "/sys/fs/cgroup", "cgroup2")
     top = pathlib.Path("/sys/fs/cgroup")
@@ -194,7 +194,7 @@ def retrieve_in_a_small_group() -> tuple[str, bool]:
     group = top / "small"
     group.mkdir()
     (group / "memory.max").write_text(str(24 << 20))
-    store = FdStore.retrieve("store")
+    store = IncomingStore.retrieve("store", keeper=KeeperChoice.NONE)
     (group / "cgroup.procs").write_text(str(os.getpid()))
     try:
         store["ram"].close()
@@ -202,7 +202,7 @@ def retrieve_in_a_small_group() -> tuple[str, bool]:
         refusal = str(error)
     (group / "memory.max").write_text("max")
     is_intact = guest_store.intact(store)
-    store.finish()
+    store.finish(destroy=["ram"])
     return refusal, is_intact
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import select
 import shutil
 import signal
 import socket
@@ -11,7 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pyluo import FdStore, Memfd, holder
+from pyluo import HolderProcess, IncomingStore, KeeperChoice, Memfd, OutgoingStore
+from pyluo.keepers.holder import _address
 
 FOLDER = Path("/run/source")
 FILES = {"empty": (0, 0o600), "two pages": (8192, 0o644), "run me": (3 << 20, 0o4755), "-x": (5, 0)}
@@ -53,17 +55,15 @@ def make_sparse(size: int) -> str:
 
 
 def list_sockets() -> list[str]:
-    return sorted(path.name for path in Path("/run/pyluo").glob("*-*"))
+    return sorted(path.name for path in Path("/run/pyluo").glob("*") if path.is_socket())
 
 
-def kill(name: str, direction: str) -> None:
-    """Kill a holder, and wait until it is gone."""
-    found = holder.find(name, direction)
-    assert found is not None
-    pidfd = os.pidfd_open(found.pid)
+def kill_holder(name: str) -> None:
+    """Kill the holder of a store, and wait until it is gone."""
+    word, pid = HolderProcess().describe(name).split()
+    assert word == "process"
+    pidfd = os.pidfd_open(int(pid))
     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-    import select
-
     select.select([pidfd], [], [])
     os.close(pidfd)
 
@@ -76,12 +76,12 @@ def ask_as_another_user() -> tuple[str, bytes]:
         "s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)\n"
         "try:\n"
         "    s.connect(sys.argv[1])\n"
-        "    s.send(b'session')\n"
+        "    s.send(b'[\"list\", \"\", null]')\n"
         "    print('answered', socket.recv_fds(s, 64, 1)[:2])\n"
         "except OSError as error:\n"
         "    print(type(error).__name__)\n"
     )
-    (address,) = Path("/run/pyluo").glob("*-outgoing")
+    address = Path(_address("vm0"))
 
     def ask() -> bytes:
         return subprocess.run(
@@ -101,7 +101,7 @@ def ask_as_another_user() -> tuple[str, bytes]:
 def use_a_folder_that_others_may_enter() -> str:
     os.chmod("/run/pyluo", 0o755)
     try:
-        holder.find("s", "outgoing")
+        HolderProcess().kept("s")
     except PermissionError as error:
         return str(error)
     finally:
@@ -111,25 +111,24 @@ def use_a_folder_that_others_may_enter() -> str:
 
 def connect_and_stay_silent() -> bool:
     """Return whether a holder answers others while a silent client is connected."""
-    (address,) = Path("/run/pyluo").glob("*-outgoing")
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as silent:
-        silent.connect(os.fspath(address))
-        found = holder.find("vm0", "outgoing")
-        assert found is not None
-        session = found.session()
-    name = session.name
-    os.close(session.detach())
-    return name == "vm0"
+        silent.connect(_address("vm0"))
+        names = [session.name for session in take_kept_sessions("vm0")]
+    return names == ["vm0"]
 
 
-def make_stores_that_save_did_not_make() -> list[FdStore]:
+def take_kept_sessions(name: str) -> list[IncomingSession | OutgoingSession]:
+    """Return the sessions that the holder of a store has; their descriptors are closed."""
+
+
+def make_stores_that_save_did_not_make() -> list[OutgoingStore]:
     stores = []
     for name, entry, complete in (
         ("wrong digest", "file", True),
         ("elsewhere", "../evil", True),
         ("partly", "file", False),
     ):
-        store = FdStore.create(name)
+        store = OutgoingStore.create(name, keeper=KeeperChoice.NONE)
         with Memfd.create("x", 4096) as memfd:
             meta = {"size": 4096, "mode": 0o644, "sha256": "0" * 64, "uid": 0, "gid": 0}
             store.add(entry, memfd, meta=meta)
@@ -141,13 +140,10 @@ def make_stores_that_save_did_not_make() -> list[FdStore]:
 
 def read_entry_size(name: str, entry: str) -> int:
     """Return the size of an entry in the session that a failed restore left with its holder."""
-    found = holder.find(name, "incoming")
-    assert found is not None
-    session = found.session()
-    store = FdStore(session)
+    store = IncomingStore.retrieve(name)
     with store.get(entry, Memfd) as memfd:
         size = memfd.size
-    os.close(store.detach())
+    store.close()
     return size
 
 

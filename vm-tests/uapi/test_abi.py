@@ -26,6 +26,8 @@ HEADERS = {
     "iommufd.h": r"IOMMU(?:FD)?_\w+",
     "kexec.h": r"KEXEC_\w+",
     "kvm.h": r"KVM_CREATE_(?:VM|GUEST_MEMFD)",
+    "mempolicy.h": r"MPOL_\w+",
+    "mman.h": r"MAP_(?:FIXED|NORESERVE)|MADV_(?:HUGEPAGE|POPULATE_\w+)",
     "pci_regs.h": (
         r"PCI_(?:CFG_SPACE_\w+|STD_\w+|(?:VENDOR|DEVICE)_ID|COMMAND\w*|STATUS\w*|CLASS_REVISION"
         r"|HEADER_TYPE\w*|BASE_ADDRESS_\w+|SUBSYSTEM_\w+|CAPABILITY_LIST|INTERRUPT_\w+"
@@ -43,6 +45,10 @@ STRUCTS = {
 }
 # The names among these that we leave out, and why.
 LEFT_OUT = {
+    "mempolicy.h": {
+        r"MPOL_MAX": "a count that grows",
+        r"MPOL_(?:F|MF)_\w+|MPOL_\w+_FLAGS": "flags, none of which the RAM of a guest needs",
+    },
     "pci_regs.h": {
         r"PCI_(?:EXT_)?CAP_ID_M(?:AX|ASK)": "a count that grows, and a mask that nobody needs",
         r"PCI_BASE_ADDRESS_(?:MEM|IO)_MASK": "complements of what is declared",

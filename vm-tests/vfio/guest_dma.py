@@ -10,7 +10,16 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from pyluo import FdStore, IoasLayout, LiveUpdate, LuoError, Memfd, NotPreservableError
+from pyluo import (
+    IncomingStore,
+    IoasLayout,
+    KeeperChoice,
+    LiveUpdate,
+    LuoError,
+    Memfd,
+    NotPreservableError,
+    OutgoingStore,
+)
 from pyluo.guest.port import mark
 from pyluo.iommu_layout import NamedMapping
 from pyluo.iommufd import Access, HwptFlags, IommuFd, IovaRange
@@ -203,14 +212,14 @@ def replace_page_table_under_dma(wanted: int) -> tuple[int, list[int], list[str]
         return across, wrong, read_faults()[before:]
 
 
-def preserve_machine() -> tuple[FdStore, Edu, Memfd]:
+def preserve_machine() -> tuple[OutgoingStore, Edu, Memfd]:
     """Set up a machine, and preserve its RAM and the layout of its IOAS in a store."""
     edu, ioas, ram = guest_edu.open_with_ram(SIZE, IOVA)
     rom = Memfd.create("rom", PAGE)
     rom.write(pattern(99), 0)
     ioas.map_file(rom, iova=ROM_IOVA, access=Access.READ)
     copy_through(edu, ram, 0)
-    store = FdStore.create("vm0")
+    store = OutgoingStore.create("vm0", keeper=KeeperChoice.NONE)
     store.add("ram", ram)
     store.add("rom", rom)
     rom.close()
@@ -220,9 +229,9 @@ def preserve_machine() -> tuple[FdStore, Edu, Memfd]:
     return store, edu, ram
 
 
-def restore_machine(hop: int) -> tuple[FdStore, Edu, Memfd]:
+def restore_machine(hop: int) -> tuple[OutgoingStore, Edu, Memfd]:
     """Restore and check the machine on the next kernel, ready for one more jump."""
-    store = FdStore.retrieve("vm0")
+    store = IncomingStore.retrieve("vm0", keeper=KeeperChoice.NONE)
     device = VfioDevice.open(guest_edu.find_edu())
     iommufd = IommuFd()
     device.bind(iommufd)
@@ -236,11 +245,11 @@ def restore_machine(hop: int) -> tuple[FdStore, Edu, Memfd]:
     edu.store(IOVA)
     assert ram.read(BUFFER, 0) == pattern(99)
     check_transfers_during_jump(ram)
-    store.renew()
+    renewed = store.renew()
     copy_through(edu, ram, hop + 1)
     mark(DRIVEN)
     keep_busy(edu, ram)
-    return store, edu, ram
+    return renewed, edu, ram
 
 
 def keep_busy(edu: Edu, ram: Memfd) -> None:

@@ -6,7 +6,15 @@ import os
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from pyluo import FdStore, IoasLayout, IoasLayoutError, LuoError, Memfd
+from pyluo import (
+    IncomingStore,
+    IoasLayout,
+    IoasLayoutError,
+    KeeperChoice,
+    LuoError,
+    Memfd,
+    OutgoingStore,
+)
 from pyluo.iommu_layout import NamedMapping
 from pyluo.iommufd import IommuFd, IovaRange
 from pyluo.vfio import PciDevice, VfioDevice
@@ -169,7 +177,7 @@ def record_what_has_no_name() -> None:
 
 
 def save_layouts_under_two_keys() -> None:
-    store = FdStore.create("two")
+    store = OutgoingStore.create("two", keeper=KeeperChoice.NONE)
     try:
         store.set_meta({"machine": "q35"})
         LAYOUT.save(store)
@@ -207,14 +215,14 @@ def adopt_what_is_not_mapped() -> tuple[str, str]:
 
 def finish_after_rebuilding() -> None:
     """Finish the store although nothing but the IOMMU has got the memory back."""
-    store = FdStore.retrieve("vm0")
+    store = IncomingStore.retrieve("vm0", keeper=KeeperChoice.NONE)
     with machine() as (iommufd, _, one, _, _):
         IoasLayout.load(store).rebuild(iommufd, store, [one.device])
         store.finish()
 
 
-def preserve() -> FdStore:
-    store = FdStore.create("vm0")
+def preserve() -> OutgoingStore:
+    store = OutgoingStore.create("vm0", keeper=KeeperChoice.NONE)
     with Memfd.create("ram", SIZE) as ram:
         store.add("ram", ram)
     LAYOUT.save(store)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pyluo import FdStoreError, IoasLayoutError
+from pyluo import IoasLayoutError, StoreError
 from pyluo.vm import VM
 from vfio import guest_layout
 from vfio.guest_dma import SIZE
@@ -95,6 +95,6 @@ def test_rebuilding_from_a_store_is_not_having_got_the_memory_back(kernel: Kerne
     with VM(kernel, **guest_layout.GUEST) as vm:  # type: ignore[arg-type]
         vm.hold(guest_layout.preserve)
         vm.live_update()
-        with pytest.raises(FdStoreError, match="'ram'") as caught:
+        with pytest.raises(StoreError, match="'ram'") as caught:
             vm.call(guest_layout.finish_after_rebuilding)
         assert caught.value.errno == errno.EBUSY

@@ -1,0 +1,1 @@
+"""Stores: sessions whose files have names, an order and metadata."""

@@ -1,7 +1,7 @@
 # make demo    show a live update, after installing what it needs
 # make check   run the linters and the tests that need no guest; asks for no root
 # make test    the same, and then the tests with guests
-# make soak    test the state machine, the descriptor store, the crashes of guests and the kernel
+# make soak    test the state machines, the store, the crashes of guests and the kernel
 #              `debug`, which it builds, for hours: see SOAK_* below
 # make bench   measure times, as ratios of one another: see BENCH_ROUNDS below
 # make lint    run ruff, mypy and import-linter
@@ -19,7 +19,7 @@ CHECK_PACKAGES := python3-venv python3-dev gcc libc6-dev make bc bison flex libe
 	rsync xz-utils
 PACKAGES := $(CHECK_PACKAGES) debian-archive-keyring libcap-dev qemu-system-x86 kexec-tools
 
-# The length of a soak: live updates of one store, steps of the state machine, rounds of crashes.
+# The length of a soak: live updates of one store, steps of each state machine, rounds of crashes.
 SOAK_HOPS ?= 500
 SOAK_STEPS ?= 20000
 SOAK_ROUNDS ?= 20
@@ -46,7 +46,7 @@ test: packages check
 soak: packages $(BIN)/.dev
 	PYLUO_STORE_HOPS=$(SOAK_HOPS) PYLUO_MACHINE_STEPS=$(SOAK_STEPS) $(BIN)/pytest -rA \
 		vm-tests/stores/test_stores.py::test_a_store_is_renewed_hop_after_hop_and_nothing_is_lost \
-		vm-tests/sessions/test_state_machine.py
+		vm-tests/sessions/test_state_machine.py vm-tests/stores/test_store_machine.py
 	PYLUO_ROUNDS=$(SOAK_ROUNDS) $(BIN)/pytest vm-tests/deaths/test_deaths.py
 	$(BIN)/pyluo vm kernel build debug
 	PYLUO_ROUNDS=$(SOAK_ROUNDS) $(BIN)/pytest $(DEBUG_TESTS)

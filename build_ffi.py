@@ -36,6 +36,7 @@ int pyluo_preserve_many(int session, size_t count, const int32_t *fds, const uin
 int pyluo_kexec_file_load(int kernel, int initrd, size_t cmdline_length, const char *cmdline,
                           unsigned long flags);
 int pyluo_kexec_load(unsigned long flags);
+int pyluo_close(int *fd);
 int pyluo_reboot(unsigned int command);
 int pyluo_mount(const char *source, const char *target, const char *type, unsigned long flags,
                 const char *options);
@@ -113,6 +114,15 @@ static int pyluo_kexec_file_load(int kernel, int initrd, size_t cmdline_length,
 static int pyluo_kexec_load(unsigned long flags)
 {
     return syscall(SYS_kexec_load, 0, 0, NULL, flags);
+}
+
+/* In one call, so that no exception can come between the two. */
+static int pyluo_close(int *fd)
+{
+    int number = *fd;
+
+    *fd = -1;
+    return number < 0 ? 0 : close(number);
 }
 
 static int pyluo_reboot(unsigned int command)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Exported",
+    "FdNumber",
     "Ioctl",
     "Reply",
     "Request",
@@ -330,6 +331,38 @@ def _set_fields(struct: object, fields: Mapping[str, Field]) -> None:
         else:
             for index, item in enumerate(value):
                 member[index] = item
+
+
+class FdNumber:
+    """The number of a descriptor that somebody owns; -1 if there is none.
+
+    `close` forgets the number and closes the descriptor in one step. If a signal handler could
+    raise in between, the descriptor would stay open, or its number, which may belong to another
+    file by then, would be closed again.
+    """
+
+    __slots__ = ("_cell",)
+
+    def __init__(self, value: int = -1) -> None:
+        self._cell = ffi.new("int *", value)
+
+    @property
+    def value(self) -> int:
+        """The number."""
+        return int(self._cell[0])
+
+    @value.setter
+    def value(self, value: int) -> None:
+        self._cell[0] = value
+
+    def close(self) -> None:
+        """Close the descriptor, if there is one, and set the number to -1.
+
+        Raises:
+            OSError: the descriptor was closed, but the file system reported an error.
+        """
+        if lib.pyluo_close(self._cell):
+            raise OSError(ffi.errno, os.strerror(ffi.errno))
 
 
 def plain_ioctl(name: str, fd: int, subject: str = "") -> int:

@@ -7,7 +7,7 @@ import os
 import warnings
 from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
-from pyluo._sys import raising
+from pyluo._sys import FdNumber, raising
 from pyluo.errors import from_errno
 
 if TYPE_CHECKING:
@@ -33,10 +33,19 @@ class Descriptor:
     different effect in each subclass.
     """
 
-    __slots__ = ("__weakref__", "_fd")
+    __slots__ = ("__weakref__", "_number")
 
     def __init__(self, fd: int) -> None:
-        self._fd = fd
+        self._number = FdNumber(fd)
+
+    @property
+    def _fd(self) -> int:
+        """The number of the descriptor; -1 if there is none."""
+        return self._number.value if hasattr(self, "_number") else -1
+
+    @_fd.setter
+    def _fd(self, fd: int) -> None:
+        self._number.value = fd
 
     @classmethod
     def from_fd(cls, fd: int) -> Self:
@@ -72,9 +81,7 @@ class Descriptor:
         return fd
 
     def _close(self) -> None:
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        self._number.close()
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"fd={self._fd}"
@@ -107,7 +114,7 @@ class OwnedFd(Descriptor):
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_fd", -1) >= 0:
+        if self._fd >= 0:
             warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=2, source=self)
             self._close()
 

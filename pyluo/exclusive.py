@@ -49,7 +49,7 @@ class Exclusive:
 
     @property
     def lock(self) -> threading.RLock:
-        """The lock itself; a ``with`` statement on it leaves no gap for a signal handler."""
+        """The lock itself."""
         return self._lock
 
 
@@ -72,7 +72,8 @@ def exclusively(
     @wraps(method)
     def locked(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
         self._exclusive.refuse_reentry(f"{type(self).__name__}.{method.__name__}")
-        with self._exclusive.lock:
-            return method(self, *args, **kwargs)
+        # In one line: a trace function that raises can do so before each line, and so could come
+        # between the end of the block and the release of the lock, if that were a line of its own.
+        with self._exclusive.lock: return method(self, *args, **kwargs)  # noqa: E701  # fmt: skip
 
     return locked

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import io
 import os
-import threading
 import time
 from contextlib import suppress
 from typing import Self
@@ -13,6 +12,7 @@ from typing import Self
 from pyluo._sys import Ioctl, constant, raising
 from pyluo.descriptor import OwnedFd, require_device
 from pyluo.errors import DeviceBusyError, LuoError, SessionExistsError, SessionNameError
+from pyluo.exclusive import Exclusive, exclusively
 from pyluo.session import IncomingSession, OutgoingSession
 
 __all__ = ["DEVICE", "LiveUpdate"]
@@ -21,6 +21,7 @@ DEVICE = "/dev/liveupdate"
 
 _CREATE_SESSION = Ioctl("LIVEUPDATE_IOCTL_CREATE_SESSION", "liveupdate_ioctl_create_session")
 _RETRIEVE_SESSION = Ioctl("LIVEUPDATE_IOCTL_RETRIEVE_SESSION", "liveupdate_ioctl_retrieve_session")
+_NAME_OF_PID_1 = "systemd"
 _RETRY_INTERVAL = 0.01  # seconds
 _NAME_LIMIT = constant("LIVEUPDATE_SESSION_NAME_LENGTH") - 1
 
@@ -44,7 +45,7 @@ class LiveUpdate(OwnedFd):
     Source: kernel/liveupdate/luo_core.c, luo_open(). Linux 6.19.
     """
 
-    __slots__ = ("_file", "_lock")
+    __slots__ = ("_exclusive", "_file")
     _file: io.FileIO | None
 
     def __init__(self, path: str | os.PathLike[str] = DEVICE, *, wait: float = 0.0) -> None:
@@ -61,7 +62,7 @@ class LiveUpdate(OwnedFd):
                     raise
             time.sleep(_RETRY_INTERVAL)  # the kernel has nothing to wait for
         super().__init__(self._file.fileno())
-        self._lock = threading.Lock()
+        self._exclusive = Exclusive(DEVICE)
 
     @classmethod
     def from_fd(cls, fd: int) -> Self:
@@ -75,23 +76,23 @@ class LiveUpdate(OwnedFd):
         self = cls.__new__(cls)
         OwnedFd.__init__(self, fd)
         self._file = None
-        self._lock = threading.Lock()
+        self._exclusive = Exclusive(DEVICE)
         return self
 
+    @exclusively
     def close(self) -> None:
         """Close the device, so that others can open it; closing it twice does nothing."""
-        with self._lock:
-            super().close()
+        super().close()
 
+    @exclusively
     def detach(self) -> int:
         """Return a descriptor of the open device; the caller owns it from now on."""
-        with self._lock:
-            if self._file is None:
-                return super().detach()
-            with raising("dup", DEVICE):
-                duplicate = os.dup(self.fileno())
-            self._close()
-            return duplicate
+        if self._file is None:
+            return super().detach()
+        with raising("dup", DEVICE):
+            duplicate = os.dup(self.fileno())
+        self._close()
+        return duplicate
 
     def _close(self) -> None:
         if self._file is None:
@@ -100,6 +101,7 @@ class LiveUpdate(OwnedFd):
             self._fd = -1
             self._file.close()
 
+    @exclusively
     def create_session(self, name: str) -> OutgoingSession:
         """Create an outgoing session, which the next live update carries over.
 
@@ -108,18 +110,17 @@ class LiveUpdate(OwnedFd):
                 the previous kernel may have the same name.
 
         Raises:
-            SessionNameError: the name is not valid (EINVAL).
+            SessionNameError: the name is not valid, or is "systemd", which PID 1 uses (EINVAL).
             SessionExistsError: an outgoing session of this name exists (EEXIST).
 
         Source: include/uapi/linux/liveupdate.h, LIVEUPDATE_IOCTL_CREATE_SESSION. Linux 6.19.
         """
         encoded = _encode(name, _CREATE_SESSION.name)
-        with self._lock:
-            try:
-                return OutgoingSession.create(_CREATE_SESSION, self.fileno(), name, encoded)
-            except SessionExistsError:
-                self._correct_session_count()
-                raise
+        try:
+            return OutgoingSession.create(_CREATE_SESSION, self.fileno(), name, encoded)
+        except SessionExistsError:
+            self._correct_session_count()
+            raise
 
     def _correct_session_count(self) -> None:
         """Work around a kernel bug, up to 7.3: EEXIST leaves the kernel's session count too high.
@@ -135,6 +136,7 @@ class LiveUpdate(OwnedFd):
             unused = os.urandom(16).hex().encode()
             os.close(_CREATE_SESSION(self.fileno(), "", fd=-1, name=unused).integer("fd"))
 
+    @exclusively
     def retrieve_session(self, name: str) -> IncomingSession:
         """Retrieve the session of this name that the previous kernel handed over.
 
@@ -148,8 +150,7 @@ class LiveUpdate(OwnedFd):
         Source: include/uapi/linux/liveupdate.h, LIVEUPDATE_IOCTL_RETRIEVE_SESSION. Linux 6.19.
         """
         encoded = _encode(name, _RETRIEVE_SESSION.name)
-        with self._lock:
-            return IncomingSession.retrieve_from(_RETRIEVE_SESSION, self.fileno(), name, encoded)
+        return IncomingSession.retrieve_from(_RETRIEVE_SESSION, self.fileno(), name, encoded)
 
 
 def _encode(name: str, operation: str) -> bytes:
@@ -158,6 +159,14 @@ def _encode(name: str, operation: str) -> bytes:
     The kernel would silently cut a name at a zero byte or after 63 bytes.
     """
     encoded = os.fsencode(name)
+    if name == _NAME_OF_PID_1:
+        raise SessionNameError(
+            errno.EINVAL,
+            operation,
+            f"session {name!r}",
+            "systemd (261 and newer) keeps what it carries over itself in a session of this name, "
+            "and would take this one for it: choose another name",
+        )
     if not 0 < len(encoded) <= _NAME_LIMIT or b"\0" in encoded:
         raise SessionNameError(errno.EINVAL, operation, f"session {name!r} ({len(encoded)} bytes)")
     return encoded

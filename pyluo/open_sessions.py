@@ -5,21 +5,22 @@ The kernel itself offers no such list.
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pyluo._sys import pidfd_getfd
-from pyluo.errors import LuoError
+from pyluo.errors import LuoError, SessionNotFoundError
 from pyluo.file_kind import SESSION_LINK
 from pyluo.liveupdate import DEVICE
 from pyluo.session import find_direction
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
-__all__ = ["OpenSession", "open_sessions"]
+__all__ = ["OpenSession", "open_sessions", "require_sessions"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,23 @@ def open_sessions() -> list[OpenSession]:
             with suppress(OSError):
                 found += _scan_process(int(entry))
     return sorted(found, key=lambda each: (each.pid, each.fd))
+
+
+def require_sessions(names: Iterable[str]) -> None:
+    """Refuse to go on unless a process has an outgoing session of each name open.
+
+    Raises:
+        SessionNotFoundError: sessions of some names are not open, and a jump would not carry them
+            over (ENOENT).
+    """
+    held = {each.session for each in open_sessions() if each.direction != "incoming"}
+    if missing := [name for name in names if name not in held]:
+        raise SessionNotFoundError(
+            errno.ENOENT,
+            "require sessions",
+            ", ".join(repr(name) for name in missing),
+            "No process has these outgoing sessions open, so a jump would not carry them over",
+        )
 
 
 def _scan_process(pid: int) -> Iterator[OpenSession]:

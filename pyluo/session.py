@@ -148,9 +148,8 @@ class _Session(Descriptor):
 
     def _dropped_fd(self) -> int:
         """Return the descriptor that this object still owns; -1 if there is none."""
-        fd: int = getattr(self, "_fd", -1)
         request: Request | None = getattr(self, "_request", None)
-        return request.integer("fd") if fd < 0 and request is not None else fd
+        return request.integer("fd") if self._fd < 0 and request is not None else self._fd
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"fd={self._fd}"

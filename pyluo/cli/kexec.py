@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pyluo import kexec
 from pyluo.cli.exit import FAILED, PASSED
+from pyluo.open_sessions import require_sessions
 
 if TYPE_CHECKING:
     import argparse
@@ -46,6 +47,13 @@ def add_parser(subparsers: Subparsers) -> None:
     reboot.add_argument(
         "--trust-image", action="store_true", help="jump even if pyluo did not load the kernel"
     )
+    reboot.add_argument(
+        "--require",
+        metavar="NAME",
+        nargs="+",
+        default=[],
+        help="refuse to jump unless a process has outgoing sessions of these names open",
+    )
     reboot.set_defaults(run=_reboot)
 
 
@@ -72,5 +80,6 @@ def _unload(arguments: argparse.Namespace) -> int:
 
 
 def _reboot(arguments: argparse.Namespace) -> int:
+    require_sessions(arguments.require)
     kexec.reboot(trust_image=arguments.trust_image)
     return FAILED

@@ -126,7 +126,11 @@ def _peek_all(receiver: socket.socket) -> Iterator[dict[int, OwnedFd]]:
                 int.from_bytes(packet[at : at + 8], "little")
                 for at in range(_COUNT.size, len(packet), 8)
             ]
-            if len(tokens) != len(files) or packet[: _COUNT.size] != _COUNT.pack(len(files)):
+            if (
+                not files
+                or len(tokens) != len(files)
+                or packet[: _COUNT.size] != _COUNT.pack(len(files))
+            ):
                 raise LuoError(errno.EBADMSG, "unpack descriptors", hint="It is no parcel")
             unpacked = dict(zip(tokens, files, strict=True))
             files = []

@@ -14,13 +14,13 @@ import errno
 import os
 import select
 import socket
-import threading
-from typing import TYPE_CHECKING
-from urllib.parse import quote, unquote
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import quote, unquote_to_bytes
 
 from pyluo._sys import raising
 from pyluo.descriptor import OwnedFd
 from pyluo.errors import LuoError
+from pyluo.exclusive import Exclusive, exclusively
 from pyluo.keepers.keeper import Keeper
 
 if TYPE_CHECKING:
@@ -44,12 +44,13 @@ class ServiceManager(Keeper):
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._address = environment["NOTIFY_SOCKET"]
         self._limit = int(environment.get("FDSTORE", "0"))
-        self._lock = threading.Lock()
-        self._files: dict[str, OwnedFd] = {}
+        self._exclusive = Exclusive("the descriptor store of this service")
+        self._files: dict[_FdName, OwnedFd] = {}
         if environment.get("LISTEN_PID") == str(os.getpid()):
             names = environment.get("LISTEN_FDNAMES", "").split(":")
-            for number, fd_name in enumerate(names, _FIRST_FD):
-                if "." in fd_name and fd_name not in self._files:
+            for number, text in enumerate(names, _FIRST_FD):
+                fd_name = _FdName.parse(text)
+                if fd_name is not None and fd_name not in self._files:
                     os.set_inheritable(number, False)
                     self._files[fd_name] = OwnedFd(number)
 
@@ -64,47 +65,54 @@ class ServiceManager(Keeper):
             _of_this_process = cls(os.environ)
         return _of_this_process
 
+    @exclusively
     def keep(self, name: str, label: str, fd: HasFileno) -> None:
         """Put a descriptor into the store of the service; see `Keeper.keep`.
 
         Raises:
             LuoError: the store has no room (ENOSPC); the manager does not answer (ETIMEDOUT).
         """
-        fd_name = _fd_name(name, label)
-        with self._lock:
-            if fd_name not in self._files and len(self._files) >= self._limit:
-                raise LuoError(
-                    errno.ENOSPC,
-                    _OPERATION,
-                    f"descriptor {fd_name!r}",
-                    f"The store of this service takes {self._limit} descriptors: raise "
-                    f"FileDescriptorStoreMax= in its unit",
-                )
-            with raising("dup", f"descriptor {fd.fileno()}"):
-                duplicate = OwnedFd(os.dup(fd.fileno()))
-            if fd_name in self._files:
-                self._remove(fd_name)
-            # FDPOLL=0: systemd would drop a descriptor that poll(2) reports as hung up.
-            self._notify(f"FDSTORE=1\nFDNAME={fd_name}\nFDPOLL=0", [duplicate.fileno()])
-            self._files[fd_name] = duplicate
+        before = self._find(name, label)
+        fd_name = _FdName(name, label, 1 + max((one.version for one in before), default=0))
+        if len(self._files) >= self._limit:
+            raise LuoError(
+                errno.ENOSPC,
+                _OPERATION,
+                f"descriptor {fd_name}",
+                f"The store of this service takes {self._limit} descriptors: raise "
+                f"FileDescriptorStoreMax= in its unit, by 4 for each store of pyluo's",
+            )
+        with raising("dup", f"descriptor {fd.fileno()}"):
+            duplicate = OwnedFd(os.dup(fd.fileno()))
+        # FDPOLL=0: systemd would drop a descriptor that poll(2) reports as hung up.
+        self._notify(f"FDSTORE=1\nFDNAME={fd_name}\nFDPOLL=0", [duplicate.fileno()])
+        self._files[fd_name] = duplicate
+        for one in before:
+            self._remove(one)
 
+    @exclusively
     def kept(self, name: str) -> dict[str, OwnedFd]:
         """Return what the manager keeps for this service under a name; see `Keeper.kept`."""
         found: dict[str, OwnedFd] = {}
-        with self._lock, raising("dup", f"descriptors of {name!r}"):
-            for fd_name, file in self._files.items():
-                encoded, label = fd_name.rsplit(".", 1)
-                if unquote(encoded) == name:
-                    found[label] = OwnedFd(os.dup(file.fileno()))
+        with raising("dup", f"descriptors of {name!r}"):
+            for fd_name in sorted(self._files):
+                if fd_name.name == name:
+                    # A later version replaces an earlier one, which `keep` did not come to remove.
+                    if before := found.pop(fd_name.label, None):
+                        before.close()
+                    found[fd_name.label] = OwnedFd(os.dup(self._files[fd_name].fileno()))
         return found
 
+    @exclusively
     def release(self, name: str, label: str) -> None:
         """Remove a descriptor from the store of the service; see `Keeper.release`."""
-        with self._lock:
-            if _fd_name(name, label) in self._files:
-                self._remove(_fd_name(name, label))
+        for one in self._find(name, label):
+            self._remove(one)
 
-    def _remove(self, fd_name: str) -> None:
+    def _find(self, name: str, label: str) -> list[_FdName]:
+        return [one for one in self._files if (one.name, one.label) == (name, label)]
+
+    def _remove(self, fd_name: _FdName) -> None:
         self._notify(f"FDSTOREREMOVE=1\nFDNAME={fd_name}", [])
         self._files.pop(fd_name).close()
 
@@ -146,6 +154,20 @@ class ServiceManager(Keeper):
 _of_this_process: ServiceManager | None = None
 
 
-def _fd_name(name: str, label: str) -> str:
-    """Return the FDNAME of a descriptor; it may not contain colons or control characters."""
-    return f"{quote(name, safe='')}.{label}"
+class _FdName(NamedTuple):
+    """The FDNAME of a descriptor, which may not contain colons or control characters."""
+
+    name: str
+    label: str
+    version: int
+
+    @classmethod
+    def parse(cls, text: str) -> _FdName | None:
+        """Return the name that a text stands for; None if it is not one of pyluo's."""
+        name, *rest = text.rsplit(".", 2)
+        if len(rest) != 2 or not rest[1].isdecimal():
+            return None
+        return cls(os.fsdecode(unquote_to_bytes(name)), rest[0], int(rest[1]))
+
+    def __str__(self) -> str:
+        return f"{quote(os.fsencode(self.name), safe='')}.{self.label}.{self.version}"

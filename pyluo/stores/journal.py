@@ -126,7 +126,7 @@ class Journal:
             LuoError: the segment is full, and the next one could not be preserved; see
                 `OutgoingSession.preserve`. The table is unchanged.
         """
-        self._complete()
+        self.catch_up()
         if record is self._last:
             return
         number = self._number + 1
@@ -136,9 +136,9 @@ class Journal:
             segment = self._switch(session, len(data))
         self._writing = segment, record, number, segment.end
         segment.append(data)
-        self._complete()
+        self.catch_up()
 
-    def _complete(self) -> None:
+    def catch_up(self) -> None:
         """Apply the record that an interrupted `append` wrote, if it is in the table."""
         if self._writing is None:
             return

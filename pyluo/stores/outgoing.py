@@ -58,6 +58,7 @@ class OutgoingStore(Store):
         self._tokens: dict[FileId, int] = {}  # of the files in the session, as far as known
         self._addition: _Addition | None = None
         self._waiting: Parcel | None = None  # the files of a renewal that is not complete
+        self._removing: tuple[str, ...] = ()  # the names of a `remove` that is not complete
         self._segments_kept = 0
 
     @classmethod
@@ -86,12 +87,12 @@ class OutgoingStore(Store):
         try:
             store._begin(device, wait)
             store._keep()
+            return store
         except BaseException as error:
             if isinstance(error, SessionExistsError) and store._find_kept_session() is not None:
                 error.hint = f"A keeper has it: OutgoingStore.open({name!r}) takes it over"
             store.discard()
             raise
-        return store
 
     @classmethod
     def from_session(cls, session: OutgoingSession) -> Self:
@@ -185,8 +186,7 @@ class OutgoingStore(Store):
             TypeError, ValueError: JSON cannot represent the metadata, or the name is empty.
             LuoError: see `OutgoingSession.preserve`. The store is unchanged then.
         """
-        [entry] = self._add([NewEntry(name, file, requires, meta)], allow_noexec)
-        return entry
+        return self._add([NewEntry(name, file, requires, meta)], allow_noexec)[0]
 
     @exclusively
     def add_many(
@@ -206,6 +206,7 @@ class OutgoingStore(Store):
 
     def _add(self, new: Sequence[NewEntry], allow_noexec: bool) -> tuple[Entry, ...]:
         session = self.session
+        self._journal.catch_up()
         addition = _Addition.of(new)
         before, rest = self._addition, new
         if before is not None:
@@ -229,8 +230,9 @@ class OutgoingStore(Store):
             if len(entries) > 1:
                 self._append(Settle())
         self._note_tokens(addition)
-        self._addition = None
-        return tuple(self._contents.entries[each.name] for each in new)
+        added = tuple(self._contents.entries[each.name] for each in new)
+        # In one line, so that an interrupted call is either complete or can be called again.
+        self._addition = None; return added  # noqa: E702  # fmt: skip
 
     def _check_names(self, new: Sequence[NewEntry]) -> None:
         """Refuse entries whose names are taken, or that require what is not there."""
@@ -315,6 +317,7 @@ class OutgoingStore(Store):
 
     def _complete(self) -> None:
         """Complete what an interrupted call began, before another call changes the store."""
+        self._journal.catch_up()
         if self._addition is not None:
             self._settle(self._addition)
             self._addition = None
@@ -366,13 +369,18 @@ class OutgoingStore(Store):
         """
         self.session.fileno()  # raises if the store is closed
         self._complete()
+        if self._removing == names and not self._contents.entries.keys() & set(names):
+            self._removing = ()
+            return  # an interrupted call has removed them
         try:
             self._contents.check_removal(names)
         except ValueError as error:
             raise self._error(
                 "remove", errno.EBUSY, f"entries {list(names)}", f"{error}: remove these as well"
             ) from None
+        self._removing = names
         self._append(Remove(names))
+        self._removing = ()
 
     def find_by_file(self, identities: Collection[FileId]) -> dict[FileId, tuple[str, int]]:
         """Return for each of these files the name of its entry, and where it begins in the entry.

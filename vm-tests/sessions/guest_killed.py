@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 
 from pyluo import (
     IncomingSession,
+    IncomingStore,
     LiveUpdate,
     LuoError,
     Memfd,
     OutgoingSession,
+    OutgoingStore,
     SessionExistsError,
     TokenNotFoundError,
     kexec,
@@ -28,13 +30,14 @@ if TYPE_CHECKING:
 
 BEFORE = ("create", "preserve", "load")
 AFTER = ("jump", "retrieve the session", "retrieve the file", "finish")
-SHARED = ("nothing", "the session", "the file")
+SHARED = ("nothing", "the session", "the file", "a keeper")
+KEEPER = "a keeper"
 DATA = b"what must not be lost"
 
 
 @dataclass
 class Case:
-    """A kill after a step, while another process shares the session or the file.
+    """A kill after a step, while another process shares the session or the file, or keeps a store.
 
     Attributes:
         step: the last step before the kill.
@@ -78,8 +81,10 @@ def kill_all_before(image: str, cmdline: str) -> tuple[dict[str, str], list[obje
     return known, kept
 
 
-def preserve_for_after() -> list[OutgoingSession]:
-    return [session for session, _ in map(_preserve, cases(AFTER))]
+def preserve_for_after() -> list[OutgoingSession | OutgoingStore]:
+    return [
+        _make_store(case) if case.shared == KEEPER else _preserve(case)[0] for case in cases(AFTER)
+    ]
 
 
 def kill_all_after() -> dict[str, str]:
@@ -103,8 +108,9 @@ def outcomes_after_the_jump(known: dict[str, str]) -> dict[str, str]:
 
 
 def _kill_a_victim(case: Case, image: str, cmdline: str) -> None:
-    share = {"nothing": [], "the session": ["session"], "the file": ["file"]}[case.shared]
-    steps = partial(_run_victim, case, image, cmdline)
+    share = {"the session": ["session"], "the file": ["file"]}.get(case.shared, [])
+    run = _run_kept_victim if case.shared == KEEPER else _run_victim
+    steps = partial(run, case, image, cmdline)
     victim = Victim(steps, stop_at=case.step, share=share)
     victim.kill()
     adopt = Memfd.from_fd if case.shared == "the file" else session_from_fd
@@ -132,6 +138,62 @@ def _run_victim(case: Case, image: str, cmdline: str, reach: ReachStep) -> None:
         reach("finish", session=session, file=file)
 
 
+def _run_kept_victim(case: Case, image: str, cmdline: str, reach: ReachStep) -> None:
+    """Run the steps of a victim that has a store, which a holder process keeps."""
+    if case.step in BEFORE:
+        store = OutgoingStore.create(case.name)
+        reach("create")
+        with Memfd.create("ram", 4096) as memfd:
+            memfd.write(DATA, 0)
+            store.add("ram", memfd)
+        reach("preserve")
+        kexec.load(image, cmdline=cmdline)
+        reach("load")
+    else:
+
+        class Session(IncomingSession):
+            __slots__ = ()
+
+            def finish(self) -> None:
+                super().finish()
+                reach("finish")
+
+        incoming = IncomingStore.retrieve(case.name)
+        reach("retrieve the session")
+        incoming.get("ram")
+        reach("retrieve the file")
+        incoming._session = Session.from_fd(incoming.session.detach(), trusted=True)
+        incoming.renew()
+
+
+def _make_store(case: Case) -> OutgoingStore:
+    store = OutgoingStore.create(case.name)
+    with Memfd.create("ram", 4096) as memfd:
+        memfd.write(DATA, 0)
+        store.add("ram", memfd)
+    return store
+
+
+def renewals_completed() -> dict[str, str]:
+    """Return the outcome of the renewals that `kill_all_after` completed, after another jump."""
+    return {
+        case.name: "carried" if _is_store_intact(case) else "lost"
+        for case in cases(AFTER)
+        if case.shared == KEEPER and case.step == "finish"
+    }
+
+
+def _is_store_intact(case: Case) -> bool:
+    store = IncomingStore.retrieve(case.name)
+    names = list(store)
+    is_intact = False
+    if names == ["ram"]:
+        with store.get("ram", Memfd) as memfd:
+            is_intact = memfd.read(len(DATA), 0) == DATA
+    store.finish(destroy=names)
+    return is_intact
+
+
 def _create(case: Case) -> tuple[OutgoingSession, Memfd]:
     memfd = Memfd.create("ram", 4096)
     memfd.write(DATA, 0)
@@ -153,7 +215,7 @@ def _outcome_before_jump(case: Case) -> str:
             exists = False
         except SessionExistsError:
             exists = True
-    assert exists == (case.shared == "the session")
+    assert exists == (case.shared in ("the session", KEEPER))
     if isinstance(case.kept, Memfd):
         assert case.kept.read(len(DATA), 0) == DATA
         case.kept.resize(8192)  # possible because it is in no session any more
@@ -162,6 +224,9 @@ def _outcome_before_jump(case: Case) -> str:
 
 
 def _outcome_after_jump(case: Case) -> str:
+    if case.shared == KEEPER and case.step == "finish":
+        OutgoingStore.open(case.name).close()  # completes the renewal
+        return "carried"
     if isinstance(case.kept, Memfd):
         with case.kept:
             return "here" if case.kept.read(len(DATA), 0) == DATA else "lost"
@@ -171,6 +236,8 @@ def _outcome_after_jump(case: Case) -> str:
 
 
 def _is_retrievable(case: Case) -> bool:
+    if case.shared == KEEPER:
+        return _is_store_intact(case)
     try:
         with LiveUpdate() as device:
             return _is_intact(device.retrieve_session(case.name))

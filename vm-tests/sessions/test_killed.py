@@ -61,7 +61,9 @@ def outcomes(kernel: Kernel) -> dict[str, str]:
         with pytest.raises(HarnessError, match="booted again"):
             vm.call(kexec.reboot)  # jumps into the image that a victim loaded
         before: dict[str, str] = vm.call(guest_killed.outcomes_after_the_jump, known)
-        return before | vm.call(guest_killed.kill_all_after)
+        after: dict[str, str] = vm.call(guest_killed.kill_all_after)
+        vm.live_update()
+        return before | after | vm.call(guest_killed.renewals_completed)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -1,0 +1,244 @@
+"""The guest's part of the tests of keepers. Imports only pyluo and the standard library."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import zlib
+from typing import TYPE_CHECKING, Any
+
+from sessions.guest_files import pattern
+
+import pyluo
+from pyluo import (
+    HolderProcess,
+    IncomingStore,
+    LiveUpdate,
+    LuoError,
+    Memfd,
+    OutgoingStore,
+    OwnedFd,
+    SessionNotFoundError,
+    StoreError,
+)
+from pyluo.keepers.parcel import Parcel
+from pyluo.open_sessions import open_sessions, require_sessions
+from stores.guest_store import intact, read_table
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+PACKAGE = os.path.dirname(pyluo.__file__)
+SPACING = 16  # lines of a renewal between two kills
+
+
+def make(name: str, files: int = 2) -> None:
+    """Create a store that only the keeper has afterwards."""
+    store = OutgoingStore.create(name)
+    fill(store, files)
+    store.close()
+
+
+def fill(store: OutgoingStore, files: int) -> None:
+    for number in range(len(store), files):
+        with Memfd.create("file", 4096) as file:
+            file.write(pattern(4096, number), 0)
+            meta = {"crc": zlib.crc32(pattern(4096, number))}
+            requires = [str(number - 1)] if number else []
+            store.add(str(number), file, requires=requires, meta=meta)
+
+
+def holders() -> list[str | None]:
+    return sorted(str(each.session) for each in open_sessions() if each.command == "pyluo-holder")
+
+
+def use_a_holder() -> list[Any]:
+    """Return what happens to descriptors that a holder keeps, step by step."""
+    keeper = HolderProcess()
+    seen: list[Any] = [keeper.kept("a"), keeper.describe("a")]
+    with Memfd.create("one", 1) as one, Memfd.create("two", 2) as two:
+        keeper.keep("a", "x", one)
+        keeper.keep("a", "y", one)
+        keeper.keep("a", "x", two)  # replaces the first one
+        keeper.keep("b/c:\udcff", "x", one)
+    kept = keeper.kept("a")
+    seen.append({label: os.fstat(fd.fileno()).st_size for label, fd in kept.items()})
+    for fd in (*kept.values(), *keeper.kept("b/c:\udcff").values()):
+        fd.close()
+    keeper.release("a", "no such label")
+    keeper.release("a", "x")
+    keeper.release("a", "y")
+    seen += [keeper.kept("a"), keeper.describe("a")]
+    keeper.release("a", "y")
+    keeper.release("b/c:\udcff", "x")
+    seen.append(os.listdir("/run/pyluo"))
+    return seen
+
+
+def create_open_and_discard() -> list[Any]:
+    """Return what happens to a store that one object after the other has."""
+    make("s")
+    seen: list[Any] = [holders()]
+    try:
+        OutgoingStore.create("s")
+    except LuoError as error:
+        seen.append(str(error))
+    store = OutgoingStore.open("s")
+    seen.append(list(store))
+    fill(store, 300)  # needs another segment of the table
+    del store
+    store = OutgoingStore.open("s")
+    seen += [len(store), read_table(store).entries == {e.name: e for e in store.entries}]
+    try:
+        OutgoingStore.open("t")
+    except SessionNotFoundError as error:
+        seen.append(str(error))
+    require_sessions(["s"])
+    store.discard()
+    try:
+        require_sessions(["s"])
+    except SessionNotFoundError as error:
+        seen.append(error.subject)
+    seen.append(holders())
+    with LiveUpdate() as device:
+        device.create_session("s").discard()
+    return seen
+
+
+def take_over_what_a_dead_process_was_adding(name: str) -> list[str]:
+    """Kill a process after it wrote an entry down and before it preserved the file."""
+
+    def die(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def run() -> None:
+        from pyluo import OutgoingSession
+
+        store = OutgoingStore.create(name)
+        fill(store, 1)
+        OutgoingSession.preserve_many = die  # type: ignore[assignment]
+        fill(store, 2)
+
+    run_in_child(run)
+    store = OutgoingStore.open(name)
+    found = list(store)
+    fill(store, 2)
+    store.close()
+    return found
+
+
+def run_in_child(function: object) -> bool:
+    """Run a function in a process; return whether it was killed by SIGKILL."""
+    pid = os.fork()
+    if not pid:
+        try:
+            function()  # type: ignore[operator]
+            os._exit(0)
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if status > 0:
+        raise AssertionError("the process failed")
+    return status == -signal.SIGKILL
+
+
+def make_for_renewals(count: int) -> None:
+    for number in range(count):
+        make(f"renew {number}")
+
+
+def kill_renewals(count: int) -> tuple[int, dict[str, int]]:
+    """Kill a process at ever later lines of `renew`, and take over what it leaves.
+
+    Returns:
+        The number of processes that were killed, and how often each way of taking over was needed.
+    """
+    ways = {"retrieved": 0, "opened": 0}
+    for number in range(count):
+        name = f"renew {number}"
+        if not run_in_child(lambda: renew_and_die(name, 1 + number * SPACING)):  # noqa: B023
+            return number, ways
+        try:
+            store = IncomingStore.retrieve(name)
+        except SessionNotFoundError:
+            OutgoingStore.open(name).close()
+            ways["opened"] += 1
+        else:
+            try:
+                OutgoingStore.open(name)
+                raise AssertionError("opened, although the incoming store is there")
+            except (StoreError, SessionNotFoundError):
+                pass
+            assert intact(store)
+            store.renew().close()
+            ways["retrieved"] += 1
+    raise AssertionError("a renewal has more lines")
+
+
+def renew_and_die(name: str, number: int) -> None:
+    lines = 0
+
+    def trace(frame: FrameType, event: str, _argument: object) -> object:
+        nonlocal lines
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        lines += event == "line"
+        if lines == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return trace
+
+    store = IncomingStore.retrieve(name)
+    sys.settrace(trace)  # type: ignore[arg-type]
+    store.renew()
+    sys.settrace(None)
+
+
+def check_renewals(count: int) -> int:
+    """Return how many stores are as they were."""
+    good = 0
+    for number in range(count):
+        store = IncomingStore.retrieve(f"renew {number}")
+        good += list(store) == ["0", "1"] and intact(store) and not store.lost
+        store.finish(destroy=list(store))
+    return good
+
+
+def kill_holder(name: str) -> None:
+    pid = int(HolderProcess().describe(name).removeprefix("process "))
+    pidfd = os.pidfd_open(pid)
+    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    select.select([pidfd], [], [])
+    os.close(pidfd)
+
+
+def lose_the_holder() -> tuple[list[str], bool]:
+    """Return what a process that lost its holder still has, and whether it can have a new one."""
+    store = OutgoingStore.create("s")
+    kill_holder("s")
+    fill(store, 300)  # a new segment of the table is kept by a new holder
+    names = list(read_table(store).entries)
+    del store
+    again = OutgoingStore.open("s")
+    found = len(again) == 300
+    again.discard()
+    return names[:2], found
+
+
+def pack(count: int) -> int:
+    """Return how many files in flight a parcel of this many files has, in a guest."""
+    files = ((token, OwnedFd(os.memfd_create("a"))) for token in range(count))
+    with Parcel.pack(files, count) as parcel:
+        return sum(len(batch) for batch in parcel.unpack())
+
+
+def list_and_finish(name: str) -> tuple[list[str], bool]:
+    store = IncomingStore.retrieve(name)
+    names, is_intact = list(store), intact(store)
+    store.finish(destroy=names)
+    return names, is_intact

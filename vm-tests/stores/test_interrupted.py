@@ -1,0 +1,76 @@
+"""Tests of stores whose calls an exception interrupts, at each of their lines."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pyluo.vm import VM
+from stores import guest_interrupted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pyluo.vm import Kernel
+
+
+class Interrupted:
+    """A guest in which calls were interrupted, and the number of stores that each left."""
+
+    def __init__(self, vm: VM) -> None:
+        self.vm = vm
+        vm.call(guest_interrupted.allow_many_descriptors)
+        self.created = vm.call(guest_interrupted.interrupt_creation)
+        self.discarded = vm.call(guest_interrupted.interrupt_discards)
+        self.added = self._hold(guest_interrupted.interrupt_additions, False)
+        self.gone_on = self._hold(guest_interrupted.interrupt_additions, True)
+        self.many = self._hold(guest_interrupted.interrupt_additions_of_many)
+        self.changed = self._hold(guest_interrupted.interrupt_changes)
+        vm.hold(guest_interrupted.make_for_renewals)
+        vm.live_update()
+        vm.call(guest_interrupted.allow_many_descriptors)
+
+    def _hold(self, function, *arguments) -> int:  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN002
+        held = self.vm.hold(function, *arguments)
+        number: int = self.vm.call(guest_interrupted.length, held)
+        return number
+
+
+@pytest.fixture(scope="module")
+def interrupted(kernel: Kernel) -> Iterator[Interrupted]:
+    with VM(kernel, call_timeout=900) as vm:
+        yield Interrupted(vm)
+
+
+def test_a_creation_leaves_no_name_taken_and_no_device_open(interrupted: Interrupted) -> None:
+    assert interrupted.created > 100
+    assert interrupted.discarded > 10
+
+
+@pytest.mark.parametrize(
+    ("prefix", "stores", "names"),
+    [
+        ("add", "added", ["first", "second", "third"]),
+        ("go on", "gone_on", ["first", "second", "third"]),
+        ("many", "many", ["first", "0", "1", "2"]),
+        ("change", "changed", ["first"]),
+    ],
+)
+def test_an_interrupted_change_and_an_interrupted_retrieval_lose_nothing(
+    interrupted: Interrupted, prefix: str, stores: str, names: list[str]
+) -> None:
+    number = getattr(interrupted, stores)
+    assert number > 80
+    done = interrupted.vm.call(guest_interrupted.interrupt_retrievals, prefix, number, names)
+    assert done > 80
+
+
+def test_an_interrupted_renewal_and_an_interrupted_finish_lose_nothing(
+    interrupted: Interrupted,
+) -> None:
+    renewed = interrupted._hold(guest_interrupted.interrupt_renewals)
+    assert renewed > 200
+    interrupted.vm.live_update()
+    interrupted.vm.call(guest_interrupted.allow_many_descriptors)
+    assert interrupted.vm.call(guest_interrupted.interrupt_finishes, renewed) > 200

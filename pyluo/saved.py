@@ -24,7 +24,7 @@ from pyluo.keepers.choice import choose_keeper
 from pyluo.keepers.keeper import KeeperChoice
 from pyluo.memfd import Memfd
 from pyluo.stores.incoming import IncomingStore
-from pyluo.stores.kept import find_kept_incoming
+from pyluo.stores.kept import release_incoming
 from pyluo.stores.outgoing import OutgoingStore
 
 if TYPE_CHECKING:
@@ -67,8 +67,8 @@ class SavedFile:
 _FIELDS = {field.name for field in fields(SavedFile)} - {"name"}
 
 
-def _report_total(report: Report, saved: list[SavedFile], done: int) -> None:
-    report(sum(file.size for file in saved) + done)
+def _report_total(report: Report, before: int, done: int) -> None:
+    report(before + done)
 
 
 def _ignore_progress(done: int) -> None:
@@ -108,8 +108,10 @@ def save(
     assert store.keeper is not None
     try:
         saved: list[SavedFile] = []
+        done = 0
         for path, size in files:
-            saved.append(_copy_in(store, path, size, partial(_report_total, report, saved)))
+            saved.append(_copy_in(store, path, size, partial(_report_total, report, done)))
+            done += size
         store.set_meta(_COMPLETE)
         kept_by = store.keeper.describe(name)
     except BaseException:
@@ -182,7 +184,7 @@ def discard(name: str, *, force: bool = False) -> str:
             incoming = IncomingStore.retrieve(name)
         except StoreError as error:
             error.session.finish()
-            find_kept_incoming(choose_keeper(KeeperChoice.DEFAULT), name)  # the keeper releases it
+            release_incoming(choose_keeper(KeeperChoice.DEFAULT), name)
             return "incoming"
     else:
         incoming = _saved_store(name)

@@ -147,6 +147,8 @@ def _ask(
             packet = json.dumps([request, label, argument]).encode()
             socket.send_fds(connection, [packet], [] if fd is None else [fd])
             answer, fds, _, _ = socket.recv_fds(connection, _PACKET, 64, socket.MSG_CMSG_CLOEXEC)
+            if request == "release":
+                connection.recv(1)  # until the holder closes the connection, as the last thing
         files = [OwnedFd(number) for number in fds]
         if not answer:
             raise LuoError(EPROTO, "ask holder", f"of {name!r}", "It sent no answer")
@@ -291,8 +293,8 @@ def _main() -> None:
         last_connection = _serve(listener)
         with suppress(OSError):
             os.unlink(address)
-        if last_connection is not None:
-            last_connection.close()  # last, because the process at its other end waits for this
+    if last_connection is not None:
+        last_connection.close()  # last, because the process at its other end waits for this
 
 
 def _daemonize() -> None:
@@ -328,23 +330,23 @@ def _serve(listener: socket.socket) -> socket.socket | None:
         except (OSError, MemoryError):  # the system lacks resources: try again later
             time.sleep(1)
             continue
-        kept_something = bool(files)
+        changed = False
         with suppress(OSError, MemoryError, ValueError):
             connection.settimeout(_REQUEST_TIMEOUT)
             if same_user(peer_credentials(connection)):
-                _answer(connection, files)
-        if kept_something and not files:
+                changed = _answer(connection, files)
+        if changed and not files:
             return connection
         if files:
             listener.settimeout(None)
         connection.close()
 
 
-def _answer(connection: socket.socket, files: dict[str, int]) -> None:
-    """Receive a request and answer it."""
+def _answer(connection: socket.socket, files: dict[str, int]) -> bool:
+    """Receive a request and answer it; return whether it was one that changes what is kept."""
     packet, fds, _, _ = socket.recv_fds(connection, _PACKET, 1, socket.MSG_CMSG_CLOEXEC)
     if not packet:
-        return
+        return False
     request, label, argument = json.loads(packet)
     result: object = None
     sent: list[int] = []
@@ -362,6 +364,7 @@ def _answer(connection: socket.socket, files: dict[str, int]) -> None:
     elif request == "list":
         result, sent = list(files), list(files.values())
     socket.send_fds(connection, [pickle.dumps(result)], sent)
+    return request != "list"
 
 
 def _replace(files: dict[str, int], label: str, fd: int) -> None:

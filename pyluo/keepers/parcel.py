@@ -11,7 +11,6 @@ import errno
 import os
 import socket
 import struct
-from itertools import islice
 from typing import TYPE_CHECKING
 
 from pyluo._sys import raising
@@ -55,17 +54,21 @@ class Parcel(OwnedFd):
                 neither CAP_SYS_RESOURCE nor CAP_SYS_ADMIN (ETOOMANYREFS); or the queue is full
                 (ENOBUFS).
         """
-        remaining = iter(files)
         sender, receiver = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with sender, receiver:
             sender.setblocking(False)
             _make_room(sender, count)
-            while part := list(islice(remaining, _PER_PACKET)):
-                try:
+            part: list[tuple[int, OwnedFd]] = []
+            try:
+                for each in files:
+                    part.append(each)
+                    if len(part) == _PER_PACKET:
+                        _send(sender, part)
+                if part:
                     _send(sender, part)
-                finally:
-                    for _, file in part:
-                        file.close()
+            finally:
+                for _, file in part:
+                    file.close()
             return cls(receiver.detach())
 
     def unpack(self) -> Iterator[dict[int, OwnedFd]]:
@@ -94,6 +97,7 @@ def _make_room(sender: socket.socket, count: int) -> None:
 
 
 def _send(sender: socket.socket, files: list[tuple[int, OwnedFd]]) -> None:
+    """Send a packet with these files; close them and empty the list."""
     tokens = b"".join(token.to_bytes(8, "little") for token, _ in files)
     packet = _COUNT.pack(len(files)) + tokens
     try:
@@ -105,6 +109,8 @@ def _send(sender: socket.socket, files: list[tuple[int, OwnedFd]]) -> None:
             raise LuoError(errno.ENOBUFS, _OPERATION, error.subject, hint) from None
         raise
     assert sent == len(packet), "a packet fits into a single buffer of the kernel"
+    while files:
+        files.pop()[1].close()
 
 
 def _peek_all(receiver: socket.socket) -> Iterator[dict[int, OwnedFd]]:

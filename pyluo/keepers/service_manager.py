@@ -80,7 +80,7 @@ class ServiceManager(Keeper):
                 _OPERATION,
                 f"descriptor {fd_name}",
                 f"The store of this service takes {self._limit} descriptors: raise "
-                f"FileDescriptorStoreMax= in its unit, by 4 for each store of pyluo's",
+                f"FileDescriptorStoreMax= in its unit, by 5 for each store of pyluo's",
             )
         with raising("dup", f"descriptor {fd.fileno()}"):
             duplicate = OwnedFd(os.dup(fd.fileno()))

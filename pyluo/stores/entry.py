@@ -104,7 +104,7 @@ class Contents:
         for name in names:
             if (entry := self.entries.get(name)) is not None:
                 for needed in entry.requires:
-                    self.dependents[needed].discard(name)
+                    self.dependents.get(needed, set()).discard(name)
                 self.dependents.pop(name, None)
                 self.tokens.difference_update(entry.tokens)
                 del self.entries[name]
@@ -127,9 +127,10 @@ class Contents:
 
     def check_removal(self, names: Sequence[str]) -> None:
         """Raise KeyError or ValueError if these entries cannot be removed."""
+        removed = set(names)
         for name in names:
             self.entries[name]
-            if needing := self.dependents.get(name, set()) - set(names):
+            if needing := self.dependents.get(name, set()) - removed:
                 raise ValueError(f"{sorted(needing)} require {name!r}")
 
 

@@ -20,7 +20,13 @@ from pyluo.memfd import Memfd
 from pyluo.session import IncomingSession, OutgoingSession
 from pyluo.stores.files_in_use import FileId, file_id, files_in_use
 from pyluo.stores.journal import read_contents
-from pyluo.stores.kept import find_kept_incoming, kept_sessions, label_of_this_boot
+from pyluo.stores.kept import (
+    FINISHING,
+    find_kept_incoming,
+    kept_sessions,
+    label_of_this_boot,
+    release_incoming,
+)
 from pyluo.stores.outgoing import OutgoingStore
 from pyluo.stores.store import SessionSource, Store, open_device
 
@@ -304,11 +310,12 @@ class IncomingStore(Store):
         if not self._session.closed:
             self._refuse_if_renewed("finish")
             self._check_names("finish", destroy)
-            in_use = files_in_use()
+            in_use, destroyed = files_in_use(), set(destroy)
             if left := [
                 name
                 for name in self._read.entries
-                if name not in destroy and not in_use.issuperset(self._files.get(name, (_NO_FILE,)))
+                if name not in destroyed
+                and not in_use.issuperset(self._files.get(name, (_NO_FILE,)))
             ]:
                 raise self._error(
                     "finish",
@@ -319,21 +326,18 @@ class IncomingStore(Store):
             if self._next is not None:
                 self._next.discard()
                 self._next = None
-            self._session.finish()
-        self._release()
+            self._finish_session()
+        release_incoming(self._keeper, self._name)
+
+    def _finish_session(self) -> None:
+        if self._keeper is not None and not self._session.closed:
+            self._keeper.keep(self._name, label_of_this_boot(FINISHING), self._session)
+        self._session.finish()
 
     def _refuse_if_renewed(self, operation: str) -> None:
         if self._finishing:
             hint = "renew() was interrupted: call it again"
             raise self._error(operation, errno.EBUSY, "", hint)
-
-    def _release(self) -> None:
-        """Have the keeper release the session, which is finished."""
-        if self._keeper is None:
-            return
-        session = find_kept_incoming(self._keeper, self._name)  # releases it
-        if session is not None:
-            os.close(session.detach())
 
     @exclusively
     def renew(
@@ -380,7 +384,7 @@ class IncomingStore(Store):
         assert self._next is not None
         self._finish_for_renewal()
         self._next.complete_renewal()
-        self._release()
+        release_incoming(self._keeper, self._name)
         return self._next
 
     def _prepare_renewal(
@@ -438,7 +442,7 @@ class IncomingStore(Store):
     def _finish_for_renewal(self) -> None:
         self._finishing = True
         try:
-            self._session.finish()
+            self._finish_session()
         except LuoError:
             self._finishing = False
             raise
@@ -446,9 +450,10 @@ class IncomingStore(Store):
     def _entries_without(self, names: Collection[str]) -> dict[str, Entry]:
         """Return the entries not in `names`; raise if one of these requires a name in `names`."""
         self._check_names("renew", names)
-        kept = {name: entry for name, entry in self._read.entries.items() if name not in names}
+        left = set(names)
+        kept = {name: entry for name, entry in self._read.entries.items() if name not in left}
         for entry in kept.values():
-            if needed := set(entry.requires) & set(names):
+            if needed := left.intersection(entry.requires):
                 raise self._error(
                     "renew",
                     errno.EBUSY,

@@ -7,7 +7,7 @@ import zlib
 from typing import TYPE_CHECKING
 
 from pyluo._sys import Exported
-from pyluo.errors import LuoError, StoreError, TokenInUseError
+from pyluo.errors import LuoError, StoreError, TokenInUseError, TokenNotFoundError
 from pyluo.memfd import Memfd
 from pyluo.stores import version_2
 from pyluo.stores.entry import FIRST_TABLE_TOKEN, Contents
@@ -269,7 +269,11 @@ def read_contents(retrieve: Callable[[int], Memfd]) -> Contents:
             return decode_segment(first.read, first.size)[0]
     if current < FIRST_TABLE_TOKEN:
         raise damage_error(f"token {current} is no token of a table")
-    with retrieve(current) as segment:
+    try:
+        segment = retrieve(current)
+    except TokenNotFoundError:
+        raise damage_error(f"the segment with token {current} is missing") from None
+    with segment:
         if _read_version(segment) != VERSION:
             raise damage_error(f"the header of the segment with token {current}")
         return decode_segment(segment.read, segment.size)[0]

@@ -14,7 +14,19 @@ from pyluo.stores.journal import TABLE_TOKEN
 if TYPE_CHECKING:
     from pyluo.keepers.keeper import Keeper
 
-__all__ = ["find_kept_incoming", "kept_sessions", "label_of_this_boot"]
+__all__ = [
+    "FINISHING",
+    "find_kept_incoming",
+    "kept_sessions",
+    "label_of_this_boot",
+    "release_incoming",
+]
+
+FINISHING = "finishing"
+"""The kind of label of an incoming session whose process is about to finish it.
+
+The kernel does not tell whether a session is finished; this label and a missing table do.
+"""
 
 
 def label_of_this_boot(kind: str) -> str:
@@ -53,22 +65,35 @@ def _wrap(fd: int, label: str) -> IncomingSession | OutgoingSession:
 def find_kept_incoming(keeper: Keeper | None, name: str) -> IncomingSession | None:
     """Return the incoming session of this name that a keeper has and nobody has finished.
 
-    Finished sessions are released.
+    A session that a process finished, and died before it could release it, is released.
     """
+    sessions = kept_sessions(keeper, name)
+    finishing = label_of_this_boot(FINISHING) in sessions
     found: IncomingSession | None = None
-    for label, session in kept_sessions(keeper, name).items():
-        if isinstance(session, IncomingSession) and found is None and not _is_finished(session):
-            found = session
-            continue
-        os.close(session.detach())
+    for session in sessions.values():
         if isinstance(session, IncomingSession) and found is None:
-            assert keeper is not None
-            keeper.release(name, label)
+            found = session
+        else:
+            os.close(session.detach())  # the keeper still has it
+    if found is not None and finishing and _has_lost_its_table(found):
+        os.close(found.detach())
+        release_incoming(keeper, name)
+        return None
     return found
 
 
-def _is_finished(session: IncomingSession) -> bool:
-    """Return whether a session is finished; every store has a file with token 0 until then."""
+def release_incoming(keeper: Keeper | None, name: str) -> None:
+    """Have a keeper release the incoming session of this name, which is finished."""
+    if keeper is None:
+        return
+    for label, session in kept_sessions(keeper, name).items():
+        os.close(session.detach())
+        if isinstance(session, IncomingSession):
+            keeper.release(name, label)
+
+
+def _has_lost_its_table(session: IncomingSession) -> bool:
+    """Return whether a session is finished that was a store, and so had a file with token 0."""
     try:
         session.retrieve(TABLE_TOKEN).close()
     except TokenNotFoundError:

@@ -89,7 +89,7 @@ class OutgoingStore(Store):
             store._keep()
             return store
         except BaseException as error:
-            if isinstance(error, SessionExistsError) and store._find_kept_session() is not None:
+            if isinstance(error, SessionExistsError) and store._is_kept():
                 error.hint = f"A keeper has it: OutgoingStore.open({name!r}) takes it over"
             store.discard()
             raise
@@ -436,9 +436,9 @@ class OutgoingStore(Store):
         When the last descriptor of the session is closed, its files are no longer preserved.
         """
         self._complete()
-        fd = self.session.detach()
+        self.session.fileno()  # raises if the store is closed
         self._close_files()
-        return fd
+        return self.session.detach()
 
     def _close_files(self) -> None:
         self._journal.close()
@@ -449,7 +449,7 @@ class OutgoingStore(Store):
         opened = getattr(self, "_opened", None)
         if opened is None or opened.closed:
             return
-        if self._waiting is not None:
+        if self._waiting is not None and not self._waiting.closed:
             fd = self._waiting.detach()
             warnings.warn(
                 f"{self!r} was dropped in the middle of a renewal; descriptor {fd}, which has its "
@@ -458,7 +458,7 @@ class OutgoingStore(Store):
                 stacklevel=2,
                 source=self,
             )
-        if self._keeper is not None and self._waiting is None:
+        if self._keeper is not None:
             os.close(opened.detach())
         self._journal.close()
 
@@ -478,7 +478,7 @@ class OutgoingStore(Store):
     def _files_to_keep(self) -> Iterator[tuple[int, OwnedFd]]:
         for token, memfd in self._journal.memfds.items():
             yield token, OwnedFd(os.dup(memfd.fileno()))
-        if self._waiting is not None:
+        if self._waiting is not None and not self._waiting.closed:
             for files in self._waiting.unpack():
                 for token in list(files):
                     yield token, files.pop(token)
@@ -493,6 +493,12 @@ class OutgoingStore(Store):
                 os.close(session.detach())  # the keeper still has it
         return found
 
+    def _is_kept(self) -> bool:
+        session = self._find_kept_session()
+        if session is not None:
+            os.close(session.detach())  # the keeper still has it
+        return session is not None
+
     def _resume(self) -> None:
         """Read the table that the keeper has, and complete what was begun."""
         assert self._keeper is not None
@@ -506,7 +512,7 @@ class OutgoingStore(Store):
             parcel = Parcel.from_fd(table.detach())
             for files in parcel.unpack():
                 for token in list(files):
-                    if token == TABLE_TOKEN or token >= FIRST_TABLE_TOKEN:
+                    if _is_of_table(token):
                         memfds[token] = Memfd(files.pop(token).detach())
                     else:
                         waiting = True
@@ -571,25 +577,26 @@ class OutgoingStore(Store):
         """
         if self._waiting is None:
             return
-        for files in self._waiting.unpack():
-            rest = {token: file for token, file in files.items() if self._is_entry_token(token)}
-            self._tokens |= {file_id(file.fileno()): token for token, file in rest.items()}
-            while rest:
-                try:
-                    self.session.preserve_many(rest, guarded=False)
-                    break
-                except TokenInUseError as error:
-                    # An interrupted call has preserved this file: no other file has its token.
-                    done = len(error.preserved) + 1
-                    rest = dict(list(rest.items())[done:])
-        self._append(Settle())
-        self._waiting.close()
-        self._waiting = None
+        if not self._waiting.closed:
+            for files in self._waiting.unpack():
+                self._preserve_again(
+                    {token: file for token, file in files.items() if not _is_of_table(token)}
+                )
+            self._append(Settle())
+            self._waiting.close()
         self._keep()
+        self._waiting = None
 
-    @staticmethod
-    def _is_entry_token(token: int) -> bool:
-        return TABLE_TOKEN < token < FIRST_TABLE_TOKEN
+    def _preserve_again(self, files: Mapping[int, OwnedFd]) -> None:
+        """Preserve files by their tokens, except those that an interrupted call has preserved."""
+        self._tokens |= {file_id(file.fileno()): token for token, file in files.items()}
+        rest = list(files.items())
+        while rest:
+            try:
+                self.session.preserve_many(dict(rest), guarded=False)
+                return
+            except TokenInUseError as error:  # no other file has this token
+                del rest[: len(error.preserved) + 1]
 
 
 @dataclass(slots=True)
@@ -615,6 +622,10 @@ class _Addition:
 
     def same_as(self, other: _Addition) -> bool:
         return self.files == other.files
+
+
+def _is_of_table(token: int) -> bool:
+    return token == TABLE_TOKEN or token >= FIRST_TABLE_TOKEN
 
 
 def _files_of(file: OwnedFd | int | GuestRam) -> Sequence[OwnedFd | int]:

@@ -46,7 +46,7 @@ import json
 import struct
 import zlib
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from pyluo.errors import StoreError
 from pyluo.stores.entry import FIRST_TABLE_TOKEN, Contents, Entry
@@ -244,7 +244,7 @@ def decode_segment(read: Callable[[int, int], bytes], size: int) -> tuple[Conten
         if expected not in (-1, number):
             raise damage_error(f"record {number} comes where {expected} was expected")
         try:
-            _apply_checked(_parse(json.loads(text)), contents, first=expected == -1)
+            _apply_checked(_parse(_load(text)), contents, first=expected == -1)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise damage_error(f"record {number}: {type(error).__name__}: {error}") from None
         offset, expected = following, number + 1
@@ -304,7 +304,7 @@ def _parse(tree: Any) -> Record:
 def _parse_entry(item: Any) -> Entry:
     tokens = tuple(check_token(token) for token in _check_list(item["tokens"]))
     sizes = tuple(_check_list(item["sizes"]))
-    if len(tokens) != len(sizes) or not tokens or any(type(size) is not int for size in sizes):
+    if len(tokens) != len(sizes) or not tokens or not all(map(_is_size, sizes)):
         raise TypeError(f"{item['name']!r} has not one size for each of its files")
     return Entry(
         name=check_name(item["name"]),
@@ -315,6 +315,19 @@ def _parse_entry(item: Any) -> Entry:
         meta=check_metadata(item["meta"]),
         state=check_metadata(item["state"]),
     )
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _load(text: bytes) -> Any:
+    """Parse JSON; raise ValueError if it is not valid, or has a number that is not finite."""
+    return json.loads(text, parse_constant=_refuse_constant)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not valid in JSON")
 
 
 def _check_list(value: Any) -> Sequence[Any]:

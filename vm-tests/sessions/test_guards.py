@@ -194,8 +194,9 @@ def retrieve_in_a_small_group() -> tuple[str, bool]:
     group = top / "small"
     group.mkdir()
     (group / "memory.max").write_text(str(24 << 20))
-    store = IncomingStore.retrieve("store", keeper=KeeperChoice.NONE)
     (group / "cgroup.procs").write_text(str(os.getpid()))
+    # Finds out whether the entry is there, which was added last: this must not lose it either.
+    store = IncomingStore.retrieve("store", keeper=KeeperChoice.NONE)
     try:
         store["ram"].close()
     except PreservedMemoryError as error:

@@ -1,15 +1,13 @@
-"""Calls of a store that an exception interrupts at each of their lines.
+"""Calls of a store that an exception interrupts, before each line or before every `step` lines.
 
 Imports only pyluo and the standard library.
 """
 
 from __future__ import annotations
 
-import gc
 import os
 import resource
 import sys
-import warnings
 import zlib
 from functools import partial
 from itertools import count
@@ -61,9 +59,6 @@ def interrupt(action: Callable[[], object], number: int) -> bool:
         interrupted = True
     finally:
         sys.settrace(None)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        gc.collect()
     return interrupted
 
 
@@ -85,9 +80,9 @@ def make(name: str) -> OutgoingStore:
     return store
 
 
-def interrupt_creation() -> int:
+def interrupt_creation(step: int) -> int:
     """Interrupt `create`, and call it again; return how many lines it has."""
-    for number in count(1):
+    for number in count(1, step):
         if not interrupt(lambda: OutgoingStore.create("s", keeper=ALONE).discard(), number):
             return number
         OutgoingStore.create("s", keeper=ALONE).discard()
@@ -96,13 +91,13 @@ def interrupt_creation() -> int:
     raise AssertionError
 
 
-def interrupt_additions(go_on: bool) -> list[OutgoingStore]:
+def interrupt_additions(step: int, go_on: bool) -> list[OutgoingStore]:
     """Interrupt `add`; then either call it again, or go on with another file.
 
     The stores are named "add 1" and so on, or "go on 1" and so on.
     """
     stores: list[OutgoingStore] = []
-    for number in count(1):
+    for number in count(1, step):
         store = make(f"{'go on' if go_on else 'add'} {number}")
         file, meta = with_file(2)
         other, other_meta = with_file(3)
@@ -121,10 +116,10 @@ def interrupt_additions(go_on: bool) -> list[OutgoingStore]:
     raise AssertionError
 
 
-def interrupt_additions_of_many() -> list[OutgoingStore]:
+def interrupt_additions_of_many(step: int) -> list[OutgoingStore]:
     """Interrupt `add_many`, and call it again; the stores are named "many 1" and so on."""
     stores: list[OutgoingStore] = []
-    for number in count(1):
+    for number in count(1, step):
         store = make(f"many {number}")
         files = [with_file(seed) for seed in range(3)]
         new = [NewEntry(str(seed), file, meta=meta) for seed, (file, meta) in enumerate(files)]
@@ -140,14 +135,14 @@ def interrupt_additions_of_many() -> list[OutgoingStore]:
     raise AssertionError
 
 
-def interrupt_changes() -> list[OutgoingStore]:
+def interrupt_changes(step: int) -> list[OutgoingStore]:
     """Interrupt `set_meta` with a new segment, and `remove`.
 
     The stores are named "change 1" and so on.
     """
     stores: list[OutgoingStore] = []
     pending = True
-    for number in count(1):
+    for number in count(1, step):
         store = make(f"change {number}")
         file, meta = with_file(2)
         with file:
@@ -166,8 +161,8 @@ def interrupt_changes() -> list[OutgoingStore]:
     raise AssertionError
 
 
-def interrupt_discards() -> int:
-    for number in count(1):
+def interrupt_discards(step: int) -> int:
+    for number in count(1, step):
         store = make("s")
         interrupted = interrupt(store.discard, number)
         store.discard()
@@ -182,14 +177,14 @@ def retrieve_and_close(name: str) -> None:
     os.close(retrieve(name).detach())
 
 
-def make_for_renewals() -> list[OutgoingStore]:
-    return [make(f"renew {number}") for number in range(1, RENEWALS + 1)]
+def make_for_renewals(step: int) -> list[OutgoingStore]:
+    return [make(f"renew {number}") for number in range(1, RENEWALS + 1, step)]
 
 
-def interrupt_retrievals(prefix: str, stores: int, names: list[str]) -> int:
+def interrupt_retrievals(step: int, prefix: str, stores: int, names: list[str]) -> int:
     """Interrupt `retrieve`, and call it again; check what came over; return how many were."""
     interruptions = 0
-    for number in range(1, stores + 1):
+    for number in range(1, 1 + stores * step, step):
         name = f"{prefix} {number}"
         if interrupt(partial(retrieve_and_close, name), number):
             interruptions += 1
@@ -203,10 +198,10 @@ def interrupt_retrievals(prefix: str, stores: int, names: list[str]) -> int:
     return interruptions
 
 
-def interrupt_renewals() -> list[OutgoingStore]:
-    """Interrupt `renew`, and call it again, once after each of its lines."""
+def interrupt_renewals(step: int) -> list[OutgoingStore]:
+    """Interrupt `renew`, and call it again."""
     renewed: list[OutgoingStore] = []
-    for number in range(1, RENEWALS + 1):
+    for number in range(1, RENEWALS + 1, step):
         store = retrieve(f"renew {number}")
         interrupted = interrupt(store.renew, number)
         outgoing = store.renew()
@@ -218,9 +213,9 @@ def interrupt_renewals() -> list[OutgoingStore]:
     raise AssertionError(f"a renewal has more than {RENEWALS} lines")
 
 
-def interrupt_finishes(renewed: int) -> int:
+def interrupt_finishes(step: int, renewed: int) -> int:
     """Check the stores that were renewed; interrupt `finish`, and call it again."""
-    for number in range(1, renewed + 1):
+    for number in range(1, 1 + renewed * step, step):
         store = retrieve(f"renew {number}")
         assert store.lost == ()
         assert intact(store)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 PACKAGE = os.path.dirname(pyluo.__file__)
-SPACING = 16  # lines of a renewal between two kills
+SPACING = 89  # lines of a renewal between two kills
 
 
 def make(name: str, files: int = 2) -> None:
@@ -87,7 +87,7 @@ def create_open_and_discard() -> list[Any]:
         seen.append(str(error))
     store = OutgoingStore.open("s")
     seen.append(list(store))
-    fill(store, 300)  # needs another segment of the table
+    fill(store, 700)  # needs another segment of the table
     del store
     store = OutgoingStore.open("s")
     seen += [len(store), read_table(store).entries == {e.name: e for e in store.entries}]
@@ -118,7 +118,7 @@ def take_over_what_a_dead_process_was_adding(name: str) -> list[str]:
 
         store = OutgoingStore.create(name)
         fill(store, 1)
-        OutgoingSession.preserve_many = die  # type: ignore[assignment]
+        OutgoingSession.preserve_many = die  # type: ignore[method-assign]
         fill(store, 2)
 
     run_in_child(run)
@@ -221,11 +221,11 @@ def lose_the_holder() -> tuple[list[str], bool]:
     """Return what a process that lost its holder still has, and whether it can have a new one."""
     store = OutgoingStore.create("s")
     kill_holder("s")
-    fill(store, 300)  # a new segment of the table is kept by a new holder
+    fill(store, 700)  # a new segment of the table is kept by a new holder
     names = list(read_table(store).entries)
     del store
     again = OutgoingStore.open("s")
-    found = len(again) == 300
+    found = len(again) == 700
     again.discard()
     return names[:2], found
 

@@ -12,7 +12,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pyluo import HolderProcess, IncomingStore, KeeperChoice, Memfd, OutgoingStore
+from pyluo import (
+    HolderProcess,
+    IncomingSession,
+    IncomingStore,
+    KeeperChoice,
+    Memfd,
+    OutgoingStore,
+    session_from_fd,
+)
 from pyluo.keepers.holder import _address
 
 FOLDER = Path("/run/source")
@@ -76,7 +84,7 @@ def ask_as_another_user() -> tuple[str, bytes]:
         "s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)\n"
         "try:\n"
         "    s.connect(sys.argv[1])\n"
-        "    s.send(b'[\"list\", \"\", null]')\n"
+        '    s.send(b\'["list", "", null]\')\n'
         "    print('answered', socket.recv_fds(s, 64, 1)[:2])\n"
         "except OSError as error:\n"
         "    print(type(error).__name__)\n"
@@ -113,12 +121,10 @@ def connect_and_stay_silent() -> bool:
     """Return whether a holder answers others while a silent client is connected."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as silent:
         silent.connect(_address("vm0"))
-        names = [session.name for session in take_kept_sessions("vm0")]
-    return names == ["vm0"]
-
-
-def take_kept_sessions(name: str) -> list[IncomingSession | OutgoingSession]:
-    """Return the sessions that the holder of a store has; their descriptors are closed."""
+        kept = HolderProcess().kept("vm0")
+    for fd in kept.values():
+        fd.close()
+    return any(label.startswith("outgoing-") for label in kept)
 
 
 def make_stores_that_save_did_not_make() -> list[OutgoingStore]:
@@ -145,6 +151,29 @@ def read_entry_size(name: str, entry: str) -> int:
         size = memfd.size
     store.close()
     return size
+
+
+def read_kept_file(name: str, token: int) -> bytes:
+    """Return what is in a file of the only session that a holder has."""
+    (fd,) = HolderProcess().kept(name).values()
+    session = session_from_fd(fd.detach())
+    assert isinstance(session, IncomingSession)
+    with session.retrieve(token, Memfd) as memfd:
+        data = memfd.read(memfd.size, 0)
+    os.close(session.detach())
+    return data
+
+
+def make_small_files(number: int) -> dict[str, str]:
+    """Create many small files; return their digests by name."""
+    FOLDER.mkdir()
+    for each in range(number):
+        (FOLDER / str(each)).write_text(f"contents of {each}")
+    return read_digests(FOLDER)
+
+
+def read_digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
 def list_names(folder: str) -> list[str]:

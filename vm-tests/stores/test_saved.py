@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from sessions import guest_files
 
 from pyluo.open_sessions import open_sessions
 from stores import guest_saved
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from pyluo.vm import VM
 
 PYLUO = os.fspath(Path(sys.executable).parent / "pyluo")
+SMALL_FILES = int(os.environ.get("PYLUO_SAVED_FILES", "1200"))
 PATHS = [os.fspath(guest_saved.FOLDER / name) for name in guest_saved.FILES]
 
 
@@ -46,7 +49,8 @@ def test_files_come_back_as_they_were(vm: VM) -> None:
     }
     (holder,) = vm.call(open_sessions)
     assert (holder.session, holder.direction) == ("vm0", "outgoing")
-    assert (holder.command, holder.pid) == ("pyluo-holder", report["pid"])
+    assert holder.command == "pyluo-holder"
+    assert report["kept_by"] == f"process {holder.pid}"
     vm.live_update()
     restored = pyluo(vm, "restore", "vm0", "/run/target")
     assert restored.returncode == 0, restored.stderr
@@ -128,10 +132,48 @@ def test_a_file_that_is_not_what_was_saved_is_not_restored(vm: VM) -> None:
     assert vm.call(guest_saved.read_entry_size, "elsewhere", "../evil") == 4096
 
 
+def test_a_session_that_is_no_store_is_neither_restored_nor_destroyed(vm: VM) -> None:
+    vm.hold(guest_files.preserve, "plain", 4096)
+    vm.live_update()
+    for words in (["restore", "plain", "/run/target"], ["discard", "plain"]):
+        refused = pyluo(vm, *words)
+        assert refused.returncode == 1
+        assert b"no table of contents" in refused.stderr
+        assert vm.call(guest_saved.read_kept_file, "plain", 1) == guest_files.pattern(4096)
+    assert pyluo(vm, "discard", "--force", "plain").returncode == 0
+    assert vm.call(open_sessions) == []
+    assert vm.call(guest_saved.list_sockets) == []
+
+
+def test_what_is_not_there_is_not_restored_and_leaves_no_process(vm: VM) -> None:
+    for words in (["restore", "typo", "/run/target"], ["discard", "typo"]):
+        refused = pyluo(vm, *words)
+        assert refused.returncode == 1
+        assert b"ENOENT" in refused.stderr
+        assert vm.call(guest_saved.list_sockets) == []
+
+
+def test_more_files_than_a_process_may_open_are_saved_and_restored(vm: VM) -> None:
+    digests = vm.call(guest_saved.make_small_files, SMALL_FILES)
+    saved = run_with_few_descriptors(vm, f"save vm0 -- {guest_saved.FOLDER}/*")
+    assert saved.returncode == 0, saved.stderr
+    vm.live_update()
+    restored = run_with_few_descriptors(vm, "restore vm0 /run/target")
+    assert restored.returncode == 0, restored.stderr
+    assert vm.call(guest_saved.read_digests, Path("/run/target")) == digests
+    assert vm.call(open_sessions) == []
+
+
+def run_with_few_descriptors(vm: VM, words: str) -> subprocess.CompletedProcess[bytes]:
+    """Run `pyluo` where no process may have more than 1024 descriptors open, as is usual."""
+    command = f"ulimit -n 1024 && exec {shlex.quote(PYLUO)} {words}"
+    return vm.run(["sh", "-c", command], timeout=SMALL_FILES)
+
+
 def test_a_holder_that_is_killed_takes_what_was_saved_with_it_and_leaves_no_trace(vm: VM) -> None:
     vm.call(guest_saved.make_files)
     assert pyluo(vm, "save", "vm0", "--", *PATHS).returncode == 0
-    vm.call(guest_saved.kill, "vm0", "outgoing")
+    vm.call(guest_saved.kill_holder, "vm0")
     assert vm.call(open_sessions) == []
     assert pyluo(vm, "discard", "vm0").returncode == 1
     assert pyluo(vm, "save", "vm0", "--", *PATHS).returncode == 0

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import BinaryIO
 
 from pyluo.kernel_log import KernelLog
 
-__all__ = ["PATH", "dmesg", "find_program", "log_warning", "run"]
+__all__ = ["PATH", "dmesg", "find_program", "log_warning", "run", "show_warnings"]
 
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -67,6 +68,17 @@ def log_warning(text: str) -> None:
     """Write a line to the kernel's log, at the log level of warnings."""
     with open("/dev/kmsg", "w") as log:
         log.write(f"<4>{text}\n")
+
+
+def show_warnings() -> None:
+    """Let the kernel's warnings appear on the console, where the host needs them.
+
+    The guest may have booted with `quiet`. A kernel without CONFIG_SYSCTL has no such setting.
+    """
+    with suppress(FileNotFoundError), open("/proc/sys/kernel/printk", "r+b", buffering=0) as levels:
+        if int(levels.read().split()[0]) < 6:
+            levels.seek(0)
+            levels.write(b"6")
 
 
 def dmesg() -> str:

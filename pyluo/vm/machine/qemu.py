@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import json
 import os
 import platform
 import secrets
@@ -15,12 +16,16 @@ import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pyluo.guest import port
 from pyluo.vm.errors import HarnessError
 from pyluo.vm.machine import keeper
 from pyluo.vm.machine.accelerator import Accelerator
 from pyluo.vm.packages import how_to_install
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = ["BINARY", "Machine", "QemuProcess", "find_binary"]
 
@@ -74,6 +79,11 @@ class Machine:
         cpus: the number of CPUs.
         devices: values of further ``-device`` options.
         network: whether the guest has a network interface; only QEMU itself can be reached over it.
+        root: the folder that is the guest's root.
+        mapped: whether QEMU takes the user for root, so that the user's own files are root's in the
+            guest.
+        files: the texts of the files in a share `pyluo` of the guest, by their paths, if it has
+            that share, and another one `host` with the host's files; else None.
     """
 
     image: Path
@@ -83,6 +93,9 @@ class Machine:
     cpus: int
     devices: tuple[str, ...]
     network: bool
+    root: Path = Path("/")
+    mapped: bool = False
+    files: Mapping[str, str] | None = None
 
     def options(self) -> list[str]:
         """Return QEMU's options for the machine, except the options that connect its channels."""
@@ -100,8 +113,7 @@ class Machine:
             # A kernel with CONFIG_FW_CFG_SYSFS tells this device where its data is, and QEMU adds
             # that to dumps, for drgn.
             "-device", "vmcoreinfo",
-            "-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap",
-            "-device", "virtio-9p-pci,fsdev=root,mount_tag=/dev/root",
+            *_share("root", self.root, "/dev/root"),
             "-object", "rng-random,id=rng,filename=/dev/urandom",
             "-device", "virtio-rng-pci,rng=rng",
             "-device", "virtio-serial-pci",
@@ -111,6 +123,8 @@ class Machine:
             "-device", "isa-serial,chardev=console",
             "-mon", "chardev=qmp,mode=control",
         ]  # fmt: skip
+        if self.files is not None:
+            options += _share("host", Path("/"))
         if self.network:
             options += [
                 "-netdev",
@@ -121,6 +135,21 @@ class Machine:
         for device in self.devices:
             options += ["-device", device]
         return options
+
+
+def _share(name: str, folder: Path, tag: str = "") -> list[str]:
+    """Return QEMU's options for a folder that a guest can mount, to read it.
+
+    Args:
+        name: the name of the share in QEMU.
+        folder: the folder.
+        tag: the name by which the guest mounts it, if that is another one.
+    """
+    share = f"local,id={name},path={_escape(folder)},security_model=none"
+    return [
+        "-fsdev", f"{share},readonly=on,multidevs=remap",
+        "-device", f"virtio-9p-pci,fsdev={name},mount_tag={tag or name}",
+    ]  # fmt: skip
 
 
 class QemuProcess:
@@ -147,7 +176,14 @@ class QemuProcess:
         self._alive = self._status = -1
         self.sockets: dict[str, socket.socket] = {}
         qemu_sockets: list[socket.socket] = []
-        command = [binary, *machine.options()]
+        command = ["unshare", "--map-root-user", "--"] if machine.mapped else []
+        command += [binary, *machine.options()]
+        texts = -1
+        if machine.files is not None:
+            command += _share("pyluo", self.folder / keeper.FILES)
+            texts = os.memfd_create("files")
+            os.write(texts, json.dumps(machine.files).encode())
+            os.lseek(texts, 0, os.SEEK_SET)
         for name in _CHANNELS:
             self.sockets[name], other = socket.socketpair()
             qemu_sockets.append(other)
@@ -161,6 +197,7 @@ class QemuProcess:
         alive, self._alive = os.pipe()
         self._status, status = os.pipe()
         fds = [alive, status, console_input, *(other.fileno() for other in qemu_sockets)]
+        fds += [texts] if texts >= 0 else []
         try:
             self._keeper = subprocess.Popen(
                 [
@@ -171,6 +208,7 @@ class QemuProcess:
                     os.fspath(self.folder),
                     str(alive),
                     str(status),
+                    str(texts),
                     *command,
                 ],
                 stdin=subprocess.DEVNULL,
@@ -184,6 +222,8 @@ class QemuProcess:
             os.close(alive)
             os.close(status)
             os.close(console_input)
+            if texts >= 0:
+                os.close(texts)
             for other in qemu_sockets:
                 other.close()
         self.pid = 0

@@ -1,0 +1,241 @@
+"""The userland of a guest: the files that are its root, and its first process.
+
+By default the root is the host's own, and the first process is `pyluo.guest.init`. With another
+root, the first process is the systemd in it, and the worker is a service.
+"""
+
+from __future__ import annotations
+
+import configparser
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from pyluo.guest import commands
+from pyluo.vm.errors import HarnessError
+from pyluo.vm.machine import imports
+from pyluo.vm.roots.build import MACHINE_ID
+from pyluo.vm.roots.root import PYTHON, SYSTEMD
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pyluo.vm.roots.root import Root
+
+__all__ = ["HostUserland", "RootUserland", "Userland"]
+
+SERVICE = "pyluo.service"
+
+_INIT = imports.GUEST / "init.py"
+_SERVICE_PROGRAM = imports.GUEST / "service.py"
+_9P = "trans=virtio,version=9p2000.L,cache=loose,msize=1048576"
+# systemd leaves alone what is mounted below this folder: it is meant to stay from before systemd's
+# start until after its end. Anything else would be unmounted, or not, in front of each jump.
+_MOUNTS = "/run/initramfs"
+_HOST = f"{_MOUNTS}/host"
+_FILES = f"{_MOUNTS}/pyluo"
+_RUN = "systemd"  # the folder in the share that becomes /run/systemd
+_SCRIPT = "init"
+
+
+class Userland(Protocol):
+    """The userland of a guest.
+
+    Attributes:
+        root: the folder that is the guest's root.
+        mapped: whether the user's own files are root's in the guest.
+        files: the texts of files that the harness gives the guest, by their paths; None if it
+            needs no files but those of its root.
+        options: options that the guest's kernel needs in addition to those of every guest.
+    """
+
+    root: Path
+    mapped: bool
+    files: Mapping[str, str] | None
+    options: Sequence[str]
+
+    def words(self) -> list[str]:
+        """Return the words of the kernel's command line that start the first process."""
+
+    def path(self, path: str) -> str:
+        """Return the path in the guest of a file or folder of the host."""
+
+    def import_path(self) -> list[str]:
+        """Return the folders, in the guest, from which it can import what this process can."""
+
+    def imported_folders(self) -> list[str]:
+        """Return the folders, in the guest, from which it imports pyluo."""
+
+
+class HostUserland:
+    """The host's own files, and a first process in Python.
+
+    Args:
+        network: whether the guest has a network interface.
+    """
+
+    def __init__(self, network: bool) -> None:
+        self.root = Path("/")
+        self.mapped = False
+        self.files: Mapping[str, str] | None = None
+        self.options: Sequence[str] = ()
+        self._network = network
+
+    def words(self) -> list[str]:
+        """Return the words that start Python, which the kernel gives PYLUO_* as its environment."""
+        words = [f"PYLUO_PATH={':'.join(self.imported_folders())}"]
+        if self._network:
+            words.append("PYLUO_NETWORK=1")
+        words += [f"init={os.path.realpath(sys.executable)}", "--", "-I", "-S", "-X", "utf8"]
+        return [*words, os.fspath(_INIT)]
+
+    def path(self, path: str) -> str:
+        """Return the same path."""
+        return path
+
+    def import_path(self) -> list[str]:
+        """Return this process's sys.path, with the folders that pyluo needs."""
+        return imports.import_path()
+
+    def imported_folders(self) -> list[str]:
+        """Return the folders of pyluo and its dependencies."""
+        return imports.pyluo_path(self._network)
+
+
+# What systemd needs (its README), beyond what every guest needs.
+_SYSTEMD_OPTIONS = (
+    "CONFIG_CGROUPS", "CONFIG_INOTIFY_USER", "CONFIG_SIGNALFD", "CONFIG_TIMERFD", "CONFIG_EPOLL",
+    "CONFIG_UNIX", "CONFIG_FHANDLE",
+)  # fmt: skip
+_WORDS = (
+    "systemd.volatile=state",
+    f"systemd.machine_id={MACHINE_ID}",
+    "systemd.condition_first_boot=no",
+    "systemd.getty_auto=no",
+    "systemd.show_status=error",  # each character on the serial line costs time
+)
+# Units of no use in a guest, which has no modules, no disks, and nothing that it keeps: without
+# them and the generators a guest is up in half the time. An empty file hides a unit or a generator.
+_UNUSED_UNITS = (
+    "modprobe@.service", "kmod-static-nodes.service", "systemd-modules-load.service",
+    "systemd-journal-catalog-update.service", "systemd-random-seed.service",
+    "systemd-udev-load-credentials.service", "systemd-update-done.service", "fstrim.timer",
+    "dpkg-db-backup.timer",
+)  # fmt: skip
+_UNUSED_GENERATORS = (
+    "factory-reset", "getty", "gpt-auto", "hibernate-resume", "run", "ssh", "system-update",
+)  # fmt: skip
+
+
+_INIT_SCRIPT = f"""\
+set -e
+mkdir {_HOST}
+mount -t 9p -o ro,{_9P} host {_HOST}
+cp -r {_FILES}/{_RUN} /run/systemd
+exec /{SYSTEMD}
+"""
+_START = (
+    f"mount -t tmpfs -o mode=0755 tmpfs /run && mkdir -p {_FILES} && "
+    f"mount -t 9p -o ro,{_9P} pyluo {_FILES} && . {_FILES}/{_SCRIPT}"
+)
+_SERVICE_UNIT = """\
+[Unit]
+Description=The worker of pyluo, which carries out the host's requests
+DefaultDependencies=no
+After=local-fs.target sys-kernel-debug.mount
+RefuseManualStop=yes
+
+[Service]
+Type=exec
+ExecStart={command}
+Environment={environment}
+StandardOutput=file:/dev/console
+StandardError=inherit
+OOMScoreAdjust=-1000
+LimitNOFILE=1024:524288
+TasksMax=infinity
+SurviveFinalKillSignal=yes
+"""
+
+
+class RootUserland:
+    """The files of a root, with its systemd as the first process and the worker as a service.
+
+    In each life, before systemd starts, a script in a share of its own puts the units in place. The
+    host's files are mounted as well, because pyluo and the functions for the guest are among them.
+
+    Args:
+        root: the root.
+        network: whether the guest has a network interface.
+        units: the texts of unit files and of drop-ins, by their paths in a folder of units.
+    """
+
+    def __init__(self, root: Root, network: bool, units: Mapping[str, str]) -> None:
+        self.root = root.folder
+        self.mapped = root.owned
+        self.options: Sequence[str] = _SYSTEMD_OPTIONS
+        self._network = network
+        written = dict.fromkeys(_UNUSED_UNITS, "")
+        written |= {SERVICE: self._service(), **_enable(SERVICE, ["sysinit.target"])}
+        for name, text in units.items():
+            written |= {name: text, **_enable(name, _wanted_by(name, text))}
+        files = {_SCRIPT: _INIT_SCRIPT}
+        files |= {f"{_RUN}/system/{name}": text for name, text in written.items()}
+        generators = f"{_RUN}/system-generators/systemd"
+        files |= {f"{generators}-{name}-generator": "" for name in _UNUSED_GENERATORS}
+        self.files: Mapping[str, str] | None = files
+
+    def words(self) -> list[str]:
+        """Return the words that start a shell, which runs the script, which starts systemd."""
+        return [*_WORDS, "init=/bin/sh", "--", "-c", _START]
+
+    def path(self, path: str) -> str:
+        """Return the path below the folder where the host's files are."""
+        return f"{_HOST}{os.path.abspath(path)}"
+
+    def import_path(self) -> list[str]:
+        """Return this process's sys.path without its Python's own library."""
+        return [self.path(each) for each in imports.import_path() if not imports.is_standard(each)]
+
+    def imported_folders(self) -> list[str]:
+        """Return the folders of pyluo and its dependencies, but for the root's own cffi."""
+        return [self.path(each) for each in imports.pyluo_path(self._network)]
+
+    def _service(self) -> str:
+        environment = [
+            f"PATH={commands.PATH}", f"PYLUO_PATH={':'.join(self.imported_folders())}",
+            *(["PYLUO_NETWORK=1"] if self._network else []),
+        ]  # fmt: skip
+        command = [f"/{PYTHON}", "-I", "-X", "utf8", self.path(os.fspath(_SERVICE_PROGRAM))]
+        return _SERVICE_UNIT.format(
+            command=" ".join(_quote(word.replace("$", "$$")) for word in command),
+            environment=" ".join(map(_quote, environment)),
+        )
+
+
+def _enable(name: str, targets: Sequence[str]) -> dict[str, str]:
+    """Return the drop-ins of targets, by their paths, that make them want a unit."""
+    return {f"{target}.d/{name}.conf": f"[Unit]\nWants={name}\n" for target in targets}
+
+
+def _wanted_by(name: str, text: str) -> list[str]:
+    """Return the targets that want a unit, as its section [Install] has it.
+
+    Raises:
+        HarnessError: the text is no unit's.
+    """
+    parser = configparser.ConfigParser(
+        strict=False, interpolation=None, delimiters=("=",), comment_prefixes=("#", ";")
+    )
+    try:
+        parser.read_string(text)
+    except configparser.Error as error:
+        raise HarnessError(f"the unit {name} cannot be read", str(error)) from None
+    return parser.get("Install", "WantedBy", fallback="").split()
+
+
+def _quote(word: str) -> str:
+    """Return a word as it has to stand in a unit: see systemd.syntax(7) and systemd.unit(5)."""
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+    return f'"{escaped}"'

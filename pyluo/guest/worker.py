@@ -8,7 +8,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from pyluo import kexec
-from pyluo.guest import port, wire
+from pyluo.guest import commands, port, wire
 from pyluo.guest.host_files import HostFiles
 from pyluo.kernel_log import KernelLog
 
@@ -132,6 +132,9 @@ class Worker:
         # that loses what was preserved.
         kexec.load(request["image"], cmdline=request["cmdline"], handover=False)
         port.mark("loaded")
+        if request["by_systemctl"]:
+            port.mark("systemctl called")
+            commands.jump_by_systemctl()
         os.sync()
         port.mark("reboot called")
         kexec.reboot(sync=False, trust_image=True)
@@ -201,4 +204,5 @@ def run_worker(own_path: Sequence[str] = ()) -> None:
         boot_id = file.read().strip()
     hello = {"boot_id": boot_id, "release": os.uname().release, "updates": KernelLog().updates}
     channel.send_first({"hello": hello | {"problem": problem}})
+    os.setpriority(os.PRIO_PROCESS, 0, 0)  # the start may have been urgent, what follows is not
     Worker(channel, boot_id, own_path).serve()

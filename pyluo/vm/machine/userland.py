@@ -16,12 +16,10 @@ from pyluo.guest import commands
 from pyluo.vm.errors import HarnessError
 from pyluo.vm.machine import imports
 from pyluo.vm.roots.build import MACHINE_ID
-from pyluo.vm.roots.root import PYTHON, SYSTEMD
+from pyluo.vm.roots.root import MOUNTS, PYTHON, SYSTEMD, Root
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    from pyluo.vm.roots.root import Root
 
 __all__ = ["HostUserland", "RootUserland", "Userland"]
 
@@ -30,11 +28,7 @@ SERVICE = "pyluo.service"
 _INIT = imports.GUEST / "init.py"
 _SERVICE_PROGRAM = imports.GUEST / "service.py"
 _9P = "trans=virtio,version=9p2000.L,cache=loose,msize=1048576"
-# systemd leaves alone what is mounted below this folder: it is meant to stay from before systemd's
-# start until after its end. Anything else would be unmounted, or not, in front of each jump.
-_MOUNTS = "/run/initramfs"
-_HOST = f"{_MOUNTS}/host"
-_FILES = f"{_MOUNTS}/pyluo"
+_FILES = f"{MOUNTS}/pyluo"
 _RUN = "systemd"  # the folder in the share that becomes /run/systemd
 _SCRIPT = "init"
 
@@ -48,12 +42,14 @@ class Userland(Protocol):
         files: the texts of files that the harness gives the guest, by their paths; None if it
             needs no files but those of its root.
         options: options that the guest's kernel needs in addition to those of every guest.
+        has_systemd: whether the first process is systemd.
     """
 
     root: Path
     mapped: bool
     files: Mapping[str, str] | None
     options: Sequence[str]
+    has_systemd: bool
 
     def words(self) -> list[str]:
         """Return the words of the kernel's command line that start the first process."""
@@ -80,6 +76,7 @@ class HostUserland:
         self.mapped = False
         self.files: Mapping[str, str] | None = None
         self.options: Sequence[str] = ()
+        self.has_systemd = False
         self._network = network
 
     def words(self) -> list[str]:
@@ -114,6 +111,7 @@ _WORDS = (
     "systemd.condition_first_boot=no",
     "systemd.getty_auto=no",
     "systemd.show_status=error",  # each character on the serial line costs time
+    "TERM=dumb",  # systemd asks no questions of such a terminal, and sends it no control codes
 )
 # Units of no use in a guest, which has no modules, no disks, and nothing that it keeps: without
 # them and the generators a guest is up in half the time. An empty file hides a unit or a generator.
@@ -129,11 +127,19 @@ _UNUSED_GENERATORS = (
 
 
 _INIT_SCRIPT = f"""\
-set -e
-mkdir {_HOST}
-mount -t 9p -o ro,{_9P} host {_HOST}
+mount -a -T {_FILES}/fstab
 cp -r {_FILES}/{_RUN} /run/systemd
 exec /{SYSTEMD}
+"""
+# systemd would mount most of these as well, but each with a process of its own, and later than the
+# worker can start.
+_MOUNTED = f"""\
+proc /proc proc defaults 0 0
+sysfs /sys sysfs defaults 0 0
+debugfs /sys/kernel/debug debugfs nofail 0 0
+tmpfs /tmp tmpfs mode=1777 0 0
+tmpfs /var tmpfs mode=0755 0 0
+host {Root.host_path("/")} 9p X-mount.mkdir,ro,{_9P} 0 0
 """
 _START = (
     f"mount -t tmpfs -o mode=0755 tmpfs /run && mkdir -p {_FILES} && "
@@ -143,7 +149,6 @@ _SERVICE_UNIT = """\
 [Unit]
 Description=The worker of pyluo, which carries out the host's requests
 DefaultDependencies=no
-After=local-fs.target sys-kernel-debug.mount
 RefuseManualStop=yes
 
 [Service]
@@ -152,11 +157,12 @@ ExecStart={command}
 Environment={environment}
 StandardOutput=file:/dev/console
 StandardError=inherit
+Nice={nice}
 OOMScoreAdjust=-1000
-LimitNOFILE=1024:524288
 TasksMax=infinity
 SurviveFinalKillSignal=yes
 """
+_NICE = -15  # or the worker would come last, behind everything that systemd starts; see `service`
 
 
 class RootUserland:
@@ -175,12 +181,13 @@ class RootUserland:
         self.root = root.folder
         self.mapped = root.owned
         self.options: Sequence[str] = _SYSTEMD_OPTIONS
+        self.has_systemd = True
         self._network = network
         written = dict.fromkeys(_UNUSED_UNITS, "")
         written |= {SERVICE: self._service(), **_enable(SERVICE, ["sysinit.target"])}
         for name, text in units.items():
             written |= {name: text, **_enable(name, _wanted_by(name, text))}
-        files = {_SCRIPT: _INIT_SCRIPT}
+        files = {_SCRIPT: _INIT_SCRIPT, "fstab": _MOUNTED}
         files |= {f"{_RUN}/system/{name}": text for name, text in written.items()}
         generators = f"{_RUN}/system-generators/systemd"
         files |= {f"{generators}-{name}-generator": "" for name in _UNUSED_GENERATORS}
@@ -192,7 +199,7 @@ class RootUserland:
 
     def path(self, path: str) -> str:
         """Return the path below the folder where the host's files are."""
-        return f"{_HOST}{os.path.abspath(path)}"
+        return Root.host_path(path)
 
     def import_path(self) -> list[str]:
         """Return this process's sys.path without its Python's own library."""
@@ -211,6 +218,7 @@ class RootUserland:
         return _SERVICE_UNIT.format(
             command=" ".join(_quote(word.replace("$", "$$")) for word in command),
             environment=" ".join(map(_quote, environment)),
+            nice=_NICE,
         )
 
 

@@ -97,7 +97,8 @@ class VM:
         requests: how many requests the guest was sent, including jumps.
 
     Raises:
-        HarnessError: QEMU or the kernel is missing; raised at the start of the block.
+        ValueError: there are `units`, but no `root`.
+        HarnessError: QEMU, the kernel or the root is missing; raised at the start of the block.
         GuestCrash: the guest died; raised at the start of the block, and by each request.
         KernelComplaint: the kernel complained of something unexpected; raised at the end of the
             block.
@@ -122,6 +123,8 @@ class VM:
         expects: Collection[Cause] = (),
         vmcores: str | os.PathLike[str] | None = None,
     ) -> None:
+        if units and root is None:
+            raise ValueError("units are for a guest with a root of its own, which has systemd")
         self._first = Kernel.find(kernel)
         self._second = self._first if to is None else Kernel.find(to)
         self._jumps: list[Jump] = []
@@ -130,7 +133,11 @@ class VM:
         self._devices = tuple(devices)
         self._append = append
         self._network = network
-        self._userland = _make_userland(root, network, units)
+        self._userland: Userland = (
+            HostUserland(network)
+            if root is None
+            else RootUserland(Root.find(root), network, units or {})
+        )
         self._accelerator = accelerator
         self._boot_timeout = boot_timeout
         self._call_timeout = call_timeout
@@ -305,21 +312,31 @@ class VM:
         return subprocess.CompletedProcess(words, status, stdout, stderr)
 
     def live_update(
-        self, to: Kernel | str | os.PathLike[str] | None = None, *, append: str | None = None
+        self,
+        to: Kernel | str | os.PathLike[str] | None = None,
+        *,
+        append: str | None = None,
+        by_systemctl: bool = False,
     ) -> Timeline:
         """Load a kernel, jump to it and wait until the guest speaks; held objects are gone then.
 
         Args:
             to: the next kernel; by default, `to` and `kernel` of `VM` in turns.
             append: more words for the next kernel's command line; by default, `append` of `VM`.
+            by_systemctl: whether to jump by ``systemctl kexec``, with which systemd stops the
+                services first. By default, the worker calls reboot(), which ends nothing.
 
         Returns:
             The events of the live update, and the events that the guest has marked since.
 
         Raises:
             LuoError: the guest could not jump, and runs on.
+            RuntimeError: systemd refused, and the guest runs on.
+            ValueError: the guest has no systemd, because its root is the host's.
             GuestCrash: the guest died on the way, or did not speak in time after the jump.
         """
+        if by_systemctl and not self._userland.has_systemd:
+            raise ValueError("only a guest with a root of its own has systemd: give it one by root")
         kernel = self._next() if to is None else Kernel.find(to)
         self._check_options(kernel)
         cmdline = self._cmdline(kernel, self._append if append is None else append)
@@ -331,7 +348,9 @@ class VM:
         origin, tried = guest.lives.kernel, not guest.watch.dead
         before = len(self.console)
         try:
-            refusal = self._run(guest.jump(image, cmdline, kernel, self._timeout(kernel)))
+            refusal = self._run(
+                guest.jump(image, cmdline, kernel, self._timeout(kernel), by_systemctl=by_systemctl)
+            )
         except GuestCrash:
             if tried:
                 self._jumps.append(Jump(origin.name, kernel.name, False, guest.timeline))
@@ -628,13 +647,3 @@ class VM:
                 f"may contain a quotation mark, a tab or a line break",
             )
         return line
-
-
-def _make_userland(
-    root: Root | str | os.PathLike[str] | None, network: bool, units: Mapping[str, str] | None
-) -> Userland:
-    if root is not None:
-        return RootUserland(Root.find(root), network, units or {})
-    if units:
-        raise ValueError("units are for a guest with a root of its own, which has systemd")
-    return HostUserland(network)

@@ -10,10 +10,14 @@ from pyluo.vm.errors import HarnessError
 from pyluo.vm.roots import build
 from pyluo.vm.roots.catalogue import catalogue
 
-__all__ = ["Root"]
+__all__ = ["MOUNTS", "PYTHON", "SYSTEMD", "Root"]
 
 SYSTEMD = "usr/lib/systemd/systemd"
 PYTHON = "usr/bin/python3"
+
+# systemd leaves alone what is mounted below this folder: it is meant to stay from before systemd's
+# start until after its end. It would try to unmount anything else before it jumps.
+MOUNTS = "/run/initramfs"
 
 # The files of a root that the harness needs, and the packages of Debian that have them.
 _NEEDED = {
@@ -78,6 +82,11 @@ class Root:
             raise HarnessError(f"there is no root {name!r}", f"name one of {', '.join(known)}")
         spec = known[name]
         return cls(name, build.build(spec, build.choose(spec, update=update)))._check()
+
+    @staticmethod
+    def host_path(path: str | os.PathLike[str]) -> str:
+        """Return the path of a file or folder of the host, in a guest that has such a root."""
+        return f"{MOUNTS}/host{os.path.abspath(path)}"
 
     @property
     def owned(self) -> bool:

@@ -27,6 +27,7 @@ __all__ = ["render"]
 _PHASES = {
     timeline.LOADED: ("loading the next kernel", "load"),
     timeline.REBOOT_CALLED: ("up to the call of reboot()", "leave"),
+    timeline.SYSTEMCTL_CALLED: ("up to the call of systemctl", "leave"),
     timeline.NEW_KERNEL: ("leaving the old kernel", "jump"),
     timeline.WORKER_UP: ("booting the new kernel", "boot"),
 }

@@ -32,16 +32,6 @@ __all__ = ["BINARY", "Machine", "QemuProcess", "find_binary"]
 BINARY = "qemu-system-x86_64"
 _CHANNELS = ("control", "heart", "terminal", "qmp")
 _CONSOLE_BUFFER = 1 << 20  # bytes, the most that Linux allows an unprivileged user
-_PROCESSOR = {
-    # intel-iommu can remap interrupts only with the split irqchip.
-    Accelerator.KVM: ["-machine", "q35,kernel-irqchip=split", "-accel", "kvm", "-cpu", "host"],
-    # After a jump, QEMU still has translations of every page that contained code, and each store to
-    # such a page takes the slow path. A jump took 3.5 to 8 s with QEMU 7.2's default translation
-    # buffer of 1 GiB, and 2.5 s with 32 MiB, because QEMU flushes a buffer of that size about once
-    # in each life. Without ERMS the kernel clears pages eight bytes at a time instead of one, which
-    # saves a tenth of a jump.
-    Accelerator.TCG: ["-machine", "q35", "-accel", "tcg,tb-size=32", "-cpu", "max,erms=off"],
-}
 
 
 def find_binary() -> str:
@@ -82,6 +72,7 @@ class Machine:
         root: the folder that is the guest's root.
         mapped: whether QEMU takes the user for root, so that the user's own files are root's in the
             guest.
+        translations: the size of QEMU's buffer for translated code in MiB, if it emulates the CPU.
         files: the texts of the files in a share `pyluo` of the guest, by their paths, if it has
             that share, and another one `host` with the host's files; else None.
     """
@@ -93,15 +84,16 @@ class Machine:
     cpus: int
     devices: tuple[str, ...]
     network: bool
-    root: Path = Path("/")
-    mapped: bool = False
-    files: Mapping[str, str] | None = None
+    root: Path
+    mapped: bool
+    translations: int
+    files: Mapping[str, str] | None
 
     def options(self) -> list[str]:
         """Return QEMU's options for the machine, except the options that connect its channels."""
         options = [
             "-nodefaults", "-no-user-config", "-display", "none",
-            *_PROCESSOR[self.accelerator],
+            *_processor(self.accelerator, self.translations),
             "-m", f"size={self.memory >> 10}K",
             "-smp", str(self.cpus),
             "-kernel", os.fspath(self.image),
@@ -135,6 +127,25 @@ class Machine:
         for device in self.devices:
             options += ["-device", device]
         return options
+
+
+def _processor(accelerator: Accelerator, translations: int) -> list[str]:
+    """Return QEMU's options for the machine's type, its CPU and what runs it.
+
+    Args:
+        accelerator: what runs the guest's instructions.
+        translations: the size of TCG's buffer for translated code in MiB. After a jump, QEMU still
+            has translations of every page that contained code, and each store to such a page takes
+            the slow path. A jump took 3.5 to 8 s with QEMU 7.2's default of 1 GiB, and 2.5 s with
+            32 MiB, because QEMU flushes a buffer of that size about once in each life.
+    """
+    if accelerator is Accelerator.KVM:
+        # intel-iommu can remap interrupts only with the split irqchip.
+        return ["-machine", "q35,kernel-irqchip=split", "-accel", "kvm", "-cpu", "host"]
+    # Without ERMS the kernel clears pages eight bytes at a time instead of one, which saves a tenth
+    # of a jump.
+    tcg = f"tcg,tb-size={translations}"
+    return ["-machine", "q35", "-accel", tcg, "-cpu", "max,erms=off"]
 
 
 def _share(name: str, folder: Path, tag: str = "") -> list[str]:

@@ -85,7 +85,8 @@ class VM:
             life before systemd starts, and wanted by whatever their section [Install] says.
         accelerator: KVM or TCG; by default KVM if it works, else TCG.
         boot_timeout: seconds after the boot and after each jump within which the guest must have
-            spoken; by default 60, or what the kernel needs.
+            spoken; by default 60, or what the kernel needs, and three times as long if the guest
+            has systemd.
         call_timeout: seconds within which a function must return.
         silence: seconds without a sign of life after which the guest counts as hung; by default
             four times the duration of the cold boot, and at least ten seconds.
@@ -185,6 +186,7 @@ class VM:
             network=self._network,
             root=self._userland.root,
             mapped=self._userland.mapped,
+            translations=self._userland.translations,
             files=self._userland.files,
         )
         self._loop = asyncio.new_event_loop()
@@ -621,7 +623,7 @@ class VM:
         return self._send(message, timeout or self._call_timeout)
 
     def _timeout(self, kernel: Kernel) -> float:
-        return self._boot_timeout or needs(kernel).boot_timeout
+        return self._boot_timeout or needs(kernel).boot_timeout * self._userland.patience
 
     def _cmdline(self, kernel: Kernel, append: str) -> str:
         """Return a kernel's command line.

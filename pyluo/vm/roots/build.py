@@ -32,6 +32,8 @@ MACHINE_ID = "70796c756f2067756573742070796c75"  # "pyluo guest pylu": no machin
 _NEEDED_SPACE = 1 << 30  # bytes: 0.2 GB of files, as much again while they are made, and a reserve
 _HOSTNAME = "guest"
 _TOOL = "mmdebstrap"
+# Unless root runs it, mmdebstrap needs one of the commands that give a user further ids.
+_ID_TOOL, _ID_PACKAGE = "newuidmap", "uidmap"
 _INSTALLED = re.compile(r"^Inst (\S+) (?:\[\S+\] )?\((\S+) ", re.MULTILINE)
 # What apt and dpkg print of a package: fetched, unpacked, configured.
 _STEP = re.compile(r"(Get:|Unpacking |Setting up )")
@@ -92,8 +94,7 @@ def build(spec: RootSpec, versions: dict[str, str]) -> Path:
     target = roots / _key(spec, versions)
     if target.exists():
         return target
-    if shutil.which(_TOOL) is None:
-        raise HarnessError(f"making a root needs {_TOOL}", how_to_install([_TOOL]))
+    _check_tools()
     with cache.lock("roots", lambda: progress.say("waiting for another build of a root to end")):
         if target.exists():
             return target
@@ -106,15 +107,15 @@ def build(spec: RootSpec, versions: dict[str, str]) -> Path:
             result = Path(scratch, "root")
             result.mkdir(mode=0o755)
             progress.say(f"making the root {spec.name} of {len(versions)} packages, which is kept")
-            _make(spec, versions, Path(scratch), result)
+            _make(spec, versions, result)
             result.rename(target)
     return target
 
 
-def _make(spec: RootSpec, versions: dict[str, str], scratch: Path, result: Path) -> None:
-    settings = scratch / "apt.conf"
-    settings.write_text(_system_settings())
-    command = [_TOOL, *_OPTIONS, "--verbose", f"--aptopt={settings}"]
+def _make(spec: RootSpec, versions: dict[str, str], result: Path) -> None:
+    command = [_TOOL, *_OPTIONS, "--verbose"]
+    # Not in a file: mmdebstrap reads that as another user, unless it is run by root.
+    command += [f"--aptopt={setting}" for setting in _system_settings()]
     command += [f"--include={','.join(spec.packages)}", spec.suites[0], "-"]
     command += apt.source_lines(spec.suites)
     # The owners are lost unless root makes the root: see `pyluo.vm.machine.userland`.
@@ -184,14 +185,13 @@ def _resolve(spec: RootSpec) -> dict[str, str]:
     return dict(_INSTALLED.findall(said))
 
 
-def _system_settings() -> str:
+def _system_settings() -> list[str]:
     """Return the settings of the system's apt for fetching files: proxies, checks, retries.
 
     mmdebstrap reads no configuration of the system, and a root is fetched as sources are.
     """
     said = apt.run("apt-config", "dump", "--no-empty", "--format", '%f "%v";%n', "Acquire")
-    lines = [line for line in said.splitlines() if not line.startswith("Acquire::IndexTargets")]
-    return "".join(f"{line}\n" for line in lines)
+    return [line for line in said.splitlines() if not line.startswith("Acquire::IndexTargets")]
 
 
 def _read_versions(file: Path, wanted: Sequence[str]) -> dict[str, str] | None:
@@ -206,6 +206,14 @@ def _read_versions(file: Path, wanted: Sequence[str]) -> dict[str, str] | None:
 def _key(spec: RootSpec, versions: dict[str, str]) -> str:
     parts = [spec.suites, sorted(versions.items()), _OPTIONS, _OMITTED]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def _check_tools() -> None:
+    missing = [] if shutil.which(_TOOL) else [_TOOL]
+    if os.geteuid() != 0 and shutil.which(_ID_TOOL) is None:
+        missing.append(_ID_PACKAGE)
+    if missing:
+        raise HarnessError(f"making a root needs {' '.join(missing)}", how_to_install(missing))
 
 
 def _check_space(folder: Path) -> None:

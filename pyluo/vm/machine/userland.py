@@ -145,12 +145,14 @@ sysfs /sys sysfs defaults 0 0
 debugfs /sys/kernel/debug debugfs nofail 0 0
 tmpfs /tmp tmpfs mode=1777 0 0
 tmpfs /var tmpfs mode=0755 0 0
+tmpfs /var/tmp tmpfs X-mount.mkdir,mode=1777 0 0
 host {Root.host_path("/")} 9p X-mount.mkdir,ro,{_9P} 0 0
 """
 _START = (
     f"mount -t tmpfs -o mode=0755 tmpfs /run && mkdir -p {_FILES} && "
     f"mount -t 9p -o ro,{_9P} pyluo {_FILES} && . {_FILES}/{_SCRIPT}"
 )
+# If the service ends, for whatever reason, the kernel panics, as if its first process had ended.
 _SERVICE_UNIT = """\
 [Unit]
 Description=The worker of pyluo, which carries out the host's requests
@@ -161,6 +163,7 @@ SurviveFinalKillSignal=yes
 [Service]
 Type=exec
 ExecStart={command}
+ExecStopPost=/bin/sh -c 'test $SERVICE_RESULT = success || echo c > /proc/sysrq-trigger'
 Environment={environment}
 StandardOutput=file:/dev/console
 StandardError=inherit

@@ -22,7 +22,7 @@ _TOKEN = 1
 
 
 def state() -> dict[str, str]:
-    """Return what the service has found in this life, when systemd counts it as started."""
+    """Return what the service has found and written in this life; it has started."""
     found: dict[str, str] = json.loads(_STATE.read_text())
     return found
 
@@ -35,15 +35,16 @@ def main() -> None:
             content = ram.read(5, 0).decode()
     else:
         ram, content = Memfd.create("ram", _SIZE), ""
-    ram.write(b"again" if names else b"first", 0)
+    written = "again" if names else "first"
+    ram.write(written.encode(), 0)
     with LiveUpdate() as device:
         session = device.create_session(_SESSION)
     session.preserve(ram, token=_TOKEN)
-    _STATE.write_text(json.dumps({"names": names, "content": content}))
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.connect(os.environ["NOTIFY_SOCKET"])
         message = f"FDSTORE=1\nFDNAME={_SESSION}\nFDPOLL=0".encode()
         socket.send_fds(systemd, [message], [session.fileno()])
+        _STATE.write_text(json.dumps({"names": names, "content": content, "written": written}))
         systemd.send(b"READY=1")
     signal.pause()
 

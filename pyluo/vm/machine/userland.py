@@ -168,7 +168,6 @@ Environment={environment}
 StandardOutput=file:/dev/console
 StandardError=inherit
 Nice={nice}
-OOMScoreAdjust=-1000
 TasksMax=infinity
 """
 _NICE = -15  # or the worker would come last, behind everything that systemd starts; see `service`

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pyluo.cli import main
 from pyluo.vm import VM, HarnessError, Root
 from pyluo.vm.machine.userland import RootUserland
 from pyluo.vm.roots import build
@@ -51,6 +52,11 @@ def test_an_unknown_root_is_told_with_the_known_ones() -> None:
         Root.find("woody")
     with pytest.raises(HarnessError, match="there is no root '/tmp': name one of sid"):
         Root.build("/tmp")
+
+
+def test_the_command_tells_of_an_unknown_root(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["vm", "root", "build", "woody"]) == 69
+    assert "name one of sid" in capsys.readouterr().err
 
 
 def test_what_a_folder_lacks_is_told_by_the_packages_that_have_it(root: Path) -> None:

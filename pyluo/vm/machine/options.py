@@ -97,7 +97,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "type": seconds,
         "metavar": "S",
         "help": "seconds within which a guest must be up, after the boot and after each jump "
-        "(default: 60; 360 for a kernel with KASAN)",
+        "(default: 60; 360 for a kernel with KASAN; three times as long with another root)",
     },
     "vmcores": {
         "metavar": "DIR",

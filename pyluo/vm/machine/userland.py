@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HostUserland", "RootUserland", "Userland"]
 
-SERVICE = "pyluo.service"
+_SERVICE = "pyluo.service"
 
 _INIT = imports.GUEST / "init.py"
 _SERVICE_PROGRAM = imports.GUEST / "service.py"
@@ -42,6 +42,7 @@ class Userland(Protocol):
         files: the texts of files that the harness gives the guest, by their paths; None if it
             needs no files but those of its root.
         options: options that the guest's kernel needs in addition to those of every guest.
+        settings: words for the kernel's command line, before those of the user.
         has_systemd: whether the first process is systemd.
         translations: the size of QEMU's buffer for translated code in MiB; see `qemu`.
         patience: how many times as long as another guest this one may take to speak.
@@ -51,6 +52,7 @@ class Userland(Protocol):
     mapped: bool
     files: Mapping[str, str] | None
     options: Sequence[str]
+    settings: Sequence[str]
     has_systemd: bool
     translations: int
     patience: int
@@ -80,6 +82,7 @@ class HostUserland:
         self.mapped = False
         self.files: Mapping[str, str] | None = None
         self.options: Sequence[str] = ()
+        self.settings: Sequence[str] = ()
         self.has_systemd = False
         self.translations = 32
         self.patience = 1
@@ -111,12 +114,13 @@ _SYSTEMD_OPTIONS = (
     "CONFIG_CGROUPS", "CONFIG_INOTIFY_USER", "CONFIG_SIGNALFD", "CONFIG_TIMERFD", "CONFIG_EPOLL",
     "CONFIG_UNIX", "CONFIG_FHANDLE",
 )  # fmt: skip
-_WORDS = (
+_SETTINGS = (
     "systemd.volatile=state",
     f"systemd.machine_id={MACHINE_ID}",
     "systemd.condition_first_boot=no",
     "systemd.getty_auto=no",
     "systemd.show_status=error",  # each character on the serial line costs time
+    "net.ifnames=0",  # the worker may be bringing the network up, by the interface's name
     "TERM=dumb",  # systemd asks no questions of such a terminal, and sends it no control codes
 )
 # Units of no use in a guest, which has no modules, no disks, and nothing that it keeps: without
@@ -130,7 +134,6 @@ _UNUSED_UNITS = (
 _UNUSED_GENERATORS = (
     "factory-reset", "getty", "gpt-auto", "hibernate-resume", "run", "ssh", "system-update",
 )  # fmt: skip
-
 
 _INIT_SCRIPT = f"""\
 mount -a -T {_FILES}/fstab
@@ -158,6 +161,7 @@ _SERVICE_UNIT = """\
 Description=The worker of pyluo, which carries out the host's requests
 DefaultDependencies=no
 RefuseManualStop=yes
+IgnoreOnIsolate=yes
 SurviveFinalKillSignal=yes
 
 [Service]
@@ -170,7 +174,9 @@ StandardError=inherit
 Nice={nice}
 TasksMax=infinity
 """
-_NICE = -15  # or the worker would come last, behind everything that systemd starts; see `service`
+_NICE = (
+    -15
+)  # or the worker would come last, behind everything that systemd starts; see `run_worker`
 
 
 class RootUserland:
@@ -189,6 +195,7 @@ class RootUserland:
         self.root = root.folder
         self.mapped = root.owned
         self.options: Sequence[str] = _SYSTEMD_OPTIONS
+        self.settings: Sequence[str] = _SETTINGS
         self.has_systemd = True
         # systemd and what it starts is more code. Until all has started, QEMU takes 30 s of CPU
         # time with 32 MiB, and 21 s with 128 MiB.
@@ -196,7 +203,7 @@ class RootUserland:
         self.patience = 3
         self._network = network
         written = dict.fromkeys(_UNUSED_UNITS, "")
-        written |= {SERVICE: self._service(), **_enable(SERVICE, ["sysinit.target"])}
+        written |= {_SERVICE: self._service(), **_enable(_SERVICE, ["sysinit.target"])}
         for name, text in units.items():
             written |= {name: text, **_enable(name, _wanted_by(name, text))}
         files = {_SCRIPT: _INIT_SCRIPT, "fstab": _MOUNTED}
@@ -207,7 +214,7 @@ class RootUserland:
 
     def words(self) -> list[str]:
         """Return the words that start a shell, which runs the script, which starts systemd."""
-        return [*_WORDS, "init=/bin/sh", "--", "-c", _START]
+        return ["init=/bin/sh", "--", "-c", _START]
 
     def path(self, path: str) -> str:
         """Return the path below the folder where the host's files are."""

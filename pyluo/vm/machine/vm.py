@@ -637,6 +637,7 @@ class VM:
                 _FIXED,
                 needs(kernel).words,
                 _ALL_TRACES if self._cpus > 1 else "",
+                *self._userland.settings,
                 append,
                 *(f'"{word}"' if " " in word else word for word in words),
             ]

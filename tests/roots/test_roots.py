@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -67,15 +68,42 @@ def test_what_a_folder_lacks_is_told_by_the_packages_that_have_it(root: Path) ->
         Root.find(root)
 
 
-def test_the_versions_of_a_root_are_remembered_until_an_update_or_a_change_of_its_description(
+def test_a_root_is_remembered_until_an_update_or_a_change_of_its_description(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    answers = iter([VERSIONS, VERSIONS | {"systemd": "263-1"}, {"systemd": "263-1"}])
+    newer = VERSIONS | {"systemd": "263-1"}
+    answers = iter([VERSIONS, newer, newer])
     monkeypatch.setattr(build, "_resolve", lambda _: next(answers))
-    chosen = [build.choose(SPEC, update=update)["systemd"] for update in (False, False, True)]
-    assert chosen == ["262.1-1", "262.1-1", "263-1"]
-    less = RootSpec("r", ("sid",), ("systemd",))
-    assert build.choose(less, update=False) == {"systemd": "263-1"}
+    monkeypatch.setattr(build, "_check_tools", lambda: None)
+    folders = [build._folder(SPEC, versions) for versions in (VERSIONS, newer)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    found = [build.build(SPEC, update=update) for update in (False, False, True, False)]
+    assert found == [folders[0], folders[0], folders[1], folders[1]]
+    assert build.build(dataclasses.replace(SPEC, packages=("systemd",)), update=False) == folders[1]
+    folders[1].rmdir()
+    with pytest.raises(StopIteration):  # it asks again, as the folder that it remembers is gone
+        build.build(SPEC, update=False)
+
+
+def test_the_versions_in_a_root_make_its_name_in_the_cache(tmp_path: Path) -> None:
+    status = tmp_path / "var/lib/dpkg/status"
+    status.parent.mkdir(parents=True)
+    status.write_text(
+        "Package: systemd\nStatus: install ok installed\nVersion: 262.1-1\n\n"
+        "Package: gone\nStatus: deinstall ok config-files\nVersion: 1\n\n"
+        "Package: python3\nStatus: install ok installed\nVersion: 3.14.8-1\n"
+    )
+    versions = build._read_installed(tmp_path)
+    assert versions == VERSIONS
+    assert build._folder(SPEC, versions) == build._folder(SPEC, dict(reversed(VERSIONS.items())))
+    assert build._folder(SPEC, versions) != build._folder(SPEC, {"systemd": "262.1-1"})
+
+
+def test_what_is_missing_to_make_a_root_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(HarnessError, match="needs mmdebstrap"):
+        build.build(SPEC, update=False)
 
 
 def test_what_apt_would_install_is_read_from_a_simulation() -> None:
@@ -85,17 +113,6 @@ def test_what_apt_would_install_is_read_from_a_simulation() -> None:
         "Conf libc6 (2.43-7 Debian:unstable [amd64])\n"
     )
     assert dict(build._INSTALLED.findall(said)) == {"libc6": "2.43-7", "base-files": "14.3"}
-
-
-def test_a_root_is_found_in_the_cache_by_the_versions_of_its_packages(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kept = cache / "roots" / build._key(SPEC, VERSIONS)
-    kept.mkdir(parents=True)
-    monkeypatch.setenv("PATH", "")  # nothing can be made
-    assert build.build(SPEC, dict(reversed(VERSIONS.items()))) == kept
-    with pytest.raises(HarnessError, match="needs mmdebstrap"):
-        build.build(SPEC, VERSIONS | {"systemd": "263-1"})
 
 
 def test_units_are_wanted_by_what_their_install_section_says(root: Path) -> None:

@@ -22,11 +22,11 @@ from pyluo.vm.errors import HarnessError
 from pyluo.vm.packages import how_to_install
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from pyluo.vm.roots.catalogue import RootSpec
 
-__all__ = ["MACHINE_ID", "build", "choose"]
+__all__ = ["MACHINE_ID", "build"]
 
 MACHINE_ID = "70796c756f2067756573742070796c75"  # "pyluo guest pylu": no machine's, and always one
 
@@ -36,6 +36,10 @@ _TOOL = "mmdebstrap"
 # Unless root runs it, mmdebstrap needs one of the commands that give a user further ids.
 _ID_TOOL, _ID_PACKAGE = "newuidmap", "uidmap"
 _INSTALLED = re.compile(r"^Inst (\S+) (?:\[\S+\] )?\((\S+) ", re.MULTILINE)
+# apt counts itself among the essential packages, and mmdebstrap does not.
+_ESSENTIAL = "?and(?essential,?not(?exact-name(apt)))"
+_FIELD = re.compile(r"^(Package|Status|Version): (.*)$", re.MULTILINE)
+_IS_INSTALLED = "install ok installed"
 # What apt and dpkg print of a package: fetched, unpacked, configured.
 _STEP = re.compile(r"(Get:|Unpacking |Setting up )")
 _STEPS = 3
@@ -56,64 +60,90 @@ _OPTIONS = (
 )
 
 
-def choose(spec: RootSpec, *, update: bool) -> dict[str, str]:
-    """Return the versions of all packages of a root, by their names.
-
-    The versions are saved, so that later runs choose the same root and need no network.
-
-    Args:
-        spec: the description of the root.
-        update: whether to ask the archive even if the versions are saved.
-
-    Raises:
-        HarnessError: the archive cannot be read, or lacks a package.
-    """
-    wanted = [*spec.suites, *spec.packages]
-    file = cache.folder() / f"root-{spec.name}.json"
-    versions = None if update else _read_versions(file, wanted)
-    if versions is None:
-        with apt.lock():
-            versions = _resolve(spec)
-        cache.write(file, json.dumps({"wanted": wanted, "versions": versions}))
-    return versions
-
-
-def build(spec: RootSpec, versions: dict[str, str]) -> Path:
+def build(spec: RootSpec, *, update: bool) -> Path:
     """Return the folder of a root, and make the root first unless the cache has it.
+
+    The versions of its packages are saved, so that later runs find the same root and need no
+    network.
 
     Only one root is made at a time; other processes wait, and then look in the cache again. What an
     interrupted build leaves is never mistaken for a root.
 
     Args:
         spec: the description of the root.
-        versions: what `choose` returned for it.
+        update: whether to ask the archive for newer versions even if the cache has a root.
 
     Raises:
-        HarnessError: mmdebstrap is missing, the disk is full, or the root could not be made.
+        HarnessError: the archive cannot be read or lacks a package, mmdebstrap is missing, the disk
+            is full, or the root could not be made.
     """
-    roots = cache.folder() / "roots"
-    target = roots / _key(spec, versions)
-    if target.exists():
-        return target
+    if not update and (found := _find_saved(spec)):
+        return found
     _check_tools()
     with cache.lock("roots", lambda: progress.say("waiting for another build of a root to end")):
-        if target.exists():
-            return target
-        # Files that are set-uid belong to whoever makes the root: nobody else may reach them.
-        roots.mkdir(mode=0o700, exist_ok=True)
-        for leftover in roots.glob(".building-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
-        _check_space(roots)
-        with tempfile.TemporaryDirectory(prefix=".building-", dir=roots) as scratch:
-            result = Path(scratch, "root")
-            result.mkdir(mode=0o755)
-            progress.say(f"making the root {spec.name} of {len(versions)} packages, which is kept")
-            _make(spec, versions, result)
+        if not update and (found := _find_saved(spec)):
+            return found
+        with apt.lock():
+            versions = _resolve(spec)
+        if not _folder(spec, versions).exists():
+            versions = _make(spec, len(versions))
+        wanted = [*spec.suites, *spec.packages]
+        cache.write(_saved(spec), json.dumps({"wanted": wanted, "versions": versions}))
+        return _folder(spec, versions)
+
+
+def _find_saved(spec: RootSpec) -> Path | None:
+    """Return the folder of the root that an earlier run made or found.
+
+    The result is None if there is no such folder, or if roots.toml has changed since.
+    """
+    try:
+        saved = json.loads(_saved(spec).read_text())
+        folder = _folder(spec, dict(saved["versions"]))
+        same = saved["wanted"] == [*spec.suites, *spec.packages]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return folder if same and folder.exists() else None
+
+
+def _saved(spec: RootSpec) -> Path:
+    return cache.folder() / f"root-{spec.name}.json"
+
+
+def _folder(spec: RootSpec, versions: dict[str, str]) -> Path:
+    parts = [spec.suites, sorted(versions.items()), _OPTIONS, _OMITTED]
+    return _roots() / hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def _roots() -> Path:
+    return cache.folder() / "roots"
+
+
+def _make(spec: RootSpec, count: int) -> dict[str, str]:
+    """Make a root in the cache, and return the versions of the packages in it, by their names.
+
+    Args:
+        spec: the description of the root.
+        count: about how many packages there will be.
+    """
+    # Files that are set-uid belong to whoever makes the root: nobody else may reach them.
+    _roots().mkdir(mode=0o700, exist_ok=True)
+    for leftover in _roots().glob(".building-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    _check_space(_roots())
+    with tempfile.TemporaryDirectory(prefix=".building-", dir=_roots()) as scratch:
+        result = Path(scratch, "root")
+        result.mkdir(mode=0o755)
+        progress.say(f"making the root {spec.name} of {count} packages; the cache keeps it")
+        _unpack(spec, count, result)
+        versions = _read_installed(result)
+        target = _folder(spec, versions)
+        if not target.exists():  # unless the archive has just changed
             result.rename(target)
-    return target
+    return versions
 
 
-def _make(spec: RootSpec, versions: dict[str, str], result: Path) -> None:
+def _unpack(spec: RootSpec, count: int, result: Path) -> None:
     command = [_TOOL, *_OPTIONS, "--verbose"]
     # Not in a file: mmdebstrap reads that as another user, unless it is run by root.
     command += [f"--aptopt={setting}" for setting in _system_settings()]
@@ -123,7 +153,7 @@ def _make(spec: RootSpec, versions: dict[str, str], result: Path) -> None:
     unpacking = ["tar", "--extract", "--file=-", f"--directory={result}", "--preserve-permissions"]
     unpacking += ["--numeric-owner", *(f"--exclude={each}" for each in _OMITTED)]
     with (
-        progress.bar(f"making {spec.name}", _STEPS * len(versions)) as move_bar,
+        progress.bar(f"making {spec.name}", _STEPS * count) as move_bar,
         _running(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as making,
         _running(unpacking, stdin=making.stdout, stderr=subprocess.PIPE) as unpacked,
     ):
@@ -181,7 +211,7 @@ def _resolve(spec: RootSpec) -> dict[str, str]:
     with tempfile.NamedTemporaryFile(prefix="pyluo-status-") as nothing_installed:
         said = apt.run(
             "apt-get", "install", "--simulate", "--no-install-recommends",
-            "-o", f"Dir::State::status={nothing_installed.name}", "?essential", *spec.packages,
+            "-o", f"Dir::State::status={nothing_installed.name}", _ESSENTIAL, *spec.packages,
         )  # fmt: skip
     return dict(_INSTALLED.findall(said))
 
@@ -195,18 +225,13 @@ def _system_settings() -> list[str]:
     return [line for line in said.splitlines() if not line.startswith("Acquire::IndexTargets")]
 
 
-def _read_versions(file: Path, wanted: Sequence[str]) -> dict[str, str] | None:
-    """Return the versions that `choose` saved; None if roots.toml has changed since, or never."""
-    try:
-        saved = json.loads(file.read_text())
-        return dict(saved["versions"]) if saved["wanted"] == list(wanted) else None
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-
-
-def _key(spec: RootSpec, versions: dict[str, str]) -> str:
-    parts = [spec.suites, sorted(versions.items()), _OPTIONS, _OMITTED]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+def _read_installed(root: Path) -> dict[str, str]:
+    """Return the versions of the packages in a root, by their names."""
+    paragraphs = (root / "var/lib/dpkg/status").read_text().split("\n\n")
+    fields = [dict(_FIELD.findall(paragraph)) for paragraph in paragraphs]
+    return {
+        each["Package"]: each["Version"] for each in fields if each.get("Status") == _IS_INSTALLED
+    }
 
 
 def _check_tools() -> None:

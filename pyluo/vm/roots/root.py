@@ -80,8 +80,7 @@ class Root:
         known = catalogue()
         if name not in known:
             raise HarnessError(f"there is no root {name!r}", f"name one of {', '.join(known)}")
-        spec = known[name]
-        return cls(name, build.build(spec, build.choose(spec, update=update)))._check()
+        return cls(name, build.build(known[name], update=update))._check()
 
     @staticmethod
     def host_path(path: str | os.PathLike[str]) -> str:

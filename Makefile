@@ -5,7 +5,7 @@
 #              `debug`, which it builds, for hours: see SOAK_* below
 # make bench   measure times, as ratios of one another: see BENCH_ROUNDS below
 # make lint    run ruff, mypy and import-linter
-# make clean   remove what the other targets made here; the kernels in the cache stay
+# make clean   remove what the other targets made here; the kernels and roots in the cache stay
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -14,10 +14,11 @@ BIN := .venv/bin
 unexport PYTHONDONTWRITEBYTECODE
 
 # What a Debian 12 or 13 with only git, make and python3 needs to build the extension, to fetch and
-# build kernels and their selftests, and to run them. The first ones are for `make check` as well.
+# build kernels, their selftests and roots, and to run them. The first ones are for `make check` as well.
 CHECK_PACKAGES := python3-venv python3-dev gcc libc6-dev make bc bison flex libelf-dev lz4 perl \
 	rsync xz-utils
-PACKAGES := $(CHECK_PACKAGES) debian-archive-keyring libcap-dev qemu-system-x86 kexec-tools
+PACKAGES := $(CHECK_PACKAGES) debian-archive-keyring libcap-dev qemu-system-x86 kexec-tools \
+	mmdebstrap uidmap
 
 # The length of a soak: live updates of one store, steps of each state machine, rounds of crashes.
 SOAK_HOPS ?= 500
@@ -41,6 +42,7 @@ check: lint
 
 test: packages check
 	$(BIN)/pyluo vm kernel build stable previous selftest
+	$(BIN)/pyluo vm root build sid
 	$(BIN)/pytest -n auto --dist worksteal --durations 20 --ignore $(DEBUG_TESTS) vm-tests
 
 soak: packages $(BIN)/.dev

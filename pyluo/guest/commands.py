@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import os
-from typing import BinaryIO
+import signal
+from contextlib import suppress
+from typing import TYPE_CHECKING, BinaryIO
 
 from pyluo.kernel_log import KernelLog
 
-__all__ = ["PATH", "dmesg", "find_program", "log_warning", "run"]
+if TYPE_CHECKING:
+    from typing import NoReturn
 
+__all__ = [
+    "PATH",
+    "dmesg",
+    "find_program",
+    "jump_by_systemctl",
+    "log_warning",
+    "run",
+    "show_warnings",
+]
+
+_SYSTEMCTL_TIMEOUT = 60.0  # seconds
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """The PATH of programs in a guest."""
@@ -67,6 +81,31 @@ def log_warning(text: str) -> None:
     """Write a line to the kernel's log, at the log level of warnings."""
     with open("/dev/kmsg", "w") as log:
         log.write(f"<4>{text}\n")
+
+
+def show_warnings() -> None:
+    """Let the kernel's warnings appear on the console, where the host needs them.
+
+    The guest may have booted with `quiet`. A kernel without CONFIG_SYSCTL has no such setting.
+    """
+    with suppress(FileNotFoundError), open("/proc/sys/kernel/printk", "r+b", buffering=0) as levels:
+        if int(levels.read().split()[0]) < 6:
+            levels.seek(0)
+            levels.write(b"6")
+
+
+def jump_by_systemctl() -> NoReturn:
+    """Have systemd stop the services and jump to the loaded kernel; this does not return.
+
+    Raises:
+        RuntimeError: systemd refused.
+    """
+    # It returns when systemd has begun; this process may live until the jump.
+    status, _, complaint = run(["systemctl", "kexec"], "/", _SYSTEMCTL_TIMEOUT)
+    if status:
+        raise RuntimeError(f"systemctl kexec failed ({complaint.decode(errors='replace').strip()})")
+    while True:
+        signal.pause()
 
 
 def dmesg() -> str:

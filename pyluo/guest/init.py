@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import suppress
 
 # Because of -S, neither pyluo nor cffi is importable yet. Their folders come last: if they came
 # before the standard library, each import from it would first search them, over 9p.
@@ -23,12 +22,7 @@ from pyluo.guest.heartbeat import Heartbeat
 # The kernel does not set PATH for init; the worker needs it to find programs.
 os.environ["PATH"] = commands.PATH
 mounts.mount_all()
-# The guest may have booted with `quiet`, but from now on the host needs the kernel's warnings on
-# the console. A kernel without CONFIG_SYSCTL does not have this file.
-with suppress(FileNotFoundError), open("/proc/sys/kernel/printk", "r+b", buffering=0) as levels:
-    if int(levels.read().split()[0]) < 6:
-        levels.seek(0)
-        levels.write(b"6")
+commands.show_warnings()
 child = os.fork()
 if not child:
     worker.run_worker()

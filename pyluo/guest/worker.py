@@ -8,11 +8,12 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from pyluo import kexec
-from pyluo.guest import port, wire
+from pyluo.guest import commands, port, wire
 from pyluo.guest.host_files import HostFiles
 from pyluo.kernel_log import KernelLog
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from importlib.machinery import ModuleSpec
 
 __all__ = ["run_worker"]
@@ -62,11 +63,13 @@ class Worker:
     Args:
         channel: the port to the host.
         boot_id: the boot id of this life.
+        own_path: the folders in which to look for modules before those that a request names.
     """
 
-    def __init__(self, channel: port.Port, boot_id: str) -> None:
+    def __init__(self, channel: port.Port, boot_id: str, own_path: Sequence[str]) -> None:
         self._channel = channel
         self._boot_id = boot_id
+        self._own_path = own_path
         self._held: dict[int, Any] = {}
         self._numbers = count(1)
         self._files = HostFiles()
@@ -104,7 +107,7 @@ class Worker:
 
     def do_call(self, request: wire.Message) -> Any:
         """Run the requested function, and return its result."""
-        sys.path[:] = request["path"]
+        sys.path[:] = [*self._own_path, *request["path"]]
         self._finder.packages = request["packages"]
         function = _find_function(request["function"], request["file"])
         arguments = wire.decode(request["arguments"], self._find_held)
@@ -129,6 +132,9 @@ class Worker:
         # that loses what was preserved.
         kexec.load(request["image"], cmdline=request["cmdline"], handover=False)
         port.mark("loaded")
+        if request["by_systemctl"]:
+            port.mark("systemctl called")
+            commands.jump_by_systemctl()
         os.sync()
         port.mark("reboot called")
         kexec.reboot(sync=False, trust_image=True)
@@ -185,8 +191,12 @@ def _bring_up_network() -> str:
     return ""
 
 
-def run_worker() -> None:
-    """Tell the host that the worker is up, and answer requests until the machine is gone."""
+def run_worker(own_path: Sequence[str] = ()) -> None:
+    """Tell the host that the worker is up, and answer requests until the machine is gone.
+
+    Args:
+        own_path: the folders in which to look for modules before those that a request names.
+    """
     channel = port.Port.find()
     port.set_mark_port(channel)
     problem = _bring_up_network() if os.environ.get("PYLUO_NETWORK") else ""
@@ -194,4 +204,5 @@ def run_worker() -> None:
         boot_id = file.read().strip()
     hello = {"boot_id": boot_id, "release": os.uname().release, "updates": KernelLog().updates}
     channel.send_first({"hello": hello | {"problem": problem}})
-    Worker(channel, boot_id).serve()
+    os.setpriority(os.PRIO_PROCESS, 0, 0)  # the start may have been urgent, what follows is not
+    Worker(channel, boot_id, own_path).serve()

@@ -363,8 +363,9 @@ def _answer(connection: socket.socket, files: dict[str, int]) -> bool:
         _replace(files, label, -1)
     elif request == "list":
         result, sent = list(files), list(files.values())
-    socket.send_fds(connection, [pickle.dumps(result)], sent)
-    return request != "list"
+    with suppress(OSError):  # the client may have ended
+        socket.send_fds(connection, [pickle.dumps(result)], sent)
+    return bool(request != "list")
 
 
 def _replace(files: dict[str, int], label: str, fd: int) -> None:

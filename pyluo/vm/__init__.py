@@ -1,12 +1,12 @@
-"""The harness: builds kernels, boots them in QEMU guests, and live-updates the guests.
+"""The harness: builds kernels and roots, boots them in QEMU guests, and live-updates the guests.
 
 In this package, a *jump* is the kexec of a live update: the old kernel starts the new one. A *life*
 is one boot of a guest: it begins with the cold boot or with a jump, and ends with the next jump. A
 guest has *spoken*, or is up, when the worker in it (`pyluo.guest.worker`) has sent its first
 message of this life.
 
-The packages are `kernels`, `machine`, `results`, `run`, `terminal` and `pytest`. A package may
-import the packages named before it, and none of those named after it.
+The packages are `kernels`, `roots`, `machine`, `results`, `run`, `terminal` and `pytest`. A package
+may import the packages named before it, and none of those named after it.
 
 The names in `__all__` are imported when they are first used, because pytest imports this package in
 every run, whether or not a test needs a guest.
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pyluo.vm.machine.lives import Life
     from pyluo.vm.machine.timeline import Event, Timeline
     from pyluo.vm.machine.vm import VM
+    from pyluo.vm.roots.root import Root
 
 __all__ = [
     "VM",
@@ -46,6 +47,7 @@ __all__ = [
     "Kernel",
     "KernelComplaint",
     "Life",
+    "Root",
     "Timeline",
 ]
 
@@ -62,6 +64,7 @@ _MODULES = {
     "Kernel": "pyluo.vm.kernels.kernel",
     "KernelComplaint": "pyluo.vm.errors",
     "Life": "pyluo.vm.machine.lives",
+    "Root": "pyluo.vm.roots.root",
     "Timeline": "pyluo.vm.machine.timeline",
 }
 

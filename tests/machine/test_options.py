@@ -21,6 +21,7 @@ GUESTS = st.builds(
     cpus=st.integers(1, 64),
     device=st.lists(TEXT).map(tuple),
     network=st.booleans(),
+    root=st.none() | TEXT,
     accel=st.sampled_from([None, "kvm", "tcg"]),
     append=st.text(st.characters(exclude_categories=["Cs", "Cc"])),
     boot_timeout=st.none() | st.floats(0.001, 1e6).map(lambda number: round(number, 3)),
@@ -67,8 +68,8 @@ def test_pytest_has_every_option_of_a_guest(pytester: pytest.Pytester) -> None:
             guest = GuestOptions.of(pytestconfig.option, "pyluo_")
             assert guest == GuestOptions(
                 kernel="a", to="b", config=("CONFIG_A=y", "f"), memory=2 << 30, cpus=2,
-                device=("edu",), network=True, accel="tcg", append="x y", boot_timeout=1.5,
-                vmcores="d",
+                device=("edu",), network=True, root="sid", accel="tcg", append="x y",
+                boot_timeout=1.5, vmcores="d",
             )
             assert hops == 7
         """
@@ -76,6 +77,7 @@ def test_pytest_has_every_option_of_a_guest(pytester: pytest.Pytester) -> None:
     words = [
         "--pyluo-kernel=a", "--pyluo-to=b", "--pyluo-config=CONFIG_A=y", "--pyluo-config=f",
         "--pyluo-memory=2G", "--pyluo-cpus=2", "--pyluo-device=edu", "--pyluo-network",
+        "--pyluo-root=sid",
         "--pyluo-accel=tcg", "--pyluo-append=x y", "--pyluo-boot-timeout=1.5",
         "--pyluo-vmcores=d", "--pyluo-hops=7",
     ]  # fmt: skip

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MODULES = [
     importlib.import_module(info.name)
     for info in pkgutil.walk_packages(pyluo.__path__, "pyluo.")
-    if not info.name.endswith(("._ffi", ".__main__", ".guest.init"))
+    if not info.name.endswith(("._ffi", ".__main__", ".guest.init", ".guest.service"))
 ]
 PUBLIC = sorted(
     {

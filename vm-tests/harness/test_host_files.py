@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness import guest_host_files
-from pyluo.vm.kernels import cache
+from pyluo.vm import cache
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

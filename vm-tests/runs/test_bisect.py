@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from deaths.provocations import make_endless_loop
 
-from pyluo.vm import Kernel
-from pyluo.vm.kernels import cache
+from pyluo.vm import Kernel, cache
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -50,7 +50,7 @@ def fill(store: OutgoingStore, files: int) -> None:
             store.add(str(number), file, requires=requires, meta=meta)
 
 
-def holders() -> list[str | None]:
+def holders() -> list[str]:
     return sorted(str(each.session) for each in open_sessions() if each.command == "pyluo-holder")
 
 

@@ -1,4 +1,4 @@
-"""`pyluo vm`: build kernels, and run and live-update guests.
+"""`pyluo vm`: build kernels and roots, and run and live-update guests.
 
 Each of its actions is a module of this package.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pyluo.cli.vm import bisect, kernel, live_update, matrix, run, selftests, shell
+from pyluo.cli.vm import bisect, kernel, live_update, matrix, root, run, selftests, shell
 
 if TYPE_CHECKING:
     from pyluo.cli.parsers import Subparsers
@@ -17,7 +17,7 @@ __all__ = ["add_parser"]
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the `vm` command and its actions."""
-    parser = subparsers.add_parser("vm", help="build kernels, and run and live-update guests")
+    parser = subparsers.add_parser("vm", help="build kernels and roots, and live-update guests")
     actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
-    for action in (kernel, run, shell, live_update, selftests, matrix, bisect):
+    for action in (kernel, root, run, shell, live_update, selftests, matrix, bisect):
         action.add_parser(actions)

@@ -21,7 +21,8 @@ __all__ = ["add_parser"]
 def add_parser(subparsers: Subparsers) -> None:
     """Add the `selftests` action."""
     tests = subparsers.add_parser("selftests", help="run the kernel's own selftests")
-    options.add(tests.add_argument)
+    # Their programs are linked with the host's libraries.
+    options.add(tests.add_argument, without=["root"])
     tests.set_defaults(kernel=None)  # each suite has its own default kernel
     program.add_timeout(tests)
     tests.add_argument(

@@ -19,10 +19,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from pyluo.vm import progress
+from pyluo.vm import cache, progress
 from pyluo.vm.cores import usable_cores
 from pyluo.vm.errors import HarnessError
-from pyluo.vm.kernels import cache, objects
+from pyluo.vm.kernels import objects
 from pyluo.vm.kernels.kconfig import Fragment, Setting, find_unmet, merge
 from pyluo.vm.packages import how_to_install
 

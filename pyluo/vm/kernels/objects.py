@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pyluo.vm import cache
 from pyluo.vm.errors import HarnessError
-from pyluo.vm.kernels import cache
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,8 +11,9 @@ import subprocess
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from pyluo.vm import cache
 from pyluo.vm.errors import HarnessError
-from pyluo.vm.kernels import cache, debian
+from pyluo.vm.kernels import debian
 from pyluo.vm.kernels.catalogue import KernelSpec, Series, suites
 from pyluo.vm.kernels.debian import SourcePackage
 

@@ -153,7 +153,7 @@ class Guest:
             return await self.watch.wait_for(answer, timeout, Death.HANG, what)
 
     async def jump(
-        self, image: str, cmdline: str, kernel: Kernel, timeout: float
+        self, image: str, cmdline: str, kernel: Kernel, timeout: float, *, by_systemctl: bool
     ) -> wire.Message | None:
         """Live-update the guest.
 
@@ -162,6 +162,7 @@ class Guest:
             cmdline: the next kernel's command line.
             kernel: the next kernel.
             timeout: seconds after which a guest that has not spoken counts as dead.
+            by_systemctl: whether systemd jumps, after it has stopped the services.
 
         Returns:
             None if the guest jumped; the worker's answer if the guest could not jump and runs on.
@@ -179,7 +180,8 @@ class Guest:
             self.lives.begin_jump(kernel)
             landed = False
             try:
-                answer = await self._send({"do": "jump", "image": image, "cmdline": cmdline})
+                request = {"do": "jump", "image": image, "cmdline": cmdline}
+                answer = await self._send({**request, "by_systemctl": by_systemctl})
                 first = asyncio.ensure_future(_first(answer, self._hello))
                 await self.watch.wait_for(
                     first, timeout, Death.LANDING, "no word from the next kernel"

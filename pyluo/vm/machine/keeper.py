@@ -1,6 +1,6 @@
 """The keeper: a process that runs one QEMU, and kills it and cleans up when the harness ends.
 
-The keeper is run as a script, with -S: `keeper.py FOLDER ALIVE STATUS COMMAND...`.
+The keeper is run as a script, with -S: `keeper.py FOLDER ALIVE STATUS TEXTS COMMAND...`.
 
 * FOLDER is the folder for QEMU's files. The keeper creates and removes it, so that there is never a
   folder that no process would remove.
@@ -9,6 +9,8 @@ The keeper is run as a script, with -S: `keeper.py FOLDER ALIVE STATUS COMMAND..
 * STATUS is the descriptor of a pipe to the harness. The keeper writes a line with QEMU's process
   id, and later a line with QEMU's exit status. If the folder cannot be created, it writes a line
   with the error instead.
+* TEXTS is the descriptor of a file with the texts of files, by their paths, in JSON: the keeper
+  writes these files below `files` in the folder. It is -1 if there are none.
 * COMMAND is QEMU's command line.
 
 The harness does not start QEMU itself with a parent-death signal, because that would kill QEMU when
@@ -25,9 +27,10 @@ import sys
 from contextlib import suppress
 
 MESSAGES = "qemu.log"  # the name of the file in the folder that contains QEMU's own messages
+FILES = "files"  # the name of the folder in the folder that contains the files for the guest
 
 
-def main(folder: str, alive: int, status: int, command: list[str]) -> None:
+def main(folder: str, alive: int, status: int, texts: int, command: list[str]) -> None:
     """Run the command until it ends or the harness ends, and clean up when the harness ends."""
     try:
         os.mkdir(folder, 0o700)
@@ -35,6 +38,8 @@ def main(folder: str, alive: int, status: int, command: list[str]) -> None:
         _report(status, error)
         return
     try:
+        if texts >= 0:
+            _write_files(os.path.join(folder, FILES), texts)
         _redirect_output(os.path.join(folder, MESSAGES))
     except OSError as error:
         _report(status, error)
@@ -60,6 +65,18 @@ def main(folder: str, alive: int, status: int, command: list[str]) -> None:
     os.close(status)
     os.read(alive, 1)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_files(folder: str, texts: int) -> None:
+    """Write the files whose texts are in a file in JSON, and close that file."""
+    import json  # here, because most guests need none of this
+
+    with open(texts) as file:
+        for name, text in json.load(file).items():
+            path = os.path.join(folder, name)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, "w") as written:
+                written.write(text)
 
 
 def _redirect_output(path: str) -> None:
@@ -92,4 +109,4 @@ def _report(status: int, what: object) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5:])

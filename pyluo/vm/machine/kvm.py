@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from pyluo.vm.kernels import cache
+from pyluo.vm import cache
 
 __all__ = ["Result", "distrust", "probe", "prove"]
 

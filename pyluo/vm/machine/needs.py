@@ -68,7 +68,9 @@ _OVERLAID = ("/tmp/", "/var/tmp/")  # see `pyluo.guest.mounts`
 _NO_ROOT = ("VFS: Cannot open root device", "VFS: Unable to mount root fs")
 
 
-def check_options(kernel: Kernel, *, network: bool, folders: Sequence[str] = ()) -> None:
+def check_options(
+    kernel: Kernel, *, network: bool, folders: Sequence[str] = (), more: Sequence[str] = ()
+) -> None:
     """Check that a kernel can run a guest; nothing is known if its configuration is not known.
 
     Args:
@@ -76,6 +78,7 @@ def check_options(kernel: Kernel, *, network: bool, folders: Sequence[str] = ())
         network: whether the guest has a network interface.
         folders: the folders from which the guest imports modules. Without overlayfs, the guest's
             own /tmp hides those of the host in it.
+        more: further options that the guest needs.
 
     Raises:
         HarnessError: the kernel lacks options, or has them as modules.
@@ -83,7 +86,7 @@ def check_options(kernel: Kernel, *, network: bool, folders: Sequence[str] = ())
     if kernel.config is None:
         return
     hidden = any(f"{folder}/".startswith(_OVERLAID) for folder in folders)
-    wanted = _OPTIONS + (_NETWORK if network else ()) + (_OVERLAY if hidden else ())
+    wanted = [*_OPTIONS, *more, *(_NETWORK if network else ()), *(_OVERLAY if hidden else ())]
     if missing := [option for option in wanted if not kernel.has(option)]:
         raise HarnessError(
             f"the kernel {kernel.name} cannot run a guest: it lacks {', '.join(missing)}",

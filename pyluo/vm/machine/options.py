@@ -79,6 +79,11 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "action": "store_true",
         "help": "give guests a network interface, and bring it and the loopback up",
     },
+    "root": {
+        "metavar": "ROOT",
+        "help": "another root for guests than the host's: a name in roots.toml, or the path of a "
+        "folder with an operating system; its systemd is the first process",
+    },
     "accel": {
         "choices": ["kvm", "tcg"],
         "help": "what runs the guest (default: kvm if it works, else tcg)",
@@ -92,7 +97,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "type": seconds,
         "metavar": "S",
         "help": "seconds within which a guest must be up, after the boot and after each jump "
-        "(default: 60; 360 for a kernel with KASAN)",
+        "(default: 60; 360 for a kernel with KASAN; three times as long with another root)",
     },
     "vmcores": {
         "metavar": "DIR",
@@ -133,6 +138,7 @@ class GuestOptions:
         cpus: the number of CPUs.
         device: values of further ``-device`` options.
         network: whether the guest has a network interface.
+        root: the name or the path of the root; None for the host's.
         accel: kvm or tcg; None for KVM if it works.
         append: more words for the kernel's command line.
         boot_timeout: seconds after a boot or a jump within which the guest must have spoken; None
@@ -147,6 +153,7 @@ class GuestOptions:
     cpus: int
     device: tuple[str, ...]
     network: bool
+    root: str | None
     accel: str | None
     append: str
     boot_timeout: float | None
@@ -240,6 +247,7 @@ class GuestOptions:
             devices=self.device,
             append=self.append,
             network=self.network,
+            root=self.root,
             accelerator=Accelerator(self.accel) if self.accel else None,
             boot_timeout=self.boot_timeout,
             vmcores=self.vmcores,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import json
 import os
 import platform
 import secrets
@@ -15,6 +16,7 @@ import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pyluo.guest import port
 from pyluo.vm.errors import HarnessError
@@ -22,21 +24,14 @@ from pyluo.vm.machine import keeper
 from pyluo.vm.machine.accelerator import Accelerator
 from pyluo.vm.packages import how_to_install
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 __all__ = ["BINARY", "Machine", "QemuProcess", "find_binary"]
 
 BINARY = "qemu-system-x86_64"
 _CHANNELS = ("control", "heart", "terminal", "qmp")
 _CONSOLE_BUFFER = 1 << 20  # bytes, the most that Linux allows an unprivileged user
-_PROCESSOR = {
-    # intel-iommu can remap interrupts only with the split irqchip.
-    Accelerator.KVM: ["-machine", "q35,kernel-irqchip=split", "-accel", "kvm", "-cpu", "host"],
-    # After a jump, QEMU still has translations of every page that contained code, and each store to
-    # such a page takes the slow path. A jump took 3.5 to 8 s with QEMU 7.2's default translation
-    # buffer of 1 GiB, and 2.5 s with 32 MiB, because QEMU flushes a buffer of that size about once
-    # in each life. Without ERMS the kernel clears pages eight bytes at a time instead of one, which
-    # saves a tenth of a jump.
-    Accelerator.TCG: ["-machine", "q35", "-accel", "tcg,tb-size=32", "-cpu", "max,erms=off"],
-}
 
 
 def find_binary() -> str:
@@ -74,6 +69,12 @@ class Machine:
         cpus: the number of CPUs.
         devices: values of further ``-device`` options.
         network: whether the guest has a network interface; only QEMU itself can be reached over it.
+        root: the folder that is the guest's root.
+        mapped: whether QEMU takes the user for root, so that the user's own files are root's in the
+            guest.
+        translations: the size of QEMU's buffer for translated code in MiB, if it emulates the CPU.
+        files: the texts of the files in a share `pyluo` of the guest, by their paths, if it has
+            that share, and another one `host` with the host's files; else None.
     """
 
     image: Path
@@ -83,12 +84,16 @@ class Machine:
     cpus: int
     devices: tuple[str, ...]
     network: bool
+    root: Path
+    mapped: bool
+    translations: int
+    files: Mapping[str, str] | None
 
     def options(self) -> list[str]:
         """Return QEMU's options for the machine, except the options that connect its channels."""
         options = [
             "-nodefaults", "-no-user-config", "-display", "none",
-            *_PROCESSOR[self.accelerator],
+            *_processor(self.accelerator, self.translations),
             "-m", f"size={self.memory >> 10}K",
             "-smp", str(self.cpus),
             "-kernel", os.fspath(self.image),
@@ -100,8 +105,7 @@ class Machine:
             # A kernel with CONFIG_FW_CFG_SYSFS tells this device where its data is, and QEMU adds
             # that to dumps, for drgn.
             "-device", "vmcoreinfo",
-            "-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap",
-            "-device", "virtio-9p-pci,fsdev=root,mount_tag=/dev/root",
+            *_share("root", self.root, "/dev/root"),
             "-object", "rng-random,id=rng,filename=/dev/urandom",
             "-device", "virtio-rng-pci,rng=rng",
             "-device", "virtio-serial-pci",
@@ -111,6 +115,8 @@ class Machine:
             "-device", "isa-serial,chardev=console",
             "-mon", "chardev=qmp,mode=control",
         ]  # fmt: skip
+        if self.files is not None:
+            options += _share("host", Path("/"))
         if self.network:
             options += [
                 "-netdev",
@@ -121,6 +127,40 @@ class Machine:
         for device in self.devices:
             options += ["-device", device]
         return options
+
+
+def _processor(accelerator: Accelerator, translations: int) -> list[str]:
+    """Return QEMU's options for the machine's type, its CPU and what runs it.
+
+    Args:
+        accelerator: what runs the guest's instructions.
+        translations: the size of TCG's buffer for translated code in MiB. After a jump, QEMU still
+            has translations of every page that contained code, and each store to such a page takes
+            the slow path. A jump took 3.5 to 8 s with QEMU 7.2's default of 1 GiB, and 2.5 s with
+            32 MiB, because QEMU flushes a buffer of that size about once in each life.
+    """
+    if accelerator is Accelerator.KVM:
+        # intel-iommu can remap interrupts only with the split irqchip.
+        return ["-machine", "q35,kernel-irqchip=split", "-accel", "kvm", "-cpu", "host"]
+    # Without ERMS the kernel clears pages eight bytes at a time instead of one, which saves a tenth
+    # of a jump.
+    tcg = f"tcg,tb-size={translations}"
+    return ["-machine", "q35", "-accel", tcg, "-cpu", "max,erms=off"]
+
+
+def _share(name: str, folder: Path, tag: str = "") -> list[str]:
+    """Return QEMU's options for a folder that a guest can mount, to read it.
+
+    Args:
+        name: the name of the share in QEMU.
+        folder: the folder.
+        tag: the name by which the guest mounts it, if that is another one.
+    """
+    share = f"local,id={name},path={_escape(folder)},security_model=none"
+    return [
+        "-fsdev", f"{share},readonly=on,multidevs=remap",
+        "-device", f"virtio-9p-pci,fsdev={name},mount_tag={tag or name}",
+    ]  # fmt: skip
 
 
 class QemuProcess:
@@ -147,7 +187,14 @@ class QemuProcess:
         self._alive = self._status = -1
         self.sockets: dict[str, socket.socket] = {}
         qemu_sockets: list[socket.socket] = []
-        command = [binary, *machine.options()]
+        command = ["unshare", "--map-root-user", "--"] if machine.mapped else []
+        command += [binary, *machine.options()]
+        texts = -1
+        if machine.files is not None:
+            command += _share("pyluo", self.folder / keeper.FILES)
+            texts = os.memfd_create("files")
+            os.write(texts, json.dumps(machine.files).encode())
+            os.lseek(texts, 0, os.SEEK_SET)
         for name in _CHANNELS:
             self.sockets[name], other = socket.socketpair()
             qemu_sockets.append(other)
@@ -161,6 +208,7 @@ class QemuProcess:
         alive, self._alive = os.pipe()
         self._status, status = os.pipe()
         fds = [alive, status, console_input, *(other.fileno() for other in qemu_sockets)]
+        fds += [texts] if texts >= 0 else []
         try:
             self._keeper = subprocess.Popen(
                 [
@@ -171,6 +219,7 @@ class QemuProcess:
                     os.fspath(self.folder),
                     str(alive),
                     str(status),
+                    str(texts),
                     *command,
                 ],
                 stdin=subprocess.DEVNULL,
@@ -184,6 +233,8 @@ class QemuProcess:
             os.close(alive)
             os.close(status)
             os.close(console_input)
+            if texts >= 0:
+                os.close(texts)
             for other in qemu_sockets:
                 other.close()
         self.pid = 0

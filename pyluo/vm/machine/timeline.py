@@ -8,6 +8,7 @@ __all__ = ["Event", "GuestLog", "Jump", "Timeline"]
 
 LOADED = "loaded"
 REBOOT_CALLED = "reboot called"
+SYSTEMCTL_CALLED = "systemctl called"
 NEW_KERNEL = "first sign of the new kernel"
 WORKER_UP = "worker up"
 DESCRIPTOR_RETRIEVED = "descriptor retrieved"
@@ -62,10 +63,13 @@ class Timeline:
     def blackout(self) -> float:
         """Seconds from the call of reboot() to the guest's event "descriptor retrieved".
 
-        If the guest did not mark that event, they end when the new kernel's worker was up.
+        If systemd jumped, they begin when it was told to, before it stopped the services. If the
+        guest did not mark that event, they end when the new kernel's worker was up.
         """
-        marked = any(event.name == DESCRIPTOR_RETRIEVED for event in self.events)
-        return self.between(REBOOT_CALLED, DESCRIPTOR_RETRIEVED if marked else WORKER_UP)
+        marked = {event.name for event in self.events}
+        first = SYSTEMCTL_CALLED if SYSTEMCTL_CALLED in marked else REBOOT_CALLED
+        last = DESCRIPTOR_RETRIEVED if DESCRIPTOR_RETRIEVED in marked else WORKER_UP
+        return self.between(first, last)
 
 
 @dataclass(frozen=True, slots=True)

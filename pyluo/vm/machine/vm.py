@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
-import importlib.util
 import os
 import subprocess
 import sys
@@ -15,23 +13,24 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-import pyluo
 from pyluo.guest import commands, wire
 from pyluo.guest.wire import GuestObject
 from pyluo.vm import progress
 from pyluo.vm.errors import GuestCrash, HarnessError
 from pyluo.vm.kernels.kernel import Kernel
-from pyluo.vm.machine import bytecode, kvm
+from pyluo.vm.machine import bytecode, imports, kvm
 from pyluo.vm.machine.accelerator import Accelerator, Choice
 from pyluo.vm.machine.guest import Guest
 from pyluo.vm.machine.needs import check_options, explain_root, needs
 from pyluo.vm.machine.qemu import Machine, find_binary
 from pyluo.vm.machine.timeline import GuestLog, Jump
 from pyluo.vm.machine.usage import Position, usage
+from pyluo.vm.machine.userland import HostUserland, RootUserland, Userland
+from pyluo.vm.roots.root import Root
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
+    from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from pyluo.vm.errors import Cause
@@ -43,7 +42,6 @@ __all__ = ["VM"]
 
 R = TypeVar("R")
 
-_GUEST = Path(pyluo.__file__).parent / "guest"
 _CALL_TIMEOUT = 60.0
 _VMCORES = "PYLUO_VMCORES"
 _CMDLINE_LIMIT = 2048  # arch/x86/include/asm/setup.h, COMMAND_LINE_SIZE
@@ -63,7 +61,8 @@ class VM:
     """A guest that boots at the start of its `with` block and ends with the block.
 
     The guest's root is the host's root, read-only, so that the guest can run a function of any
-    module that the host can import. If several threads use the guest, one request runs at a time.
+    module that the host can import; or it is another one, and the guest's first process the systemd
+    in it. If several threads use the guest, one request runs at a time.
 
     If the guest's kernel complained of something unexpected, the end of the block raises an error:
     see `check`.
@@ -80,9 +79,14 @@ class VM:
         append: more words for the kernel's command line. A word without "=" that the kernel does
             not know becomes an argument of the guest's init process.
         network: whether to give the guest a network interface, and to bring it and the loopback up.
+        root: another root: the name of one in roots.toml, or the path of a folder with an operating
+            system. The guest's Python is then the root's, and modules come from the host.
+        units: the texts of systemd's units, and of drop-ins, by their names: they are there in each
+            life before systemd starts, and wanted by whatever their section [Install] says.
         accelerator: KVM or TCG; by default KVM if it works, else TCG.
         boot_timeout: seconds after the boot and after each jump within which the guest must have
-            spoken; by default 60, or what the kernel needs.
+            spoken; by default 60, or what the kernel needs, and three times as long if the guest
+            has systemd.
         call_timeout: seconds within which a function must return.
         silence: seconds without a sign of life after which the guest counts as hung; by default
             four times the duration of the cold boot, and at least ten seconds.
@@ -94,7 +98,8 @@ class VM:
         requests: how many requests the guest was sent, including jumps.
 
     Raises:
-        HarnessError: QEMU or the kernel is missing; raised at the start of the block.
+        ValueError: there are `units`, but no `root`.
+        HarnessError: QEMU, the kernel or the root is missing; raised at the start of the block.
         GuestCrash: the guest died; raised at the start of the block, and by each request.
         KernelComplaint: the kernel complained of something unexpected; raised at the end of the
             block.
@@ -110,6 +115,8 @@ class VM:
         devices: Sequence[str] = (),
         append: str = "",
         network: bool = False,
+        root: Root | str | os.PathLike[str] | None = None,
+        units: Mapping[str, str] | None = None,
         accelerator: Accelerator | None = None,
         boot_timeout: float | None = None,
         call_timeout: float = _CALL_TIMEOUT,
@@ -117,6 +124,8 @@ class VM:
         expects: Collection[Cause] = (),
         vmcores: str | os.PathLike[str] | None = None,
     ) -> None:
+        if units and root is None:
+            raise ValueError("units are for a guest with a root of its own, which has systemd")
         self._first = Kernel.find(kernel)
         self._second = self._first if to is None else Kernel.find(to)
         self._jumps: list[Jump] = []
@@ -125,6 +134,11 @@ class VM:
         self._devices = tuple(devices)
         self._append = append
         self._network = network
+        self._userland: Userland = (
+            HostUserland(network)
+            if root is None
+            else RootUserland(Root.find(root), network, units or {})
+        )
         self._accelerator = accelerator
         self._boot_timeout = boot_timeout
         self._call_timeout = call_timeout
@@ -142,7 +156,7 @@ class VM:
     def __enter__(self) -> Self:
         qemu = find_binary()
         choice = Choice.make(qemu, self._accelerator)
-        bytecode.compile_package(_GUEST.parent)
+        bytecode.compile_package(imports.GUEST.parent)
         usage.count_boot()
         try:
             self._start(choice.accelerator)
@@ -170,6 +184,10 @@ class VM:
             cpus=self._cpus,
             devices=self._devices,
             network=self._network,
+            root=self._userland.root,
+            mapped=self._userland.mapped,
+            translations=self._userland.translations,
+            files=self._userland.files,
         )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="pyluo-vm", daemon=True)
@@ -189,7 +207,12 @@ class VM:
             raise
 
     def _check_options(self, kernel: Kernel) -> None:
-        check_options(kernel, network=self._network, folders=_pyluo_path(self._network))
+        check_options(
+            kernel,
+            network=self._network,
+            folders=self._userland.imported_folders(),
+            more=self._userland.options,
+        )
 
     async def _make_guest(self, machine: Machine) -> None:
         """Make the guest, in the event loop that it needs; QEMU begins to start."""
@@ -284,32 +307,42 @@ class VM:
         status, stdout, stderr = self._request(
             "call",
             commands.run,
-            (words, os.getcwd(), timeout),
+            (words, self.path(os.getcwd()), timeout),
             {},
             timeout=timeout + self._call_timeout,
         )
         return subprocess.CompletedProcess(words, status, stdout, stderr)
 
     def live_update(
-        self, to: Kernel | str | os.PathLike[str] | None = None, *, append: str | None = None
+        self,
+        to: Kernel | str | os.PathLike[str] | None = None,
+        *,
+        append: str | None = None,
+        by_systemctl: bool = False,
     ) -> Timeline:
         """Load a kernel, jump to it and wait until the guest speaks; held objects are gone then.
 
         Args:
             to: the next kernel; by default, `to` and `kernel` of `VM` in turns.
             append: more words for the next kernel's command line; by default, `append` of `VM`.
+            by_systemctl: whether to jump by ``systemctl kexec``, with which systemd stops the
+                services first. By default, the worker calls reboot(), which ends nothing.
 
         Returns:
             The events of the live update, and the events that the guest has marked since.
 
         Raises:
             LuoError: the guest could not jump, and runs on.
+            RuntimeError: systemd refused, and the guest runs on.
+            ValueError: the guest has no systemd, because its root is the host's.
             GuestCrash: the guest died on the way, or did not speak in time after the jump.
         """
+        if by_systemctl and not self._userland.has_systemd:
+            raise ValueError("only a guest with a root of its own has systemd: give it one by root")
         kernel = self._next() if to is None else Kernel.find(to)
         self._check_options(kernel)
         cmdline = self._cmdline(kernel, self._append if append is None else append)
-        image = os.fspath(kernel.image)
+        image = self.path(os.fspath(kernel.image))
         guest = self._running_guest()
         self._jumps = list(self.jumps)
         self.requests += 1
@@ -317,7 +350,9 @@ class VM:
         origin, tried = guest.lives.kernel, not guest.watch.dead
         before = len(self.console)
         try:
-            refusal = self._run(guest.jump(image, cmdline, kernel, self._timeout(kernel)))
+            refusal = self._run(
+                guest.jump(image, cmdline, kernel, self._timeout(kernel), by_systemctl=by_systemctl)
+            )
         except GuestCrash:
             if tried:
                 self._jumps.append(Jump(origin.name, kernel.name, False, guest.timeline))
@@ -410,6 +445,10 @@ class VM:
         finally:
             if self._guest is not None:  # not if it was closed in the block
                 self._run(self._guest.notify(None))
+
+    def path(self, path: str | os.PathLike[str]) -> str:
+        """Return the path in the guest of a file or folder of the host."""
+        return self._userland.path(os.fspath(path))
 
     @property
     def terminal(self) -> socket.socket:
@@ -566,44 +605,39 @@ class VM:
         timeout: float | None = None,
     ) -> Any:
         name = wire.reference(function)
-        source = _source(name)
+        source = imports.find_source(name)
         if source and not sys.dont_write_bytecode:
             bytecode.compile_modules([Path(source)])
         message = {
             "do": action,
             "function": name,
-            "file": source,
-            "path": _import_path(),
-            "packages": _packages_off_path(len(sys.modules), tuple(sys.path)),
+            "file": self.path(source) if source else None,
+            "path": self._userland.import_path(),
+            "packages": {
+                package: [self.path(each) for each in paths]
+                for package, paths in imports.packages_off_path().items()
+            },
             "arguments": wire.encode(tuple(args)),
             "keywords": wire.encode(kwargs),
         }
         return self._send(message, timeout or self._call_timeout)
 
     def _timeout(self, kernel: Kernel) -> float:
-        return self._boot_timeout or needs(kernel).boot_timeout
+        return self._boot_timeout or needs(kernel).boot_timeout * self._userland.patience
 
     def _cmdline(self, kernel: Kernel, append: str) -> str:
         """Return a kernel's command line.
 
-        The kernel passes PYLUO_* settings to init as environment variables.
-
         Raises:
             HarnessError: the kernel would not understand the command line.
         """
-        environment = {
-            "PYLUO_PATH": ":".join(_pyluo_path(self._network)),
-        }
-        if self._network:
-            environment["PYLUO_NETWORK"] = "1"
-        words = [f"{name}={value}" for name, value in environment.items()]
-        words += [f"init={os.path.realpath(sys.executable)}", "--", "-I", "-S", "-X", "utf8"]
-        words += [os.fspath(_GUEST / "init.py")]
+        words = self._userland.words()
         line = " ".join(
             [
                 _FIXED,
                 needs(kernel).words,
                 _ALL_TRACES if self._cpus > 1 else "",
+                *self._userland.settings,
                 append,
                 *(f'"{word}"' if " " in word else word for word in words),
             ]
@@ -616,66 +650,3 @@ class VM:
                 f"may contain a quotation mark, a tab or a line break",
             )
         return line
-
-
-def _source(name: str) -> str | None:
-    """Return the file of the module that a reference names; None for a built-in module."""
-    module = sys.modules.get(name.partition(":")[0])
-    file = getattr(module, "__file__", None)
-    return os.path.realpath(file) if file else None
-
-
-@functools.cache
-def _pyluo_path(network: bool = False) -> list[str]:
-    """Return the folders from which a guest can import pyluo and its dependencies.
-
-    Args:
-        network: whether the guest needs pyroute2, for its network.
-    """
-    folders = [_GUEST.parent.parent]
-    for module, needed in (("_cffi_backend", True), ("pyroute2", network)):
-        spec = importlib.util.find_spec(module) if needed else None
-        if spec is not None and spec.origin is not None:
-            origin = Path(spec.origin)
-            folders.append((origin.parent if spec.submodule_search_locations else origin).parent)
-    return list(dict.fromkeys(map(os.fspath, folders)))
-
-
-@functools.lru_cache(1)
-def _packages_off_path(modules: int, path: tuple[str, ...]) -> dict[str, list[str]]:
-    """Return the top-level packages and modules that an import hook finds, outside of sys.path.
-
-    Editable installations use such hooks. The result has the paths of the folders or of the file.
-
-    Args:
-        modules: the number of imported modules; the result is the same as long as this and `path`
-            are.
-        path: sys.path.
-    """
-    del modules
-    found: dict[str, list[str]] = {}
-    for finder in sys.meta_path:  # setuptools: {name: path}
-        mapping = getattr(sys.modules.get(getattr(finder, "__module__", "")), "MAPPING", {})
-        for name, home in mapping.items():
-            found[name] = [home if os.path.isdir(home) else f"{home.removesuffix('.py')}.py"]
-    for name, module in list(sys.modules.items()):
-        if "." not in name and name != "__main__":
-            paths = list(getattr(module, "__path__", ()))
-            file = getattr(module, "__file__", None)
-            if paths or (file and file.endswith(".py")):
-                found[name] = paths or [file]
-    here = set(map(os.path.abspath, path))
-    return {
-        name: [os.path.abspath(path) for path in paths]
-        for name, paths in found.items()
-        if any(os.path.dirname(os.path.abspath(path)) not in here for path in paths)
-    }
-
-
-def _import_path() -> list[str]:
-    """Return this process's sys.path as absolute paths, with the folders that pyluo needs.
-
-    The folder of an editable installation of pyluo need not be in sys.path.
-    """
-    here = [os.path.abspath(entry) for entry in sys.path]
-    return [*here, *(entry for entry in _pyluo_path() if entry not in here)]

@@ -149,7 +149,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     reference = wire.reference(pyfuncitem.obj)
     file = sys.modules[reference.partition(":")[0]].__file__  # not where it was collected
     assert file is not None
-    guest.call(in_guest.run, reference, os.path.realpath(file), arguments)
+    guest.call(in_guest.run, reference, guest.path(os.path.realpath(file)), arguments)
     return True
 
 

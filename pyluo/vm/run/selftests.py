@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pyluo.vm import progress
+from pyluo.vm import cache, progress
 from pyluo.vm.cores import usable_cores
 from pyluo.vm.errors import HarnessError
-from pyluo.vm.kernels import build, cache
+from pyluo.vm.kernels import build
 from pyluo.vm.packages import how_to_install
 
 if TYPE_CHECKING:

@@ -69,7 +69,7 @@ class Shell:
         self._typed = b""  # keys that were typed during a jump and not sent yet
         self._unread = b""  # bytes that were sent to the program's pipe and not read by it yet
         self._eof = False
-        self._folders = [os.getcwd(), "/"]
+        self._folders = [vm.path(os.getcwd()), "/"]
         self._jump: Future[object] | None = None
         self._boot_id = ""
         self._relay_pid = 0  # the process id of the relay in the guest

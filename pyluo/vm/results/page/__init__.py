@@ -26,7 +26,8 @@ __all__ = ["render"]
 # that a guest has marked come after these.
 _PHASES = {
     timeline.LOADED: ("loading the next kernel", "load"),
-    timeline.REBOOT_CALLED: ("up to the call of reboot()", "leave"),
+    timeline.REBOOT_CALLED: ("up to the call of reboot() or systemctl", "leave"),
+    timeline.SYSTEMCTL_CALLED: ("up to the call of reboot() or systemctl", "leave"),
     timeline.NEW_KERNEL: ("leaving the old kernel", "jump"),
     timeline.WORKER_UP: ("booting the new kernel", "boot"),
 }
@@ -89,7 +90,7 @@ def render(cells: Sequence[Cell]) -> str:
             )
         ),
         outcomes=Counter(cell.outcome.value for cell in cells),
-        phases=[*_PHASES.values(), ("what the guest marked", _MARKED)],
+        phases=[*dict.fromkeys(_PHASES.values()), ("what the guest marked", _MARKED)],
         longest=max(ends, default=0.0),
     )
 

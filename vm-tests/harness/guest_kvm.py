@@ -20,11 +20,10 @@ def preserve() -> object:
 
 
 def retrieve() -> bytes:
-    with (
-        LiveUpdate() as device,
-        device.retrieve_session("vm0") as session,
-        session.retrieve(1, Memfd) as memfd,
-    ):
+    with LiveUpdate() as device:
+        session = device.retrieve_session("vm0")
+    with session.retrieve(1, Memfd) as memfd:
+        session.finish()
         return memfd.read(5, 0)
 
 

@@ -41,9 +41,8 @@ def preserve(content: bytes) -> object:
 
 
 def retrieve(size: int) -> bytes:
-    with (
-        LiveUpdate() as device,
-        device.retrieve_session(SESSION) as session,
-        session.retrieve(1, Memfd) as ram,
-    ):
+    with LiveUpdate() as device:
+        session = device.retrieve_session(SESSION)
+    with session.retrieve(1, Memfd) as ram:
+        session.finish()
         return ram.read(size, 0)

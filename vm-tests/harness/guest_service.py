@@ -30,9 +30,10 @@ def state() -> dict[str, str]:
 def main() -> None:
     names = os.environ.get("LISTEN_FDNAMES", "")
     if names:
-        with IncomingSession.from_fd(_FIRST_FD) as incoming:
-            ram = incoming.retrieve(_TOKEN, Memfd)
-            content = ram.read(5, 0).decode()
+        incoming = IncomingSession.from_fd(_FIRST_FD)
+        ram = incoming.retrieve(_TOKEN, Memfd)
+        content = ram.read(5, 0).decode()
+        incoming.finish()
     else:
         ram, content = Memfd.create("ram", _SIZE), ""
     written = "again" if names else "first"

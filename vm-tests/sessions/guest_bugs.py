@@ -169,11 +169,9 @@ def create_sessions_and_one_twice(count: int) -> list[OutgoingSession]:
 
 def preserve_from_read_only_memory() -> tuple[str, str]:
     """Return the answer, and the answer to the same request from writable memory."""
-    with (
-        LiveUpdate() as device,
-        device.create_session("s") as session,
-        make_filled_memfd(PAGE) as ram,
-    ):
+    with LiveUpdate() as device:
+        session = device.create_session("s")
+    with make_filled_memfd(PAGE) as ram:
         argument = file_argument(TOKEN, ram.fileno())
         first = request_from_read_only_memory(session.fileno(), PRESERVE, argument)
         second = request(session.fileno(), PRESERVE, argument)
@@ -312,29 +310,26 @@ def lose_a_file_without_open_files_left() -> tuple[str, int]:
 
 
 def read_seals_after_jump() -> Seal:
-    with (
-        LiveUpdate() as device,
-        device.retrieve_session("sealed") as session,
-        session.retrieve(TOKEN, Memfd) as ram,
-    ):
+    with LiveUpdate() as device:
+        session = device.retrieve_session("sealed")
+    with session.retrieve(TOKEN, Memfd) as ram:
+        session.finish()
         return ram.seals
 
 
 def read_access_mode_after_jump() -> int:
-    with (
-        LiveUpdate() as device,
-        device.retrieve_session("read-only") as session,
-        session.retrieve(TOKEN) as ram,
-    ):
+    with LiveUpdate() as device:
+        session = device.retrieve_session("read-only")
+    with session.retrieve(TOKEN) as ram:
+        session.finish()
         return fcntl.fcntl(ram.fileno(), fcntl.F_GETFL) & os.O_ACCMODE
 
 
 def read_link_after_jump() -> str:
-    with (
-        LiveUpdate() as device,
-        device.retrieve_session("plain") as session,
-        session.retrieve(TOKEN) as ram,
-    ):
+    with LiveUpdate() as device:
+        session = device.retrieve_session("plain")
+    with session.retrieve(TOKEN) as ram:
+        session.finish()
         return os.readlink(f"/proc/self/fd/{ram.fileno()}")
 
 

@@ -31,11 +31,10 @@ def pattern(size: int, seed: int = 0) -> bytes:
 
 def inspect(name: str, *, token: int = 1) -> tuple[bool, int, Seal, int]:
     """Return whether the contents are the pattern, the size, the seals and the position."""
-    with (
-        LiveUpdate() as device,
-        device.retrieve_session(name) as session,
-        session.retrieve(token, Memfd) as ram,
-    ):
+    with LiveUpdate() as device:
+        session = device.retrieve_session(name)
+    with session.retrieve(token, Memfd) as ram:
+        session.finish()
         position = os.lseek(ram.fileno(), 0, os.SEEK_CUR)
         return ram.read(ram.size, 0) == pattern(ram.size), ram.size, ram.seals, position
 

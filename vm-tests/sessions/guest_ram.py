@@ -66,8 +66,10 @@ def describe(held: tuple[OutgoingSession, GuestRam]) -> dict[str, Any]:
 
 @contextmanager
 def retrieved(name: str) -> Iterator[list[Memfd]]:
-    with LiveUpdate() as device, device.retrieve_session(name) as session:
-        yield [session.retrieve(FIRST_TOKEN + number, Memfd) for number in range(PARTS)]
+    with LiveUpdate() as device:
+        session = device.retrieve_session(name)
+    yield [session.retrieve(FIRST_TOKEN + number, Memfd) for number in range(PARTS)]
+    session.finish()
 
 
 def inspect(name: str, description: dict[str, Any]) -> tuple[bool, bool, dict[str, Any]]:

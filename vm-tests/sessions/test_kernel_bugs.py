@@ -139,11 +139,10 @@ def preserve_noexec() -> OutgoingSession:
 
 
 def read_seals_and_mode() -> tuple[Seal, int]:
-    with (
-        LiveUpdate() as device,
-        device.retrieve_session("s") as session,
-        session.retrieve(1, Memfd) as ram,
-    ):
+    with LiveUpdate() as device:
+        session = device.retrieve_session("s")
+    with session.retrieve(1, Memfd) as ram:
+        session.finish()
         return ram.seals, os.fstat(ram.fileno()).st_mode & 0o777
 
 

@@ -46,8 +46,8 @@ test: packages check
 	$(BIN)/pytest -n auto --dist worksteal --durations 20 --ignore $(DEBUG_TESTS) vm-tests
 
 soak: packages $(BIN)/.dev
-	PYLUO_STORE_HOPS=$(SOAK_HOPS) PYLUO_MACHINE_STEPS=$(SOAK_STEPS) PYLUO_LINE_STEP=1 \
-		$(BIN)/pytest -rA vm-tests/stores/test_interrupted.py \
+	PYLUO_STORE_HOPS=$(SOAK_HOPS) PYLUO_MACHINE_STEPS=$(SOAK_STEPS) PYLUO_LINE_STEP=1 PYLUO_RENEWALS=300 \
+		$(BIN)/pytest -rA vm-tests/stores/test_interrupted.py vm-tests/stores/test_keepers.py \
 		vm-tests/stores/test_stores.py::test_a_store_is_renewed_hop_after_hop_and_nothing_is_lost \
 		vm-tests/sessions/test_state_machine.py vm-tests/stores/test_store_machine.py
 	PYLUO_ROUNDS=$(SOAK_ROUNDS) $(BIN)/pytest vm-tests/deaths/test_deaths.py

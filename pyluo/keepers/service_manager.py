@@ -11,6 +11,7 @@ Source: sd_notify(3), sd_listen_fds(3), systemd.service(5), FileDescriptorStoreM
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import select
 import socket
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["ServiceManager"]
 
 _FIRST_FD = 3  # SD_LISTEN_FDS_START
+_DUPFD_QUERY = 1027  # F_DUPFD_QUERY in include/uapi/linux/fcntl.h
 _BARRIER_TIMEOUT = 30.0  # seconds
 _OPERATION = "notify the service manager"
 
@@ -73,6 +75,8 @@ class ServiceManager(Keeper):
             LuoError: the store has no room (ENOSPC); the manager does not answer (ETIMEDOUT).
         """
         before = self._find(name, label)
+        if any(_is_same_file(self._files[one].fileno(), fd.fileno()) for one in before):
+            return
         fd_name = _FdName(name, label, 1 + max((one.version for one in before), default=0))
         if len(self._files) >= self._limit:
             raise LuoError(
@@ -152,6 +156,17 @@ class ServiceManager(Keeper):
 
 
 _of_this_process: ServiceManager | None = None
+
+
+def _is_same_file(fd: int, other: int) -> bool:
+    """Return whether two descriptors refer to the same open file description.
+
+    systemd ignores a descriptor of a file that it has already, under any name.
+    """
+    try:
+        return fcntl.fcntl(fd, _DUPFD_QUERY, other) == 1
+    except OSError:  # before Linux 6.10
+        return False
 
 
 class _FdName(NamedTuple):

@@ -21,10 +21,10 @@ from pyluo.session import IncomingSession, OutgoingSession
 from pyluo.stores.files_in_use import FileId, file_id, files_in_use
 from pyluo.stores.journal import read_contents
 from pyluo.stores.kept import (
-    FINISHING,
     find_kept_incoming,
     kept_sessions,
     label_of_this_boot,
+    mark_as_finishing,
     release_incoming,
 )
 from pyluo.stores.outgoing import OutgoingStore
@@ -131,6 +131,11 @@ class IncomingStore(Store):
     def session(self) -> IncomingSession:
         """The session of the store."""
         return self._session
+
+    @property
+    def closed(self) -> bool:
+        """Whether the store was finished, renewed, closed or detached."""
+        return self._session.closed
 
     @property
     def lost(self) -> tuple[str, ...]:
@@ -330,8 +335,8 @@ class IncomingStore(Store):
         release_incoming(self._keeper, self._name)
 
     def _finish_session(self) -> None:
-        if self._keeper is not None and not self._session.closed:
-            self._keeper.keep(self._name, label_of_this_boot(FINISHING), self._session)
+        if not self._session.closed:
+            mark_as_finishing(self._keeper, self._name)
         self._session.finish()
 
     def _refuse_if_renewed(self, operation: str) -> None:

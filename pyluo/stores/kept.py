@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pyluo.descriptor import OwnedFd
 from pyluo.errors import KernelTooOldError, TokenNotFoundError
 from pyluo.file_kind import SESSION_LINK, read_link
 from pyluo.session import IncomingSession, OutgoingSession, session_from_fd
@@ -15,18 +16,16 @@ if TYPE_CHECKING:
     from pyluo.keepers.keeper import Keeper
 
 __all__ = [
-    "FINISHING",
     "find_kept_incoming",
     "kept_sessions",
     "label_of_this_boot",
+    "mark_as_finishing",
     "release_incoming",
 ]
 
-FINISHING = "finishing"
-"""The kind of label of an incoming session whose process is about to finish it.
-
-The kernel does not tell whether a session is finished; this label and a missing table do.
-"""
+# The kernel does not tell whether a session is finished: a note of this kind, which a keeper has
+# from before the finish, and a missing table do.
+_FINISHING = "finishing"
 
 
 def label_of_this_boot(kind: str) -> str:
@@ -67,19 +66,33 @@ def find_kept_incoming(keeper: Keeper | None, name: str) -> IncomingSession | No
 
     A session that a process finished, and died before it could release it, is released.
     """
-    sessions = kept_sessions(keeper, name)
-    finishing = label_of_this_boot(FINISHING) in sessions
     found: IncomingSession | None = None
-    for session in sessions.values():
+    for session in kept_sessions(keeper, name).values():
         if isinstance(session, IncomingSession) and found is None:
             found = session
         else:
             os.close(session.detach())  # the keeper still has it
-    if found is not None and finishing and _has_lost_its_table(found):
-        os.close(found.detach())
-        release_incoming(keeper, name)
-        return None
-    return found
+    if keeper is None or found is None or not _has_lost_its_table(found):
+        return found
+    if not _is_marked(keeper, name):
+        return found  # it never had a table
+    os.close(found.detach())
+    release_incoming(keeper, name)
+    return None
+
+
+def mark_as_finishing(keeper: Keeper | None, name: str) -> None:
+    """Have a keeper keep a note that the incoming session of this name is about to be finished."""
+    if keeper is not None:
+        with OwnedFd(os.eventfd(0)) as note:
+            keeper.keep(name, label_of_this_boot(_FINISHING), note)
+
+
+def _is_marked(keeper: Keeper, name: str) -> bool:
+    kept = keeper.kept(name)
+    for fd in kept.values():
+        fd.close()
+    return label_of_this_boot(_FINISHING) in kept
 
 
 def release_incoming(keeper: Keeper | None, name: str) -> None:
@@ -90,6 +103,7 @@ def release_incoming(keeper: Keeper | None, name: str) -> None:
         os.close(session.detach())
         if isinstance(session, IncomingSession):
             keeper.release(name, label)
+    keeper.release(name, label_of_this_boot(_FINISHING))
 
 
 def _has_lost_its_table(session: IncomingSession) -> bool:

@@ -158,6 +158,11 @@ class OutgoingStore(Store):
         return self._opened
 
     @property
+    def closed(self) -> bool:
+        """Whether the store was discarded, closed or detached."""
+        return self._opened is None or self._opened.closed
+
+    @property
     def _contents(self) -> Contents:
         return self._journal.contents
 

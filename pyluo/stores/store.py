@@ -63,6 +63,11 @@ class Store:
         return dict(self._contents.meta)
 
     @property
+    def closed(self) -> bool:
+        """Whether this object has no session any more."""
+        raise NotImplementedError
+
+    @property
     def _contents(self) -> Contents:
         raise NotImplementedError
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from sessions.guest_files import pattern
 
 import pyluo
-from pyluo import LiveUpdate, LuoError, Memfd, NewEntry, OutgoingStore
+from pyluo import IncomingStore, LiveUpdate, LuoError, Memfd, NewEntry, OutgoingStore
 from stores.guest_store import ALONE, intact, read_entries, retrieve
 
 if TYPE_CHECKING:
@@ -83,7 +83,10 @@ def make(name: str) -> OutgoingStore:
 def interrupt_creation(step: int) -> int:
     """Interrupt `create`, and call it again; return how many lines it has."""
     for number in count(1, step):
-        if not interrupt(lambda: OutgoingStore.create("s", keeper=ALONE).discard(), number):
+        created: list[OutgoingStore] = []
+        create = partial(OutgoingStore.create, "s", keeper=ALONE)
+        if not interrupt(lambda: created.append(create()), number):  # noqa: B023
+            created[0].discard()
             return number
         OutgoingStore.create("s", keeper=ALONE).discard()
         with LiveUpdate() as device:  # it is closed, and the name is free
@@ -173,10 +176,6 @@ def interrupt_discards(step: int) -> int:
     raise AssertionError
 
 
-def retrieve_and_close(name: str) -> None:
-    os.close(retrieve(name).detach())
-
-
 def make_for_renewals(step: int) -> list[OutgoingStore]:
     return [make(f"renew {number}") for number in range(1, RENEWALS + 1, step)]
 
@@ -186,7 +185,8 @@ def interrupt_retrievals(step: int, prefix: str, stores: int, names: list[str]) 
     interruptions = 0
     for number in range(1, 1 + stores * step, step):
         name = f"{prefix} {number}"
-        if interrupt(partial(retrieve_and_close, name), number):
+        found: list[IncomingStore] = []
+        if interrupt(lambda: found.append(retrieve(name)), number):  # noqa: B023
             interruptions += 1
             store = retrieve(name)
             assert [*store] == names or (prefix == "go on" and [*store] == ["first", "third"])

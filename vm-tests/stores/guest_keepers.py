@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from types import FrameType
 
 PACKAGE = os.path.dirname(pyluo.__file__)
-SPACING = 89  # lines of a renewal between two kills
 
 
 def make(name: str, files: int = 2) -> None:
@@ -154,16 +153,16 @@ def make_for_renewals(count: int) -> None:
 
 
 def kill_renewals(count: int) -> tuple[int, dict[str, int]]:
-    """Kill a process at ever later lines of `renew`, and take over what it leaves.
+    """Kill processes at lines all over `renew`, and take over what they leave.
 
     Returns:
         The number of processes that were killed, and how often each way of taking over was needed.
     """
     ways = {"retrieved": 0, "opened": 0}
-    for number in range(count):
-        name = f"renew {number}"
-        if not run_in_child(lambda: renew_and_die(name, 1 + number * SPACING)):  # noqa: B023
-            return number, ways
+    lines = renew_and_die("renew 0", 0)
+    for number in range(1, count):
+        name, last = f"renew {number}", (number - 1) * lines // (count - 1)
+        assert run_in_child(lambda: renew_and_die(name, 1 + last))  # noqa: B023
         try:
             store = IncomingStore.retrieve(name)
         except SessionNotFoundError:
@@ -178,10 +177,11 @@ def kill_renewals(count: int) -> tuple[int, dict[str, int]]:
             assert intact(store)
             store.renew().close()
             ways["retrieved"] += 1
-    raise AssertionError("a renewal has more lines")
+    return count - 1, ways
 
 
-def renew_and_die(name: str, number: int) -> None:
+def renew_and_die(name: str, number: int) -> int:
+    """Renew a store; die before the line of this number; return how many lines there are."""
     lines = 0
 
     def trace(frame: FrameType, event: str, _argument: object) -> object:
@@ -189,14 +189,16 @@ def renew_and_die(name: str, number: int) -> None:
         if not frame.f_code.co_filename.startswith(PACKAGE):
             return None
         lines += event == "line"
-        if lines == number:
+        if number and lines == number:
             os.kill(os.getpid(), signal.SIGKILL)
         return trace
 
     store = IncomingStore.retrieve(name)
     sys.settrace(trace)  # type: ignore[arg-type]
-    store.renew()
+    renewed = store.renew()
     sys.settrace(None)
+    renewed.close()
+    return lines
 
 
 def check_renewals(count: int) -> int:

@@ -40,7 +40,7 @@ def clear(names: list[str]) -> None:
         warnings.simplefilter("ignore")
         for name in names:
             store = stores.pop(name, None)
-            if store is None or store.session.closed:
+            if store is None or store.closed:
                 try:
                     store = IncomingStore.retrieve(name, keeper=ALONE)
                 except (SessionNotFoundError, SessionRetrievedError):

@@ -70,7 +70,7 @@ def test_an_interrupted_change_and_an_interrupted_retrieval_lose_nothing(
 ) -> None:
     number = getattr(interrupted, stores)
     assert number * STEP > 80
-    done = interrupted.vm.call(guest_interrupted.interrupt_retrievals, prefix, number, names)
+    done = interrupted.vm.call(guest_interrupted.interrupt_retrievals, STEP, prefix, number, names)
     assert done * STEP > 80
 
 

@@ -18,14 +18,17 @@ from stores import guest_store_machine
 if TYPE_CHECKING:
     from pyluo.vm import Kernel
 
-USUAL = 400
+USUAL = 250
 STEPS = int(os.environ.get("PYLUO_MACHINE_STEPS", USUAL))
 RUN = 40  # steps of one run, which begins without stores
 SPACING = 8  # the least number of steps between two jumps
 NAMES = ["s", "t"]
 ENTRIES = ["a", "b", "c", "d", "e"]
+# Long texts fill the segments of the table.
 METADATA = st.dictionaries(
-    st.sampled_from(["x", "y"]), st.none() | st.integers() | st.text(max_size=40_000), max_size=2
+    st.sampled_from(["x", "y"]),
+    st.none() | st.integers() | st.text(max_size=8) | st.just("t" * 30_000),
+    max_size=2,
 )
 # How often each answer of the model must occur at least.
 ANSWERS = {
@@ -152,7 +155,11 @@ class Machine(RuleBasedStateMachine):
             (
                 each,
                 next(Machine.contents),
-                data.draw(st.lists(st.sampled_from(before or ["z"]), max_size=2, unique=True)),
+                data.draw(
+                    st.lists(st.sampled_from(before), min_size=1, max_size=2, unique=True)
+                    if before
+                    else st.sampled_from([[], [], ["z"]])
+                ),
                 data.draw(METADATA),
             )
             for each in names

@@ -63,16 +63,17 @@ def require_sessions(names: Iterable[str]) -> None:
     """Refuse to go on unless a process has an outgoing session of each name open.
 
     Raises:
-        SessionNotFoundError: sessions of some names are not open, and a jump would not carry them
-            over (ENOENT).
+        SessionNotFoundError: sessions of some names are not open, or not known to be outgoing (see
+            `OpenSession`), so that a jump might not carry them over (ENOENT).
     """
-    held = {each.session for each in open_sessions() if each.direction != "incoming"}
+    held = {each.session for each in open_sessions() if each.direction == "outgoing"}
     if missing := [name for name in names if name not in held]:
         raise SessionNotFoundError(
             errno.ENOENT,
             "require sessions",
             ", ".join(repr(name) for name in missing),
-            "No process has these outgoing sessions open, so a jump would not carry them over",
+            "No process is known to have these outgoing sessions open, so a jump would not carry "
+            "them over. Reading the direction takes Linux 7.2 and the rights of root",
         )
 
 

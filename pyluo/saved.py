@@ -24,7 +24,7 @@ from pyluo.keepers.choice import choose_keeper
 from pyluo.keepers.keeper import KeeperChoice
 from pyluo.memfd import Memfd
 from pyluo.stores.incoming import IncomingStore
-from pyluo.stores.kept import release_incoming
+from pyluo.stores.kept import release_incoming, release_outgoing
 from pyluo.stores.outgoing import OutgoingStore
 
 if TYPE_CHECKING:
@@ -113,11 +113,11 @@ def save(
             saved.append(_copy_in(store, path, size, partial(_report_total, report, done)))
             done += size
         store.set_meta(_COMPLETE)
+        store.close()  # the keeper has the session open
         kept_by = store.keeper.describe(name)
     except BaseException:
         store.discard()
         raise
-    store.close()  # the keeper has the session open
     return saved, kept_by
 
 
@@ -162,22 +162,16 @@ def discard(name: str, *, force: bool = False) -> str:
 
     Args:
         name: the name of the session.
-        force: whether to end an incoming session even if it was not filled by a complete `save`.
+        force: whether to end a session even if it was not filled by a complete `save`.
 
     Returns:
         The direction of the session that was ended: "outgoing" or "incoming".
 
     Raises:
         SessionNotFoundError: there is no session of this name (ENOENT).
-        StoreError: the incoming session was not filled by a complete `save`. A keeper still has it
-            open.
+        StoreError: `save` did not fill the session, or not completely. A keeper still has it open.
     """
-    try:
-        outgoing = OutgoingStore.open(name)
-    except SessionNotFoundError:
-        pass
-    else:
-        outgoing.discard()
+    if _discard_outgoing(name, force):
         return "outgoing"
     if force:
         try:
@@ -190,6 +184,28 @@ def discard(name: str, *, force: bool = False) -> str:
         incoming = _saved_store(name)
     incoming.finish(destroy=list(incoming))
     return "incoming"
+
+
+def _discard_outgoing(name: str, force: bool) -> bool:
+    """Discard the outgoing store of this name; return whether there is one."""
+    try:
+        store = OutgoingStore.open(name)
+    except SessionNotFoundError:
+        return False
+    except StoreError:
+        keeper = choose_keeper(KeeperChoice.DEFAULT)
+        if not force or keeper is None:
+            raise
+        release_outgoing(keeper, name)
+        return True
+    try:
+        for entry in store.entries if not force else ():
+            _from_entry(store, entry)
+    except StoreError:
+        store.close()
+        raise
+    store.discard()
+    return True
 
 
 def _saved_store(name: str) -> IncomingStore:
@@ -286,7 +302,7 @@ def _to_meta(file: SavedFile) -> dict[str, Any]:
     return {name: value for name, value in asdict(file).items() if name != "name"}
 
 
-def _from_entry(store: IncomingStore, entry: Entry) -> SavedFile:
+def _from_entry(store: IncomingStore | OutgoingStore, entry: Entry) -> SavedFile:
     """Return the `SavedFile` of an entry; refuse an entry that `save` did not add.
 
     The name of such an entry could be a path that leads out of the target folder.
@@ -299,7 +315,8 @@ def _from_entry(store: IncomingStore, entry: Entry) -> SavedFile:
             errno.EBADMSG,
             "restore",
             f"store {store.name!r}, entry {entry.name!r}",
-            "It was not made by `pyluo save`: retrieve it with IncomingStore",
+            "It was not made by `pyluo save`. `pyluo discard --force` gives it up all the same; "
+            "after the jump, pyluo.IncomingStore retrieves it",
         )
     return SavedFile(name=entry.name, **entry.meta)
 

@@ -47,7 +47,7 @@ def add_parser(subparsers: Subparsers) -> None:
     discard.add_argument(
         "--force",
         action="store_true",
-        help="discard an incoming session even if `save` did not make it",
+        help="discard the session even if `save` did not make it",
     )
     discard.set_defaults(run=_discard)
     for parser in (save, restore, discard):

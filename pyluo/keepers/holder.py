@@ -27,7 +27,7 @@ import tempfile
 import time
 import warnings
 from contextlib import ExitStack, contextmanager, suppress
-from errno import EACCES, ECHILD, ECONNREFUSED, ECONNRESET, ENOENT, EPROTO, ETIMEDOUT
+from errno import EACCES, ECHILD, ECONNREFUSED, ECONNRESET, EMFILE, ENOENT, EPROTO, ETIMEDOUT
 from typing import TYPE_CHECKING, Any
 
 from pyluo._sys import raising
@@ -146,10 +146,14 @@ def _ask(
             connection.settimeout(timeout)
             packet = json.dumps([request, label, argument]).encode()
             socket.send_fds(connection, [packet], [] if fd is None else [fd])
-            answer, fds, _, _ = socket.recv_fds(connection, _PACKET, 64, socket.MSG_CMSG_CLOEXEC)
+            answer, fds, flags, _ = socket.recv_fds(
+                connection, _PACKET, 64, socket.MSG_CMSG_CLOEXEC
+            )
             if request == "release":
                 connection.recv(1)  # until the holder closes the connection, as the last thing
         files = [OwnedFd(number) for number in fds]
+        if flags & socket.MSG_CTRUNC:
+            raise LuoError(EMFILE, "ask holder", f"of {name!r}", "Raise RLIMIT_NOFILE")
         if not answer:
             raise LuoError(EPROTO, "ask holder", f"of {name!r}", "It sent no answer")
         # Unpickling is safe: the answer comes from this user or root.
@@ -261,12 +265,15 @@ def _out_of_the_service() -> list[str]:
     """
     with suppress(OSError), open("/proc/self/cgroup") as file:
         group = file.read().strip().rpartition(":")[2]
-        if not (group.endswith(".service") and os.path.isdir("/run/systemd/system")):
+        services = [part for part in group.split("/") if part.endswith(".service")]
+        of_user = [part for part in services if part.startswith("user@")]
+        if len(services) == len(of_user) or not os.path.isdir("/run/systemd/system"):
             return []
         if shutil.which("systemd-run"):
-            return ["systemd-run", "--scope", "--quiet", "--collect", "--"]
+            manager = ["--user"] if of_user else []
+            return ["systemd-run", *manager, "--scope", "--quiet", "--collect", "--"]
         warnings.warn(
-            f"the holder process ends together with {os.path.basename(group)}, because there is no "
+            f"the holder process ends together with {services[-1]}, because there is no "
             f"systemd-run to give it a scope of its own. Give the unit FileDescriptorStoreMax=",
             RuntimeWarning,
             stacklevel=2,
@@ -331,7 +338,7 @@ def _serve(listener: socket.socket) -> socket.socket | None:
             time.sleep(1)
             continue
         changed = False
-        with suppress(OSError, MemoryError, ValueError):
+        with suppress(Exception):  # whatever a client sends, the holder must not end
             connection.settimeout(_REQUEST_TIMEOUT)
             if same_user(peer_credentials(connection)):
                 changed = _answer(connection, files)
@@ -351,7 +358,7 @@ def _answer(connection: socket.socket, files: dict[str, int]) -> bool:
     result: object = None
     sent: list[int] = []
     if request == "keep" and fds:
-        _replace(files, label, fds[0])
+        _replace(files, label, fds.pop())
     elif request == "retrieve":
         try:
             with LiveUpdate(wait=argument["wait"]) as device:
@@ -363,6 +370,10 @@ def _answer(connection: socket.socket, files: dict[str, int]) -> bool:
         _replace(files, label, -1)
     elif request == "list":
         result, sent = list(files), list(files.values())
+    else:
+        result = LuoError(EPROTO, "ask holder", f"{request} {label}", "It cannot do this")
+    for fd in fds:
+        os.close(fd)
     with suppress(OSError):  # the client may have ended
         socket.send_fds(connection, [pickle.dumps(result)], sent)
     return bool(request != "list")

@@ -15,6 +15,7 @@ import fcntl
 import os
 import select
 import socket
+import threading
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
@@ -25,7 +26,7 @@ from pyluo.exclusive import Exclusive, exclusively
 from pyluo.keepers.keeper import Keeper
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, MutableMapping
 
     from pyluo.descriptor import HasFileno
 
@@ -34,6 +35,9 @@ __all__ = ["ServiceManager"]
 _FIRST_FD = 3  # SD_LISTEN_FDS_START
 _DUPFD_QUERY = 1027  # F_DUPFD_QUERY in include/uapi/linux/fcntl.h
 _BARRIER_TIMEOUT = 30.0  # seconds
+_PREFIX = "pyluo"
+_CANARY = f"{_PREFIX}.canary"
+_TAKEN = "PYLUO_LISTEN_FDS_TAKEN"
 _OPERATION = "notify the service manager"
 
 
@@ -44,55 +48,114 @@ class ServiceManager(Keeper):
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        self._address = environment["NOTIFY_SOCKET"]
-        self._limit = int(environment.get("FDSTORE", "0"))
         self._exclusive = Exclusive("the descriptor store of this service")
+        self._address = environment["NOTIFY_SOCKET"]
+        self._pid = os.getpid()
         self._files: dict[_FdName, OwnedFd] = {}
-        if environment.get("LISTEN_PID") == str(os.getpid()):
-            names = environment.get("LISTEN_FDNAMES", "").split(":")
-            for number, text in enumerate(names, _FIRST_FD):
-                fd_name = _FdName.parse(text)
-                if fd_name is not None and fd_name not in self._files:
-                    os.set_inheritable(number, False)
-                    self._files[fd_name] = OwnedFd(number)
+        self._version = 0
 
     @classmethod
     def of_this_process(cls) -> ServiceManager | None:
         """Return the keeper of this process; None if no service manager stores descriptors for it.
 
-        systemd says so in the environment since version 254.
+        systemd says so in the environment since version 254. It means the process that it started:
+        the children of that process inherit the environment, but not what is stored.
         """
         global _of_this_process
-        if _of_this_process is None and int(os.environ.get("FDSTORE", "0")):
-            _of_this_process = cls(os.environ)
+        with _lock:
+            started = os.environ.get("SYSTEMD_EXEC_PID") == str(os.getpid())
+            if not started or not int(os.environ.get("FDSTORE", "0")):
+                return None
+            if _of_this_process is None or _of_this_process._pid != os.getpid():
+                _of_this_process = cls(os.environ)
+                _of_this_process._take_over(os.environ)
         return _of_this_process
+
+    def _take_over(self, environment: MutableMapping[str, str]) -> None:
+        """Take the descriptors that the manager has handed to this process.
+
+        They are taken once: a program that this process executes has the same PID, and other files
+        under these numbers.
+        """
+        if environment.get("LISTEN_PID") != str(self._pid):
+            return
+        if environment.get(_TAKEN) == str(self._pid):
+            return
+        environment[_TAKEN] = str(self._pid)
+        names = environment.get("LISTEN_FDNAMES", "").split(":")
+        for number, text in enumerate(names, _FIRST_FD):
+            if (fd_name := _FdName.parse(text)) is not None:
+                os.set_inheritable(number, False)
+                file = OwnedFd(number)
+                # `keep` was interrupted, and called again, if there are two of a name.
+                if fd_name in self._files:
+                    file.close()
+                else:
+                    self._files[fd_name] = file
+                self._version = max(self._version, fd_name.version)
+
+    def retrieve(self, name: str, label: str, *, wait: float = 0.0) -> None:
+        """Retrieve the incoming session of a store, and keep it; see `Keeper.retrieve`.
+
+        Whether the store of the service has room is known before the session is retrieved.
+        """
+        self._refuse_if_full(name)
+        super().retrieve(name, label, wait=wait)
+
+    @exclusively
+    def _refuse_if_full(self, name: str) -> None:
+        if not self._takes_another():
+            raise self._full_error(name)
 
     @exclusively
     def keep(self, name: str, label: str, fd: HasFileno) -> None:
         """Put a descriptor into the store of the service; see `Keeper.keep`.
 
         Raises:
-            LuoError: the store has no room (ENOSPC); the manager does not answer (ETIMEDOUT).
+            LuoError: the store has no room, or does not accept descriptors from this process
+                (ENOSPC); the manager does not answer (ETIMEDOUT).
         """
         before = self._find(name, label)
         if any(_is_same_file(self._files[one].fileno(), fd.fileno()) for one in before):
             return
-        fd_name = _FdName(name, label, 1 + max((one.version for one in before), default=0))
-        if len(self._files) >= self._limit:
-            raise LuoError(
-                errno.ENOSPC,
-                _OPERATION,
-                f"descriptor {fd_name}",
-                f"The store of this service takes {self._limit} descriptors: raise "
-                f"FileDescriptorStoreMax= in its unit, by 5 for each store of pyluo's",
-            )
+        # A version of its own even if this call is interrupted: two files of one name could not be
+        # told apart.
+        self._version += 1
+        fd_name = _FdName(name, label, self._version)
         with raising("dup", f"descriptor {fd.fileno()}"):
             duplicate = OwnedFd(os.dup(fd.fileno()))
         # FDPOLL=0: systemd would drop a descriptor that poll(2) reports as hung up.
         self._notify(f"FDSTORE=1\nFDNAME={fd_name}\nFDPOLL=0", [duplicate.fileno()])
+        # systemd closes a descriptor for which it has no room, and does not say so.
+        if not self._takes_another():
+            self._notify(f"FDSTOREREMOVE=1\nFDNAME={fd_name}", [])
+            raise self._full_error(str(fd_name))
         self._files[fd_name] = duplicate
         for one in before:
             self._remove(one)
+
+    def _takes_another(self) -> bool:
+        """Return whether the store of the service takes another descriptor at this moment."""
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                self._notify(f"FDSTORE=1\nFDNAME={_CANARY}\nFDPOLL=0", [theirs.fileno()])
+            poll = select.poll()
+            poll.register(ours, 0)
+            taken = not poll.poll(0)
+            if taken:
+                self._notify(f"FDSTOREREMOVE=1\nFDNAME={_CANARY}", [])
+        return taken
+
+    def _full_error(self, what: str) -> LuoError:
+        return LuoError(
+            errno.ENOSPC,
+            _OPERATION,
+            f"descriptor {what}",
+            "The store of this service is full, or takes nothing from this process: raise "
+            "FileDescriptorStoreMax= in its unit, by 6 for each store of pyluo's, or give it "
+            "NotifyAccess=all",
+        )
 
     @exclusively
     def kept(self, name: str) -> dict[str, OwnedFd]:
@@ -140,10 +203,7 @@ class ServiceManager(Keeper):
             poll.register(reader, 0)
             if not poll.poll(_BARRIER_TIMEOUT * 1000):
                 raise LuoError(
-                    errno.ETIMEDOUT,
-                    _OPERATION,
-                    state.split("\n")[0],
-                    "The unit may need NotifyAccess=all",
+                    errno.ETIMEDOUT, _OPERATION, state.split("\n")[0], "systemd did not answer"
                 )
         finally:
             os.close(reader)
@@ -156,6 +216,7 @@ class ServiceManager(Keeper):
 
 
 _of_this_process: ServiceManager | None = None
+_lock = threading.Lock()
 
 
 def _is_same_file(fd: int, other: int) -> bool:
@@ -179,10 +240,12 @@ class _FdName(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> _FdName | None:
         """Return the name that a text stands for; None if it is not one of pyluo's."""
-        name, *rest = text.rsplit(".", 2)
-        if len(rest) != 2 or not rest[1].isdecimal():
+        prefix, _, rest = text.partition(".")
+        parts = rest.rsplit(".", 2)
+        if prefix != _PREFIX or len(parts) != 3 or not parts[2].isdecimal():
             return None
-        return cls(os.fsdecode(unquote_to_bytes(name)), rest[0], int(rest[1]))
+        return cls(os.fsdecode(unquote_to_bytes(parts[0])), parts[1], int(parts[2]))
 
     def __str__(self) -> str:
-        return f"{quote(os.fsencode(self.name), safe='')}.{self.label}.{self.version}"
+        name = quote(os.fsencode(self.name), safe="")
+        return f"{_PREFIX}.{name}.{self.label}.{self.version}"

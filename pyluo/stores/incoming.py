@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Self, TypeVar, overload
 
 from pyluo import guards
-from pyluo.descriptor import OwnedFd
+from pyluo.descriptor import OwnedFd, wrap_new_fd
 from pyluo.errors import LuoError, SessionNotFoundError, StoreError, TokenNotFoundError
 from pyluo.exclusive import exclusively
 from pyluo.guest_ram import GuestRam
@@ -25,6 +25,7 @@ from pyluo.stores.kept import (
     kept_sessions,
     label_of_this_boot,
     mark_as_finishing,
+    release_half_made,
     release_incoming,
 )
 from pyluo.stores.outgoing import OutgoingStore
@@ -72,7 +73,6 @@ class IncomingStore(Store):
         self._next: OutgoingStore | None = None
         self._next_names: tuple[str, ...] = ()
         self._finishing = False
-        self._room_is_checked = False  # whether the cgroup has room for all entries
         try:
             self._read: Contents = read_contents(lambda token: session.retrieve(token, Memfd))
         except LuoError as error:
@@ -149,14 +149,14 @@ class IncomingStore(Store):
     def _drop_what_is_lost(self) -> None:
         """Find out which entries the session lacks: those that were added when the jump came."""
         unsettled = self._read.unsettled
-        lost: list[str] = []
+        lost: dict[str, None] = {}
         for entry in list(self._read.entries.values()) if unsettled else ():
             if any(name in lost for name in entry.requires):
                 requires = tuple(name for name in entry.requires if name not in lost)
                 entry = dataclasses.replace(entry, requires=requires)
                 self._read.entries[entry.name] = entry
             if entry.name in unsettled and not self._is_there(entry):
-                lost.append(entry.name)
+                lost[entry.name] = None
                 self._read.remove([entry.name])
         self._lost = tuple(lost)
 
@@ -205,13 +205,7 @@ class IncomingStore(Store):
             raise TypeError(f"entry {name!r} has {len(entry.tokens)} files: use get_ram()")
         chosen = type or _TYPES.get(entry.kind, OwnedFd)
         [file] = self._retrieve_entry(name)
-        try:
-            wrapped = chosen.from_fd(file.fileno())
-        except BaseException:
-            file.close()
-            raise
-        file.detach()
-        return wrapped
+        return wrap_new_fd(file.detach(), chosen)
 
     def get_ram(self, name: str) -> GuestRam:
         """Return a RAM that was added as one entry, with new descriptors that the caller closes.
@@ -264,7 +258,7 @@ class IncomingStore(Store):
             for file in files:
                 file.close()
 
-    def _retrieve_required(self, entry: Entry) -> None:
+    def _retrieve_required(self, entry: Entry, *, guarded: bool = True) -> None:
         """Retrieve the entries that an entry requires, and those that these require."""
         needed: set[str] = set()
         pending = list(entry.requires)
@@ -274,12 +268,17 @@ class IncomingStore(Store):
                 needed.add(name)
                 pending += self._read.entries[name].requires
         for name in sorted(needed, key=self._positions.__getitem__):
-            for file in self._retrieve_files(self._read.entries[name]):
+            for file in self._retrieve_files(self._read.entries[name], guarded=guarded):
                 file.close()
 
-    def _retrieve_files(self, entry: Entry) -> list[OwnedFd]:
-        """Return new descriptors of the files of an entry."""
-        if entry.name not in self._retrieved and not self._room_is_checked:
+    def _retrieve_files(self, entry: Entry, *, guarded: bool = True) -> list[OwnedFd]:
+        """Return new descriptors of the files of an entry.
+
+        Args:
+            entry: the entry.
+            guarded: whether to check that the cgroup has room for it.
+        """
+        if guarded and entry.name not in self._retrieved:
             subject = f"store {self._name!r}, entry {entry.name!r}"
             guards.refuse_full_cgroup(entry.size, subject)
         files: list[OwnedFd] = []
@@ -331,6 +330,7 @@ class IncomingStore(Store):
             if self._next is not None:
                 self._next.discard()
                 self._next = None
+            release_half_made(self._keeper, self._name)
             self._finish_session()
         release_incoming(self._keeper, self._name)
 
@@ -341,7 +341,7 @@ class IncomingStore(Store):
 
     def _refuse_if_renewed(self, operation: str) -> None:
         if self._finishing:
-            hint = "renew() was interrupted: call it again"
+            hint = "renew() has finished it already: call it again, with the same arguments"
             raise self._error(operation, errno.EBUSY, "", hint)
 
     @exclusively
@@ -400,7 +400,7 @@ class IncomingStore(Store):
         allow_noexec: bool,
     ) -> None:
         if self._next is None:
-            self._release_half_made()
+            release_half_made(self._keeper, self._name)
             self._next_names = tuple(entry.name for entry in entries)
             self._next = OutgoingStore(self._name, self._keeper)
         renumbered = list(_renumber(entries))
@@ -412,17 +412,6 @@ class IncomingStore(Store):
             self._next = None
             raise
 
-    def _release_half_made(self) -> None:
-        """End the outgoing session that another process left to the keeper when it renewed this
-        store and died before the finish.
-        """
-        if self._keeper is None:
-            return
-        for label, session in kept_sessions(self._keeper, self._name).items():
-            os.close(session.detach())
-            if isinstance(session, OutgoingSession):
-                self._keeper.release(self._name, label)
-
     def _files_to_renew(
         self, entries: Sequence[Entry], renumbered: Sequence[Entry], allow_noexec: bool
     ) -> Iterator[tuple[int, OwnedFd]]:
@@ -432,11 +421,11 @@ class IncomingStore(Store):
         """
         missing = [entry.size for entry in entries if entry.name not in self._retrieved]
         guards.refuse_full_cgroup(sum(missing), f"store {self._name!r}, all entries")
-        self._room_is_checked = True
         demand = guards.MemoryDemand()
         for entry, new in zip(entries, renumbered, strict=True):
-            self._retrieve_required(entry)
-            for token, file in zip(new.tokens, self._retrieve_files(entry), strict=True):
+            self._retrieve_required(entry, guarded=False)
+            retrieved = self._retrieve_files(entry, guarded=False)
+            for token, file in zip(new.tokens, retrieved, strict=True):
                 if not allow_noexec:
                     subject = partial(str, f"store {self._name!r}, entry {entry.name!r}")
                     guards.refuse_noexec(file.fileno(), subject)
@@ -486,7 +475,15 @@ class IncomingStore(Store):
             hint = "Nothing keeps its session: detach() it, or finish() the store"
             raise self._error("close", errno.EBUSY, "", hint)
         self._refuse_if_renewed("close")
+        if not self._is_kept():  # the keeper that had it is gone
+            self._keeper.keep(self._name, label_of_this_boot("incoming"), self._session)
         os.close(self._session.detach())
+
+    def _is_kept(self) -> bool:
+        session = find_kept_incoming(self._keeper, self._name)
+        if session is not None:
+            os.close(session.detach())  # the keeper still has it
+        return session is not None
 
     @exclusively
     def detach(self) -> int:
@@ -499,8 +496,11 @@ class IncomingStore(Store):
 
     def __del__(self) -> None:
         session = getattr(self, "_session", None)
-        if session is not None and not session.closed and self._keeper is not None:
-            os.close(session.detach())
+        if session is None or session.closed or self._keeper is None:
+            return
+        with suppress(LuoError):
+            if self._is_kept():
+                os.close(session.detach())  # otherwise it stays open, with a warning of its own
 
     def _table_error(self, error: LuoError) -> StoreError:
         """Return the exception for a table that cannot be read, with the session in `session`."""

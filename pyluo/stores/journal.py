@@ -32,11 +32,16 @@ if TYPE_CHECKING:
 
     from pyluo.session import OutgoingSession
 
-__all__ = ["TABLE_TOKEN", "Journal", "read_contents"]
+__all__ = ["TABLE_TOKEN", "Journal", "is_of_table", "read_contents"]
 
 TABLE_TOKEN = 0
 _SEGMENT_SIZE = 1 << 16  # bytes; later segments have twice the size of the contents, or more
 _WORD = 64  # bits
+
+
+def is_of_table(token: int) -> bool:
+    """Return whether a token is that of a segment, and not of an entry's file."""
+    return token == TABLE_TOKEN or token >= FIRST_TABLE_TOKEN
 
 
 class Journal:
@@ -46,13 +51,16 @@ class Journal:
 
     Args:
         name: the name of the store.
+        keep: a function that has the keeper keep the files of the table; it is called before a new
+            segment is used.
 
     Attributes:
         contents: the contents of the store, as the table has them.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, keep: Callable[[], None]) -> None:
         self.contents = Contents()
+        self._keep = keep
         self._name = name
         self._segments: dict[int, _Segment] = {}
         self._preserved: set[int] = set()  # tokens of segments
@@ -60,6 +68,9 @@ class Journal:
         self._writing: tuple[_Segment, Record, int, int] | None = None
         self._last: Record | None = None
         self._number = 0  # of the last record
+        # What the first segment may say: the segment in use and its end, before and after the
+        # last change.
+        self._positions: tuple[tuple[int, int], ...] = ()
 
     @property
     def memfds(self) -> dict[int, Memfd]:
@@ -67,19 +78,21 @@ class Journal:
         return {token: segment.memfd for token, segment in self._segments.items()}
 
     @classmethod
-    def resume(cls, name: str, memfds: Mapping[int, Memfd]) -> Journal:
+    def resume(cls, name: str, keep: Callable[[], None], memfds: Mapping[int, Memfd]) -> Journal:
         """Return the journal in the memfds of another `Journal`; take the memfds over.
 
         Raises:
             StoreError: the table is damaged (EBADMSG).
         """
-        journal = cls(name)
+        journal = cls(name, keep)
         for token, memfd in memfds.items():
             journal._segments[token] = _Segment(memfd)
-            journal._preserved.add(token)
-        if TABLE_TOKEN not in journal._segments:
-            raise damage_error("the first segment is missing")
+            journal._attempted.add(token)
+        if TABLE_TOKEN not in memfds or journal._segments[TABLE_TOKEN].current not in memfds:
+            raise damage_error("a segment of it is missing")
         segment = journal._current()
+        journal._preserved |= {TABLE_TOKEN, journal._segments[TABLE_TOKEN].current}
+        journal._positions = (journal._position(),)
         journal.contents, journal._number = decode_segment(segment.memfd.read, segment.memfd.size)
         return journal
 
@@ -94,6 +107,8 @@ class Journal:
             segment = _Segment.create(self._name, _SEGMENT_SIZE)
             segment.begin(encode_record(Whole(self.contents), self._number))
             self._segments[TABLE_TOKEN] = segment
+        if not self._positions:
+            self._positions = (self._position(),)
         self._preserve(session, TABLE_TOKEN)
 
     def _preserve(self, session: OutgoingSession, token: int) -> None:
@@ -123,17 +138,21 @@ class Journal:
             record: the record.
 
         Raises:
+            StoreError: another process took the store over, and changed it (ESTALE).
             LuoError: the segment is full, and the next one could not be preserved; see
                 `OutgoingSession.preserve`. The table is unchanged.
         """
         self.catch_up()
         if record is self._last:
             return
+        self._refuse_foreign_changes()
         number = self._number + 1
         data = encode_record(record, number)
         segment = self._current()
         if segment.end + len(data) > segment.size:
             segment = self._switch(session, len(data))
+        before = self._position()
+        self._positions = before, (before[0], before[1] + len(data))
         self._writing = segment, record, number, segment.end
         segment.append(data)
         self.catch_up()
@@ -148,6 +167,20 @@ class Journal:
             self._number = number
             self._last = record
         self._writing = None
+
+    def _position(self) -> tuple[int, int]:
+        """Return the token of the segment in use, and its end."""
+        return self._segments[TABLE_TOKEN].current, self._current().end
+
+    def _refuse_foreign_changes(self) -> None:
+        if self._position() not in self._positions:
+            raise StoreError(
+                errno.ESTALE,
+                "write table",
+                f"of store {self._name!r}",
+                "Another object or process took the store over with OutgoingStore.open(), and "
+                "changed it: open() it again",
+            )
 
     def _current(self) -> _Segment:
         """Return the segment in use. Only the first segment knows it, and never a variable here."""
@@ -166,8 +199,10 @@ class Journal:
         whole = encode_record(Whole(self.contents), self._number)
         token = self._find_spare(RECORDS_OFFSET + 2 * (len(whole) + room))
         self._preserve(session, token)
+        self._keep()
         segment = self._segments[token]
         segment.begin(whole)
+        self._positions = self._position(), (token, segment.end)
         self._segments[TABLE_TOKEN].current = token
         return segment
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from pyluo.descriptor import OwnedFd
 from pyluo.errors import KernelTooOldError, TokenNotFoundError
 from pyluo.file_kind import SESSION_LINK, read_link
+from pyluo.keepers.parcel import Parcel
 from pyluo.session import IncomingSession, OutgoingSession, session_from_fd
-from pyluo.stores.journal import TABLE_TOKEN
+from pyluo.stores.journal import TABLE_TOKEN, is_of_table
 
 if TYPE_CHECKING:
     from pyluo.keepers.keeper import Keeper
@@ -20,7 +21,9 @@ __all__ = [
     "kept_sessions",
     "label_of_this_boot",
     "mark_as_finishing",
+    "release_half_made",
     "release_incoming",
+    "release_outgoing",
 ]
 
 # The kernel does not tell whether a session is finished: a note of this kind, which a keeper has
@@ -43,10 +46,15 @@ def kept_sessions(keeper: Keeper | None, name: str) -> dict[str, IncomingSession
     The keeper still has them, so that the caller may close their descriptors.
     """
     found: dict[str, IncomingSession | OutgoingSession] = {}
-    for label, fd in {} if keeper is None else keeper.kept(name).items():
-        with fd:
-            if read_link(fd.fileno()) == SESSION_LINK + name:
-                found[label] = _wrap(os.dup(fd.fileno()), label)
+    try:
+        for label, fd in {} if keeper is None else keeper.kept(name).items():
+            with fd:
+                if read_link(fd.fileno()) == SESSION_LINK + name:
+                    found[label] = _wrap(os.dup(fd.fileno()), label)
+    except BaseException:
+        for session in found.values():
+            os.close(session.detach())
+        raise
     return found
 
 
@@ -86,6 +94,32 @@ def mark_as_finishing(keeper: Keeper | None, name: str) -> None:
     if keeper is not None:
         with OwnedFd(os.eventfd(0)) as note:
             keeper.keep(name, label_of_this_boot(_FINISHING), note)
+
+
+def release_half_made(keeper: Keeper | None, name: str) -> None:
+    """End a renewal that a process began and died before it finished the incoming session.
+
+    Its outgoing session is empty. It is told from other stores of the same name by the files that
+    wait in its parcel.
+    """
+    if keeper is None:
+        return
+    kept = keeper.kept(name)
+    table = kept.pop(label_of_this_boot("table"), None)
+    for fd in kept.values():
+        fd.close()
+    if table is None:
+        return
+    with Parcel.from_fd(table.detach()) as parcel:
+        waiting = any(not is_of_table(token) for files in parcel.unpack() for token in files)
+    if waiting:
+        release_outgoing(keeper, name)
+
+
+def release_outgoing(keeper: Keeper, name: str) -> None:
+    """Have a keeper release the outgoing session of this name, and the files of its table."""
+    keeper.release(name, label_of_this_boot("outgoing"))
+    keeper.release(name, label_of_this_boot("table"))
 
 
 def _is_marked(keeper: Keeper, name: str) -> bool:

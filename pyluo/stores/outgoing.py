@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -22,10 +23,16 @@ from pyluo.keepers.keeper import KeeperChoice
 from pyluo.keepers.parcel import Parcel
 from pyluo.memfd import Memfd, supports_seals
 from pyluo.session import OutgoingSession
-from pyluo.stores.entry import FIRST_TABLE_TOKEN, Contents, Entry, NewEntry, as_json_value
+from pyluo.stores.entry import Contents, Entry, NewEntry, as_json_value
 from pyluo.stores.files_in_use import FileId, file_id
-from pyluo.stores.journal import TABLE_TOKEN, Journal
-from pyluo.stores.kept import find_kept_incoming, kept_sessions, label_of_this_boot
+from pyluo.stores.journal import Journal, is_of_table
+from pyluo.stores.kept import (
+    find_kept_incoming,
+    kept_sessions,
+    label_of_this_boot,
+    release_incoming,
+    release_outgoing,
+)
 from pyluo.stores.records import Add, Meta, Remove, Settle
 from pyluo.stores.store import SessionSource, Store, open_device
 
@@ -53,13 +60,12 @@ class OutgoingStore(Store):
 
     def __init__(self, name: str, keeper: Keeper | None) -> None:
         super().__init__(name, keeper)
-        self._journal = Journal(name)
+        self._journal = Journal(name, self._keep)
         self._opened: OutgoingSession | None = None
         self._tokens: dict[FileId, int] = {}  # of the files in the session, as far as known
         self._addition: _Addition | None = None
         self._waiting: Parcel | None = None  # the files of a renewal that is not complete
         self._removing: tuple[str, ...] = ()  # the names of a `remove` that is not complete
-        self._segments_kept = 0
 
     @classmethod
     def create(
@@ -247,7 +253,8 @@ class OutgoingStore(Store):
                 raise TypeError(f"{each.name!r} is not a name of an entry")
             if each.name in self._contents.entries or each.name in names:
                 what = f"entry {each.name!r}"
-                raise self._error("add", errno.EEXIST, what, "Choose another name")
+                hint = "Choose another name, or remove() that entry first"
+                raise self._error("add", errno.EEXIST, what, hint)
             if missing := [
                 needed
                 for needed in each.requires
@@ -301,15 +308,15 @@ class OutgoingStore(Store):
         """
         session = self.session
         names = [name for name in self._contents.unsettled if name in addition.files]
-        missing: list[str] = []
+        missing: dict[str, None] = {}
         for name in names:
             for token, identity in zip(
                 self._contents.entries[name].tokens, addition.files[name], strict=True
             ):
                 if session.has(token):
                     self._tokens[identity] = token
-                elif name not in missing:
-                    missing.append(name)
+                else:
+                    missing[name] = None
         if missing:
             self._append(Remove(tuple(missing)))
         elif names:
@@ -328,10 +335,8 @@ class OutgoingStore(Store):
             self._addition = None
 
     def _append(self, record: Add | Meta | Remove | Settle) -> None:
-        """Append a record to the table; have the keeper keep the table's new files."""
+        """Append a record to the table."""
         self._journal.append(self.session, record)
-        if self._keeper is not None and self._segments_kept != len(self._journal.memfds):
-            self._keep()
 
     @exclusively
     def set_meta(self, meta: Mapping[str, Any], *, name: str | None = None) -> None:
@@ -390,7 +395,8 @@ class OutgoingStore(Store):
     def find_by_file(self, identities: Collection[FileId]) -> dict[FileId, tuple[str, int]]:
         """Return for each of these files the name of its entry, and where it begins in the entry.
 
-        Files that this object has not added or renewed are left out. The place is the number of
+        Files that this object has not added or renewed are left out, as are all files of a store
+        that `open` took over. The place is the number of
         bytes in the files of the entry before this one; 0 unless the entry is a `GuestRam`.
         """
         places: dict[int, tuple[str, int]] = {}
@@ -411,8 +417,7 @@ class OutgoingStore(Store):
         """
         if self._opened is not None and not self._opened.closed:
             if self._keeper is not None:
-                self._keeper.release(self._name, label_of_this_boot("outgoing"))
-                self._keeper.release(self._name, label_of_this_boot("table"))
+                release_outgoing(self._keeper, self._name)
             self._opened.discard()
         self._close_files()
 
@@ -423,10 +428,14 @@ class OutgoingStore(Store):
         Raises:
             StoreError: nothing keeps the session, so that its files would be lost (EBUSY).
         """
+        if self.closed:
+            return
         if self._keeper is None:
             hint = "Nothing keeps its session: detach() it, or discard() the store"
             raise self._error("close", errno.EBUSY, "", hint)
         self._complete()
+        if not self._is_kept():
+            self._keep()  # the keeper that had it is gone
         self._close()
 
     def _close(self) -> None:
@@ -463,8 +472,9 @@ class OutgoingStore(Store):
                 stacklevel=2,
                 source=self,
             )
-        if self._keeper is not None:
-            os.close(opened.detach())
+        with suppress(LuoError):
+            if self._is_kept():
+                os.close(opened.detach())  # otherwise it stays open, with a warning of its own
         self._journal.close()
 
     # The keeper has the session, and a parcel with the files of the table; during a renewal, the
@@ -473,12 +483,11 @@ class OutgoingStore(Store):
     def _keep(self) -> None:
         if self._keeper is None:
             return
-        segments = len(self._journal.memfds)
-        count = segments + len(self._contents.entries)
+        count = sum(len(entry.tokens) for entry in self._contents.entries.values())
+        count += len(self._journal.memfds)
         with Parcel.pack(self._files_to_keep(), count) as parcel:
             self._keeper.keep(self._name, label_of_this_boot("table"), parcel)
         self._keeper.keep(self._name, label_of_this_boot("outgoing"), self.session)
-        self._segments_kept = segments
 
     def _files_to_keep(self) -> Iterator[tuple[int, OwnedFd]]:
         for token, memfd in self._journal.memfds.items():
@@ -517,7 +526,7 @@ class OutgoingStore(Store):
             parcel = Parcel.from_fd(table.detach())
             for files in parcel.unpack():
                 for token in list(files):
-                    if _is_of_table(token):
+                    if is_of_table(token):
                         memfds[token] = Memfd(files.pop(token).detach())
                     else:
                         waiting = True
@@ -525,11 +534,11 @@ class OutgoingStore(Store):
                 self._waiting = parcel
             else:
                 parcel.close()
-        self._journal = Journal.resume(self._name, memfds)
-        self._segments_kept = len(memfds)
+        self._journal = Journal.resume(self._name, self._keep, memfds)
         if self._waiting is not None:
             self._refuse_unfinished_store()
             self.complete_renewal()
+            release_incoming(self._keeper, self._name)
         elif self._contents.unsettled:
             unsettled = (self._contents.entries[name] for name in self._contents.unsettled)
             unknown = {entry.name: ((0, 0),) * len(entry.tokens) for entry in unsettled}
@@ -565,6 +574,7 @@ class OutgoingStore(Store):
             wait: see `create`.
         """
         self._begin(device, wait)
+        self._journal.catch_up()
         if meta != self._contents.meta:
             self._journal.append(self.session, Meta(None, meta))
         if not self._contents.entries and entries:
@@ -585,7 +595,7 @@ class OutgoingStore(Store):
         if not self._waiting.closed:
             for files in self._waiting.unpack():
                 self._preserve_again(
-                    {token: file for token, file in files.items() if not _is_of_table(token)}
+                    {token: file for token, file in files.items() if not is_of_table(token)}
                 )
             self._append(Settle())
             self._waiting.close()
@@ -611,10 +621,12 @@ class _Addition:
     Attributes:
         files: the identities of each new entry's files.
         last_token: the greatest token that the call gave to a file.
+        rest: what each entry requires, and its metadata.
     """
 
     files: dict[str, tuple[FileId, ...]]
     last_token: int = 0
+    rest: tuple[Any, ...] = ()
 
     @classmethod
     def of(cls, new: Sequence[NewEntry]) -> _Addition:
@@ -622,15 +634,12 @@ class _Addition:
             {
                 each.name: tuple(file_id(fileno_of(file)) for file in _files_of(each.file))
                 for each in new
-            }
+            },
+            rest=tuple((tuple(each.requires), dict(each.meta or {})) for each in new),
         )
 
     def same_as(self, other: _Addition) -> bool:
-        return self.files == other.files
-
-
-def _is_of_table(token: int) -> bool:
-    return token == TABLE_TOKEN or token >= FIRST_TABLE_TOKEN
+        return (self.files, self.rest) == (other.files, other.rest)
 
 
 def _files_of(file: OwnedFd | int | GuestRam) -> Sequence[OwnedFd | int]:

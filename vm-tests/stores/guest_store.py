@@ -19,6 +19,7 @@ from sessions.guest_files import pattern
 from pyluo import (
     AlreadyPreservedError,
     Entry,
+    GuestRam,
     IncomingSession,
     IncomingStore,
     KeeperChoice,
@@ -26,6 +27,8 @@ from pyluo import (
     LuoError,
     Memfd,
     NewEntry,
+    NumaMode,
+    NumaPolicy,
     OutgoingSession,
     OutgoingStore,
     OwnedFd,
@@ -355,6 +358,45 @@ def retrieve_with_prerequisites(name: str) -> tuple[list[int], list[int]]:
     store["899"].close()
     store.finish(destroy=list(store))
     return short, recording.tokens
+
+
+def make_with_ram(name: str) -> OutgoingStore:
+    """Create a store with a RAM of three files, of which the last one cannot be added at first."""
+    store = OutgoingStore.create(name, keeper=ALONE)
+    policy = NumaPolicy(NumaMode.PREFERRED, (0,)) if os.path.exists("/proc/self/numa_maps") else ()
+    ram = GuestRam.create("ram", 3 * 65536 - 4096, part_size=65536, numa=policy)
+    ram.write(pattern(ram.size), 0)
+    with LiveUpdate() as device:
+        other = device.create_session("has a part")
+    other.preserve(ram.memfds[2], 1)
+    with suppress(AlreadyPreservedError):
+        store.add("ram", ram)
+    assert list(store) == []
+    other.discard()
+    entry = store.add("ram", ram, meta={"at": 0})
+    assert (entry.kind, entry.sizes) == ("ram", (65536, 65536, 61440))
+    ram.close()
+    return store
+
+
+def renew_ram(name: str) -> tuple[bool, list[str], OutgoingStore]:
+    """Return whether the RAM is intact, which ways to get it are refused, and the renewed store."""
+    store = retrieve(name)
+    refusals = []
+    for wrong in (lambda: store.get("ram"), lambda: store.get_ram("table")):
+        try:
+            wrong()
+        except (TypeError, KeyError) as error:
+            refusals.append(type(error).__name__)
+    with store.get_ram("ram") as ram:
+        is_intact = ram.size == 3 * 65536 - 4096 and ram.read(ram.size, 0) == pattern(ram.size)
+        with ram.map() as mapping:
+            is_intact &= mapping[:] == pattern(ram.size)
+    return is_intact, refusals, store.renew()
+
+
+def describe_renewed_ram(held: tuple[bool, list[str], OutgoingStore]) -> tuple[bool, list[str]]:
+    return held[:2]
 
 
 def renew_what_has_grown(name: str) -> tuple[bool, bool, bool]:

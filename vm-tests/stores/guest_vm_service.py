@@ -12,6 +12,7 @@ import random
 import signal
 import socket
 import subprocess
+import sys
 import time
 import zlib
 from pathlib import Path
@@ -25,6 +26,7 @@ from pyluo import (
     ServiceManager,
     SessionNotFoundError,
 )
+from pyluo.open_sessions import open_sessions
 
 NAME = "vm0"
 SIZE = 256 << 20
@@ -122,5 +124,23 @@ def checksum(ram: Memfd) -> int:
     return crc
 
 
+def create_with_a_holder() -> None:
+    """Create a store, as a service for which systemd stores no descriptors."""
+    OutgoingStore.create("held")
+
+
+def groups_of_holders() -> list[tuple[str | None, str]]:
+    """Return the session and the control group of each holder process."""
+    return [
+        (each.session, Path(f"/proc/{each.pid}/cgroup").read_text().strip())
+        for each in open_sessions()
+        if each.command == "pyluo-holder"
+    ]
+
+
+def discard_held() -> None:
+    OutgoingStore.open("held").discard()
+
+
 if __name__ == "__main__":
-    main()
+    create_with_a_holder() if "hold" in sys.argv else main()

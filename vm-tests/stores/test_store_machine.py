@@ -188,9 +188,9 @@ class Machine(RuleBasedStateMachine):
     def remove(self, data: st.DataObject, name: str, store: Store) -> None:
         if not store.entries:
             return
-        names = data.draw(
-            st.lists(st.sampled_from(sorted(store.entries)), min_size=1, max_size=2, unique=True)
-        )
+        needed = [each for each in sorted(store.entries) if store.needing([each])]
+        choice = needed if needed and data.draw(st.booleans()) else sorted(store.entries)
+        names = data.draw(st.lists(st.sampled_from(choice), min_size=1, max_size=2, unique=True))
         if store.needing(names):
             self.expect(data, "StoreError", "remove", name, names)
             return
@@ -221,9 +221,9 @@ class Machine(RuleBasedStateMachine):
             store.open.add(entry)
 
     def renew(self, data: st.DataObject, name: str, store: Store) -> None:
-        destroy = data.draw(
-            st.lists(st.sampled_from(sorted(store.entries) or ["z"]), max_size=1, unique=True)
-        )
+        needed = [each for each in sorted(store.entries) if store.needing([each])]
+        choice = needed if needed and data.draw(st.booleans()) else sorted(store.entries)
+        destroy = data.draw(st.lists(st.sampled_from(choice or ["z"]), max_size=1, unique=True))
         if not set(destroy) <= store.entries.keys() or store.needing(destroy):
             self.expect(data, "StoreError", "renew", name, destroy)
             return

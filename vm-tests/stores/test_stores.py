@@ -62,6 +62,14 @@ def test_order_prerequisites_and_metadata_come_along(vm: VM) -> None:
     assert result["closed"]
 
 
+def test_a_ram_of_several_files_is_one_entry_over_two_jumps(vm: VM) -> None:
+    vm.hold(guest_store.make_with_ram, "ram")
+    for _ in range(2):
+        vm.live_update()
+        held = vm.hold(guest_store.renew_ram, "ram")
+        assert vm.call(guest_store.describe_renewed_ram, held) == (True, ["TypeError", "KeyError"])
+
+
 @pytest.fixture(scope="module")
 def landed(kernel: Kernel) -> Iterator[VM]:
     with VM(kernel) as vm:

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
 
 import pyluo
 from pyluo.vm import VM, Root
 from stores import guest_vm_service
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 UPDATES = 5
 STEPS_OF_FIRST_LIFE = ["created", "added", "ready"]
 STEPS = ["retrieved", "got", "finished", "ready"]
+PROGRAM = f"python3 {Root.host_path(guest_vm_service.__file__)}"
+ENVIRONMENT = f"PYTHONPATH={Root.host_path(Path(pyluo.__file__).parents[1])}"
 UNIT = f"""\
 [Unit]
 StartLimitIntervalSec=0
 
 [Service]
 Type=notify
-ExecStart=python3 {Root.host_path(guest_vm_service.__file__)}
-Environment=PYTHONPATH={Root.host_path(Path(pyluo.__file__).parents[1])}
+ExecStart={PROGRAM}
+Environment={ENVIRONMENT}
 Environment="KILL_AFTER={" ".join(STEPS_OF_FIRST_LIFE + STEPS)}"
 NotifyAccess=all
 FileDescriptorStoreMax=16
@@ -31,25 +39,45 @@ WantedBy=multi-user.target
 """
 
 
-def test_a_vms_ram_outlives_kills_after_each_step_restarts_and_five_updates() -> None:
+HOLDING_UNIT = f"""\
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart={PROGRAM} hold
+Environment={ENVIRONMENT}
+"""
+
+
+@pytest.fixture(scope="module")
+def guest() -> Iterator[VM]:
+    units = {"vm.service": UNIT, "hold.service": HOLDING_UNIT}
     with VM(
-        "previous",
-        to="stable",
-        root="sid",
-        memory=2 << 30,
-        call_timeout=300,
-        units={"vm.service": UNIT},
+        "previous", to="stable", root="sid", memory=2 << 30, call_timeout=300, units=units
     ) as vm:
-        state = vm.call(guest_vm_service.wait_until_ready)
-        assert state["killed"] == STEPS_OF_FIRST_LIFE
-        for update in range(1, UPDATES + 1):
-            restarted = vm.run(["systemctl", "restart", "vm.service"], timeout=120)
-            assert restarted.returncode == 0, restarted.stderr
-            state = vm.call(guest_vm_service.wait_until_ready, state["pid"])
-            assert (state["found"], state["entries"]) == ("opened", ["ram"])
-            vm.live_update(by_systemctl=True)
-            state = vm.call(guest_vm_service.wait_until_ready)
-            assert state["killed"] == STEPS  # it compared the checksum before "got"
-            assert (state["found"], state["entries"]) == ("opened", ["ram"])
-            assert vm.life.release.startswith("7.3" if update % 2 else "7.2")
-        assert vm.updates == UPDATES
+        yield vm
+
+
+def test_a_holder_outlives_the_service_that_started_it(guest: VM) -> None:
+    for action in ("start", "stop"):
+        done = guest.run(["systemctl", action, "hold.service"], timeout=120)
+        assert done.returncode == 0, done.stderr
+    [(session, group)] = guest.call(guest_vm_service.groups_of_holders)
+    assert session == "held"
+    assert group.endswith(".scope")
+    guest.call(guest_vm_service.discard_held)
+
+
+def test_a_vms_ram_outlives_kills_after_each_step_restarts_and_five_updates(guest: VM) -> None:
+    state = guest.call(guest_vm_service.wait_until_ready)
+    assert state["killed"] == STEPS_OF_FIRST_LIFE
+    for update in range(1, UPDATES + 1):
+        restarted = guest.run(["systemctl", "restart", "vm.service"], timeout=120)
+        assert restarted.returncode == 0, restarted.stderr
+        state = guest.call(guest_vm_service.wait_until_ready, state["pid"])
+        assert (state["found"], state["entries"]) == ("opened", ["ram"])
+        guest.live_update(by_systemctl=True)
+        state = guest.call(guest_vm_service.wait_until_ready)
+        assert state["killed"] == STEPS  # it compared the checksum before "got"
+        assert (state["found"], state["entries"]) == ("opened", ["ram"])
+        assert guest.life.release.startswith("7.3" if update % 2 else "7.2")
+    assert guest.updates == UPDATES

@@ -71,7 +71,7 @@ def test_a_jump_is_refused_unless_the_required_sessions_are_held(vm: VM) -> None
     assert refused.returncode == 1
     assert b"'t'" in refused.stderr
     assert b"'s'" not in refused.stderr
-    assert vm.run([PYLUO, "discard", "s"]).returncode == 0
+    assert vm.run([PYLUO, "discard", "--force", "s"]).returncode == 0
 
 
 @pytest.mark.in_guest

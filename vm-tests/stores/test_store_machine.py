@@ -189,7 +189,8 @@ class Machine(RuleBasedStateMachine):
         if not store.entries:
             return
         needed = [each for each in sorted(store.entries) if store.needing([each])]
-        choice = needed if needed and data.draw(st.booleans()) else sorted(store.entries)
+        every = sorted(store.entries)
+        choice = data.draw(st.sampled_from([needed or every, every]))
         names = data.draw(st.lists(st.sampled_from(choice), min_size=1, max_size=2, unique=True))
         if store.needing(names):
             self.expect(data, "StoreError", "remove", name, names)
@@ -222,7 +223,8 @@ class Machine(RuleBasedStateMachine):
 
     def renew(self, data: st.DataObject, name: str, store: Store) -> None:
         needed = [each for each in sorted(store.entries) if store.needing([each])]
-        choice = needed if needed and data.draw(st.booleans()) else sorted(store.entries)
+        every = sorted(store.entries)
+        choice = data.draw(st.sampled_from([needed or every, every]))
         destroy = data.draw(st.lists(st.sampled_from(choice or ["z"]), max_size=1, unique=True))
         if not set(destroy) <= store.entries.keys() or store.needing(destroy):
             self.expect(data, "StoreError", "renew", name, destroy)

@@ -55,7 +55,9 @@ def test_a_number_that_is_not_finite_is_refused(value: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [object(), b"bytes", {1, 2}, 1j, print, MappingProxyType({})], ids=repr
+    "value",
+    [object(), b"bytes", {1, 2}, 1j, print, MappingProxyType({})],
+    ids=lambda value: type(value).__name__,
 )
 def test_an_object_that_json_does_not_know_is_refused(value: object) -> None:
     for tree in (value, {"a": (value,)}):

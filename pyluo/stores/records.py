@@ -1,43 +1,4 @@
-"""The format of a store's table: records in one or more files of the session.
-
-The table is a journal. Each file of it is a *segment*: a header, and records one after another. The
-session has the first segment at token 0, and others at tokens from 2**63 on. One segment is in use;
-the first one says which. All numbers are little-endian::
-
-    bytes 0-7    magic, "pyluoFDS"
-    bytes 8-11   version, 3
-    bytes 12-15  CRC-32 of bytes 0 to 31, with zero in this field
-    bytes 16-23  1
-    bytes 24-31  0
-    bytes 32-39  in the first segment: the token of the segment in use
-    bytes 40-47  end: the offset of the first byte after the last record
-    bytes 48-63  0
-
-Bytes 0 to 31 have the layout of the versions before, so that an older pyluo recognizes a newer
-table. The two fields after them change in a single store of 64 bits, which makes a record valid, or
-a segment the one in use: the jump may come at any moment. Whatever lies behind the end is ignored.
-A record begins at a multiple of 8 bytes::
-
-    bytes 0-3    CRC-32 of the rest of the record, without the padding
-    bytes 4-7    length of the JSON, in bytes
-    bytes 8-15   number of the record; each record's number is one more than that of the one before
-    bytes 16-    JSON in UTF-8, and zeros up to a multiple of 8 bytes
-
-The JSON is an object, whose member "op" is one of:
-
-* "store": the whole contents, in "entries", "meta", "unsettled" and "last_token", the greatest
-  token used so far. Each segment begins with it.
-* "add": new entries, in "entries".
-* "remove": the entries of the names in "names" are gone.
-* "meta": "meta" is the metadata of the entry "name", or of the store if "name" is null.
-* "settle": changes nothing.
-
-An entry is an object of "name", "tokens", "sizes", "kind", "requires", "meta" and "state"; see
-`Entry`.
-"add" is written before the files are preserved. So if the last record is an "add", the files of its
-entries may be missing, and so may those of the entries in "unsettled" of a "store". Each later
-record says that they are there.
-"""
+"""The records of a store's table, and their encoding; see docs/store-format.md."""
 
 from __future__ import annotations
 

@@ -1,12 +1,4 @@
-"""Tables of the versions 1 and 2, which this pyluo reads and never writes.
-
-Such a table is a file with two slots, at token 0. Each slot is a header, in the layout that
-`pyluo.stores.records` describes, followed by JSON: bytes 12 to 15 are the CRC-32 of the header,
-with zero in this field, and of the JSON; bytes 16 to 23 a generation, of which the higher one
-counts; bytes 24 to 31 the length of the JSON in bytes. In version 1 an entry has a name, a token
-and metadata. Version 2 adds the names of the entries that it requires, the kind and size of its
-file, and whether the file is preserved.
-"""
+"""Tables of versions 1 and 2, which pyluo reads and never writes; see docs/store-format.md."""
 
 from __future__ import annotations
 

@@ -16,15 +16,55 @@ from typing import TYPE_CHECKING
 from sessions.guest_files import pattern
 
 import pyluo
-from pyluo import IncomingStore, LiveUpdate, LuoError, Memfd, NewEntry, OutgoingStore
-from stores.guest_store import ALONE, intact, read_entries, retrieve
+from pyluo import (
+    IncomingStore,
+    Keeper,
+    KeeperChoice,
+    LiveUpdate,
+    LuoError,
+    Memfd,
+    NewEntry,
+    OutgoingStore,
+    OwnedFd,
+)
+from stores.guest_store import ALONE, intact, read_entries
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
+    from pyluo.descriptor import HasFileno
+
+
+class Shelf(Keeper):
+    """A keeper in the same process: what it does itself is not interrupted."""
+
+    def __init__(self) -> None:
+        self.files: dict[tuple[str, str], OwnedFd] = {}
+
+    def keep(self, name: str, label: str, fd: HasFileno) -> None:
+        before = self.files.pop((name, label), None)
+        self.files[name, label] = OwnedFd(os.dup(fd.fileno()))
+        if before is not None:
+            before.close()
+
+    def kept(self, name: str) -> dict[str, OwnedFd]:
+        return {
+            label: OwnedFd(os.dup(fd.fileno()))
+            for (each, label), fd in self.files.items()
+            if each == name
+        }
+
+    def release(self, name: str, label: str) -> None:
+        if (fd := self.files.pop((name, label), None)) is not None:
+            fd.close()
+
+    def describe(self, name: str) -> str:
+        return "this process"
+
+
+keeper: Keeper | KeeperChoice = ALONE
 PACKAGE = os.path.dirname(pyluo.__file__)
-RENEWALS = 600  # more than the lines of a renewal
 TEXT = "y" * 40_000  # as metadata, it needs a new segment of the table
 
 
@@ -47,7 +87,7 @@ def interrupt(action: Callable[[], object], number: int) -> bool:
             return None
         if event == "line":
             lines += 1
-            if lines == number:
+            if lines >= number and not is_in_finalizer(frame):
                 sys.settrace(None)
                 raise Interrupted
         return trace
@@ -62,6 +102,24 @@ def interrupt(action: Callable[[], object], number: int) -> bool:
     return interrupted
 
 
+def is_in_finalizer(frame: FrameType | None) -> bool:
+    """Return whether a frame belongs to a `__del__`, in which Python ignores exceptions."""
+    while frame is not None:
+        if frame.f_code.co_name == "__del__":
+            return True
+        frame = frame.f_back
+    return False
+
+
+def use_a_shelf() -> None:
+    global keeper
+    keeper = Shelf()
+
+
+def retrieve(name: str) -> IncomingStore:
+    return IncomingStore.retrieve(name, keeper=keeper)
+
+
 def allow_many_descriptors() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (10_000, 10_000))
 
@@ -73,7 +131,7 @@ def with_file(seed: int) -> tuple[Memfd, dict[str, int]]:
 
 
 def make(name: str) -> OutgoingStore:
-    store = OutgoingStore.create(name, keeper=ALONE)
+    store = OutgoingStore.create(name, keeper=keeper)
     file, meta = with_file(1)
     with file:
         store.add("first", file, meta=meta)
@@ -84,11 +142,11 @@ def interrupt_creation(step: int) -> int:
     """Interrupt `create`, and call it again; return how many lines it has."""
     for number in count(1, step):
         created: list[OutgoingStore] = []
-        create = partial(OutgoingStore.create, "s", keeper=ALONE)
+        create = partial(OutgoingStore.create, "s", keeper=keeper)
         if not interrupt(lambda: created.append(create()), number):  # noqa: B023
             created[0].discard()
             return number
-        OutgoingStore.create("s", keeper=ALONE).discard()
+        OutgoingStore.create("s", keeper=keeper).discard()
         with LiveUpdate() as device:  # it is closed, and the name is free
             device.create_session("s").discard()
     raise AssertionError
@@ -176,8 +234,8 @@ def interrupt_discards(step: int) -> int:
     raise AssertionError
 
 
-def make_for_renewals(step: int) -> list[OutgoingStore]:
-    return [make(f"renew {number}") for number in range(1, RENEWALS + 1, step)]
+def make_for_renewals(step: int, lines: int) -> list[OutgoingStore]:
+    return [make(f"renew {number}") for number in range(1, lines + 1, step)]
 
 
 def interrupt_retrievals(step: int, prefix: str, stores: int, names: list[str]) -> int:
@@ -198,10 +256,10 @@ def interrupt_retrievals(step: int, prefix: str, stores: int, names: list[str]) 
     return interruptions
 
 
-def interrupt_renewals(step: int) -> list[OutgoingStore]:
+def interrupt_renewals(step: int, lines: int) -> list[OutgoingStore]:
     """Interrupt `renew`, and call it again."""
     renewed: list[OutgoingStore] = []
-    for number in range(1, RENEWALS + 1, step):
+    for number in range(1, lines + 1, step):
         store = retrieve(f"renew {number}")
         interrupted = interrupt(store.renew, number)
         outgoing = store.renew()
@@ -210,7 +268,7 @@ def interrupt_renewals(step: int) -> list[OutgoingStore]:
         renewed.append(outgoing)
         if not interrupted:
             return renewed
-    raise AssertionError(f"a renewal has more than {RENEWALS} lines")
+    raise AssertionError(f"a renewal has more than {lines} lines")
 
 
 def interrupt_finishes(step: int, renewed: int) -> int:

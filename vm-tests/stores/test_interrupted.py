@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 STEP = int(os.environ.get("PYLUO_LINE_STEP", "7"))
 
 
+# More than the lines of a renewal, without a keeper and with one.
+LINES, LINES_WITH_KEEPER = 600, 2400
+
+
 class Interrupted:
     """A guest in which calls were interrupted, and the number of stores that each left."""
 
@@ -34,7 +38,7 @@ class Interrupted:
         self.gone_on = self._hold(guest_interrupted.interrupt_additions, True)
         self.many = self._hold(guest_interrupted.interrupt_additions_of_many)
         self.changed = self._hold(guest_interrupted.interrupt_changes)
-        vm.hold(guest_interrupted.make_for_renewals, STEP)
+        vm.hold(guest_interrupted.make_for_renewals, STEP, LINES)
         vm.live_update()
         vm.call(guest_interrupted.allow_many_descriptors)
 
@@ -77,8 +81,29 @@ def test_an_interrupted_change_and_an_interrupted_retrieval_lose_nothing(
 def test_an_interrupted_renewal_and_an_interrupted_finish_lose_nothing(
     interrupted: Interrupted,
 ) -> None:
-    renewed = interrupted._hold(guest_interrupted.interrupt_renewals)
+    renewed = interrupted._hold(guest_interrupted.interrupt_renewals, LINES)
     assert renewed * STEP > 200
     interrupted.vm.live_update()
     interrupted.vm.call(guest_interrupted.allow_many_descriptors)
     assert interrupted.vm.call(guest_interrupted.interrupt_finishes, STEP, renewed) * STEP > 200
+
+
+def test_an_interruption_loses_nothing_that_a_keeper_has(vm: VM) -> None:
+    """The calls have more lines with a keeper, so that fewer of them are interrupted."""
+    step = 3 * STEP if STEP > 1 else 1
+    vm.call(guest_interrupted.allow_many_descriptors)
+    vm.hold(guest_interrupted.make_for_renewals, step, LINES_WITH_KEEPER)
+    vm.call(guest_interrupted.use_a_shelf)
+    assert vm.call(guest_interrupted.interrupt_creation, step) > 300
+    assert vm.call(guest_interrupted.interrupt_discards, step) > 10
+    vm.hold(guest_interrupted.interrupt_additions_of_many, step)
+    vm.live_update()
+    vm.call(guest_interrupted.allow_many_descriptors)
+    vm.call(guest_interrupted.use_a_shelf)
+    held = vm.hold(guest_interrupted.interrupt_renewals, step, LINES_WITH_KEEPER)
+    renewed = vm.call(guest_interrupted.length, held)
+    assert renewed * step > 600
+    vm.live_update()
+    vm.call(guest_interrupted.allow_many_descriptors)
+    vm.call(guest_interrupted.use_a_shelf)
+    assert vm.call(guest_interrupted.interrupt_finishes, step, renewed) == renewed

@@ -121,7 +121,7 @@ def retrieve(name: str) -> IncomingStore:
 
 
 def allow_many_descriptors() -> None:
-    resource.setrlimit(resource.RLIMIT_NOFILE, (10_000, 10_000))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100_000, 100_000))
 
 
 def with_file(seed: int) -> tuple[Memfd, dict[str, int]]:

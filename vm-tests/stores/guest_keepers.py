@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import socket
 import sys
 import zlib
 from typing import TYPE_CHECKING, Any
@@ -20,9 +21,11 @@ from pyluo import (
     Memfd,
     OutgoingStore,
     OwnedFd,
+    SessionExistsError,
     SessionNotFoundError,
     StoreError,
 )
+from pyluo.keepers.holder import _address
 from pyluo.keepers.parcel import Parcel
 from pyluo.open_sessions import open_sessions, require_sessions
 from stores.guest_store import intact, read_table
@@ -230,6 +233,74 @@ def lose_the_holder() -> tuple[list[str], bool]:
     found = len(again) == 700
     again.discard()
     return names[:2], found
+
+
+def write_from_two_objects() -> tuple[int | None, list[str]]:
+    """Return the refusal of the object that another one has overtaken, and what the table has."""
+    first = OutgoingStore.create("s")
+    second = OutgoingStore.open("s")
+    fill(second, 1)
+    try:
+        fill(first, 1)
+        refusal = None
+    except StoreError as error:
+        refusal = error.errno
+    fill(second, 2)
+    names = list(read_table(second).entries)
+    second.discard()
+    return refusal, names
+
+
+def close_without_the_holder() -> list[str]:
+    """Return what can be taken over from a store that was closed when its holder was dead."""
+    store = OutgoingStore.create("s")
+    fill(store, 1)
+    kill_holder("s")
+    store.close()
+    again = OutgoingStore.open("s")
+    names = list(again)
+    again.discard()
+    return names
+
+
+def send_odd_requests() -> int:
+    """Return how many descriptors a holder still has after requests that make no sense."""
+    keeper = HolderProcess()
+    with Memfd.create("a", 1) as a:
+        keeper.keep("s", "x", a)
+        for packet in (
+            b"x",
+            b"[]",
+            b'["keep", "y", null]',
+            b'["retrieve", "y", null]',
+            b'["z",1,2]',
+        ):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+                client.connect(_address("s"))
+                socket.send_fds(client, [packet], [a.fileno()] if b"z" in packet else [])
+                client.recv(1 << 16)
+    kept = keeper.kept("s")
+    for fd in kept.values():
+        fd.close()
+    keeper.release("s", "x")
+    return len(kept)
+
+
+def renew_beside_another_store(name: str) -> tuple[str, bool, list[str]]:
+    """Return the refusal to renew a store while the keeper has a new one of its name; both."""
+    incoming = IncomingStore.retrieve(name)
+    make(name, 1)
+    try:
+        incoming.renew()
+        refusal = ""
+    except SessionExistsError as error:
+        refusal = type(error).__name__
+    is_intact = intact(incoming)
+    other = OutgoingStore.open(name)
+    names = list(other)
+    other.discard()
+    incoming.renew().discard()
+    return refusal, is_intact, names
 
 
 def pack(count: int) -> int:

@@ -88,22 +88,23 @@ def test_an_interrupted_renewal_and_an_interrupted_finish_lose_nothing(
     assert interrupted.vm.call(guest_interrupted.interrupt_finishes, STEP, renewed) * STEP > 200
 
 
-def test_an_interruption_loses_nothing_that_a_keeper_has(vm: VM) -> None:
+def test_an_interruption_loses_nothing_that_a_keeper_has(kernel: Kernel) -> None:
     """The calls have more lines with a keeper, so that fewer of them are interrupted."""
     step = 3 * STEP if STEP > 1 else 1
-    vm.call(guest_interrupted.allow_many_descriptors)
-    vm.hold(guest_interrupted.make_for_renewals, step, LINES_WITH_KEEPER)
-    vm.call(guest_interrupted.use_a_shelf)
-    assert vm.call(guest_interrupted.interrupt_creation, step) > 300
-    assert vm.call(guest_interrupted.interrupt_discards, step) > 10
-    vm.hold(guest_interrupted.interrupt_additions_of_many, step)
-    vm.live_update()
-    vm.call(guest_interrupted.allow_many_descriptors)
-    vm.call(guest_interrupted.use_a_shelf)
-    held = vm.hold(guest_interrupted.interrupt_renewals, step, LINES_WITH_KEEPER)
-    renewed = vm.call(guest_interrupted.length, held)
-    assert renewed * step > 600
-    vm.live_update()
-    vm.call(guest_interrupted.allow_many_descriptors)
-    vm.call(guest_interrupted.use_a_shelf)
-    assert vm.call(guest_interrupted.interrupt_finishes, step, renewed) == renewed
+    with VM(kernel, call_timeout=900) as vm:
+        vm.call(guest_interrupted.allow_many_descriptors)
+        vm.hold(guest_interrupted.make_for_renewals, step, LINES_WITH_KEEPER)
+        vm.call(guest_interrupted.use_a_shelf)
+        assert vm.call(guest_interrupted.interrupt_creation, step) > 300
+        assert vm.call(guest_interrupted.interrupt_discards, step) > 10
+        vm.hold(guest_interrupted.interrupt_additions_of_many, step)
+        vm.live_update()
+        vm.call(guest_interrupted.allow_many_descriptors)
+        vm.call(guest_interrupted.use_a_shelf)
+        held = vm.hold(guest_interrupted.interrupt_renewals, step, LINES_WITH_KEEPER)
+        renewed = vm.call(guest_interrupted.length, held)
+        assert renewed * step > 600
+        vm.live_update()
+        vm.call(guest_interrupted.allow_many_descriptors)
+        vm.call(guest_interrupted.use_a_shelf)
+        assert vm.call(guest_interrupted.interrupt_finishes, step, renewed) == renewed

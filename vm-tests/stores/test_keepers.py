@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -48,6 +49,25 @@ def test_a_store_is_taken_over_from_a_process_that_died_while_it_added_a_file(vm
 
 def test_a_process_that_loses_its_holder_gets_another_one(vm: VM) -> None:
     assert vm.call(guest_keepers.lose_the_holder) == (["0", "1"], True)
+
+
+def test_an_object_that_another_one_has_overtaken_does_not_damage_the_table(vm: VM) -> None:
+    assert vm.call(guest_keepers.write_from_two_objects) == (errno.ESTALE, ["0", "1"])
+
+
+def test_a_store_is_kept_again_when_it_is_closed_and_its_holder_is_dead(vm: VM) -> None:
+    assert vm.call(guest_keepers.close_without_the_holder) == ["0"]
+
+
+def test_a_request_that_makes_no_sense_costs_a_holder_nothing(vm: VM) -> None:
+    assert vm.call(guest_keepers.send_odd_requests) == 1
+
+
+def test_a_renewal_leaves_another_store_of_its_name_alone(vm: VM) -> None:
+    vm.call(guest_keepers.make, "s")
+    vm.live_update()
+    refusal, is_intact, names = vm.call(guest_keepers.renew_beside_another_store, "s")
+    assert (refusal, is_intact, names) == ("SessionExistsError", True, ["0"])
 
 
 def test_a_renewal_that_is_killed_at_any_line_loses_nothing(kernel: Kernel) -> None:

@@ -3,9 +3,9 @@
 Each entry is a memfd of 4 KiB with 100 bytes of metadata. `add` and `add_many` preserve them;
 `retrieve` retrieves the store and each file once; `renew` makes it ready for the next update. The
 floor makes the same requests to the kernel and nothing else. Both run in one guest, in turns. For
-each of these, the exponent is fitted to the times of several numbers of entries: 1 is linear. The
-kernel looks at every token of a session for each request, so that the floor's own exponent is above
-1 for many entries.
+each of these, an exponent is fitted to the times of several numbers of entries: 1 is linear. The
+kernel looks at the tokens of a session one by one for each request, so that the floor's exponent is
+above 1 for many entries. The store's own exponent is that of its time less the floor's.
 """
 
 from __future__ import annotations
@@ -176,12 +176,17 @@ def fit_exponent(times: dict[str, list[float]]) -> float:
 def show(measured: dict[str, dict[str, list[float]]]) -> None:
     """Print a table of the times for the most entries, and the exponents."""
     most = list(measured["add"])[-1]
-    headings = ("median", "least", "most", "of the floor", "exponent", "floor's exponent")
+    headings = ("median", "least", "most", "of the floor", "exponent", "own", "the floor's")
     table = Table(f"{most} entries", *headings, box=None)
     for what, floor in FLOORS.items():
         seconds, bare = measured[what][most], measured[f"floor: {floor}"][most]
         ratios = [ours / theirs for ours, theirs in zip(seconds, bare, strict=True)]
-        exponents = [measured[what], measured[f"floor: {floor}"]]
+        bare_times = measured[f"floor: {floor}"]
+        own = {
+            count: [ours - theirs for ours, theirs in zip(times, bare_times[count], strict=True)]
+            for count, times in measured[what].items()
+        }
+        exponents = [measured[what], own, bare_times]
         table.add_row(
             what,
             *(f"{each:.2f} s" for each in (statistics.median(seconds), min(seconds), max(seconds))),

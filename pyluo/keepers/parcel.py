@@ -107,6 +107,8 @@ def _send(sender: socket.socket, files: list[tuple[int, OwnedFd]]) -> None:
         if error.errno == errno.EAGAIN:
             hint = "The queue is full: raise the sysctl net.core.wmem_max"
             raise LuoError(errno.ENOBUFS, _OPERATION, error.subject, hint) from None
+        if error.errno == errno.ETOOMANYREFS:
+            error.hint = "Raise RLIMIT_NOFILE above the number of files in flight"
         raise
     assert sent == len(packet), "a packet fits into a single buffer of the kernel"
     while files:

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+from random_requests import settings_of_run
 
 from pyluo import Seal
 from pyluo.vm import VM, GuestCrash
@@ -361,7 +361,10 @@ def test_any_order_of_requests_and_jumps_does_what_the_manual_says(kernel: Kerne
         ):
             runs = max(-(-(STEPS - steps) // RUN), 2)
             try:
-                run_state_machine_as_test(Machine, settings=_settings(runs, steps == 0))
+                run_state_machine_as_test(
+                    Machine,
+                    settings=settings_of_run(runs, RUN, first=steps == 0, usual=STEPS <= USUAL),
+                )
             except BaseException:
                 if Machine.crash is None:
                     raise
@@ -373,17 +376,3 @@ def test_any_order_of_requests_and_jumps_does_what_the_manual_says(kernel: Kerne
 
 def find_rare_answers() -> list[tuple[str, str]]:
     return [key for key, least in ANSWERS.items() if Machine.answers[key] < least]
-
-
-def _settings(runs: int, first: bool) -> settings:
-    """Return settings for the same steps in each test run, unless more than usual are wanted."""
-    return settings(
-        max_examples=runs,
-        stateful_step_count=RUN,
-        derandomize=first and STEPS <= USUAL,
-        database=None,
-        deadline=None,
-        # Each step is a request to a guest, so shrinking a failure takes many jumps.
-        phases=[Phase.generate] if STEPS <= USUAL else [Phase.generate, Phase.shrink],
-        suppress_health_check=list(HealthCheck),
-    )

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+from random_requests import settings_of_run
 
 from pyluo.vm import VM
 from stores import guest_store_machine
@@ -261,21 +261,11 @@ def test_any_order_of_requests_interruptions_and_jumps_loses_nothing(kernel: Ker
             find_rare_answers() and steps < 3 * STEPS
         ):
             runs = max(-(-(STEPS - steps) // RUN), 2)
-            run_state_machine_as_test(Machine, settings=_settings(runs, steps == 0))
+            run_state_machine_as_test(
+                Machine, settings=settings_of_run(runs, RUN, first=steps == 0, usual=STEPS <= USUAL)
+            )
     assert find_rare_answers() == []
 
 
 def find_rare_answers() -> list[tuple[str, str]]:
     return [key for key, least in ANSWERS.items() if Machine.answers[key] < least]
-
-
-def _settings(runs: int, first: bool) -> settings:
-    return settings(
-        max_examples=runs,
-        stateful_step_count=RUN,
-        derandomize=first and STEPS <= USUAL,
-        database=None,
-        deadline=None,
-        phases=[Phase.generate] if STEPS <= USUAL else [Phase.generate, Phase.shrink],
-        suppress_health_check=list(HealthCheck),
-    )

@@ -72,18 +72,28 @@ def preserve_while_each_allocation_fails() -> tuple[OutgoingSession, Memfd, int]
         The session, the file, and how often preserving it was refused.
     """
     first, second = _create_filled_memfd(), _create_filled_memfd()
-    with LiveUpdate() as device:
-        session = device.create_session("vm0")
-    session.preserve(first, 1)
+    session = _create_session_with(first)
     refused = 0
     for fault in each_fails():
         try:
             with fault:
                 session.preserve(second, 2)
-            break
         except (OSError, MemoryError):
             refused += 1
+        else:
+            if not fault.injected:
+                break
+            # It was an allocation that the request can do without.
+            session.discard()
+            session = _create_session_with(first)
     return session, second, refused
+
+
+def _create_session_with(first: Memfd) -> OutgoingSession:
+    with LiveUpdate() as device:
+        session = device.create_session("vm0")
+    session.preserve(first, 1)
+    return session
 
 
 def are_both_files_intact() -> bool:

@@ -23,7 +23,7 @@ STEP = int(os.environ.get("PYLUO_LINE_STEP", "7"))
 
 
 # More than the lines of a renewal, without a keeper and with one.
-LINES, LINES_WITH_KEEPER = 600, 2400
+LINES, LINES_WITH_KEEPER = 1200, 3600
 
 
 class Interrupted:

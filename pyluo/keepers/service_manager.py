@@ -52,6 +52,7 @@ class ServiceManager(Keeper):
         self._address = environment["NOTIFY_SOCKET"]
         self._pid = os.getpid()
         self._files: dict[_FdName, OwnedFd] = {}
+        self._unsure: set[_FdName] = set()  # those that an interrupted `keep` may not have stored
         self._version = 0
 
     @classmethod
@@ -116,23 +117,32 @@ class ServiceManager(Keeper):
                 (ENOSPC); the manager does not answer (ETIMEDOUT).
         """
         before = self._find(name, label)
-        if any(_is_same_file(self._files[one].fileno(), fd.fileno()) for one in before):
+        same = [one for one in before if _is_same_file(self._files[one].fileno(), fd.fileno())]
+        if set(same) - self._unsure:
             return
-        # A version of its own even if this call is interrupted: two files of one name could not be
-        # told apart.
-        self._version += 1
-        fd_name = _FdName(name, label, self._version)
-        with raising("dup", f"descriptor {fd.fileno()}"):
-            duplicate = OwnedFd(os.dup(fd.fileno()))
+        if same:
+            # Under the same name: systemd ignores a file that it has, and removing the first name
+            # would remove it.
+            fd_name = same[0]
+        else:
+            self._version += 1
+            fd_name = _FdName(name, label, self._version)
+            with raising("dup", f"descriptor {fd.fileno()}"):
+                duplicate = OwnedFd(os.dup(fd.fileno()))
+            # Before it is stored, so that `release` removes it even if this call is interrupted.
+            self._unsure.add(fd_name)
+            self._files[fd_name] = duplicate
         # FDPOLL=0: systemd would drop a descriptor that poll(2) reports as hung up.
-        self._notify(f"FDSTORE=1\nFDNAME={fd_name}\nFDPOLL=0", [duplicate.fileno()])
+        fds = [self._files[fd_name].fileno()]
+        self._notify(f"FDSTORE=1\nFDNAME={fd_name}\nFDPOLL=0", fds)
         # systemd closes a descriptor for which it has no room, and does not say so.
         if not self._takes_another():
-            self._notify(f"FDSTOREREMOVE=1\nFDNAME={fd_name}", [])
+            self._remove(fd_name)
             raise self._full_error(str(fd_name))
-        self._files[fd_name] = duplicate
+        self._unsure.discard(fd_name)
         for one in before:
-            self._remove(one)
+            if one != fd_name:
+                self._remove(one)
 
     def _takes_another(self) -> bool:
         """Return whether the store of the service takes another descriptor at this moment."""
@@ -182,6 +192,7 @@ class ServiceManager(Keeper):
     def _remove(self, fd_name: _FdName) -> None:
         self._notify(f"FDSTOREREMOVE=1\nFDNAME={fd_name}", [])
         self._files.pop(fd_name).close()
+        self._unsure.discard(fd_name)
 
     def _notify(self, state: str, fds: list[int]) -> None:
         """Send a notification, and wait until the manager has processed it."""

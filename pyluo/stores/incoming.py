@@ -513,6 +513,7 @@ class IncomingStore(Store):
             what = f"its table: {error}"
         refusal = self._error("retrieve", number, what, hint)
         refusal.session = self._session
+        self._keeper = None  # the session is the exception's now: `__del__` must not close it
         return refusal
 
 

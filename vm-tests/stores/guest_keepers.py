@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import signal
@@ -15,10 +16,12 @@ from sessions.guest_files import pattern
 import pyluo
 from pyluo import (
     HolderProcess,
+    IncomingSession,
     IncomingStore,
     LiveUpdate,
     LuoError,
     Memfd,
+    OutgoingSession,
     OutgoingStore,
     OwnedFd,
     SessionExistsError,
@@ -28,6 +31,7 @@ from pyluo import (
 from pyluo.keepers.holder import _address
 from pyluo.keepers.parcel import Parcel
 from pyluo.open_sessions import open_sessions, require_sessions
+from pyluo.stores.kept import label_of_this_boot
 from stores.guest_store import intact, read_table
 
 if TYPE_CHECKING:
@@ -116,8 +120,6 @@ def take_over_what_a_dead_process_was_adding(name: str) -> list[str]:
         os.kill(os.getpid(), signal.SIGKILL)
 
     def run() -> None:
-        from pyluo import OutgoingSession
-
         store = OutgoingStore.create(name)
         fill(store, 1)
         OutgoingSession.preserve_many = die  # type: ignore[method-assign]
@@ -301,6 +303,33 @@ def renew_beside_another_store(name: str) -> tuple[str, bool, list[str]]:
     other.discard()
     incoming.renew().discard()
     return refusal, is_intact, names
+
+
+def make_no_store(name: str) -> OutgoingSession:
+    with LiveUpdate() as device, Memfd.create("file", 4096) as file:
+        session = device.create_session(name)
+        session.preserve(file, 2)
+    return session
+
+
+def take_the_session_from_the_refusal(name: str) -> int:
+    """Return the size of a file in a session that is no store, after only the session is left."""
+
+    def refused() -> IncomingSession:
+        try:
+            IncomingStore.retrieve(name)
+        except StoreError as error:
+            session: IncomingSession = error.session
+            return session
+        raise AssertionError
+
+    session = refused()
+    gc.collect()
+    with session.retrieve(2, Memfd) as file:
+        size = file.size
+    session.finish()
+    HolderProcess().release(name, label_of_this_boot("incoming"))
+    return size
 
 
 def pack(count: int) -> int:

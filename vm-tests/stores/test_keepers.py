@@ -81,6 +81,12 @@ def test_a_renewal_that_is_killed_at_any_line_loses_nothing(kernel: Kernel) -> N
         assert vm.call(guest_keepers.check_renewals, RENEWALS) == RENEWALS
 
 
+def test_the_session_of_a_refused_store_stays_open_when_the_store_is_dropped(vm: VM) -> None:
+    vm.hold(guest_keepers.make_no_store, "plain")
+    vm.live_update()
+    assert vm.call(guest_keepers.take_the_session_from_the_refusal, "plain") == 4096
+
+
 def test_a_parcel_takes_ten_thousand_files(shared_vm: VM) -> None:
     assert shared_vm.call(guest_keepers.pack, 10_000) == 10_000
 

@@ -4,26 +4,16 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Protocol
-
-import rich.console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Console", "MoveBar", "bar", "say"]
+    from pyluo.vm.output import Console
 
+__all__ = ["MoveBar", "bar", "say"]
 
-class Console(rich.console.Console):
-    """A console of rich that raises an error if nobody reads its output, where rich would exit."""
-
-    def on_broken_pipe(self) -> None:
-        """Raise BrokenPipeError, as `print` does."""
-        raise BrokenPipeError
-
-
-_console = Console(stderr=True)
 _LINE_INTERVAL = 60.0  # seconds between two lines about the same work, if stderr is no terminal
 
 
@@ -39,9 +29,17 @@ class MoveBar(Protocol):
         """
 
 
+@cache
+def _stderr() -> Console:
+    # Most processes that import this module show nothing.
+    from pyluo.vm.output import Console
+
+    return Console(stderr=True)
+
+
 def say(text: str) -> None:
     """Print a line for the user on stderr."""
-    _console.print(text, highlight=False, markup=False, soft_wrap=True)
+    _stderr().print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager
@@ -54,13 +52,22 @@ def bar(what: str, total: float | None) -> Iterator[MoveBar]:
         what: the name of the work.
         total: how much there is to do in all; None if that is not known.
     """
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+    )
+
+    console = _stderr()
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     )  # fmt: skip
-    if not _console.is_terminal:
+    if not console.is_terminal:
         yield _print_lines(what, total)
         return
-    with Progress(*columns, console=_console, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(what, total=total)
 
         def move_bar(done: float, total: float | None = total) -> None:

@@ -245,11 +245,14 @@ def test_the_network_comes_up_where_it_is_asked_for(
 def test_the_bodies_of_marked_tests_run_in_the_guest(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
-        import os, pytest
+        import os, pytest, sys
 
         @pytest.mark.in_guest
         def test_passes():
             assert os.uname().nodename == "(none)"
+            assert "_pytest" not in sys.modules  # which would take a guest seconds to import
+            with pytest.raises(ZeroDivisionError):
+                1 / 0
 
         @pytest.mark.in_guest
         @pytest.mark.parametrize("number", [1, 2])

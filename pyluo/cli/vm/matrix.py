@@ -164,7 +164,7 @@ def _run(
 def _print_table(cells: Sequence[Cell]) -> None:
     from rich.table import Table
 
-    from pyluo.vm.progress import Console
+    from pyluo.vm.output import Console
 
     table = Table("from", "hops", *dict.fromkeys(f"to {_kernel_label(c.route, 1)}" for c in cells))
     rows: dict[tuple[str, str], list[str]] = {}

@@ -23,6 +23,7 @@ from pyluo.vm import cache, progress
 from pyluo.vm.cores import usable_cores
 from pyluo.vm.errors import HarnessError
 from pyluo.vm.kernels import objects
+from pyluo.vm.kernels.files import CONFIG, HEADERS, IMAGE, SYSTEM_MAP, VMLINUX
 from pyluo.vm.kernels.kconfig import Fragment, Setting, find_unmet, merge
 from pyluo.vm.packages import how_to_install
 
@@ -31,11 +32,7 @@ if TYPE_CHECKING:
 
     from pyluo.vm.kernels.source import FileState, Source
 
-__all__ = ["CONFIG", "HEADERS", "IMAGE", "SYSTEM_MAP", "VMLINUX", "build", "run_step", "toolchain"]
-
-IMAGE, CONFIG, SYSTEM_MAP, VMLINUX, HEADERS = (
-    "bzImage", "config", "System.map", "vmlinux", "headers"
-)  # fmt: skip
+__all__ = ["build", "run_step", "toolchain"]
 
 _NEEDED_SPACE = 3 << 30  # bytes: 1.8 GB of source, 0.4 GB of objects, and some to spare
 _USUAL_COUNT = 2000  # about how many objects a full build compiles

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyluo.vm.errors import HarnessError
-from pyluo.vm.kernels import build
 from pyluo.vm.kernels.catalogue import KernelSpec, catalogue
-from pyluo.vm.kernels.kconfig import Fragment
-from pyluo.vm.kernels.source import Source, Tarball, Tree, choose
+from pyluo.vm.kernels.files import CONFIG, HEADERS, IMAGE, SYSTEM_MAP, VMLINUX
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from pyluo.vm.kernels.source import Source
 
 __all__ = ["Kernel", "is_image", "pin_kernels"]
 
@@ -106,18 +106,21 @@ class Kernel:
         Raises:
             HarnessError: there is no such kernel, or it cannot be built.
         """
+        from pyluo.vm.kernels.build import build
+        from pyluo.vm.kernels.kconfig import Fragment
+
         spec, source = _find_source(name, update)
         fragments = [Fragment.load(fragment) for fragment in spec.fragments]
         fragments += [Fragment.read(item) for item in config]
-        folder = _find_pinned(name, config) or build.build(source, fragments)
+        folder = _find_pinned(name, config) or build(source, fragments)
         return cls(
             name,
-            _read_release(folder / build.IMAGE),
-            folder / build.IMAGE,
-            folder / build.CONFIG,
-            folder / build.SYSTEM_MAP,
-            folder / build.VMLINUX,
-            folder / build.HEADERS / "include",
+            _read_release(folder / IMAGE),
+            folder / IMAGE,
+            folder / CONFIG,
+            folder / SYSTEM_MAP,
+            folder / VMLINUX,
+            folder / HEADERS / "include",
             source,
         )
 
@@ -167,8 +170,8 @@ def _find_build_files(image: Path) -> tuple[Path | None, Path | None, Path | Non
     if folder.parts[-3:] == ("arch", "x86", "boot"):
         folder, config = folder.parents[2], ".config"
     else:
-        config = build.CONFIG
-    files = folder / config, folder / build.SYSTEM_MAP, folder / build.VMLINUX
+        config = CONFIG
+    files = folder / config, folder / SYSTEM_MAP, folder / VMLINUX
     if not all(file.is_file() for file in files) or not _is_made_from(image, files[-1]):
         return None, None, None
     return files
@@ -196,6 +199,8 @@ def _find_source(name: str, update: bool) -> tuple[KernelSpec, Source]:
     Raises:
         HarnessError: there is no such kernel.
     """
+    from pyluo.vm.kernels.source import Tarball, Tree, choose
+
     known = catalogue()
     if name in known:
         return known[name], choose(known[name], update=update)

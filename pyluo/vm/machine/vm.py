@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import subprocess
 import sys
-import threading
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
@@ -20,9 +18,7 @@ from pyluo.vm.errors import GuestCrash, HarnessError
 from pyluo.vm.kernels.kernel import Kernel
 from pyluo.vm.machine import bytecode, imports, kvm
 from pyluo.vm.machine.accelerator import Accelerator, Choice
-from pyluo.vm.machine.guest import Guest
 from pyluo.vm.machine.needs import check_options, explain_root, needs
-from pyluo.vm.machine.qemu import Machine, find_binary
 from pyluo.vm.machine.timeline import GuestLog, Jump
 from pyluo.vm.machine.usage import Position, usage
 from pyluo.vm.machine.userland import HostUserland, RootUserland, Userland
@@ -34,7 +30,10 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from pyluo.vm.errors import Cause
+    from pyluo.vm.machine.guest import Guest
     from pyluo.vm.machine.lives import Life
+    from pyluo.vm.machine.loop_thread import LoopThread
+    from pyluo.vm.machine.qemu import Machine
     from pyluo.vm.machine.report import Report
     from pyluo.vm.machine.timeline import Timeline
 
@@ -149,11 +148,12 @@ class VM:
         self._notes = count(1)  # numbers the lines that `check` writes to the kernel's log
         self._used = False  # whether there was a request or a jump since the last check
         self.requests = 0
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
+        self._loop: LoopThread | None = None
         self._guest: Guest | None = None
 
     def __enter__(self) -> Self:
+        from pyluo.vm.machine.qemu import find_binary
+
         qemu = find_binary()
         choice = Choice.make(qemu, self._accelerator)
         bytecode.compile_package(imports.GUEST.parent)
@@ -175,6 +175,10 @@ class VM:
         return self
 
     def _start(self, accelerator: Accelerator) -> None:
+        # Tests import this module in guests, too, where it would take seconds to import these.
+        from pyluo.vm.machine.loop_thread import LoopThread
+        from pyluo.vm.machine.qemu import Machine
+
         self._check_options(self._first)
         machine = Machine(
             image=self._first.image,
@@ -189,10 +193,8 @@ class VM:
             translations=self._userland.translations,
             files=self._userland.files,
         )
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="pyluo-vm", daemon=True)
+        self._loop = LoopThread()
         try:
-            self._thread.start()
             self._run(self._make_guest(machine))
             assert self._guest is not None
             self._run(self._guest.start(self._timeout(self._first)))
@@ -216,6 +218,8 @@ class VM:
 
     async def _make_guest(self, machine: Machine) -> None:
         """Make the guest, in the event loop that it needs; QEMU begins to start."""
+        from pyluo.vm.machine.guest import Guest
+
         self._guest = Guest(machine, self._first, self._expects, self._silence, self._vmcores)
 
     def __exit__(
@@ -235,20 +239,14 @@ class VM:
         if self.running:
             usage.count_end(self)
         loop, self._loop = self._loop, None
-        if loop is None or self._thread is None:
+        if loop is None:
             return
-        if not self._thread.is_alive():  # it could not be started
-            loop.close()
-            return
-        # If Ctrl-C ended the wait for it, the guest may just be being made.
-        asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop).result()
+        loop.catch_up()  # if Ctrl-C ended the wait for it, the guest may just be being made
         guest, self._guest = self._guest, None
         try:
             if guest is not None:
-                asyncio.run_coroutine_threadsafe(guest.close(), loop).result()
+                loop.run(guest.close())
         finally:
-            loop.call_soon_threadsafe(loop.stop)
-            self._thread.join()
             loop.close()
 
     def call(self, function: Callable[..., R], *args: object, **kwargs: object) -> R:
@@ -574,12 +572,7 @@ class VM:
 
     def _run(self, coroutine: Coroutine[Any, Any, R]) -> R:
         assert self._loop is not None
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
+        return self._loop.run(coroutine)
 
     def _send(self, message: wire.Message, timeout: float) -> Any:
         usage.requests += 1

@@ -17,6 +17,7 @@ import inspect
 import os
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -143,13 +144,22 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
             pytrace=False,
         )
     from pyluo.guest import wire
-    from pyluo.vm.pytest import in_guest
+    from pyluo.vm.machine import bytecode
+    from pyluo.vm.pytest import assertions, in_guest
 
     arguments = {name: pyfuncitem.funcargs[name] for name in names}
     reference = wire.reference(pyfuncitem.obj)
     file = sys.modules[reference.partition(":")[0]].__file__  # not where it was collected
     assert file is not None
-    guest.call(in_guest.run, reference, guest.path(os.path.realpath(file)), arguments)
+    source = Path(file).resolve()
+    compiled = bytecode.compile_as(assertions.tag(), source, assertions.compile_module)
+    guest.call(
+        in_guest.run,
+        reference,
+        guest.path(os.fspath(source)),
+        guest.path(os.fspath(compiled)) if compiled else None,
+        arguments,
+    )
     return True
 
 

@@ -6,8 +6,7 @@ without the firmware, and what is in open outgoing sessions survives.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # what every import of pyluo imports must be quick: typing is not
 if TYPE_CHECKING:
     from pyluo import handoff, iommufd, kexec, kho, vfio
     from pyluo.descriptor import OwnedFd

@@ -16,6 +16,10 @@ import sys
 # before the standard library, each import from it would first search them, over 9p.
 sys.path += os.environ["PYLUO_PATH"].split(":")
 
+from pyluo.guest import archive
+
+archive.install(os.environ["PYLUO_ARCHIVE"])
+
 from pyluo.guest import commands, mounts, worker
 from pyluo.guest.heartbeat import Heartbeat
 

@@ -242,7 +242,10 @@ def test_the_network_comes_up_where_it_is_asked_for(
         assert vm.call(guest_actions.find_bindable_addresses, candidates) == candidates
 
 
-def test_the_bodies_of_marked_tests_run_in_the_guest(pytester: pytest.Pytester) -> None:
+def test_the_bodies_of_marked_tests_run_in_the_guest(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)  # the host may write their code
     pytester.makepyfile(
         """
         import os, pytest, sys

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from pyluo.guest import commands
 from pyluo.vm.errors import HarnessError
-from pyluo.vm.machine import imports
+from pyluo.vm.machine import imports, modules
 from pyluo.vm.roots.build import MACHINE_ID
 from pyluo.vm.roots.root import MOUNTS, PYTHON, SYSTEMD, Root
 
@@ -90,7 +90,10 @@ class HostUserland:
 
     def words(self) -> list[str]:
         """Return the words that start Python, which the kernel gives PYLUO_* as its environment."""
-        words = [f"PYLUO_PATH={':'.join(self.imported_folders())}"]
+        words = [
+            f"PYLUO_PATH={':'.join(self.imported_folders())}",
+            f"PYLUO_ARCHIVE={modules.find_archive()}",
+        ]
         if self._network:
             words.append("PYLUO_NETWORK=1")
         words += [f"init={os.path.realpath(sys.executable)}", "--", "-I", "-S", "-X", "utf8"]

@@ -44,6 +44,8 @@ class Kernel:
             known.
         source: the source that the kernel was built from; None for a bzImage that was given by its
             path.
+        signing_key: the path of the private key and the certificate of the build, whose signatures
+            the kernel accepts; None if it is not known.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Kernel:
     vmlinux: Path | None = None
     headers: Path | None = None
     source: Source | None = None
+    signing_key: Path | None = None
 
     @classmethod
     def find(cls, what: Kernel | str | os.PathLike[str], *, config: Sequence[str] = ()) -> Kernel:
@@ -110,6 +113,7 @@ class Kernel:
         fragments = [Fragment.load(fragment) for fragment in spec.fragments]
         fragments += [Fragment.read(item) for item in config]
         folder = _find_pinned(name, config) or build.build(source, fragments)
+        key = folder / build.SIGNING_KEY
         return cls(
             name,
             _read_release(folder / build.IMAGE),
@@ -119,6 +123,7 @@ class Kernel:
             folder / build.VMLINUX,
             folder / build.HEADERS / "include",
             source,
+            key if key.exists() else None,
         )
 
 

@@ -20,6 +20,7 @@ __all__ = [
     "HandoffError",
     "HandoverError",
     "ImageRejectedError",
+    "ImageSignatureError",
     "IncomingStateError",
     "InvalidationError",
     "IoasLayoutError",
@@ -213,6 +214,15 @@ class ImageRejectedError(LuoError):
     default_hint = "A bzImage built with CONFIG_RELOCATABLE=y is needed"
 
 
+class ImageSignatureError(ImageRejectedError):
+    """This kernel loads only images with a valid signature, and the image has none."""
+
+    default_hint = (
+        "This kernel loads only images that are signed by a key that it trusts. Nothing has "
+        "changed, and what is preserved is intact"
+    )
+
+
 class KexecBusyError(LuoError):
     """Another kexec operation is running."""
 
@@ -374,6 +384,12 @@ _CLASSES: dict[tuple[str, int], type[LuoError]] = {
     ("memfd_create", _errno.EACCES): LuoPermissionError,
     ("kexec_file_load", _errno.EPERM): LuoPermissionError,
     ("kexec_file_load", _errno.ENOEXEC): ImageRejectedError,
+    ("kexec_file_load", _errno.ENODATA): ImageSignatureError,
+    ("kexec_file_load", _errno.ENOKEY): ImageSignatureError,
+    ("kexec_file_load", _errno.EKEYREJECTED): ImageSignatureError,
+    ("kexec_file_load", _errno.EBADMSG): ImageSignatureError,
+    ("kexec_file_load", _errno.ELIBBAD): ImageSignatureError,
+    ("kexec_file_load", _errno.ENOPKG): ImageSignatureError,
     ("kexec_file_load", _errno.EBUSY): KexecBusyError,
     ("kexec_file_load", _errno.ENOSYS): KernelTooOldError,
     ("iommufd open", _errno.ENOENT): IommuUnavailableError,
@@ -411,6 +427,10 @@ _LOST = (
     "root, outside any memory limit"
 )
 
+_UNSIGNED = (
+    "this kernel loads only images that are signed by a key that it trusts. Nothing has changed, "
+    "and what is preserved is intact"
+)
 _UNMAPPABLE = (
     "The address or the length is not a multiple of the alignment, or the range is not within "
     "`Ioas.iova_ranges`"
@@ -508,7 +528,23 @@ _HINTS: dict[tuple[str, int], str] = {
     ),
     ("kexec_file_load", _errno.ENOSYS): "The kernel needs CONFIG_KEXEC_FILE=y",
     ("kexec_file_load", _errno.EPERM): (
-        "Loading needs CAP_SYS_BOOT, and /proc/sys/kernel/kexec_load_disabled to be 0"
+        "Loading needs CAP_SYS_BOOT, and /proc/sys/kernel/kexec_load_disabled to be 0; a kernel "
+        "that is locked down also wants a valid signature"
+    ),
+    ("kexec_file_load", _errno.ENODATA): "The image has no signature; " + _UNSIGNED,
+    ("kexec_file_load", _errno.ENOKEY): (
+        "The image is signed by a key that this kernel does not trust; " + _UNSIGNED
+    ),
+    ("kexec_file_load", _errno.EKEYREJECTED): (
+        "The image was changed after it was signed, or its key is revoked, or this kernel cannot "
+        "check the signatures of such images; " + _UNSIGNED
+    ),
+    ("kexec_file_load", _errno.EBADMSG): "The signature is damaged; " + _UNSIGNED,
+    ("kexec_file_load", _errno.ELIBBAD): (
+        "The image is no PE file, so that it cannot have a signature; " + _UNSIGNED
+    ),
+    ("kexec_file_load", _errno.ENOPKG): (
+        "This kernel lacks the algorithm of the signature; " + _UNSIGNED
     ),
     ("send handoff", _errno.ETIMEDOUT): (
         "The other process sent nothing in time; is it in receive()? Nothing was handed over"

@@ -16,6 +16,7 @@ def mount_all() -> None:
     mount("sysfs", "/sys", "sysfs")
     mount("tmpfs", "/run", "tmpfs", "mode=0755")
     _mount_if_known("debugfs", "/sys/kernel/debug", "debugfs")
+    _mount_if_known("securityfs", "/sys/kernel/security", "securityfs")
     for name, kind, options in (
         ("shm", "tmpfs", "mode=1777"),
         ("pts", "devpts", "gid=5,mode=620,ptmxmode=666"),

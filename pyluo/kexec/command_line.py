@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pyluo.build_config import BuildConfig
     from pyluo.kexec.bzimage import BzImageHeader
 
-__all__ = ["check_length", "complete", "drop_repeats", "strip_built_in"]
+__all__ = ["append", "check_length", "complete", "drop_repeats", "strip_built_in"]
 
 # COMMAND_LINE_SIZE of x86 and arm64 without the terminating zero: a kernel cuts its command line,
 # the built-in part included, behind this many bytes.
@@ -36,18 +36,27 @@ def drop_repeats(line: str) -> str:
     /dev/console: neither changes. Words about huge pages are dropped only if the same sizes and
     counts are there twice in a row. Words after ``--`` are for init, and all stay.
     """
-    words = split(line)
-    end = words.index(END) if END in words else len(words)
-    last = {word: number for number, word in enumerate(words[:end])}
-    ordered = [n for n, word in enumerate(words[:end]) if word.startswith(_ORDERED)]
-    dropped = set(ordered[: _count_repeated([words[n] for n in ordered])])
+    words, for_init = _divide(line)
+    last = {word: number for number, word in enumerate(words)}
+    ordered = [number for number, word in enumerate(words) if word.startswith(_ORDERED)]
+    dropped = set(ordered[: _count_repeated([words[number] for number in ordered])])
     kept = [
         word
         for number, word in enumerate(words)
-        if number >= end
-        or (number not in dropped if word.startswith(_ORDERED) else last[word] == number)
+        if (number not in dropped if word.startswith(_ORDERED) else last[word] == number)
     ]
-    return " ".join(kept)
+    return " ".join([*kept, END, *for_init] if for_init else kept)
+
+
+def append(line: str, more: str) -> str:
+    """Return a command line with the words of another one behind those of its own for the kernel.
+
+    The words for init follow, those of `line` first.
+    """
+    for_kernel, for_init = zip(_divide(line), _divide(more), strict=True)
+    words = [each for part in for_kernel for each in part]
+    rest = [each for part in for_init for each in part]
+    return " ".join([*words, END, *rest] if rest else words)
 
 
 def strip_built_in(line: str, built_in: str) -> str:
@@ -102,6 +111,13 @@ def check_length(line: str, built_in: str, header: BzImageHeader | None, source:
         return
     hint = f"It has {length} bytes, {reason}: shorten it"
     raise LuoError(errno.E2BIG, "kexec_file_load", "the command line", hint)
+
+
+def _divide(line: str) -> tuple[list[str], list[str]]:
+    """Return the words for the kernel, and the words for init."""
+    words = split(line)
+    end = words.index(END) if END in words else len(words)
+    return words[:end], words[end + 1 :]
 
 
 def _count_repeated(words: Sequence[str]) -> int:

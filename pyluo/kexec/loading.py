@@ -11,7 +11,7 @@ from pyluo._sys import constant, kexec_file_load, raising
 from pyluo.build_config import BuildConfig
 from pyluo.errors import ImageRejectedError, ImageSignatureError, LuoPermissionError
 from pyluo.kexec import record
-from pyluo.kexec.command_line import check_length, drop_repeats, strip_built_in
+from pyluo.kexec.command_line import append, check_length, drop_repeats, strip_built_in
 from pyluo.kexec.image import OpenImage
 from pyluo.liveupdate import DEVICE
 
@@ -65,7 +65,8 @@ def load(
             that they are built in. Without it and without `reuse_cmdline`, a UKI has its own, with
             the add-ons beside it.
         reuse_cmdline: whether to use the command line of the running kernel, without the words that
-            are there twice and without what the next kernel has built in. `cmdline` is appended.
+            are there twice and without what the next kernel has built in. The words of `cmdline`
+            follow.
         handover: whether to refuse an image or a command line with which the next kernel would take
             nothing over. This is checked only if the running kernel has live update.
 
@@ -154,7 +155,7 @@ def _choose_line(
     line = cmdline if cmdline is not None else image.command_line or ""
     if reuse_cmdline:
         reused = strip_built_in(_read_file(_CMDLINE), built_in)
-        line = " ".join(filter(None, [drop_repeats(reused), cmdline]))
+        line = append(drop_repeats(reused), cmdline or "")
     if is_checked and contents is not None:
         from pyluo.kexec.handover import check_image, check_line
 

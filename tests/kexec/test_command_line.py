@@ -12,7 +12,7 @@ from pyluo import LuoError
 from pyluo.build_config import BuildConfig
 from pyluo.cmdline import END, is_switched_on, split
 from pyluo.kexec.bzimage import BzImageHeader
-from pyluo.kexec.command_line import check_length, complete, drop_repeats, strip_built_in
+from pyluo.kexec.command_line import append, check_length, complete, drop_repeats, strip_built_in
 
 HUGE = ("hugepages=1", "hugepages=2", "hugepagesz=2M", "hugepagesz=1G", "default_hugepagesz=1G")
 WORDS = st.sampled_from(
@@ -101,7 +101,7 @@ def test_only_repeated_words_go_and_the_last_ones_stay_in_their_order(
     short = drop_repeats(line)
     kept = own_words(short)
     assert set(kept) == set(words)
-    assert split(short)[len(kept) :] == end
+    assert split(short)[len(kept) :] == (end if end[1:] else [])
     last_first = list(dict.fromkeys(reversed([word for word in words if word not in HUGE])))
     assert [word for word in kept if word not in HUGE] == last_first[::-1]
     assert drop_repeats(short) == short
@@ -149,6 +149,13 @@ def test_huge_pages_that_are_built_in_do_not_pile_up() -> None:
 def test_equal_counts_of_different_huge_pages_stay() -> None:
     line = "hugepagesz=2M hugepages=5 hugepagesz=1G hugepages=5"
     assert drop_repeats(line) == line
+
+
+def test_words_that_are_appended_go_before_those_for_init() -> None:
+    assert append("a -- x", "b") == "a b -- x"
+    assert append("a", "b -- y") == "a b -- y"
+    assert append("a -- x", "b -- y") == "a b -- x y"
+    assert append("a", "") == "a"
 
 
 def test_the_last_console_stays_the_last() -> None:

@@ -26,8 +26,14 @@ _CONFIG_START = b"IKCFG_ST"
 _PARAMETER = b"liveupdate\0"
 _FORMATS = (b"kho-v", b"luo-v")
 _FORMAT = re.compile(rb"(kho|luo)-v[0-9]+\0")
-# Files of the running kernel that have the names of its formats in them.
-_HANDED_OVER = ("/sys/kernel/debug/kho/out/fdt", "/sys/kernel/debug/kho/out/sub_fdts/LUO")
+# Files of the running kernel that have the names of its formats in them; of each line, the first
+# one that is there. A kernel that took something over has no out/fdt (up to Linux 7.3), but in/fdt:
+# it takes over only the format in which it hands over.
+_DEBUG = "/sys/kernel/debug/kho"
+_HANDED_OVER = (
+    (f"{_DEBUG}/out/fdt", f"{_DEBUG}/in/fdt"),
+    (f"{_DEBUG}/out/sub_fdts/LUO",),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +88,8 @@ def read_running_formats() -> frozenset[str]:
     left out.
     """
     found: set[str] = set()
-    for path in _HANDED_OVER:
+    for paths in _HANDED_OVER:
+        path = next(filter(os.path.exists, paths), paths[0])
         with suppress(OSError), open(path, "rb") as file:
             found.update(_find_formats(file.read()))
     return frozenset(found)

@@ -13,6 +13,7 @@ from typing import Self
 __all__ = ["BzImageHeader"]
 
 _SECTOR = 512
+_SIZE = 0x260  # bytes from the beginning of the file
 _MAGIC_AT, _MAGIC = 0x202, b"HdrS"
 _OLDEST_PROTOCOL = 0x20C
 _LOADED_HIGH = 1 << 0  # in loadflags
@@ -25,14 +26,15 @@ class BzImageHeader:
     """What the header of a bzImage says.
 
     Attributes:
-        release: the release of the kernel, as `uname -r` prints it; empty if it is not there.
+        version: what `uname -r` prints, the builder in parentheses, and what `uname -v` prints;
+            empty if it is not there.
         longest_line: the longest command line that the kernel takes, in bytes.
         payload_offset: where the compressed kernel begins in the file, in bytes.
         payload_size: bytes of the compressed kernel.
         obstacle: why kexec_file_load(2) cannot load this image; empty if no reason is known.
     """
 
-    release: str
+    version: str
     longest_line: int
     payload_offset: int
     payload_size: int
@@ -41,26 +43,29 @@ class BzImageHeader:
     @classmethod
     def read(cls, fd: int) -> Self | None:
         """Return the header of a bzImage; None if the file is no bzImage."""
-        head = os.pread(fd, 0x260, 0)
-        if len(head) < 0x260 or head[_MAGIC_AT : _MAGIC_AT + 4] != _MAGIC:
+        head = os.pread(fd, _SIZE, 0)
+        if head[_MAGIC_AT : _MAGIC_AT + 4] != _MAGIC:
             return None
+        head = head.ljust(_SIZE, b"\0")
         (protocol,) = struct.unpack_from("<H", head, 0x206)
         (version,) = struct.unpack_from("<H", head, 0x20E)
         loadflags = head[0x211]
         (xloadflags,) = struct.unpack_from("<H", head, 0x236)
         line, offset, size = struct.unpack_from("<I12xII", head, 0x238)
         setup_size = ((head[0x1F1] or 4) + 1) * _SECTOR
-        release = b""
-        if version:
-            text = os.pread(fd, _LONGEST_VERSION, _SECTOR + version).split(b"\0", 1)[0]
-            release = text.split(b" ", 1)[0]
+        text = os.pread(fd, _LONGEST_VERSION, _SECTOR + version) if version else b""
         return cls(
-            release.decode("latin-1"),
+            text.split(b"\0", 1)[0].decode("latin-1"),
             line,
             setup_size + offset,
             size,
             _find_obstacle(protocol, loadflags, xloadflags),
         )
+
+    @property
+    def release(self) -> str:
+        """The release of the kernel, as `uname -r` prints it; empty if it is not there."""
+        return self.version.split(" ", 1)[0]
 
 
 def _find_obstacle(protocol: int, loadflags: int, xloadflags: int) -> str:

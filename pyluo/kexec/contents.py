@@ -66,6 +66,8 @@ def read_contents(image: OpenImage) -> Contents:
     """
     header = image.header
     pieces: Iterable[bytes]
+    if header is None and not image.is_plain:
+        return Contents(obstacle="pyluo does not know such images")
     if header is None:
         pieces = read_pieces(image.kernel, 0, _LONGEST)
     else:

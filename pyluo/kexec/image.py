@@ -34,8 +34,8 @@ _PIECE = 1 << 20  # bytes that are read at a time
 _ZBOOT_MAGIC = b"zimg"
 _ZBOOT = struct.Struct("<2x2x4sII8x32s")  # the magic number, offset and size, compression
 _ELF_MAGIC = b"\x7fELF"
-_ARM64_AT, _ARM64_MAGIC = 0x38, b"ARM\x64"
-_RISCV_AT, _RISCV_MAGIC = 0x38, b"RSC\x05"
+_PLAIN_AT = 0x38
+_PLAIN = {b"ARM\x64": "arm64", b"RSC\x05": "RISC-V"}
 _BANNER = b"Linux version "
 _X86 = ("x86_64", "i686")
 # The kernel's names of compressions in a zboot image: scripts/Makefile.lib and Makefile.zboot.
@@ -55,6 +55,7 @@ class OpenImage:
         initrd: the descriptor of the initial ramdisk that came with the image; -1 if none did.
         command_line: the command line that came with the image; None if none did.
         header: the header of the image, if it is a bzImage.
+        is_plain: whether the image is a kernel that is not compressed, as on arm64.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -70,10 +71,12 @@ class OpenImage:
         self.initrd = -1
         self.command_line: str | None = None
         self.header: BzImageHeader | None = None
+        self.is_plain = False
         with raising("open image", self.path):
             self.kernel = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            self._unwrap()
+            with raising("read image", self.path):
+                self._unwrap()
         except BaseException:
             self.close()
             raise
@@ -206,16 +209,15 @@ class OpenImage:
 
     def _check_kind(self, head: bytes, sections: Mapping[str, Section]) -> None:
         """Reject an image of a kind that x86 cannot load; leave any other to the kernel."""
+        plain = _PLAIN.get(head[_PLAIN_AT : _PLAIN_AT + 4], "")
+        is_elf = head.startswith(_ELF_MAGIC)
         if os.uname().machine not in _X86:
+            self.is_plain = bool(plain) or is_elf
             return
-        if head.startswith(_ELF_MAGIC):
+        if is_elf:
             raise self.reject(_find_bzimage(self.kernel, self.path, bool(self.wrappers)))
-        for at, magic, machine in (
-            (_ARM64_AT, _ARM64_MAGIC, "arm64"),
-            (_RISCV_AT, _RISCV_MAGIC, "RISC-V"),
-        ):
-            if head[at : at + 4] == magic:
-                raise self.reject(f"It is a kernel for {machine}, and this machine is x86")
+        if plain:
+            raise self.reject(f"It is a kernel for {plain}, and this machine is x86")
         if ".cmdline" in sections:
             raise self.reject("It is an add-on of a unified kernel image: load that image")
         if sections:

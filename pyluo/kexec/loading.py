@@ -22,6 +22,8 @@ _NO_INITRAMFS = constant("KEXEC_FILE_NO_INITRAMFS")
 _LOADED = "/sys/kernel/kexec_loaded"
 _CMDLINE = "/proc/cmdline"
 _LOCKDOWN = "/sys/kernel/security/lockdown"
+_DISABLED = "/proc/sys/kernel/kexec_load_disabled"
+_CAP_SYS_BOOT = 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +150,8 @@ def _choose_line(
     if is_checked or reuse_cmdline:
         from pyluo.kexec.contents import read_contents
 
-        contents = read_contents(image)
+        with raising("read image", image.path):
+            contents = read_contents(image)
         config = contents.config
     source = "that are built into it"
     built_in = config.command_line if config is not None else ""
@@ -194,12 +197,16 @@ def _load_open(image: OpenImage, ramdisk: int, line: bytes, flags: int) -> None:
 
 
 def _is_locked_down() -> bool:
-    """Return whether lockdown keeps images without a valid signature from being loaded.
+    """Return whether lockdown is why this process may not load an image.
 
-    The mode is in brackets. False if it cannot be read, because securityfs is not mounted.
+    Lockdown comes last: before it the kernel looks whether the process has the capability, and
+    whether loading is disabled. False if that cannot be read, because securityfs is not mounted.
     """
     with suppress(OSError):
-        return "[none]" not in _read_file(_LOCKDOWN)
+        status = _read_file("/proc/self/status").partition("\nCapEff:")[2].split()
+        is_allowed = int(status[0], 16) >> _CAP_SYS_BOOT & 1 and _read_file(_DISABLED) == "0"
+        # The mode is in brackets.
+        return bool(is_allowed) and "[none]" not in _read_file(_LOCKDOWN)
     return False
 
 

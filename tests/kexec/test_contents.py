@@ -88,6 +88,7 @@ def test_what_lies_across_two_pieces_is_found(contents_of: Callable[[bytes], Con
         (b"\x89LZO\x00\r\n\x1a\n", "LZO"),
         (gzip.compress(kernel())[:-20], "too early"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_an_image_that_cannot_be_read_says_why(
     payload: bytes, words: str, contents_of: Callable[[bytes], Contents]
@@ -96,6 +97,12 @@ def test_an_image_that_cannot_be_read_says_why(
     assert words in contents.obstacle
     [sentence] = check_image("image i", contents)
     assert words in sentence
+
+
+def test_of_a_file_that_may_be_no_kernel_nothing_is_said(
+    contents_of: Callable[[bytes], Contents],
+) -> None:
+    assert "does not know" in contents_of(b"no kernel" * 1000).obstacle
 
 
 @pytest.mark.parametrize(

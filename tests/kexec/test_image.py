@@ -231,3 +231,9 @@ def test_a_bzimage_that_the_kernel_refuses_says_why(
 def test_a_file_that_is_not_there_is_named() -> None:
     with pytest.raises(LuoError, match="/no/such/image"):
         OpenImage("/no/such/image")
+
+
+def test_a_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(LuoError, match=os.fspath(tmp_path)) as caught:
+        OpenImage(tmp_path)
+    assert caught.value.errno == errno.EISDIR

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import mmap
 import os
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pyluo.kexec.bzimage import BzImageHeader
 from pyluo.vm.errors import HarnessError
 from pyluo.vm.kernels import build
 from pyluo.vm.kernels.catalogue import KernelSpec, catalogue
@@ -25,8 +25,6 @@ _INSTALLED_CONFIG = "config"
 _PINNED = "PYLUO_KERNELS"  # the environment variable that `pin_kernels` returns
 
 _TARBALLS = (".tar", ".tar.gz", ".tar.xz", ".tar.zst", ".tar.bz2", ".tgz", ".txz")
-# The offsets of fields of the real-mode header: Documentation/arch/x86/boot.rst.
-_MAGIC_AT, _MAGIC, _VERSION_AT, _VERSION_BASE = 0x202, b"HdrS", 0x20E, 0x200
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,14 +227,11 @@ def _read_release(image: Path) -> str:
 def _read_version(image: Path) -> bytes:
     """Return the version text that a bzImage contains.
 
-    It consists of what `uname -r` prints, the builder in parentheses, and what `uname -v` prints.
-
     Raises:
         HarnessError: the file is no bzImage.
     """
     with image.open("rb") as file:
-        head = file.read(1 << 16)
-    if head[_MAGIC_AT : _MAGIC_AT + 4] != _MAGIC:
+        header = BzImageHeader.read(file.fileno())
+    if header is None:
         raise HarnessError(f"{image} is no bzImage", "it lacks the boot header's magic number")
-    (offset,) = struct.unpack_from("<H", head, _VERSION_AT)
-    return head[_VERSION_BASE + offset :].split(b"\0", 1)[0]
+    return header.version.encode("latin-1")

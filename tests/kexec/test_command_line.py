@@ -137,6 +137,12 @@ def test_a_line_that_is_reused_again_and_again_stays_as_it_is_from_the_second_ti
         assert own_words(each)[-1:] == own_words(seen[0])[-1:]
 
 
+@given(st.lists(st.sampled_from(HUGE), max_size=4), st.lists(st.sampled_from(HUGE), max_size=4))
+def test_the_huge_pages_stay_the_same(repeated: list[str], rest: list[str]) -> None:
+    words = [*repeated, *repeated, *rest]
+    assert huge_pages(own_words(drop_repeats(" ".join(words)))) == huge_pages(words)
+
+
 def test_huge_pages_that_are_built_in_do_not_pile_up() -> None:
     built_in = "hugepagesz=2M hugepages=5 hugepagesz=1G hugepages=5"
     seen = boot(built_in, "quiet liveupdate=on")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from pyluo._sys import raising
-from pyluo.errors import ImageRejectedError
+from pyluo.errors import ImageRejectedError, LuoError
 from pyluo.kexec.bzimage import BzImageHeader
 from pyluo.kexec.pe import Section, read_sections
 from pyluo.memfd import Memfd
@@ -194,7 +194,7 @@ class OpenImage:
 
         The kernel reads no file that is open for writing (ETXTBSY).
         """
-        with Memfd.create(f"pyluo-{name}", 0, executable=False) as memfd:
+        with _create_memfd(f"pyluo-{name}") as memfd:
             size = 0
             for piece in pieces:
                 if size + len(piece) > _LONGEST:
@@ -222,6 +222,16 @@ class OpenImage:
             raise self.reject("It is an add-on of a unified kernel image: load that image")
         if sections:
             raise self.reject("It is an EFI program, but no kernel")
+
+
+def _create_memfd(name: str) -> Memfd:
+    """Return a memfd that is not executable, which works with every vm.memfd_noexec."""
+    try:
+        return Memfd.create(name, 0, executable=False)
+    except LuoError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return Memfd.create(name, 0)  # before Linux 6.3, every memfd is executable
 
 
 def read_pieces(fd: int, offset: int, size: int) -> Iterator[bytes]:

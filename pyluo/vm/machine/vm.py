@@ -13,6 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from pyluo.build_config import BuildConfig
 from pyluo.guest import commands, wire
 from pyluo.guest.wire import GuestObject
 from pyluo.vm import progress
@@ -643,10 +644,14 @@ class VM:
             ]
         )
         unfit = any(character in word for word in words for character in '"\t\n')
-        if unfit or "--" in append.split() or len(os.fsencode(line)) >= _CMDLINE_LIMIT:
+        longest = _CMDLINE_LIMIT - 1
+        if kernel.config is not None:
+            config = BuildConfig(kernel.config.read_text(errors="surrogateescape"))
+            longest -= len(os.fsencode(config.command_line)) + 1 if config.command_line else 0
+        if unfit or "--" in append.split() or len(os.fsencode(line)) > longest:
             raise HarnessError(
                 f"the kernel cannot be given the command line {line}",
-                f"it may have {_CMDLINE_LIMIT - 1} bytes; `append` may not contain --, and no path "
-                f"may contain a quotation mark, a tab or a line break",
+                f"it may have {longest} bytes; `append` may not contain --, and no path may "
+                f"contain a quotation mark, a tab or a line break",
             )
         return line

@@ -90,10 +90,11 @@ class OpenImage:
 
     def close(self) -> None:
         """Close the descriptors."""
-        for fd in (self.kernel, self.initrd):
+        fds = self.kernel, self.initrd
+        self.kernel = self.initrd = -1
+        for fd in fds:
             if fd >= 0:
                 os.close(fd)
-        self.kernel = self.initrd = -1
 
     def __enter__(self) -> Self:
         return self
@@ -166,8 +167,8 @@ class OpenImage:
             unwrapped = self._copy(decompress(compression, pieces), "kernel")
         except UndecodableError as error:
             raise self.reject(f"It cannot be decompressed: {error}") from None
-        os.close(self.kernel)
-        self.kernel = unwrapped
+        wrapped, self.kernel = self.kernel, unwrapped
+        os.close(wrapped)
 
     def _unwrap_uki(self, sections: Mapping[str, Section]) -> None:
         self.wrappers = (*self.wrappers, "a unified kernel image")
@@ -186,8 +187,8 @@ class OpenImage:
             pieces = (piece for each in ramdisks for piece in parts[each])
             self.initrd = self._copy(pieces, "initrd")
         unwrapped = self._copy(parts[".linux"], "kernel")
-        os.close(self.kernel)
-        self.kernel = unwrapped
+        wrapped, self.kernel = self.kernel, unwrapped
+        os.close(wrapped)
 
     def _copy(self, pieces: Iterable[bytes], name: str) -> int:
         """Return a descriptor of a memfd with this content, which is open for reading only.

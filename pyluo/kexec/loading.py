@@ -186,7 +186,8 @@ def _load_open(image: OpenImage, ramdisk: int, line: bytes, flags: int) -> None:
                 error.operation,
                 image.subject,
                 "This kernel is locked down, and loads only images with a valid signature: see "
-                f"{_LOCKDOWN} and kernel_lockdown(7)",
+                f"{_LOCKDOWN} and kernel_lockdown(7). Nothing has changed, and what is preserved "
+                "is intact",
             ) from None
         raise
     except ImageRejectedError as error:

@@ -27,7 +27,7 @@ HEADERS = (
 )
 
 CALLS = """
-int pyluo_ioctl(int fd, unsigned long request, void *argument);
+int pyluo_ioctl(int fd, unsigned long request, void *argument, int *outcome);
 int pyluo_pidfd_getfd(int pidfd, int fd);
 uint64_t pyluo_load(uint64_t address, int bits);
 void pyluo_store(uint64_t address, int bits, uint64_t value);
@@ -46,6 +46,56 @@ int pyluo_mbind(uint64_t address, size_t length, int mode, const uint64_t *nodes
                 unsigned long max_node);
 """
 
+# In a text of its own, which needs no other header, so that a test can compile it for each machine.
+REGISTERS = """
+#include <stdint.h>
+
+/*
+ * Memory that was written before a store to a register, such as a descriptor before its doorbell,
+ * must be visible to the device first; memory that is read after a load of a register, such as data
+ * after its status, must not be read earlier. The CPUs of x86 keep this order by themselves.
+ */
+#if defined(__aarch64__)
+#define BEFORE_STORE() __asm__ volatile("dmb oshst" : : : "memory")
+#define AFTER_LOAD() __asm__ volatile("dmb oshld" : : : "memory")
+#elif defined(__x86_64__) || defined(__i386__)
+#define BEFORE_STORE() __asm__ volatile("" : : : "memory")
+#define AFTER_LOAD() __asm__ volatile("" : : : "memory")
+#else
+#define BEFORE_STORE() __sync_synchronize()
+#define AFTER_LOAD() __sync_synchronize()
+#endif
+
+/* Device registers need a single access of the given width; memcpy() may split or widen it. */
+static uint64_t pyluo_load(uint64_t address, int bits)
+{
+    volatile void *place = (volatile void *)(uintptr_t)address;
+    uint64_t value;
+
+    switch (bits) {
+    case 8: value = *(volatile uint8_t *)place; break;
+    case 16: value = *(volatile uint16_t *)place; break;
+    case 32: value = *(volatile uint32_t *)place; break;
+    default: value = *(volatile uint64_t *)place; break;
+    }
+    AFTER_LOAD();
+    return value;
+}
+
+static void pyluo_store(uint64_t address, int bits, uint64_t value)
+{
+    volatile void *place = (volatile void *)(uintptr_t)address;
+
+    BEFORE_STORE();
+    switch (bits) {
+    case 8: *(volatile uint8_t *)place = value; break;
+    case 16: *(volatile uint16_t *)place = value; break;
+    case 32: *(volatile uint32_t *)place = value; break;
+    default: *(volatile uint64_t *)place = value; break;
+    }
+}
+"""
+
 SOURCE = """
 #include <errno.h>
 #include <sys/ioctl.h>
@@ -53,39 +103,24 @@ SOURCE = """
 #include <sys/syscall.h>
 #include <unistd.h>
 
-static int pyluo_ioctl(int fd, unsigned long request, void *argument)
+/*
+ * Each function returns -errno if its system call fails. errno itself would be read too late: a
+ * signal handler that Python runs after the call may make calls of its own.
+ */
+static int result_of(long returned)
 {
-    return ioctl(fd, request, argument);
+    return returned < 0 ? -errno : (int)returned;
+}
+
+/* The outcome is stored as well as returned: an exception may come before Python has the result. */
+static int pyluo_ioctl(int fd, unsigned long request, void *argument, int *outcome)
+{
+    return *outcome = result_of(ioctl(fd, request, argument));
 }
 
 static int pyluo_pidfd_getfd(int pidfd, int fd)
 {
-    return syscall(SYS_pidfd_getfd, pidfd, fd, 0);
-}
-
-/* Device registers need a single access of the given width; memcpy() may split or widen it. */
-static uint64_t pyluo_load(uint64_t address, int bits)
-{
-    volatile void *place = (volatile void *)(uintptr_t)address;
-
-    switch (bits) {
-    case 8: return *(volatile uint8_t *)place;
-    case 16: return *(volatile uint16_t *)place;
-    case 32: return *(volatile uint32_t *)place;
-    default: return *(volatile uint64_t *)place;
-    }
-}
-
-static void pyluo_store(uint64_t address, int bits, uint64_t value)
-{
-    volatile void *place = (volatile void *)(uintptr_t)address;
-
-    switch (bits) {
-    case 8: *(volatile uint8_t *)place = value; break;
-    case 16: *(volatile uint16_t *)place = value; break;
-    case 32: *(volatile uint32_t *)place = value; break;
-    default: *(volatile uint64_t *)place = value; break;
-    }
+    return result_of(syscall(SYS_pidfd_getfd, pidfd, fd, 0));
 }
 
 static int pyluo_preserve_many(int session, size_t count, const int32_t *fds,
@@ -100,7 +135,7 @@ static int pyluo_preserve_many(int session, size_t count, const int32_t *fds,
         if (!ioctl(session, LIVEUPDATE_SESSION_PRESERVE_FD, &request))
             ++*preserved;
         else if (errno != EINTR)
-            return -1;
+            return -errno;
     }
     return 0;
 }
@@ -108,12 +143,12 @@ static int pyluo_preserve_many(int session, size_t count, const int32_t *fds,
 static int pyluo_kexec_file_load(int kernel, int initrd, size_t cmdline_length,
                                  const char *cmdline, unsigned long flags)
 {
-    return syscall(SYS_kexec_file_load, kernel, initrd, cmdline_length, cmdline, flags);
+    return result_of(syscall(SYS_kexec_file_load, kernel, initrd, cmdline_length, cmdline, flags));
 }
 
 static int pyluo_kexec_load(unsigned long flags)
 {
-    return syscall(SYS_kexec_load, 0, 0, NULL, flags);
+    return result_of(syscall(SYS_kexec_load, 0, 0, NULL, flags));
 }
 
 /* In one call, so that no exception can come between the two. */
@@ -122,34 +157,36 @@ static int pyluo_close(int *fd)
     int number = *fd;
 
     *fd = -1;
-    return number < 0 ? 0 : close(number);
+    return number < 0 ? 0 : result_of(close(number));
 }
 
 static int pyluo_reboot(unsigned int command)
 {
-    return syscall(SYS_reboot, LINUX_REBOOT_MAGIC1, LINUX_REBOOT_MAGIC2, command, NULL);
+    return result_of(
+        syscall(SYS_reboot, LINUX_REBOOT_MAGIC1, LINUX_REBOOT_MAGIC2, command, NULL));
 }
 
 static int pyluo_mount(const char *source, const char *target, const char *type,
                        unsigned long flags, const char *options)
 {
-    return mount(source, target, type, flags, options);
+    return result_of(mount(source, target, type, flags, options));
 }
 
 static int pyluo_mmap(uint64_t address, size_t length, int protection, int flags, int fd)
 {
-    return syscall(SYS_mmap, address, length, protection, flags, fd, 0UL) == -1 ? -1 : 0;
+    return syscall(SYS_mmap, address, length, protection, flags, fd, 0UL) == -1 ? -errno : 0;
 }
 
 static int pyluo_madvise(uint64_t address, size_t length, int advice)
 {
-    return syscall(SYS_madvise, address, length, advice);
+    return result_of(syscall(SYS_madvise, address, length, advice));
 }
 
 static int pyluo_mbind(uint64_t address, size_t length, int mode, const uint64_t *nodes,
                        unsigned long max_node)
 {
-    return syscall(SYS_mbind, address, length, (unsigned long)mode, nodes, max_node, 0UL);
+    return result_of(
+        syscall(SYS_mbind, address, length, (unsigned long)mode, nodes, max_node, 0UL));
 }
 """
 
@@ -167,7 +204,7 @@ for name in HEADERS:
 ffibuilder.cdef(CALLS)
 ffibuilder.set_source(
     "pyluo._ffi",
-    "".join(f'#include "pyluo/_uapi/{name}"\n' for name in HEADERS) + SOURCE,
+    "".join(f'#include "pyluo/_uapi/{name}"\n' for name in HEADERS) + REGISTERS + SOURCE,
     include_dirs=[str(UAPI.parent.parent)],
     py_limited_api=True,
 )

@@ -43,6 +43,7 @@ __all__ = [
 ]
 
 _UNKNOWN_FLAGS = 0xFFF0  # flags that kexec_load(2) accepts on no kernel
+_NOT_CALLED = -(1 << 31)  # the outcome of an ioctl before the call: the negative of no errno
 
 T = TypeVar("T")
 
@@ -68,36 +69,27 @@ def raising(operation: str, subject: str = "") -> Iterator[None]:
 
 def _call(operation: str, subject: str, function: Callable[[], int]) -> int:
     """Return the result of a system call; raise the exception for `operation` if it fails."""
-    result, number = _retry(function)
-    if number:
-        raise from_errno(number, operation, subject)
+    result = _retry(function)
+    if result < 0:
+        raise from_errno(-result, operation, subject)
     return result
 
 
-def _retry(function: Callable[[], int]) -> tuple[int, int]:
-    """Call `function`, again after each EINTR; return its result and its errno (0 if none)."""
-    while (result := function()) < 0:
-        number = ffi.errno
-        if number != errno.EINTR:
-            return result, number
-    return result, 0
+def _retry(function: Callable[[], int]) -> int:
+    """Call `function`, again after each EINTR; return its result, which is -errno if it failed."""
+    while (result := function()) == -errno.EINTR:
+        pass
+    return result
 
 
 class Reply:
-    """A struct that the kernel filled in, with the result of the system call.
+    """A struct that the kernel filled in, or that was read from a buffer."""
 
-    Attributes:
-        result: the return value of the system call; 0 if the struct was read from a buffer.
-        errno: the errno of the system call; 0 if it succeeded.
-    """
+    __slots__ = ("_memory", "_struct")
 
-    __slots__ = ("_memory", "_struct", "errno", "result")
-
-    def __init__(self, struct: object, memory: object, result: int = 0, errno: int = 0) -> None:
+    def __init__(self, struct: object, memory: object) -> None:
         self._struct = struct
         self._memory = memory  # `struct` points into it
-        self.result = result
-        self.errno = errno
 
     def integer(self, field: str) -> int:
         """Return the value of an integer field."""
@@ -120,20 +112,38 @@ class Reply:
 class Request(Reply):
     """An ioctl with its struct, before and after the call.
 
-    Because the struct exists before the call, a descriptor that the kernel returns in it is never
-    lost, even if a signal handler raises right after the call.
+    The struct and the outcome are stored in C, within the call. So nothing that the kernel did is
+    ever in doubt, even if a signal handler raises right after the call: a descriptor that the
+    kernel returned is in the struct, and `succeeded` tells whether there is one.
     """
 
-    __slots__ = ("_command",)
+    __slots__ = ("_command", "_outcome")
 
     def __init__(self, command: int, struct: object, memory: object) -> None:
         super().__init__(struct, memory)
         self._command = command
+        self._outcome = ffi.new("int *", _NOT_CALLED)
 
     def attempt(self, fd: int) -> None:
-        """Call the ioctl on a descriptor, and set `result` and `errno`."""
-        struct = self._struct
-        self.result, self.errno = _retry(lambda: lib.pyluo_ioctl(fd, self._command, struct))
+        """Call the ioctl on a descriptor, which sets the attributes below."""
+        struct, outcome = self._struct, self._outcome
+        _retry(lambda: int(lib.pyluo_ioctl(fd, self._command, struct, outcome)))
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the ioctl was called, and succeeded."""
+        return int(self._outcome[0]) >= 0
+
+    @property
+    def result(self) -> int:
+        """The return value of the ioctl; -1 if it failed or was not called."""
+        return max(int(self._outcome[0]), -1)
+
+    @property
+    def errno(self) -> int:
+        """The errno of the ioctl; 0 if it succeeded or was not called."""
+        outcome = int(self._outcome[0])
+        return 0 if outcome >= 0 or outcome == _NOT_CALLED else -outcome
 
 
 class Struct:
@@ -153,10 +163,13 @@ class Struct:
             fields: the value of each member: an integer; bytes or integers for an array; a buffer
                 for a member that holds an address. The caller must keep the buffer as long as the
                 kernel may use the address.
+
+        Raises:
+            ValueError: a value does not fit into its member.
         """
         packed = bytearray(self.size)
         struct = ffi.cast(self._pointer, ffi.from_buffer("char[]", packed))
-        _set_fields(struct, fields)
+        _set_fields(self.name, struct, fields)
         return packed
 
     def unpack(self, data: Buffer, offset: int = 0) -> Reply:
@@ -185,18 +198,20 @@ class Exported:
     Attributes:
         address: the address of the buffer in this process.
         length: the length of the buffer in bytes.
+        pid: the process whose memory this is; after a fork, the child has a copy.
 
     Raises:
         TypeError: the buffer must be writable and is not.
     """
 
-    __slots__ = ("_buffer", "_exported", "_writable", "address", "length")
+    __slots__ = ("_buffer", "_exported", "_writable", "address", "length", "pid")
 
     def __init__(self, buffer: Buffer, *, writable: bool = True) -> None:
         if writable and memoryview(buffer).readonly:
             raise TypeError("a writable buffer is needed, such as a mapping made with mmap")
         self._buffer = ffi.from_buffer("char[]", buffer)
         self._writable = writable
+        self.pid = os.getpid()
         self.address = int(ffi.cast("uintptr_t", self._buffer))
         self.length = len(self._buffer)
         self._exported = True
@@ -271,7 +286,9 @@ class Ioctl:
         self._number = constant(name)
         self._size_field = size
 
-    def __call__(self, fd: int, subject: str = "", tail: Buffer = b"", /, **fields: Field) -> Reply:
+    def __call__(
+        self, fd: int, subject: str = "", tail: Buffer = b"", /, **fields: Field
+    ) -> Request:
         """Call the ioctl with `fields` set and every other byte zero.
 
         Args:
@@ -283,13 +300,14 @@ class Ioctl:
 
         Raises:
             LuoError: the class depends on the request and the errno.
+            ValueError: a value does not fit into its member; nothing was called.
         """
         reply = self.attempt(fd, tail, **fields)
         if reply.errno:
             raise from_errno(reply.errno, self.name, subject)
         return reply
 
-    def attempt(self, fd: int, tail: Buffer = b"", /, **fields: Field) -> Reply:
+    def attempt(self, fd: int, tail: Buffer = b"", /, **fields: Field) -> Request:
         """Call the ioctl; return the reply even if the ioctl fails, with the errno in it.
 
         Some ioctls fill in their struct even if they fail.
@@ -299,12 +317,16 @@ class Ioctl:
         return request
 
     def prepare(self, tail: Buffer = b"", /, **fields: Field) -> Request:
-        """Return the request with its struct filled in, without calling the ioctl."""
+        """Return the request with its struct filled in, without calling the ioctl.
+
+        Raises:
+            ValueError: a value does not fit into its member.
+        """
         size = self.struct.size + len(tail)
         memory = ffi.new("unsigned char[]", size)
         ffi.buffer(memory)[self.struct.size :] = bytes(tail)
         struct = ffi.cast(f"struct {self.struct.name} *", memory)
-        _set_fields(struct, {self._size_field: size} | fields)
+        _set_fields(self.struct.name, struct, {self._size_field: size} | fields)
         return Request(self._number, struct, memory)
 
     def errno_for_unknown_tail(self, fd: int) -> int:
@@ -313,24 +335,33 @@ class Ioctl:
         struct = ffi.new("unsigned char[]", size + 8)
         ffi.cast("uint32_t *", struct)[0] = size + 8
         struct[size] = 1
-        _, number = _retry(lambda: lib.pyluo_ioctl(fd, self._number, struct))
-        assert number, f"{self.name} accepted a struct with an unknown tail"
-        return number
+        outcome = ffi.new("int *")
+        result = _retry(lambda: int(lib.pyluo_ioctl(fd, self._number, struct, outcome)))
+        assert result < 0, f"{self.name} accepted a struct with an unknown tail"
+        return -result
 
 
-def _set_fields(struct: object, fields: Mapping[str, Field]) -> None:
-    """Set members of a struct; the caller must keep each buffer whose address is set."""
+def _set_fields(name: str, struct: object, fields: Mapping[str, Field]) -> None:
+    """Set members of a struct; the caller must keep each buffer whose address is set.
+
+    Raises:
+        ValueError: a value does not fit into its member.
+    """
     for field, value in fields.items():
-        if isinstance(value, int):
-            setattr(struct, field, value)
-        elif isinstance(member := getattr(struct, field), int):
-            address = ffi.from_buffer("char[]", value)
-            setattr(struct, field, int(ffi.cast("uintptr_t", address)))
-        elif isinstance(value, bytes):
-            ffi.buffer(member)[: len(value)] = value
-        else:
-            for index, item in enumerate(value):
-                member[index] = item
+        try:
+            if isinstance(value, int):
+                setattr(struct, field, value)
+            elif isinstance(member := getattr(struct, field), int):
+                address = ffi.from_buffer("char[]", value)
+                setattr(struct, field, int(ffi.cast("uintptr_t", address)))
+            elif isinstance(value, bytes):
+                ffi.buffer(member)[: len(value)] = value
+            else:
+                for index, item in enumerate(value):
+                    member[index] = item
+        except (OverflowError, IndexError) as error:
+            shown = hex(value) if isinstance(value, int) else repr(value)
+            raise ValueError(f"{shown} does not fit into {field} of struct {name}") from error
 
 
 class FdNumber:
@@ -361,14 +392,14 @@ class FdNumber:
         Raises:
             OSError: the descriptor was closed, but the file system reported an error.
         """
-        if lib.pyluo_close(self._cell):
-            raise OSError(ffi.errno, os.strerror(ffi.errno))
+        if (result := int(lib.pyluo_close(self._cell))) < 0:
+            raise OSError(-result, os.strerror(-result))
 
 
 def plain_ioctl(name: str, fd: int, subject: str = "") -> int:
     """Call an ioctl without an argument; return its result, which may be a new descriptor."""
-    number = constant(name)
-    return _call(name, subject, lambda: lib.pyluo_ioctl(fd, number, ffi.NULL))
+    number, outcome = constant(name), ffi.new("int *")
+    return _call(name, subject, lambda: int(lib.pyluo_ioctl(fd, number, ffi.NULL, outcome)))
 
 
 def preserve_many(session: int, fds: Sequence[int], tokens: Sequence[int]) -> tuple[int, int]:
@@ -380,8 +411,8 @@ def preserve_many(session: int, fds: Sequence[int], tokens: Sequence[int]) -> tu
     done = ffi.new("size_t *")
     fd_array = ffi.new("int32_t[]", list(fds))
     token_array = ffi.new("uint64_t[]", list(tokens))
-    failed = lib.pyluo_preserve_many(session, len(fds), fd_array, token_array, done)
-    return int(done[0]), ffi.errno if failed else 0
+    result = int(lib.pyluo_preserve_many(session, len(fds), fd_array, token_array, done))
+    return int(done[0]), -result
 
 
 def pidfd_getfd(pidfd: int, fd: int) -> int:
@@ -406,7 +437,7 @@ def kexec_load_exists() -> bool:
     The system call is made with flags that it must refuse. If the sysctl
     kernel.kexec_load_limit_reboot is set, this call counts against the limit.
     """
-    return lib.pyluo_kexec_load(_UNKNOWN_FLAGS) == 0 or ffi.errno != errno.ENOSYS
+    return int(lib.pyluo_kexec_load(_UNKNOWN_FLAGS)) != -errno.ENOSYS
 
 
 def reboot(command: int) -> None:

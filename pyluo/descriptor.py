@@ -13,7 +13,15 @@ from pyluo.errors import from_errno
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["Descriptor", "HasFileno", "OwnedFd", "fileno_of", "require_device", "wrap_new_fd"]
+__all__ = [
+    "Descriptor",
+    "HasFileno",
+    "OwnedFd",
+    "fileno_of",
+    "fileno_to_share",
+    "require_device",
+    "wrap_new_fd",
+]
 
 
 class HasFileno(Protocol):
@@ -22,6 +30,8 @@ class HasFileno(Protocol):
     def fileno(self) -> int:
         """Return the number of the descriptor."""
 
+
+_FD_LIMIT = 1 << 31
 
 D = TypeVar("D", bound="Descriptor")
 
@@ -80,6 +90,13 @@ class Descriptor:
         # In one line: a trace function that raises can do so before each line.
         self._fd = -1; return fd  # noqa: E702  # fmt: skip
 
+    def refuse_to_share(self, operation: str) -> None:
+        """Raise LuoError if another process must not get the descriptor now; see subclasses.
+
+        Args:
+            operation: what would give the descriptor away, for the message of the error.
+        """
+
     def _close(self) -> None:
         self._number.close()
 
@@ -135,9 +152,24 @@ def fileno_of(fd: Descriptor | int) -> int:
     """Return the number of a descriptor, which is given as an object or as a number.
 
     Raises:
-        ValueError: the object is closed.
+        ValueError: the object is closed, or the number is not one of 31 bits.
     """
-    return fd if isinstance(fd, int) else fd.fileno()
+    number = fd if isinstance(fd, int) else fd.fileno()
+    if not -_FD_LIMIT <= number < _FD_LIMIT:
+        raise ValueError(f"{number} is not the number of a descriptor")
+    return number
+
+
+def fileno_to_share(fd: Descriptor | int, operation: str) -> int:
+    """Return the number of a descriptor that another process or program is to get.
+
+    Raises:
+        LuoError: see `Descriptor.refuse_to_share`. A mere number is not looked into.
+        ValueError: see `fileno_of`.
+    """
+    if not isinstance(fd, int):
+        fd.refuse_to_share(operation)
+    return fileno_of(fd)
 
 
 def require_device(fd: int, name: str) -> None:

@@ -264,11 +264,11 @@ class IommuUnsupportedError(LuoError):
 
 
 class ObjectInUseError(LuoError):
-    """An object of an iommufd is still in use; the message names the users that are known."""
+    """An object of an iommufd is still in use."""
 
     default_hint = (
-        "It is still in use by something that this process does not know of, such as an attached "
-        "device or another process with the same iommufd"
+        "What was created from it, is attached to it or has it mapped must be destroyed, detached "
+        "or unmapped first, also in other processes with the same iommufd"
     )
 
 

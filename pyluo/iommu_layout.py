@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Self
@@ -103,11 +103,12 @@ class IoasLayout:
             if mapping.length <= 0 or mapping.offset < 0 or mapping.access not in _LETTERS:
                 hint = "Its length, its offset or its access is not valid"
                 raise _error(errno.EINVAL, "create", f"{mapping}", hint)
-            if mapping.iova < 0 or mapping.range.last >> 64:
+            if mapping.iova < 0 or mapping.iova + mapping.length > 1 << 64:
                 raise _error(errno.EINVAL, "create", f"{mapping}", "It exceeds 64 bits")
         for allowed in self.allowed:
-            if not 0 <= allowed.start < allowed.last < 1 << 64:
-                raise _error(errno.EINVAL, "create", f"allowed {allowed}", "It is not a range")
+            if allowed.start == allowed.last:
+                hint = "The kernel takes no range of one byte"
+                raise _error(errno.EINVAL, "create", f"allowed {allowed}", hint)
         for one, other in pairwise(self.mappings):
             if other.iova <= one.range.last:
                 subject = f"{one.range} and {other.range}"
@@ -128,19 +129,14 @@ class IoasLayout:
         Raises:
             IoasLayoutError: memory is mapped by its address in this process, so that no other
                 process or kernel can repeat the mapping (EINVAL); a mapped file is not in `files`
-                (ENOENT); a signal interrupted a request, so that the mappings are not known: see
-                `Ioas.mappings_known` (EINPROGRESS).
+                (ENOENT).
         """
-        if not ioas.mappings_known:
-            hint = "A signal interrupted a request: unmap everything, and map it again"
-            raise _error(errno.EINPROGRESS, "record", str(ioas), hint)
+        mappings = ioas.mappings
         if isinstance(files, OutgoingStore):
-            names = files.find_by_file({one.file for one in ioas.mappings if one.file is not None})
+            names = files.find_by_file({one.file for one in mappings if one.file is not None})
         else:
             names = _find_names(files)
-        return cls(
-            tuple(_to_named(ioas, mapping, names) for mapping in ioas.mappings), ioas.allowed
-        )
+        return cls(tuple(_to_named(ioas, mapping, names) for mapping in mappings), ioas.allowed)
 
     def save(self, store: OutgoingStore, key: str = _KEY) -> None:
         """Add the layout to the metadata of a store.
@@ -277,7 +273,9 @@ class IoasLayout:
                     continue  # the device has moved together with its group
                 # Note the move before making it, because a signal handler may raise afterwards.
                 moved.append((device, device.attached))
-                _attach(device, ioas, flags, by_iommu[device.iommu], hwpts)
+                shared = by_iommu[device.iommu]
+                is_in_use = any(other.attached is shared for other in devices)
+                _attach(device, ioas, flags, shared, hwpts, is_in_use)
         except BaseException as error:
             _undo(error, ioas, hwpts, moved)
             raise
@@ -337,10 +335,13 @@ class IoasLayout:
                 raise _misfit_error(
                     errno.ENOENT, [f"{one.range} of {ioas} is not mapped" for one in unmapped]
                 )
-            for mapping in self.mappings:
-                with _open_named(files, mapping.name) as parts:
-                    for file, piece in _split(mapping, parts):
-                        ioas.adopt(_to_mapping(piece, file), file)
+            with ExitStack() as stack:
+                named = _NamedFiles(files, stack)
+                ioas.adopt(
+                    _to_mapping(piece, part)
+                    for mapping in self.mappings
+                    for part, piece in _split(mapping, named.parts(mapping.name))
+                )
             ioas.allowed = self.allowed
         except BaseException:
             ioas.forget()
@@ -348,16 +349,60 @@ class IoasLayout:
         return ioas
 
     def _map(self, ioas: Ioas, files: Files) -> None:
-        for mapping in self.mappings:
-            with _open_named(files, mapping.name) as parts:
-                for file, piece in _split(mapping, parts):
+        with ExitStack() as stack:
+            named = _NamedFiles(files, stack)
+            for mapping in self.mappings:
+                for part, piece in _split(mapping, named.parts(mapping.name)):
                     ioas.map_file(
-                        file,
+                        part.file,
                         offset=piece.offset,
                         length=piece.length,
                         iova=piece.iova,
                         access=piece.access,
                     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One of the consecutive files that a name stands for.
+
+    Attributes:
+        file: the file.
+        id: its device and inode.
+        start: the bytes of the files before it.
+        size: its size in bytes.
+    """
+
+    file: HasFileno
+    id: FileId
+    start: int
+    size: int
+
+
+class _NamedFiles:
+    """The files of the names in a layout, each opened and looked at once.
+
+    Args:
+        files: the files.
+        stack: closes the files from a store, as a mapping stays valid without a descriptor.
+    """
+
+    def __init__(self, files: Files, stack: ExitStack) -> None:
+        self._files = files
+        self._stack = stack
+        self._parts: dict[str, list[_Part]] = {}
+
+    def parts(self, name: str) -> list[_Part]:
+        """Return the file of a name, or the memfds of the RAM of that name in their order."""
+        if name not in self._parts:
+            start = 0
+            parts = []
+            for file in self._stack.enter_context(_open_named(self._files, name)):
+                status = os.fstat(file.fileno())
+                parts.append(_Part(file, (status.st_dev, status.st_ino), start, status.st_size))
+                start += status.st_size
+            self._parts[name] = parts
+        return self._parts[name]
 
 
 @contextmanager
@@ -388,23 +433,19 @@ def _find_names(
     return names
 
 
-def _split(
-    mapping: NamedMapping, parts: Sequence[HasFileno]
-) -> Iterator[tuple[HasFileno, NamedMapping]]:
+def _split(mapping: NamedMapping, parts: Sequence[_Part]) -> Iterator[tuple[_Part, NamedMapping]]:
     """Split a mapping of consecutive files into one for each file, with its offset in that file.
 
     What is beyond the end of the last file stays in the mapping of that file.
     """
     end = mapping.offset + mapping.length
-    start = 0
     for part in parts:
-        next_start = start + os.fstat(part.fileno()).st_size
-        first = max(mapping.offset, start)
-        after = end if part is parts[-1] else min(end, next_start)
+        first = max(mapping.offset, part.start)
+        after = end if part is parts[-1] else min(end, part.start + part.size)
         if first < after:
             iova = mapping.iova + first - mapping.offset
-            yield part, replace(mapping, iova=iova, length=after - first, offset=first - start)
-        start = next_start
+            offset = first - part.start
+            yield part, replace(mapping, iova=iova, length=after - first, offset=offset)
 
 
 def _to_named(
@@ -422,10 +463,8 @@ def _to_named(
     return NamedMapping(mapping.iova, mapping.length, mapping.access, name, start + mapping.offset)
 
 
-def _to_mapping(mapping: NamedMapping, file: HasFileno) -> Mapping:
-    stat = os.fstat(file.fileno())
-    identity = (stat.st_dev, stat.st_ino)
-    return Mapping(mapping.iova, mapping.length, mapping.access, identity, mapping.offset)
+def _to_mapping(mapping: NamedMapping, part: _Part) -> Mapping:
+    return Mapping(mapping.iova, mapping.length, mapping.access, part.id, mapping.offset)
 
 
 def _find_missing(mappings: Sequence[NamedMapping], files: Files) -> list[str]:
@@ -470,17 +509,22 @@ def _find_out_of_reach(
 
 
 def _attach(
-    device: VfioDevice, ioas: Ioas, flags: HwptFlags, shared: PagingHwpt, hwpts: list[PagingHwpt]
+    device: VfioDevice,
+    ioas: Ioas,
+    flags: HwptFlags,
+    shared: PagingHwpt,
+    hwpts: list[PagingHwpt],
+    is_in_use: bool,
 ) -> None:
     """Attach a device to the page table of its IOMMU.
 
     If the kernel refuses because the page table does not suit this device, although it suits
-    another device of the same IOMMU, the device gets a page table of its own.
+    another device of the same IOMMU (`is_in_use`), the device gets a page table of its own.
     """
     try:
         device.attach(shared)
     except LuoError as error:
-        if error.errno != errno.EINVAL or not shared.users:
+        if error.errno != errno.EINVAL or not is_in_use:
             raise
         new_hwpt = device.iommu_device.alloc_hwpt(ioas, flags=flags)
         hwpts.append(new_hwpt)

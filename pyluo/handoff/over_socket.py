@@ -13,7 +13,7 @@ from errno import ENAMETOOLONG
 from typing import TYPE_CHECKING
 
 from pyluo._sys import raising
-from pyluo.descriptor import OwnedFd, fileno_of
+from pyluo.descriptor import OwnedFd, fileno_to_share
 from pyluo.errors import HandoffError
 from pyluo.handoff.conversation import Kind, open_conversation
 from pyluo.handoff.manifest import Entry, Manifest
@@ -78,13 +78,14 @@ def send(
             the other process violated the protocol (EBADMSG or EPROTO) or uses another version of
             it (EPROTONOSUPPORT); too many descriptors of this user are in flight (ETOOMANYREFS).
             Any other errno is the receiver's reason for refusing.
-        LuoError: a descriptor is not open (EBADF); see also `Memfd.create`. In these cases nothing
-            was sent, and the connection is unchanged.
+        LuoError: a descriptor is not open (EBADF); memory of this process is mapped by its address
+            in an iommufd (EBUSY); see also `Memfd.create`. In these cases nothing was sent, and the
+            connection is unchanged.
 
     Source: unix(7), SCM_RIGHTS
     """
     _check_arguments(connection, timeout)
-    numbers = [fileno_of(file) for file in files.values()]
+    numbers = [fileno_to_share(file, "send handoff") for file in files.values()]
     entries = []
     for name, number in zip(files, numbers, strict=True):
         with raising("fstat", f"descriptor {number}"):

@@ -15,7 +15,7 @@ from errno import EBADMSG, ENOENT, ESTALE
 from typing import TYPE_CHECKING, NoReturn
 
 from pyluo._sys import raising
-from pyluo.descriptor import OwnedFd, fileno_of
+from pyluo.descriptor import OwnedFd, fileno_of, fileno_to_share
 from pyluo.errors import HandoffError, LuoError
 from pyluo.handoff.manifest import Entry, Manifest
 from pyluo.handoff.received import Handoff
@@ -61,14 +61,17 @@ def exec_with(
         ValueError: `argv` is empty, or a name is empty or longer than 255 bytes in UTF-8.
         HandoffError: a descriptor is not open (EBADF); no descriptor number is free for a duplicate
             (EMFILE); execve(2) failed (ENOENT, EACCES, ENOEXEC, E2BIG and others).
-        LuoError: see `Memfd.create`.
+        LuoError: memory of this process is mapped by its address in an iommufd (EBUSY); see also
+            `Memfd.create`.
 
     Source: execve(2)
     """
     if not argv:
         raise ValueError("argv is empty: no program is given")
     with raising("exec handoff", repr(argv[0])), ExitStack() as stack:
-        entries = [Entry.of(name, fileno_of(file)) for name, file in files.items()]
+        entries = [
+            Entry.of(name, fileno_to_share(file, "exec handoff")) for name, file in files.items()
+        ]
         numbers: set[int] = set()
         for index, file in enumerate(files.values()):
             number = fileno_of(file)

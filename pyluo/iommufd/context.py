@@ -29,11 +29,10 @@ _VFIO_CLEAR = constant("IOMMU_VFIO_IOAS_CLEAR")
 class IommuFd(IommuContext):
     """An open /dev/iommu, with the objects that were created in it.
 
-    Closing the iommufd destroys all of its objects, unless another process has the descriptor too.
-    While a VFIO device is bound to the iommufd, the objects stay in the kernel and DMA continues:
-    mapped buffers cannot be freed until the last such device is closed.
+    Closing the iommufd unmaps the memory that this process mapped by its address, and destroys all
+    objects unless something else keeps the iommufd open: see `close`.
 
-    There is no lock: use an iommufd and its objects from one thread at a time.
+    Several threads can use the iommufd and its objects.
 
     Args:
         path: the path of the device.

@@ -8,7 +8,7 @@ from pyluo._sys import Ioctl, constant
 from pyluo.iommufd.bound_device import BoundDevice
 from pyluo.iommufd.hw_info import HwCapability, HwInfo, HwInfoType, decode
 from pyluo.iommufd.hwpt import HwptFlags, NestedHwpt, PagingHwpt
-from pyluo.iommufd.viommu import Vdevice, Viommu
+from pyluo.iommufd.viommu import Viommu
 
 if TYPE_CHECKING:
     from pyluo.iommufd.events import FaultQueue
@@ -99,8 +99,10 @@ class IommuDevice(BoundDevice):
         Source: include/uapi/linux/iommufd.h, IOMMU_HWPT_ALLOC. Linux 6.6; flags since 6.7.
         """
         number = self._alloc_hwpt(ioas, int(flags), fault_queue, data)
-        used = () if fault_queue is None else (fault_queue,)
-        return PagingHwpt(self.iommufd, number, ioas, *used)
+        hwpt = PagingHwpt(self.iommufd, number, ioas)
+        if fault_queue is not None:
+            fault_queue.serve(hwpt)
+        return hwpt
 
     def alloc_nested_hwpt(
         self,
@@ -126,9 +128,10 @@ class IommuDevice(BoundDevice):
 
         Source: include/uapi/linux/iommufd.h, IOMMU_HWPT_ALLOC. Linux 6.7; with a vIOMMU since 6.13.
         """
-        number = self._alloc_hwpt(parent, int(flags), fault_queue, data)
-        used = (parent,) if fault_queue is None else (parent, fault_queue)
-        return NestedHwpt(self.iommufd, number, *used)
+        hwpt = NestedHwpt(self.iommufd, self._alloc_hwpt(parent, int(flags), fault_queue, data))
+        if fault_queue is not None:
+            fault_queue.serve(hwpt)
+        return hwpt
 
     def alloc_viommu(
         self, kind: ViommuType | int, parent: PagingHwpt, data: RawData | None = None
@@ -157,14 +160,7 @@ class IommuDevice(BoundDevice):
             data_uptr=answer or 0,
         )
         number = self.iommufd.claim_id(reply.integer("out_viommu_id"))
-        return Viommu(self.iommufd, number, bytes(answer), parent)
-
-    def forget(self) -> None:
-        """Note that the kernel has destroyed the device, and with it its vdevice."""
-        for user in self.users:
-            if isinstance(user, Vdevice):
-                user.forget()
-        super().forget()
+        return Viommu(self.iommufd, number, bytes(answer))
 
     def _alloc_hwpt(
         self,

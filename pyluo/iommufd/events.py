@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pyluo._sys import Struct, constant, raising
-from pyluo.errors import LuoError
+from pyluo.errors import LuoError, from_errno
+from pyluo.exclusive import exclusively
 from pyluo.iommufd.objects import IommuObject
 
 if TYPE_CHECKING:
@@ -123,11 +124,9 @@ class VirtualEvent:
 class _EventObject(IommuObject):
     """An iommufd object that has a descriptor of its own, from which events are read."""
 
-    def __init__(
-        self, iommufd: IommuContext, object_id: int, file: OwnedFd, *uses: IommuObject
-    ) -> None:
+    def __init__(self, iommufd: IommuContext, object_id: int, file: OwnedFd) -> None:
         try:
-            super().__init__(iommufd, object_id, *uses)
+            super().__init__(iommufd, object_id)
         except BaseException:
             file.close()
             raise
@@ -141,17 +140,9 @@ class _EventObject(IommuObject):
         """
         return self._file.fileno()
 
-    def destroy(self) -> None:
-        """Close the descriptor and destroy the queue; destroying it twice does nothing.
-
-        Raises:
-            ObjectInUseError: other objects still report to the queue, and nothing has changed; or
-                the descriptor is also open elsewhere, and was only closed here (EBUSY).
-        """
-        if self._users:
-            raise self._in_use_error()
+    def _destroy(self) -> None:
         self._file.close()  # the kernel counts the open descriptor as a user
-        super().destroy()
+        super()._destroy()
 
     def forget(self) -> None:
         """Note that the kernel has destroyed the queue, and close the descriptor."""
@@ -182,6 +173,31 @@ class FaultQueue(_EventObject):
     """
 
     noun = "fault queue"
+
+    def __init__(self, iommufd: IommuContext, object_id: int, file: OwnedFd) -> None:
+        super().__init__(iommufd, object_id, file)
+        self._served: list[IommuObject] = []
+
+    def serve(self, hwpt: IommuObject) -> None:
+        """Note that the queue has the faults of an HWPT; `destroy` refuses until that is destroyed.
+
+        The kernel can only be asked to destroy the queue when its descriptor is closed. Without
+        this note, a refusal would cost the descriptor, and nobody could answer faults any more.
+        """
+        self._served.append(hwpt)
+
+    @exclusively
+    def destroy(self) -> None:
+        """Close the descriptor and destroy the queue; destroying it twice does nothing.
+
+        Raises:
+            ObjectInUseError: an HWPT that this process allocated still reports to the queue, and
+                nothing has changed; or another process has the descriptor, or allocated an HWPT
+                with this queue, and the descriptor was only closed here (EBUSY).
+        """
+        if not self.destroyed and any(not hwpt.destroyed for hwpt in self._served):
+            raise from_errno(errno.EBUSY, "IOMMU_DESTROY", str(self))
+        self._destroy()
 
     def read(self) -> list[PageFault]:
         """Return the faults that are in the queue now, in whole groups; there may be none.
@@ -245,12 +261,22 @@ class VirtualEventQueue(_EventObject):
         object_id: int,
         file: OwnedFd,
         event_size: int,
-        *uses: IommuObject,
+        *,
         next_sequence: int | None = None,
     ) -> None:
-        super().__init__(iommufd, object_id, file, *uses)
+        super().__init__(iommufd, object_id, file)
         self._event_size = event_size
         self._next_sequence = next_sequence
+
+    @exclusively
+    def destroy(self) -> None:
+        """Close the descriptor and destroy the queue; destroying it twice does nothing.
+
+        Raises:
+            ObjectInUseError: another process has the descriptor, which was only closed here
+                (EBUSY).
+        """
+        self._destroy()
 
     def read(self) -> list[VirtualEvent]:
         """Return events that are in the queue now, possibly not all; there may be none.

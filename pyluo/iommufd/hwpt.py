@@ -287,10 +287,8 @@ class PagingHwpt(IommuObject):
 
     noun = "HWPT"
 
-    def __init__(
-        self, iommufd: IommuContext, object_id: int, ioas: Ioas, *uses: IommuObject
-    ) -> None:
-        super().__init__(iommufd, object_id, ioas, *uses)
+    def __init__(self, iommufd: IommuContext, object_id: int, ioas: Ioas) -> None:
+        super().__init__(iommufd, object_id)
         self._ioas = ioas
 
     @property

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import contextmanager
+import warnings
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from pyluo._sys import Exported, Ioctl, Struct, constant, raising
 from pyluo.errors import LuoError, from_errno
+from pyluo.exclusive import exclusively
 from pyluo.iommufd.iova import Access, IovaRange, IovaRanges, Mapping
 from pyluo.iommufd.objects import IommuObject
 
 if TYPE_CHECKING:
     import mmap
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
+    from pyluo._sys import Request
     from pyluo.descriptor import HasFileno
     from pyluo.guest_ram import GuestRam
     from pyluo.iommufd.objects import IommuContext
@@ -39,13 +42,15 @@ _OP_GET = constant("IOMMU_OPTION_OP_GET")
 _MAX_LENGTH = (1 << 64) - 1
 _FIRST_GUESS = 16  # ranges
 _READ_WRITE = Access.READ | Access.WRITE
+# Memory that devices may write to until this process ends, because it could not be unmapped.
+_kept_for_good: list[Exported] = []
 
 
 class Ioas(IommuObject):
     """An I/O address space. Devices are attached to it, or to a HWPT allocated for it.
 
-    The object keeps a reference to each mapped file or buffer, so that a buffer cannot be freed,
-    until the memory is unmapped, the IOAS is destroyed or the iommufd is closed.
+    The kernel keeps mapped files. Memory that is mapped by its address, this object keeps: a buffer
+    cannot be freed or resized until it is unmapped, and closing the iommufd unmaps it.
 
     Attributes:
         allowed: the ranges last given to `allow_iovas`.
@@ -55,36 +60,61 @@ class Ioas(IommuObject):
 
     def __init__(self, iommufd: IommuContext, object_id: int) -> None:
         super().__init__(iommufd, object_id)
-        # For each IOVA: the mapping, and the file or buffer that is mapped.
-        self._mapped: dict[int, tuple[Mapping, object]] = {}
-        # Files and buffers that may be mapped: an exception has hidden whether the request failed.
-        self._possibly_mapped: list[object] = []
+        # For each IOVA: the mapping, and the buffer if memory is mapped by its address.
+        self._mapped: dict[int, tuple[Mapping, Exported | None]] = {}
+        # Functions that bring `_mapped` up to date with requests. There is one during a request,
+        # and later if an exception in a signal handler has interrupted the request.
+        self._unsettled: list[Callable[[], None]] = []
         self.allowed: tuple[IovaRange, ...] = ()
 
     @property
     def mappings(self) -> tuple[Mapping, ...]:
         """The mappings that this object made or that `adopt` added, sorted by address."""
+        return self._get_mappings()
+
+    @exclusively
+    def _get_mappings(self) -> tuple[Mapping, ...]:
+        self._settle()
         return tuple(mapping for _, (mapping, _) in sorted(self._mapped.items()))
 
     @property
-    def mappings_known(self) -> bool:
-        """Whether `mappings` is certainly right.
+    def own_memory(self) -> tuple[IovaRange, ...]:
+        """The ranges at which this process mapped its memory by address, and not by file."""
+        return tuple(mapping.range for mapping, _ in self._find_own_memory())
 
-        It may be wrong after a signal handler has raised an exception during a request. After
-        `unmap_all` it is right again.
+    def unmap_own_memory(self) -> None:
+        """Unmap what is in `own_memory`, so that the process may free the memory.
+
+        If the kernel cannot unmap a range, because a hardware queue uses it, the buffer is kept
+        until the process ends.
         """
-        return not self._possibly_mapped
+        for mapping, memory in self._find_own_memory():
+            reply = _UNMAP.attempt(
+                self._iommufd.fileno(), ioas_id=self._id, iova=mapping.iova, length=mapping.length
+            )
+            if reply.errno and self._is_mapped(mapping.range):
+                _kept_for_good.append(memory)
+                what = f"{mapping.range} of {self} could not be unmapped"
+                warnings.warn(f"{what}: the memory is kept", ResourceWarning, stacklevel=2)
+            self._mapped.pop(mapping.iova, None)
 
-    @property
-    def mapped_by_address(self) -> tuple[IovaRange, ...]:
-        """The ranges that this object has mapped with `map`, by address and not by file."""
-        return tuple(mapping.range for mapping in self.mappings if mapping.file is None)
+    def _find_own_memory(self) -> list[tuple[Mapping, Exported]]:
+        """Return what this process has mapped by address: a child has only copies of its parent's.
+
+        The pages that a device writes to stay those of the process that mapped them.
+        """
+        self._settle()
+        return [
+            (mapping, memory)
+            for _, (mapping, memory) in sorted(self._mapped.items())
+            if memory is not None and memory.pid == os.getpid()
+        ]
 
     def forget(self) -> None:
-        """Note that the IOAS no longer exists, and drop the references to mapped memory."""
+        """Note that the kernel has destroyed the IOAS, and release the mapped memory."""
         super().forget()
+        self._unsettled.clear()
         self._mapped.clear()
-        self._possibly_mapped.clear()
 
     def iova_ranges(self) -> IovaRanges:
         """Return the ranges in which memory can be mapped; attaching and detaching changes them.
@@ -107,6 +137,7 @@ class Ioas(IommuObject):
             ranges = tuple(IovaRange(one.integer("start"), one.integer("last")) for one in found)
             return IovaRanges(ranges, reply.integer("out_iova_alignment"))
 
+    @exclusively
     def allow_iovas(self, ranges: Iterable[IovaRange]) -> None:
         """Set the ranges that must stay mappable.
 
@@ -131,6 +162,7 @@ class Ioas(IommuObject):
         )
         self.allowed = tuple(wanted)
 
+    @exclusively
     def map(
         self,
         buffer: bytearray | memoryview | mmap.mmap,
@@ -159,23 +191,20 @@ class Ioas(IommuObject):
         """
         exported = Exported(buffer, writable=Access.WRITE in access)
         try:
-            with self._keeping_if_interrupted(exported):
-                reply = _MAP(
-                    self._iommufd.fileno(),
-                    f"{self}: {exported.length} bytes{_iova_suffix(iova)}",
-                    flags=int(access) | _iova_flag(iova),
-                    ioas_id=self.id,
-                    user_va=exported.address,
-                    length=exported.length,
-                    iova=iova or 0,
-                )
-        except LuoError:
+            request = _MAP.prepare(
+                flags=int(access) | _iova_flag(iova),
+                ioas_id=self.id,
+                user_va=exported.address,
+                length=exported.length,
+                iova=iova or 0,
+            )
+        except ValueError:
             exported.release()  # otherwise the exception's traceback would keep the buffer alive
             raise
-        return self._add_mapping(
-            Mapping(reply.integer("iova"), exported.length, access, None, 0), exported
-        )
+        subject = f"{self}: {exported.length} bytes{_iova_suffix(iova)}"
+        return self._map(_MAP, request, subject, access, None, 0, exported)
 
+    @exclusively
     def map_file(
         self,
         file: HasFileno,
@@ -188,15 +217,14 @@ class Ioas(IommuObject):
         """Map a file: a memfd, or a dma-buf that a VFIO device exported.
 
         Args:
-            file: the file. This object keeps a reference to it until it is unmapped, but its
-                descriptor may be closed.
+            file: the file, whose descriptor may be closed afterwards.
             offset: the offset in the file at which the mapping begins, in bytes.
             length: the length in bytes; by default the mapping reaches to the end of the file.
             iova: the first IOVA; by default the kernel chooses.
             access: whether devices may read and write the memory.
 
         Raises:
-            ValueError: the range does not lie within the file.
+            ValueError: the range does not lie within the file; or the IOVA is not one of 64 bits.
             IovaInUseError: memory is already mapped at this IOVA (EEXIST).
             LuoError: the IOVA or the length is not aligned or not in `iova_ranges`, or the kernel
                 cannot map this kind of file (EINVAL); no range is large enough (ENOSPC);
@@ -204,29 +232,53 @@ class Ioas(IommuObject):
 
         Source: include/uapi/linux/iommufd.h, IOMMU_IOAS_MAP_FILE. Linux 6.13; dma-bufs since 6.19.
         """
+        return self._map_file(file, offset, length, iova, access)
+
+    def _map_file(
+        self, file: HasFileno, offset: int, length: int | None, iova: int | None, access: Access
+    ) -> Mapping:
         with raising("fstat", "the file to map"):
             stat = os.fstat(file.fileno())
         size = stat.st_size
         length = size - offset if length is None else length
         if offset < 0 or length <= 0 or offset + length > size:
             raise ValueError(f"{length} bytes at {offset} do not lie within {size} bytes")
-        with self._keeping_if_interrupted(file):
-            reply = _MAP_FILE(
-                self._iommufd.fileno(),
-                f"{self}: {length} bytes of descriptor {file.fileno()} from {offset}"
-                f"{_iova_suffix(iova)}",
-                flags=int(access) | _iova_flag(iova),
-                ioas_id=self.id,
-                fd=file.fileno(),
-                start=offset,
-                length=length,
-                iova=iova or 0,
-            )
-        identity = (stat.st_dev, stat.st_ino)
-        return self._add_mapping(
-            Mapping(reply.integer("iova"), length, access, identity, offset), file
+        request = _MAP_FILE.prepare(
+            flags=int(access) | _iova_flag(iova),
+            ioas_id=self.id,
+            fd=file.fileno(),
+            start=offset,
+            length=length,
+            iova=iova or 0,
         )
+        subject = (
+            f"{self}: {length} bytes of descriptor {file.fileno()} from {offset}"
+            f"{_iova_suffix(iova)}"
+        )
+        identity = (stat.st_dev, stat.st_ino)
+        return self._map(_MAP_FILE, request, subject, access, identity, offset, None)
 
+    def _map(
+        self,
+        ioctl: Ioctl,
+        request: Request,
+        subject: str,
+        access: Access,
+        file: tuple[int, int] | None,
+        offset: int,
+        memory: Exported | None,
+    ) -> Mapping:
+        def note() -> None:
+            if request.succeeded:
+                iova, length = request.integer("iova"), request.integer("length")
+                self._mapped[iova] = Mapping(iova, length, access, file, offset), memory
+            elif memory is not None:
+                memory.release()
+
+        self._carry_out(ioctl, request, subject, note)
+        return self._mapped[request.integer("iova")][0]
+
+    @exclusively
     def map_ram(
         self,
         ram: GuestRam,
@@ -252,7 +304,8 @@ class Ioas(IommuObject):
             The range of IOVAs, which `unmap` takes. `mappings` has one mapping for each memfd.
 
         Raises:
-            ValueError: the range is empty or does not lie within the RAM.
+            ValueError: the range is empty or does not lie within the RAM, or its IOVAs exceed 64
+                bits.
             IovaInUseError, LuoError: see `map_file`. Notes of the error name the mappings that
                 could not be removed, if any.
 
@@ -261,27 +314,26 @@ class Ioas(IommuObject):
         pieces = ram.pieces(offset, length)
         if not pieces:
             raise ValueError(f"no bytes at {offset} to map")
-        before = set(self.mappings)
+        wanted = IovaRange(iova, iova + sum(piece.length for piece in pieces) - 1)
+        self._settle()
+        before = set(self._mapped)
         start = iova
         try:
             for piece in pieces:
-                self.map_file(
-                    piece.memfd,
-                    offset=piece.offset,
-                    length=piece.length,
-                    iova=start,
-                    access=access,
-                )
+                self._map_file(piece.memfd, piece.offset, piece.length, start, access)
                 start += piece.length
         except BaseException as error:
-            for mapping in set(self.mappings) - before:
+            self._settle()
+            for made in set(self._mapped) - before:
+                where = self._mapped[made][0].range
                 try:
-                    self.unmap(mapping)
+                    self._unmap(where, f"{self}: {where}")
                 except LuoError as failed:
-                    error.add_note(f"{mapping.range} could not be unmapped: {failed}")
+                    error.add_note(f"{where} could not be unmapped: {failed}")
             raise
-        return IovaRange(iova, start - 1)
+        return wanted
 
+    @exclusively
     def copy(
         self,
         source: Ioas,
@@ -308,35 +360,42 @@ class Ioas(IommuObject):
 
         Source: include/uapi/linux/iommufd.h, IOMMU_IOAS_COPY. Linux 6.2.
         """
-        copied = list(source._mapped.values())
-        with self._keeping_if_interrupted(copied):
-            reply = _COPY(
-                self._iommufd.fileno(),
-                f"{self}: {wanted} of {source}{_iova_suffix(iova)}",
-                flags=int(access) | _iova_flag(iova),
-                dst_ioas_id=self.id,
-                src_ioas_id=source.id_in(self._iommufd),
-                length=wanted.length,
-                dst_iova=iova or 0,
-                src_iova=wanted.start,
-            )
-        start = reply.integer("dst_iova")
-        for mapping, memory in copied:
-            first = max(mapping.iova, wanted.start)
-            last = min(mapping.range.last, wanted.last)
-            if first <= last:
-                self._add_mapping(
-                    Mapping(
-                        start + first - wanted.start,
-                        last - first + 1,
-                        access,
-                        mapping.file,
-                        mapping.offset + first - mapping.iova,
-                    ),
-                    memory,
+        request = _COPY.prepare(
+            flags=int(access) | _iova_flag(iova),
+            dst_ioas_id=self.id,
+            src_ioas_id=source.id_in(self._iommufd),
+            length=wanted.length,
+            dst_iova=iova or 0,
+            src_iova=wanted.start,
+        )
+        source._settle()
+        copied = [
+            (mapping, memory)
+            for mapping, memory in source._mapped.values()
+            if mapping.range.overlaps(wanted)
+        ]
+
+        def note() -> None:
+            if not request.succeeded:
+                return
+            for mapping, memory in copied:
+                first = max(mapping.iova, wanted.start)
+                last = min(mapping.range.last, wanted.last)
+                new = Mapping(
+                    request.integer("dst_iova") + first - wanted.start,
+                    last - first + 1,
+                    access,
+                    mapping.file,
+                    mapping.offset + first - mapping.iova,
                 )
+                self._mapped[new.iova] = new, memory
+
+        subject = f"{self}: {wanted} of {source}{_iova_suffix(iova)}"
+        self._carry_out(_COPY, request, subject, note)
+        start = request.integer("dst_iova")
         return IovaRange(start, start + wanted.length - 1)
 
+    @exclusively
     def unmap(self, wanted: Mapping | IovaRange) -> int:
         """Unmap all mappings that lie within a range.
 
@@ -353,6 +412,7 @@ class Ioas(IommuObject):
         where = wanted.range if isinstance(wanted, Mapping) else wanted
         return self._unmap(where, f"{self}: {where}")
 
+    @exclusively
     def unmap_all(self) -> int:
         """Unmap all mappings of the IOAS.
 
@@ -365,9 +425,7 @@ class Ioas(IommuObject):
 
         Source: include/uapi/linux/iommufd.h, IOMMU_IOAS_UNMAP. Linux 6.2.
         """
-        unmapped = self._unmap(IovaRange(0, _MAX_LENGTH), str(self))
-        self._possibly_mapped.clear()
-        return unmapped
+        return self._unmap(IovaRange(0, _MAX_LENGTH), str(self))
 
     def maps(self, where: IovaRange) -> bool:
         """Return whether memory is mapped at all IOVAs of a range, by this process or another.
@@ -378,11 +436,15 @@ class Ioas(IommuObject):
 
         Source: include/uapi/linux/iommufd.h, IOMMU_IOAS_COPY. Linux 6.2.
         """
+        self.id  # noqa: B018  # raises ValueError if the IOAS is destroyed
+        return self._is_mapped(where)
+
+    def _is_mapped(self, where: IovaRange) -> bool:
         reply = _COPY.attempt(
             self._iommufd.fileno(),
             flags=int(Access.READ) | _FIXED_IOVA,
-            dst_ioas_id=self.id,
-            src_ioas_id=self.id,
+            dst_ioas_id=self._id,
+            src_ioas_id=self._id,
             length=where.length,
             dst_iova=where.start,
             src_iova=where.start,
@@ -443,49 +505,66 @@ class Ioas(IommuObject):
         )
         return reply.integer("out_phys"), reply.integer("length")
 
-    def adopt(self, mapping: Mapping, kept: object) -> None:
-        """Add a mapping that another process made to `mappings`; the kernel is not asked.
-
-        Args:
-            mapping: the mapping.
-            kept: an object to keep a reference to until the memory is unmapped, such as the file.
+    @exclusively
+    def adopt(self, mappings: Iterable[Mapping]) -> None:
+        """Add mappings of files that another process made to `mappings`; the kernel is not asked.
 
         Raises:
-            ValueError: the mapping overlaps a mapping that is already known.
+            ValueError: a mapping overlaps another one; nothing was added.
         """
-        overlapping = [one for one in self.mappings if one.range.overlaps(mapping.range)]
-        if overlapping:
-            raise ValueError(f"{mapping.range} overlaps {overlapping[0].range}")
-        self._add_mapping(mapping, kept)
+        self._settle()
+        wanted = list(mappings)
+        known = (mapping for mapping, _ in self._mapped.values())
+        ranges = sorted(mapping.range for mapping in (*known, *wanted))
+        for one, other in pairwise(ranges):
+            if one.overlaps(other):
+                raise ValueError(f"{other} overlaps {one}")
+        self._mapped.update({mapping.iova: (mapping, None) for mapping in wanted})
 
-    @contextmanager
-    def _keeping_if_interrupted(self, kept: object) -> Iterator[None]:
-        """Keep a reference to a file or buffer if an exception hides whether it was mapped."""
-        try:
-            yield
-        except (LuoError, TypeError, ValueError):
-            raise  # nothing was mapped
-        except BaseException:
-            self._possibly_mapped.append(kept)
-            raise
+    def _carry_out(
+        self, ioctl: Ioctl, request: Request, subject: str, note: Callable[[], None]
+    ) -> None:
+        """Make a request that changes the mappings.
+
+        Args:
+            ioctl: the ioctl.
+            request: the request, prepared.
+            subject: words for the object of the request, for the message of an error.
+            note: a function that brings `_mapped` up to date with the outcome of the request. It
+                runs before anything else uses `_mapped`, even if a signal handler raises; it may
+                run twice.
+        """
+        fd = self._iommufd.fileno()
+        self._settle()
+        self._unsettled.append(note)
+        request.attempt(fd)
+        self._settle()
+        if request.errno:
+            raise from_errno(request.errno, ioctl.name, subject)
+
+    def _settle(self) -> None:
+        while self._unsettled:
+            self._unsettled[0]()
+            del self._unsettled[0]
 
     def _unmap(self, where: IovaRange, subject: str) -> int:
+        self._settle()
+        if where.start in self._mapped and self._mapped[where.start][0].range == where:
+            within = [self._mapped[where.start][0]]
+        else:
+            within = [mapping for mapping, _ in self._mapped.values() if mapping.range in where]
         # 2^64 does not fit into the field; to the kernel, 2^64 - 1 means the whole address space.
         length = min(where.length, _MAX_LENGTH)
-        reply = _UNMAP.attempt(
-            self._iommufd.fileno(), ioas_id=self.id, iova=where.start, length=length
-        )
-        for mapping in self.mappings:
-            # A request that fails may have unmapped some mappings, so check which ones remain.
-            if mapping.range in where and not (reply.errno and self.maps(mapping.range)):
-                del self._mapped[mapping.iova]
-        if reply.errno:
-            raise from_errno(reply.errno, _UNMAP.name, subject)
-        return reply.integer("length")
+        request = _UNMAP.prepare(ioas_id=self.id, iova=where.start, length=length)
 
-    def _add_mapping(self, mapping: Mapping, kept: object) -> Mapping:
-        self._mapped[mapping.iova] = mapping, kept
-        return mapping
+        def note() -> None:
+            for mapping in within:
+                # A request that fails may have unmapped some mappings, so check which ones remain.
+                if request.succeeded or (request.errno and not self._is_mapped(mapping.range)):
+                    self._mapped.pop(mapping.iova, None)
+
+        self._carry_out(_UNMAP, request, subject, note)
+        return request.integer("length")
 
 
 def _iova_flag(iova: int | None) -> int:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pyluo.iommufd.bound_device import BoundDevice
-    from pyluo.iommufd.hwpt import Invalidation, PagingHwpt
+    from pyluo.iommufd.hwpt import Invalidation
     from pyluo.iommufd.iova import IovaRange
     from pyluo.iommufd.objects import IommuContext
 
@@ -51,8 +51,8 @@ class HwQueueType(enum.IntEnum):
 class Vdevice(IommuObject):
     """The connection between a device and the number by which a guest's vIOMMU knows it.
 
-    The kernel destroys a vdevice together with its device. Before Linux 6.17, the vdevice must be
-    destroyed before the device.
+    The kernel destroys a vdevice together with its device, which only the vdevice's id outlives: a
+    later `destroy` frees it. Before Linux 6.17, the vdevice must be destroyed before the device.
 
     Attributes:
         virtual_id: the device's number in the guest: a stream id or a requester id.
@@ -60,10 +60,8 @@ class Vdevice(IommuObject):
 
     noun = "vdevice"
 
-    def __init__(
-        self, iommufd: IommuContext, object_id: int, virtual_id: int, *uses: IommuObject
-    ) -> None:
-        super().__init__(iommufd, object_id, *uses)
+    def __init__(self, iommufd: IommuContext, object_id: int, virtual_id: int) -> None:
+        super().__init__(iommufd, object_id)
         self.virtual_id = virtual_id
 
 
@@ -87,10 +85,8 @@ class Viommu(IommuObject):
 
     noun = "vIOMMU"
 
-    def __init__(
-        self, iommufd: IommuContext, object_id: int, data: bytes, parent: PagingHwpt
-    ) -> None:
-        super().__init__(iommufd, object_id, parent)
+    def __init__(self, iommufd: IommuContext, object_id: int, data: bytes) -> None:
+        super().__init__(iommufd, object_id)
         self.data = data
 
     def alloc_vdevice(self, device: BoundDevice, virtual_id: int) -> Vdevice:
@@ -114,7 +110,7 @@ class Viommu(IommuObject):
             virt_id=virtual_id,
         )
         number = self.iommufd.claim_id(reply.integer("out_vdevice_id"))
-        return Vdevice(self.iommufd, number, virtual_id, self, device)
+        return Vdevice(self.iommufd, number, virtual_id)
 
     def alloc_event_queue(
         self, kind: VirtualEventType | int, depth: int, *, size: int = 0
@@ -146,7 +142,7 @@ class Viommu(IommuObject):
         )
         file = OwnedFd(reply.integer("out_veventq_fd"))
         number = self.iommufd.claim_id(reply.integer("out_veventq_id"))
-        return VirtualEventQueue(self.iommufd, number, file, size, self, next_sequence=0)
+        return VirtualEventQueue(self.iommufd, number, file, size, next_sequence=0)
 
     def alloc_hw_queue(self, kind: HwQueueType | int, index: int, where: IovaRange) -> HwQueue:
         """Allocate and return a queue in the guest's memory, which the hardware reads directly.
@@ -174,7 +170,7 @@ class Viommu(IommuObject):
             nesting_parent_iova=where.start,
             length=where.last - where.start + 1,
         )
-        return HwQueue(self.iommufd, self.iommufd.claim_id(reply.integer("out_hw_queue_id")), self)
+        return HwQueue(self.iommufd, self.iommufd.claim_id(reply.integer("out_hw_queue_id")))
 
     def invalidate(self, entries: Sequence[Invalidation]) -> int:
         """Invalidate caches of the IOMMU or its devices; see `hwpt.invalidate`. Linux 6.13."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Self
 from pyluo._sys import Ioctl, constant, raising
 from pyluo.descriptor import OwnedFd
 from pyluo.errors import DeviceInUseError, LuoError, NotBoundError, from_errno
+from pyluo.exclusive import Exclusive, exclusively
 from pyluo.iommufd.device import IommuDevice
 from pyluo.iommufd.iova import IovaRange
 from pyluo.vfio import reset
@@ -62,7 +63,8 @@ class VfioDevice(OwnedFd):
     and, unless another process has the descriptor too, detaches it, resets it and destroys its
     `IommuDevice`.
 
-    There is no lock: use the device, and the objects that it returns, from one thread at a time.
+    A lock lets one thread at a time bind, attach, detach or close the device. There is none for the
+    objects that it returns: use each of them from one thread at a time.
 
     Attributes:
         may_sleep: whether `low_power.enter` was called, and `low_power.exit` was not called since.
@@ -70,11 +72,22 @@ class VfioDevice(OwnedFd):
     Source: drivers/vfio/device_cdev.c. Linux 6.6.
     """
 
-    __slots__ = ("_attached", "_bound", "_iommu_device", "_mappings", "_name", "may_sleep")
+    __slots__ = (
+        "_attached",
+        "_bound",
+        "_config_info",
+        "_exclusive",
+        "_iommu_device",
+        "_mappings",
+        "_name",
+        "may_sleep",
+    )
 
     def __init__(self, fd: int) -> None:
         super().__init__(fd)
         self._name = _device_name(fd)
+        self._exclusive = Exclusive(str(self))
+        self._config_info: RegionInfo | None = None
         self._bound = False
         self._iommu_device: IommuDevice | None = None
         self._attached: dict[int | None, IommuObject] = {}
@@ -124,6 +137,7 @@ class VfioDevice(OwnedFd):
         self._bound = not reply.errno
         return self
 
+    @exclusively
     def adopt(
         self,
         iommufd: IommuContext,
@@ -188,6 +202,7 @@ class VfioDevice(OwnedFd):
             raise NotBoundError(errno.EINVAL, "iommu_device", str(self), hint)
         return self._iommu_device
 
+    @exclusively
     def bind(self, iommufd: IommuContext, *, token: UUID | None = None) -> IommuDevice:
         """Bind the device to an iommufd, until the device is closed, and reset the device.
 
@@ -230,6 +245,7 @@ class VfioDevice(OwnedFd):
         self._set_iommu_device(iommu_device)
         return iommu_device
 
+    @exclusively
     def attach(self, target: IommuObject, *, pasid: int | None = None) -> int:
         """Attach the device to a page table, in place of one that it is already attached to.
 
@@ -265,11 +281,12 @@ class VfioDevice(OwnedFd):
             self._note_group_moved(target)
         return reply.integer("pt_id")
 
+    @exclusively
     def detach_pt(self, *, pasid: int | None = None) -> None:
         """Detach the device from its page table, which blocks its DMA.
 
-        A device that is not attached stays unchanged. (The method `detach` does something else: it
-        gives up the descriptor, as in every class that owns one.)
+        A device that is not attached stays unchanged. (`detach` has nothing to do with page tables:
+        in every class that owns a descriptor, it gives up the descriptor.)
 
         Args:
             pasid: see `attach`.
@@ -370,7 +387,9 @@ class VfioDevice(OwnedFd):
         Raises:
             NotBoundError: the device is not bound (EINVAL).
         """
-        return ConfigSpace(self, self._region_info(PciRegion.CONFIG))
+        if self._config_info is None:
+            self._config_info = self._region_info(PciRegion.CONFIG)  # it never changes
+        return ConfigSpace(self, self._config_info)
 
     def irq(self, index: int) -> Irq:
         """Return the device's interrupts of one type.
@@ -475,15 +494,21 @@ class VfioDevice(OwnedFd):
         """Remove a mapping from `mappings`."""
         self._mappings.discard(mapping)
 
+    @exclusively
     def detach(self) -> int:
         """Return the descriptor without closing it; the caller owns it from now on.
 
-        The device stays bound and attached. Mappings of its regions keep it open too, until they
-        are closed.
+        The device stays bound and attached, and its DMA goes on. Mappings of its regions keep it
+        open too, until they are closed.
         """
         fd = super().detach()
         self._forget_iommufd()
         return fd
+
+    @exclusively
+    def close(self) -> None:
+        """Close the device and the mappings of its regions; closing it twice does nothing."""
+        super().close()
 
     def _close(self) -> None:
         # An open mapping would keep the file open, and so the device bound.
@@ -493,16 +518,13 @@ class VfioDevice(OwnedFd):
         self._forget_iommufd()
 
     def _set_iommu_device(self, iommu_device: IommuDevice) -> None:
-        iommu_device.add_user(str(self))
-        iommu_device.hold_iommufd()
         self._iommu_device = iommu_device
         _devices_with_iommufd.add(self)
 
     def _note_attached(self, pasid: int | None, target: IommuObject | None) -> None:
-        if (old := self._attached.pop(pasid, None)) is not None:
-            old.remove_user(str(self))
-        if target is not None:
-            target.add_user(str(self))
+        if target is None:
+            self._attached.pop(pasid, None)
+        else:
             self._attached[pasid] = target
 
     def _note_group_moved(self, target: IommuObject) -> None:
@@ -515,11 +537,9 @@ class VfioDevice(OwnedFd):
                 other._note_attached(None, target)
 
     def _forget_iommufd(self) -> None:
-        for pasid in list(self._attached):
-            self._note_attached(pasid, None)
-        if (iommu_device := self._iommu_device) is not None:
-            iommu_device.remove_user(str(self))
-            iommu_device.forget()
+        self._attached.clear()
+        if self._iommu_device is not None:
+            self._iommu_device.forget()
         self._iommu_device = None
         self._bound = False
 

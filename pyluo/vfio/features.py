@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from uuid import UUID
 
-    from pyluo._sys import Buffer, Reply
+    from pyluo._sys import Buffer, Request
     from pyluo.vfio.capabilities import Area
     from pyluo.vfio.requests import OpenDevice
 
@@ -102,7 +102,7 @@ class Features:
         """Return all features that the device has."""
         return frozenset(feature for feature in Feature if self.probe(feature))
 
-    def get(self, feature: Feature, data: Buffer) -> Reply:
+    def get(self, feature: Feature, data: Buffer) -> Request:
         """Make a "get" request for a feature, for example one that this class has no method for.
 
         Args:
@@ -116,7 +116,7 @@ class Features:
         self._raise_if_failed(feature, reply)
         return reply
 
-    def set(self, feature: Feature, data: Buffer = b"") -> Reply:
+    def set(self, feature: Feature, data: Buffer = b"") -> Request:
         """Make a "set" request for a feature, for example one that this class has no method for.
 
         Args:
@@ -189,13 +189,13 @@ class Features:
         ranges = (_DMA_RANGE.pack(offset=area.offset, length=area.size) for area in areas)
         return OwnedFd(self.get(Feature.DMA_BUF, b"".join([header, *ranges])).result)
 
-    def _raise_if_failed(self, feature: Feature, reply: Reply) -> None:
+    def _raise_if_failed(self, feature: Feature, reply: Request) -> None:
         """If a reply has an errno, raise its exception, with the kernel's name of the feature."""
         if reply.errno:
             name = _KERNEL_NAMES.get(feature, feature.name)
             raise from_errno(reply.errno, f"{_FEATURE.name}_{name}", str(self._device))
 
 
-def feature_data(reply: Reply) -> bytes:
+def feature_data(reply: Request) -> bytes:
     """Return the feature's own struct in a reply: the bytes after struct vfio_device_feature."""
     return reply.data()[_FEATURE.struct.size :]

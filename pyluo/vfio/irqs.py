@@ -13,7 +13,7 @@ from pyluo.vfio.requests import fileno, request, subject
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pyluo._sys import Reply
+    from pyluo._sys import Request
     from pyluo.descriptor import Descriptor
     from pyluo.vfio.info import IrqInfo
     from pyluo.vfio.requests import OpenDevice
@@ -163,7 +163,7 @@ class Irq:
                 f"{self.info.count}"
             )
 
-    def _set(self, flags: int, first: int, count: int, data: bytes = b"") -> Reply:
+    def _set(self, flags: int, first: int, count: int, data: bytes = b"") -> Request:
         return request(
             self._device,
             _SET,

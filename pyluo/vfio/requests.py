@@ -9,7 +9,7 @@ from pyluo.descriptor import fileno_of
 from pyluo.errors import LuoError, NotBoundError, from_errno
 
 if TYPE_CHECKING:
-    from pyluo._sys import Buffer, Field, Ioctl, Reply
+    from pyluo._sys import Buffer, Field, Ioctl, Request
     from pyluo.descriptor import Descriptor
 
 __all__ = ["OpenDevice", "attempt", "fileno", "request", "request_info", "subject"]
@@ -38,7 +38,7 @@ def fileno(fd: Descriptor | int | None) -> int:
 
 def attempt(
     device: OpenDevice, ioctl: Ioctl, detail: str = "", tail: Buffer = b"", /, **fields: Field
-) -> Reply:
+) -> Request:
     """Call an ioctl on a bound device; if it fails, the reply's `errno` is not 0.
 
     Raises:
@@ -52,7 +52,7 @@ def attempt(
 
 def request(
     device: OpenDevice, ioctl: Ioctl, detail: str = "", tail: Buffer = b"", /, **fields: Field
-) -> Reply:
+) -> Request:
     """Call an ioctl on a bound device.
 
     Args:

@@ -11,7 +11,7 @@ from pyluo.errors import NotBoundError, from_errno
 from pyluo.vfio.requests import attempt, request, subject
 
 if TYPE_CHECKING:
-    from pyluo._sys import Reply
+    from pyluo._sys import Request
     from pyluo.vfio.requests import OpenDevice
 
 __all__ = ["AffectedDevice", "HotResetInfo", "hot_reset", "hot_reset_info", "reset"]
@@ -85,7 +85,7 @@ def hot_reset_info(device: OpenDevice) -> HotResetInfo:
     return _parse(reply)
 
 
-def _parse(reply: Reply) -> HotResetInfo:
+def _parse(reply: Request) -> HotResetInfo:
     data, flags = reply.data(), reply.integer("flags")
     by_id = bool(flags & _BY_ID)  # if false, `devid` is the number of an IOMMU group
     devices = []

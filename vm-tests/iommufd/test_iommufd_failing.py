@@ -84,7 +84,6 @@ class Scene:
         probe.destroy()
         return {
             "objects": self.iommufd.objects,
-            "users": [known.users for known in self.iommufd.objects],
             "mappings": [ioas.mappings for ioas in ioases],
             "mapped": [[ioas.maps(slot) for slot in SLOTS] for ioas in ioases],
             "the next id": free,

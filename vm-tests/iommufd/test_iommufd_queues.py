@@ -173,7 +173,6 @@ def test_the_faults_of_several_page_tables_come_by_one_queue() -> None:
         second.raise_fault(FIRST)
         first.raise_fault(FIRST)
         assert [fault.device_id for fault in queue.read()] == [second.device.id, first.device.id]
-        assert len(queue.users) == 2
 
 
 def test_a_page_table_of_the_guests_reports_faults_too() -> None:
@@ -186,7 +185,7 @@ def test_a_page_table_of_the_guests_reports_faults_too() -> None:
         mock.attach(nested)
         mock.raise_fault(FIRST)
         assert len(queue.read()) == 1
-        with pytest.raises(ObjectInUseError, match=f"Still used by {nested}"):
+        with pytest.raises(ObjectInUseError, match=str(queue)):
             queue.destroy()
 
 
@@ -194,7 +193,7 @@ def test_a_queue_that_is_destroyed_before_its_page_table_stays_as_it_was() -> No
     with opened() as iommufd:
         mock, hwpt, queue = attach_with_fault_queue(iommufd)
         mock.raise_fault(FIRST)
-        with pytest.raises(ObjectInUseError, match=f"Still used by {hwpt}"):
+        with pytest.raises(ObjectInUseError, match=str(queue)):
             queue.destroy()
         assert len(queue.read()) == 1
         mock.destroy()

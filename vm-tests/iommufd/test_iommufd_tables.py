@@ -158,7 +158,7 @@ def test_a_device_moves_from_one_page_table_to_another() -> None:
         assert mock.hwpt_id == hwpt.id
         assert maps_buffer(mock, FIRST, pages)
         old.destroy()
-        with pytest.raises(ObjectInUseError, match=str(mock)):
+        with pytest.raises(ObjectInUseError, match=str(hwpt)):
             hwpt.destroy()
         mock.attach(new)
         hwpt.destroy()
@@ -172,7 +172,6 @@ def test_a_page_table_is_not_made_of_what_a_device_cannot_reach() -> None:
         with pytest.raises(LuoError, match="where this device cannot reach") as caught:
             mock.device.alloc_hwpt(ioas)
         assert caught.value.errno == errno.EADDRINUSE
-        assert ioas.users == ()
         ioas.unmap(mapping)
         mock.device.alloc_hwpt(ioas)
 
@@ -215,7 +214,6 @@ def test_a_page_table_that_others_stand_on_reports_no_faults() -> None:
         queue = iommufd.alloc_fault_queue()
         with pytest.raises(IommuUnsupportedError):
             device.alloc_hwpt(ioas, flags=HwptFlags.NEST_PARENT, fault_queue=queue)
-        assert queue.users == ()
 
 
 def test_a_pasid_has_a_page_table_of_its_own() -> None:
@@ -432,9 +430,9 @@ def test_whether_invalidations_of_a_kind_are_taken_is_asked_without_making_one()
         assert can_invalidate(table, guest_mock.INVALIDATION)
         assert not can_invalidate(table, guest_mock.NO_INVALIDATION)
         assert guest_mock.tlb_entries_unchanged(table) == [True] * 4
-        table_of_the_hosts = table._uses[0]
+        table_of_the_hosts = guest_mock.alloc_nesting_parent(iommufd.alloc_ioas(), mock.device)
         assert not can_invalidate(table_of_the_hosts, guest_mock.INVALIDATION)
-        viommu = mock.device.alloc_viommu(guest_mock.VIOMMU, table_of_the_hosts)  # type: ignore[arg-type]
+        viommu = mock.device.alloc_viommu(guest_mock.VIOMMU, table_of_the_hosts)
         assert can_invalidate(viommu, guest_mock.INVALIDATION)
         assert not can_invalidate(viommu, guest_mock.NO_INVALIDATION)
 
@@ -450,7 +448,6 @@ def test_a_page_table_of_the_guests_stands_on_one_that_was_made_for_it() -> None
         with pytest.raises(LuoError) as caught:
             mock.device.alloc_viommu(guest_mock.VIOMMU, plain)
         assert caught.value.errno == errno.EINVAL
-        assert plain.users == ()
 
 
 @pytest.mark.parametrize("data", [VtdStage1(FIRST, 48), SmmuV3Ste((1, 0))], ids=["VT-d", "SMMUv3"])
@@ -463,7 +460,6 @@ def test_a_page_table_of_another_iommus_format_is_refused(data: HwptData) -> Non
         for below in (parent, viommu):
             with pytest.raises(IommuUnsupportedError):
                 mock.device.alloc_nested_hwpt(below, data)
-        assert viommu.users == ()
 
 
 # Virtual IOMMUs.
@@ -492,7 +488,6 @@ def test_a_viommu_of_a_kind_that_the_iommu_does_not_have_is_refused() -> None:
         parent = guest_mock.alloc_nesting_parent(ioas, mock.device)
         with pytest.raises(IommuUnsupportedError, match=f"{mock.device}, {parent}"):
             mock.device.alloc_viommu(ViommuType.ARM_SMMUV3, parent)
-        assert parent.users == ()
 
 
 def test_a_viommu_drops_what_the_devices_of_its_guest_have_cached() -> None:
@@ -536,16 +531,15 @@ def test_a_device_and_a_number_in_the_guest_are_one_anothers() -> None:
             with pytest.raises(LuoError, match=f"{viommu}, {device}") as caught:
                 viommu.alloc_vdevice(device, number)
             assert caught.value.errno == errno.EEXIST
-        assert viommu.users == (vdevice,)
         vdevice.destroy()
         viommu.alloc_vdevice(other.device, 7)
 
 
-def test_a_viommu_is_not_destroyed_before_its_vdevice_which_is_named() -> None:
+def test_a_viommu_is_not_destroyed_before_its_vdevice() -> None:
     with opened() as iommufd:
         _, mock, viommu = alloc_viommu(iommufd)
         vdevice = viommu.alloc_vdevice(mock.device, 7)
-        with pytest.raises(ObjectInUseError, match=f"Still used by {vdevice}"):
+        with pytest.raises(ObjectInUseError, match=str(viommu)):
             viommu.destroy()
         vdevice.destroy()
         viommu.destroy()
@@ -582,12 +576,10 @@ def test_hardware_queues_come_in_the_order_of_their_numbers_and_go_in_the_other(
         assert caught.value.errno == errno.EIO
         first = viommu.alloc_hw_queue(HW_QUEUE, 0, FIRST_PAGE)
         second = viommu.alloc_hw_queue(HW_QUEUE, 1, IovaRange(FIRST + 4096, FIRST + 8191))
-        assert list(viommu.users) == [first, second]
         with pytest.raises(ObjectInUseError):
             first.destroy()
         second.destroy()
         first.destroy()
-        assert viommu.users == ()
 
 
 @pytest.mark.parametrize(
@@ -612,7 +604,6 @@ def test_a_hardware_queue_that_cannot_be_leaves_nothing_behind(
         with pytest.raises(LuoError, match=f"queue {index} at {where}") as caught:
             viommu.alloc_hw_queue(HW_QUEUE, index, where)
         assert caught.value.errno == number
-        assert viommu.users == (queue,)
         queue.destroy()
         assert ioas.unmap_all() == 12288
 

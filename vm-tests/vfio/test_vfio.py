@@ -294,7 +294,6 @@ def test_a_bound_device_is_taken_over_with_its_relations() -> None:
         number = device.bind(iommufd).id
         device.attach(ioas)
         fd = device.detach()
-        assert ioas.users == ()
         with VfioDevice.from_fd(fd) as received:
             assert received.bound
             with pytest.raises(NotBoundError, match="adopt"):
@@ -305,7 +304,7 @@ def test_a_bound_device_is_taken_over_with_its_relations() -> None:
             assert (known.id, received.iommu_device) == (number, known)
             with pytest.raises(ValueError, match="known already"):
                 received.adopt(iommufd, number, attached=None)
-            with pytest.raises(ObjectInUseError, match=str(received)):
+            with pytest.raises(ObjectInUseError, match=str(ioas)):
                 ioas.destroy()
         ioas.destroy()
 
@@ -328,7 +327,6 @@ def test_a_device_that_is_dropped_is_closed_with_a_warning() -> None:
         del device
         gc.collect()
         assert [str(one.message) for one in caught if one.category is ResourceWarning]
-        assert all(not one.users for one in iommufd.objects)
     with bound(guest_vfio.edu()):
         pass
 
@@ -341,7 +339,7 @@ def test_a_device_is_attached_replaced_and_detached() -> None:
         one, other = iommufd.alloc_ioas(), iommufd.alloc_ioas()
         chosen = device.attach(one)
         assert chosen not in (one.id, other.id)
-        with pytest.raises(ObjectInUseError, match=str(device)):
+        with pytest.raises(ObjectInUseError, match=str(one)):
             one.destroy()
         assert device.attach(other) != chosen
         one.destroy()
@@ -358,7 +356,7 @@ def test_a_page_table_is_attached_by_its_own_number() -> None:
         hwpt = device.iommu_device.alloc_hwpt(ioas)
         assert device.attach(hwpt) == hwpt.id
         assert device.attached is hwpt
-        with pytest.raises(ObjectInUseError, match=str(device)):
+        with pytest.raises(ObjectInUseError, match=str(hwpt)):
             hwpt.destroy()
         device.detach_pt()
         hwpt.destroy()

@@ -342,15 +342,17 @@ class IncomingSession(_Session):
         return session
 
     @overload
-    def retrieve(self, token: int) -> OwnedFd: ...
+    def retrieve(self, token: int, *, size: int | None = None) -> OwnedFd: ...
 
     @overload
-    def retrieve(self, token: int, type: type[F]) -> F: ...
+    def retrieve(self, token: int, type: type[F], *, size: int | None = None) -> F: ...
 
     def retrieve(
         self,
         token: int,
         type: type[OwnedFd] = OwnedFd,  # noqa: A002
+        *,
+        size: int | None = None,
     ) -> OwnedFd:
         """Return a new descriptor of a preserved file, with close-on-exec set.
 
@@ -360,20 +362,26 @@ class IncomingSession(_Session):
         Args:
             token: the token given to `OutgoingSession.preserve`.
             type: the class of the object to return, such as `Memfd`.
+            size: the size of the file in bytes, if the caller knows it; 0 if the file was retrieved
+                before. This counts only in a memory cgroup with a limit: without a size, the file
+                is assumed to be as large as all memory that is in use.
 
         Raises:
             ValueError: the token is out of range.
             TokenNotFoundError: there is no such token, or the session is finished (ENOENT).
+            PreservedMemoryError: the caller's memory cgroup has no room for the file, which would
+                be lost (ENOMEM). Nothing was retrieved.
             LuoError: the kernel could not restore the file. If the errno is not EMFILE, later
                 attempts return the same errno, and the file is lost.
 
         Source: include/uapi/linux/liveupdate.h, LIVEUPDATE_SESSION_RETRIEVE_FD. Linux 6.19.
         """
-        return wrap_new_fd(self._retrieve(token), type)
+        return wrap_new_fd(self._retrieve(token, size), type)
 
     @exclusively
-    def _retrieve(self, token: int) -> int:
+    def _retrieve(self, token: int, size: int | None) -> int:
         _check_token(token)
+        guards.refuse_full_cgroup(size, self._subject(f"token {token}"))
         reply = _RETRIEVE_FD.attempt(self.fileno(), fd=-1, token=token)
         if reply.errno:
             raise self._error_for(reply.errno, _RETRIEVE_FD.name, self._subject(f"token {token}"))

@@ -19,7 +19,7 @@ from pyluo.keepers.keeper import KeeperChoice
 from pyluo.memfd import Memfd
 from pyluo.session import IncomingSession, OutgoingSession
 from pyluo.stores.files_in_use import FileId, file_id, files_in_use
-from pyluo.stores.journal import read_contents
+from pyluo.stores.journal import TABLE_ROOM, read_contents
 from pyluo.stores.kept import (
     find_kept_incoming,
     kept_sessions,
@@ -74,7 +74,9 @@ class IncomingStore(Store):
         self._next_names: tuple[str, ...] = ()
         self._finishing = False
         try:
-            self._read: Contents = read_contents(lambda token: session.retrieve(token, Memfd))
+            self._read: Contents = read_contents(
+                lambda token: session.retrieve(token, Memfd, size=TABLE_ROOM)
+            )
         except LuoError as error:
             raise self._table_error(error) from error
         self._drop_what_is_lost()
@@ -284,7 +286,7 @@ class IncomingStore(Store):
         files: list[OwnedFd] = []
         try:
             for token in entry.tokens:
-                files.append(self._session.retrieve(token, OwnedFd))
+                files.append(self._session.retrieve(token, OwnedFd, size=0))  # see above
             self._files[entry.name] = tuple(file_id(file.fileno()) for file in files)
             self._retrieved.add(entry.name)
         except BaseException:

@@ -32,9 +32,13 @@ if TYPE_CHECKING:
 
     from pyluo.session import OutgoingSession
 
-__all__ = ["TABLE_TOKEN", "Journal", "is_of_table", "read_contents"]
+__all__ = ["TABLE_ROOM", "TABLE_TOKEN", "Journal", "is_of_table", "read_contents"]
 
 TABLE_TOKEN = 0
+TABLE_ROOM = 1 << 20
+"""Bytes that a memory cgroup must have room for before a table is retrieved, which are enough for
+any table but one of thousands of entries.
+"""
 _SEGMENT_SIZE = 1 << 16  # bytes; later segments have twice the size of the contents, or more
 _WORD = 64  # bits
 

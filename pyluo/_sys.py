@@ -269,18 +269,19 @@ class Exported:
 
 
 class Ioctl:
-    """An ioctl that takes a pointer to a struct, one field of which is the struct's size.
+    """An ioctl that takes a pointer to a struct, one field of which may be the struct's size.
 
     Args:
         name: the kernel's name of the ioctl.
         struct: the name of the struct.
-        size: the name of the member that holds the struct's size in bytes. The size of the struct
-            and its tail is filled in, unless the caller gives this member as a field.
+        size: the name of the member that holds the struct's size in bytes; None if there is none.
+            The size of the struct and its tail is filled in, unless the caller gives this member as
+            a field.
     """
 
     __slots__ = ("_number", "_size_field", "name", "struct")
 
-    def __init__(self, name: str, struct: str, *, size: str = "size") -> None:
+    def __init__(self, name: str, struct: str, *, size: str | None = "size") -> None:
         self.name = name
         self.struct = Struct(struct)
         self._number = constant(name)
@@ -326,7 +327,8 @@ class Ioctl:
         memory = ffi.new("unsigned char[]", size)
         ffi.buffer(memory)[self.struct.size :] = bytes(tail)
         struct = ffi.cast(f"struct {self.struct.name} *", memory)
-        _set_fields(self.struct.name, struct, {self._size_field: size} | fields)
+        sizes = {} if self._size_field is None else {self._size_field: size}
+        _set_fields(self.struct.name, struct, sizes | fields)
         return Request(self._number, struct, memory)
 
     def errno_for_unknown_tail(self, fd: int) -> int:

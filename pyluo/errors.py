@@ -398,7 +398,6 @@ _CLASSES: dict[tuple[str, int], type[LuoError]] = {
     ("driver_override", _errno.EPERM): LuoPermissionError,
     ("vfio open", _errno.EACCES): LuoPermissionError,
     ("vfio open", _errno.EPERM): LuoPermissionError,
-    ("VFIO_DEVICE_BIND_IOMMUFD", _errno.EINVAL): DeviceInUseError,
     ("VFIO_DEVICE_BIND_IOMMUFD", _errno.EBUSY): DeviceInUseError,
     ("VFIO_DEVICE_BIND_IOMMUFD", _errno.EPERM): LuoPermissionError,
     ("VFIO_DEVICE_BIND_IOMMUFD", _errno.EACCES): LuoPermissionError,
@@ -544,13 +543,14 @@ _HINTS: dict[tuple[str, int], str] = {
         "iommufd (see `PciDevice.group_devices`); or the IOMMU does not remap interrupts: boot "
         "with intremap=on, or set iommufd's parameter allow_unsafe_interrupts"
     ),
-    ("VFIO_DEVICE_BIND_IOMMUFD", _errno.EINVAL): (
-        "Another open file has the device; or the firmware requires one-to-one mappings for it "
-        "(see `direct` in reserved_regions of its IOMMU group); or the IOMMU is not cache-coherent"
-    ),
     ("VFIO_DEVICE_BIND_IOMMUFD", _errno.EACCES): (
         "The device is a virtual function, or has virtual functions in use: pass their token"
     ),
+    ("KVM_CREATE_DEVICE", _errno.EBUSY): "The VM has a VFIO pseudo device already",
+    ("KVM_CREATE_DEVICE", _errno.ENODEV): "The kernel needs CONFIG_KVM_VFIO",
+    ("KVM_DEV_VFIO_FILE_ADD", _errno.EEXIST): "The VM has the device already",
+    ("KVM_DEV_VFIO_FILE_ADD", _errno.EINVAL): "This is not a VFIO device, or the kernel too old",
+    ("KVM_DEV_VFIO_FILE_DEL", _errno.ENOENT): "The VM does not have the device",
     ("VFIO_DEVICE_BIND_IOMMUFD", _errno.EAGAIN): "The device is locked for a moment: try again",
     ("VFIO_DEVICE_ATTACH_IOMMUFD_PT", _errno.EINVAL): (
         "The page table does not suit the device's IOMMU, or other devices of the same IOMMU group "

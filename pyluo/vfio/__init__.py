@@ -33,6 +33,7 @@ from pyluo.vfio.info import (
     RegionInfo,
 )
 from pyluo.vfio.irqs import Irq
+from pyluo.vfio.kvm import KvmVfio
 from pyluo.vfio.low_power import LowPower
 from pyluo.vfio.migration import (
     Migration,
@@ -64,6 +65,7 @@ __all__ = [
     "Irq",
     "IrqFlags",
     "IrqInfo",
+    "KvmVfio",
     "LowPower",
     "Migration",
     "MigrationData",

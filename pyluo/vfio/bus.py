@@ -9,7 +9,7 @@ import stat
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from pyluo._sys import raising
 from pyluo.errors import (
@@ -18,9 +18,6 @@ from pyluo.errors import (
     LuoError,
     PciDeviceNotFoundError,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 __all__ = ["DriverBinding", "PciDevice"]
 
@@ -259,8 +256,11 @@ class PciDevice:
     def _check_not_open(self) -> None:
         if (name := self.vfio_name) is None:
             return
-        users = ", ".join(sorted(set(_find_users(f"{_NODES}/{name}"))))
-        if users:
+        try:
+            number = os.stat(f"{_NODES}/{name}").st_rdev
+        except FileNotFoundError:
+            return
+        if users := ", ".join(find_users(number)):
             raise DeviceInUseError(
                 errno.EBUSY, "driver unbind", str(self), f"It is open in {users}: close it there"
             )
@@ -323,21 +323,24 @@ class PciDevice:
         return f"PCI device {self.address}"
 
 
-def _find_users(node: str) -> Iterator[str]:
-    """Yield the name and PID of each process that has a character device open.
+def find_users(device: int, *, besides: int = -1) -> list[str]:
+    """Return the name and PID of each process that has a character device open.
 
     Processes that the caller may not inspect are left out.
+
+    Args:
+        device: the number of the device, as in st_rdev.
+        besides: a descriptor of this process that does not count.
     """
-    with suppress(FileNotFoundError):
-        device = os.stat(node).st_rdev
-        for pid in filter(str.isdecimal, os.listdir("/proc")):
-            with suppress(OSError):
-                if any(
-                    _is_device(f"/proc/{pid}/fd/{fd}", device)
-                    for fd in os.listdir(f"/proc/{pid}/fd")
-                ):
-                    with open(f"/proc/{pid}/comm", errors="replace") as file:
-                        yield f"{file.read().strip()!r} (PID {pid})"
+    found = set()
+    left_out = f"/proc/{os.getpid()}/fd/{besides}"
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        with suppress(OSError):
+            paths = (f"/proc/{pid}/fd/{fd}" for fd in os.listdir(f"/proc/{pid}/fd"))
+            if any(_is_device(path, device) for path in paths if path != left_out):
+                with open(f"/proc/{pid}/comm", errors="replace") as file:
+                    found.add(f"{file.read().strip()!r} (PID {pid})")
+    return sorted(found)
 
 
 def _is_device(path: str, device: int) -> bool:

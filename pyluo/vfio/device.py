@@ -15,7 +15,7 @@ from pyluo.exclusive import Exclusive, exclusively
 from pyluo.iommufd.device import IommuDevice
 from pyluo.iommufd.iova import IovaRange
 from pyluo.vfio import reset
-from pyluo.vfio.bus import PciDevice
+from pyluo.vfio.bus import PciDevice, find_users
 from pyluo.vfio.config import ConfigSpace
 from pyluo.vfio.dma_logging import DmaLogging
 from pyluo.vfio.features import Features
@@ -52,6 +52,7 @@ _TOKEN_HINT = (
 )
 # All devices whose iommufd is known: attaching one of them moves the others of its IOMMU group.
 _devices_with_iommufd: weakref.WeakSet[VfioDevice] = weakref.WeakSet()
+_DIRECT = "direct"  # a range that the firmware requires to be mapped one to one, always
 _RELAXABLE = "direct-relaxable"  # a range that is reserved only while a host driver has the device
 
 
@@ -218,14 +219,14 @@ class VfioDevice(OwnedFd):
             The device as the iommufd knows it, until the device is closed.
 
         Raises:
-            DeviceInUseError: the device is bound or in use through another descriptor (EINVAL or
-                EBUSY).
+            DeviceInUseError: the device is bound already, or open elsewhere (EINVAL or EBUSY).
             LuoPermissionError: another iommufd has a device of the same IOMMU group, or the
                 device's interrupts cannot be isolated (EPERM); the token is missing or wrong
                 (EACCES).
             LuoError: the device is locked at the moment: try again (EAGAIN); `iommufd` is not an
-                iommufd (EBADFD); with a token: the device accepts no token, or is bound through
-                another descriptor (EINVAL).
+                iommufd (EBADFD); the firmware requires one-to-one mappings for the device, or the
+                IOMMU is not coherent with the caches (EINVAL); with a token: the device accepts no
+                token, or is bound through another descriptor (EINVAL).
 
         Source: include/uapi/linux/vfio.h, VFIO_DEVICE_BIND_IOMMUFD. Linux 6.6.
         """
@@ -238,12 +239,42 @@ class VfioDevice(OwnedFd):
         reply = _BIND.attempt(self.fileno(), iommufd=iommufd.fileno(), **secret)
         if reply.errno == errno.EINVAL and secret:
             raise LuoError(errno.EINVAL, _BIND.name, f"{self}, with a token", _TOKEN_HINT)
+        if reply.errno == errno.EINVAL:
+            raise self._explain_refusal()
         if reply.errno:
             raise from_errno(reply.errno, _BIND.name, str(self))
         self._bound = True
         iommu_device = IommuDevice(iommufd, iommufd.claim_id(reply.integer("out_devid")))
         self._set_iommu_device(iommu_device)
         return iommu_device
+
+    def _explain_refusal(self) -> LuoError:
+        """Return the exception for EINVAL, by which the kernel refuses to bind for three reasons.
+
+        Source: drivers/vfio/device_cdev.c, vfio_df_ioctl_bind_iommufd(); drivers/iommu/iommu.c,
+        iommu_claim_dma_owner(); drivers/iommu/iommufd/device.c, iommufd_device_bind()
+        """
+        with suppress(LuoError):
+            fixed = [where for where, kind in self._read_reserved_regions() if kind == _DIRECT]
+            if fixed:
+                return LuoError(
+                    errno.EINVAL,
+                    _BIND.name,
+                    str(self),
+                    f"The firmware requires one-to-one mappings for it, at "
+                    f"{', '.join(map(str, fixed))}: no process can have it",
+                )
+        number = os.fstat(self.fileno()).st_rdev
+        if users := find_users(number, besides=self.fileno()):
+            hint = f"Another open file has it, in {', '.join(users)}"
+            return DeviceInUseError(errno.EINVAL, _BIND.name, str(self), hint)
+        return LuoError(
+            errno.EINVAL,
+            _BIND.name,
+            str(self),
+            "The IOMMU is not coherent with the CPUs' caches; or a process has the device open that "
+            "this one may not inspect",
+        )
 
     @exclusively
     def attach(self, target: IommuObject, *, pasid: int | None = None) -> int:
@@ -332,14 +363,13 @@ class VfioDevice(OwnedFd):
 
         Source: Documentation/ABI/testing/sysfs-kernel-iommu_groups
         """
+        return tuple(where for where, kind in self._read_reserved_regions() if kind != _RELAXABLE)
+
+    def _read_reserved_regions(self) -> list[tuple[IovaRange, str]]:
         path = f"{_find_sysfs_folder(self.fileno())}/iommu_group/reserved_regions"
         with raising("vfio reserved_regions", path), open(path) as file:
             lines = [line.split() for line in file]
-        return tuple(
-            IovaRange(int(first, 16), int(last, 16))
-            for first, last, kind in lines
-            if kind != _RELAXABLE
-        )
+        return [(IovaRange(int(first, 16), int(last, 16)), kind) for first, last, kind in lines]
 
     def info(self) -> DeviceInfo:
         """Return the device's description of itself.

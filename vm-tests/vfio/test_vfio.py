@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import re
 import signal
+import sys
 import threading
 import uuid
 import warnings
@@ -24,6 +26,8 @@ from pyluo import (
     ObjectInUseError,
     PciDeviceNotFoundError,
 )
+from pyluo._sys import plain_ioctl
+from pyluo.descriptor import OwnedFd
 from pyluo.iommufd import IommuFd, IovaRange
 from pyluo.vfio import (
     Area,
@@ -33,6 +37,7 @@ from pyluo.vfio import (
     DriverBinding,
     Feature,
     IrqFlags,
+    KvmVfio,
     MigrationState,
     PciCapabilityId,
     PciDevice,
@@ -233,7 +238,8 @@ def test_a_device_is_bound_until_it_is_closed() -> None:
 def test_a_device_has_one_owner_at_a_time() -> None:
     edu = guest_vfio.edu()
     with bound(edu) as device, IommuFd() as iommufd:
-        with VfioDevice.open(edu) as second, pytest.raises(DeviceInUseError, match="Another open"):
+        own = re.escape(f"(PID {os.getpid()})")
+        with VfioDevice.open(edu) as second, pytest.raises(DeviceInUseError, match=own):
             second.bind(iommufd)
         with pytest.raises(DeviceInUseError):
             device.bind(iommufd)
@@ -250,6 +256,52 @@ def test_a_group_has_one_iommufd_at_a_time() -> None:
         pytest.raises(LuoPermissionError, match="IOMMU group"),
     ):
         other.bind(iommufd)
+
+
+def test_a_vm_is_told_of_its_devices() -> None:
+    with (
+        OwnedFd(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)) as kvm,
+        OwnedFd(plain_ioctl("KVM_CREATE_VM", kvm.fileno())) as machine,
+        VfioDevice.open(guest_vfio.edu()) as device,
+        IommuFd() as iommufd,
+        KvmVfio.create(machine) as devices,
+    ):
+        with pytest.raises(LuoError, match="pseudo device already"):
+            KvmVfio.create(machine)
+        devices.add(device)
+        with pytest.raises(LuoError, match="already") as caught:
+            devices.add(device)
+        assert caught.value.errno == errno.EEXIST
+        device.bind(iommufd)
+        devices.remove(device)
+        with pytest.raises(LuoError, match="does not have") as caught:
+            devices.remove(device)
+        assert caught.value.errno == errno.ENOENT
+        with pytest.raises(LuoError, match="not a VFIO device") as caught:
+            devices.add(iommufd)  # type: ignore[arg-type]
+        assert caught.value.errno == errno.EINVAL
+    with pytest.raises(LuoError) as caught, IommuFd() as iommufd:
+        KvmVfio.create(iommufd)
+    assert caught.value.errno == errno.ENOTTY
+
+
+def test_the_configuration_space_is_asked_for_once() -> None:
+    calls = []
+
+    def count(frame: object, event: str, argument: object) -> None:
+        if event == "c_call" and getattr(argument, "__name__", "") == "pyluo_ioctl":
+            calls.append(argument)
+
+    with bound(guest_vfio.edu()) as device:
+        assert device.config.vendor_id == 0x1234
+        sys.setprofile(count)
+        try:
+            assert device.config.device_id == 0x11E8
+            assert calls == []
+            device.info()
+            assert len(calls) == 1
+        finally:
+            sys.setprofile(None)
 
 
 def test_a_token_for_a_device_without_functions_is_refused() -> None:

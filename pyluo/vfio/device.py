@@ -272,8 +272,8 @@ class VfioDevice(OwnedFd):
             errno.EINVAL,
             _BIND.name,
             str(self),
-            "The IOMMU is not coherent with the CPUs' caches; or a process has the device open that "
-            "this one may not inspect",
+            "The IOMMU is not coherent with the CPUs' caches; or the device is open in a process "
+            "that this one may not inspect",
         )
 
     @exclusively

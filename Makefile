@@ -56,6 +56,7 @@ soak: packages $(BIN)/.dev
 
 bench: packages $(BIN)/.dev
 	$(BIN)/python benchmarks/handoff.py --rounds $(BENCH_ROUNDS)
+	$(BIN)/python benchmarks/layouts.py --rounds $(BENCH_ROUNDS)
 	$(BIN)/python benchmarks/side_by_side.py --rounds $(BENCH_ROUNDS)
 	$(BIN)/python benchmarks/stores.py --rounds $(BENCH_ROUNDS)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import errno
+import weakref
 from typing import TYPE_CHECKING
 
 from pyluo._sys import Ioctl, constant, raising
@@ -13,6 +14,7 @@ from pyluo.exclusive import Exclusive, exclusively
 
 if TYPE_CHECKING:
     from pyluo.iommufd.iova import IovaRange
+    from pyluo.registers import MappedRegisters
 
 __all__ = ["Accounting", "IommuContext", "IommuObject"]
 
@@ -50,11 +52,12 @@ class IommuContext(OwnedFd):
     Every object has a reference to its `IommuContext`.
     """
 
-    __slots__ = ("_exclusive", "_objects")
+    __slots__ = ("_exclusive", "_mappings", "_objects")
 
     def __init__(self, fd: int) -> None:
         super().__init__(fd)
         self._objects: dict[int, IommuObject] = {}
+        self._mappings: weakref.WeakSet[MappedRegisters] = weakref.WeakSet()
         self._exclusive = Exclusive("the iommufd")
 
     @property
@@ -85,6 +88,10 @@ class IommuContext(OwnedFd):
             self._objects[object_id].forget()
         return object_id
 
+    def add_mapping(self, mapping: MappedRegisters) -> None:
+        """Note a mapping of registers, which would keep the iommufd open, to close it with it."""
+        self._mappings.add(mapping)
+
     def unregister(self, object_id: int) -> None:
         """Remove an object from `objects`."""
         self._objects.pop(object_id, None)
@@ -102,15 +109,14 @@ class IommuContext(OwnedFd):
         super().close()
 
     def _close(self) -> None:
-        self._unmap_own_memory()
+        for mapping in list(self._mappings):
+            mapping.close()
+        for one in self.objects:
+            one.unmap_own_memory()
         super()._close()
         while self._objects:
             _, last = self._objects.popitem()
             last.forget()
-
-    def _unmap_own_memory(self) -> None:
-        for one in self.objects:
-            one.unmap_own_memory()
 
     @exclusively
     def detach(self) -> int:

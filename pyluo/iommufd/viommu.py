@@ -5,11 +5,12 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING
 
-from pyluo._sys import Ioctl, constant
+from pyluo._sys import Ioctl, Struct, constant
 from pyluo.descriptor import OwnedFd
 from pyluo.iommufd.events import VirtualEventQueue, VirtualEventType, event_size
 from pyluo.iommufd.hwpt import invalidate
 from pyluo.iommufd.objects import IommuObject
+from pyluo.registers import MappedRegisters
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,11 +20,12 @@ if TYPE_CHECKING:
     from pyluo.iommufd.iova import IovaRange
     from pyluo.iommufd.objects import IommuContext
 
-__all__ = ["HwQueue", "HwQueueType", "Vdevice", "Viommu", "ViommuType"]
+__all__ = ["HwQueue", "HwQueueType", "Vdevice", "Viommu", "ViommuMapping", "ViommuType"]
 
 _VDEVICE_ALLOC = Ioctl("IOMMU_VDEVICE_ALLOC", "iommu_vdevice_alloc")
 _VEVENTQ_ALLOC = Ioctl("IOMMU_VEVENTQ_ALLOC", "iommu_veventq_alloc")
 _HW_QUEUE_ALLOC = Ioctl("IOMMU_HW_QUEUE_ALLOC", "iommu_hw_queue_alloc")
+_TEGRA241 = Struct("iommu_viommu_tegra241_cmdqv")
 
 
 class ViommuType(enum.IntEnum):
@@ -74,6 +76,15 @@ class HwQueue(IommuObject):
     noun = "hardware queue"
 
 
+class ViommuMapping(MappedRegisters):
+    """Registers of a vIOMMU, which are mapped into this process.
+
+    The vIOMMU cannot be destroyed until the mapping is closed. Closing the iommufd closes it.
+    """
+
+    __slots__ = ()
+
+
 class Viommu(IommuObject):
     """A virtual IOMMU: the part of an IOMMU that one guest uses.
 
@@ -88,6 +99,37 @@ class Viommu(IommuObject):
     def __init__(self, iommufd: IommuContext, object_id: int, data: bytes) -> None:
         super().__init__(iommufd, object_id)
         self.data = data
+
+    @property
+    def tegra241_region(self) -> tuple[int, int]:
+        """The offset and the length in bytes of the registers of a Tegra241's vIOMMU, for `map`.
+
+        Raises:
+            ValueError: the vIOMMU has no such `data`.
+
+        Source: include/uapi/linux/iommufd.h, struct iommu_viommu_tegra241_cmdqv. Linux 6.17.
+        """
+        raw = _TEGRA241.unpack(self.data)
+        return raw.integer("out_vintf_mmap_offset"), raw.integer("out_vintf_mmap_length")
+
+    def map(self, offset: int, length: int) -> ViommuMapping:
+        """Map registers of the vIOMMU, which a guest may access directly.
+
+        Args:
+            offset: the offset in the iommufd that the driver returned in `data`.
+            length: the length in bytes that it returned there.
+
+        Raises:
+            LuoError: there are no registers of this length at the offset (ENXIO).
+            ValueError: the offset is not that of a page.
+
+        Source: drivers/iommu/iommufd/main.c, iommufd_fops_mmap(). Linux 6.17.
+        """
+        subject = f"{self}: {length} bytes at {offset:#x}"
+        fd = self.iommufd.fileno()
+        mapping = ViommuMapping(fd, offset, length, writable=True, subject=subject)
+        self.iommufd.add_mapping(mapping)
+        return mapping
 
     def alloc_vdevice(self, device: BoundDevice, virtual_id: int) -> Vdevice:
         """Allocate and return a vdevice, which gives a device its number in the guest.

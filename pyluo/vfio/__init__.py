@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pyluo.registers import Registers
 from pyluo.vfio.bus import DriverBinding, PciDevice
 from pyluo.vfio.capabilities import (
     Area,
@@ -43,7 +44,6 @@ from pyluo.vfio.migration import (
     PrecopyInfo,
 )
 from pyluo.vfio.regions import Region, RegionMapping
-from pyluo.vfio.registers import Registers
 from pyluo.vfio.reset import AffectedDevice, HotResetInfo
 
 __all__ = [

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import errno
-import mmap
 import os
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Protocol
 
-from pyluo._sys import Exported, Ioctl, constant, raising
+from pyluo._sys import Ioctl, constant, raising
 from pyluo.errors import LuoError
+from pyluo.registers import MappedRegisters, Registers
 from pyluo.vfio.info import RegionFlags
-from pyluo.vfio.registers import Registers
 from pyluo.vfio.requests import OpenDevice, fileno, request, subject
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from pyluo._sys import Buffer
     from pyluo.descriptor import Descriptor
     from pyluo.vfio.capabilities import Area
@@ -206,7 +203,7 @@ class Region(Registers):
         return f"<{type(self).__name__} {self.info.index} of {self._device}>"
 
 
-class RegionMapping(Registers):
+class RegionMapping(MappedRegisters):
     """A mapped area of a region. Offsets are relative to the region, not to the area.
 
     An access kills the process by SIGBUS while memory access is off in the device's command
@@ -221,65 +218,32 @@ class RegionMapping(Registers):
         area: the area of the region that is mapped.
     """
 
-    __slots__ = ("__weakref__", "_device", "_exported", "_memory", "area")
+    __slots__ = ("_device", "area")
 
     def __init__(self, device: MappableDevice, info: RegionInfo, area: Area) -> None:
-        writable = RegionFlags.WRITE in info.flags
-        place = info.offset + area.offset
-        if place % mmap.ALLOCATIONGRANULARITY:
-            raise ValueError(f"{area} of region {info.index} does not begin at a page")
-        with raising("mmap", subject(device, f"region {info.index}: {area}")):
-            self._memory = mmap.mmap(
-                device.fileno(),
-                area.size,
-                access=mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ,
-                offset=place,
-            )
-        self._exported = Exported(self._memory, writable=writable)
+        super().__init__(
+            device.fileno(),
+            info.offset + area.offset,
+            area.size,
+            writable=RegionFlags.WRITE in info.flags,
+            subject=subject(device, f"region {info.index}: {area}"),
+        )
         self._device = device
         self.area = area
         device.add_mapping(self)
 
-    @property
-    def address(self) -> int:
-        """The address of the area in this process, for example for a memory slot of KVM.
-
-        Raises:
-            ValueError: the mapping is closed.
-        """
-        if self.closed:
-            raise ValueError("the mapping is closed")
-        return self._exported.address
-
-    @property
-    def closed(self) -> bool:
-        """Whether the mapping is closed."""
-        return self._memory.closed
-
     def close(self) -> None:
         """Unmap the area; closing it twice does nothing."""
-        self._exported.release()
-        self._memory.close()
+        super().close()
         self._device.drop_mapping(self)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _load(self, offset: int, bits: int) -> int:
         self._check_awake()
-        return self._exported.load(offset - self.area.offset, bits)
+        return super()._load(offset - self.area.offset, bits)
 
     def _store(self, offset: int, bits: int, value: int) -> None:
         self._check_awake()
-        self._exported.store(offset - self.area.offset, bits, value)
+        super()._store(offset - self.area.offset, bits, value)
 
     def _check_awake(self) -> None:
         if self._device.may_sleep:

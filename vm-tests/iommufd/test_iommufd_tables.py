@@ -473,12 +473,33 @@ def test_a_viommu_has_the_answer_of_its_driver() -> None:
         viommu = mock.device.alloc_viommu(guest_mock.VIOMMU, parent, guest_mock.viommu_data(77))
         given, answered, offset, length = struct.unpack("=2I2Q", viommu.data)
         assert (given, answered) == (77, 77)
-        with mmap.mmap(iommufd.fileno(), length, offset=offset) as page:
-            assert struct.unpack_from("=I", page) == (77,)
+        with viommu.map(offset, length) as page:
+            assert page.read32(0) == 77
+            page.write32(4, 78)
+            assert page.read64(0) == 78 << 32 | 77
+            with pytest.raises(ValueError, match="not within"):
+                page.read32(length)
             with pytest.raises(ObjectInUseError):
                 viommu.destroy()
+        for wrong in ((offset + 2 * length, length), (offset, 2 * length)):
+            with pytest.raises(LuoError, match=f"{wrong[1]} bytes at") as caught:
+                viommu.map(*wrong)
+            assert caught.value.errno == errno.ENXIO
         viommu.destroy()
         parent.destroy()
+
+
+def test_closing_an_iommufd_unmaps_the_registers_of_its_viommus() -> None:
+    with opened() as iommufd:
+        ioas = iommufd.alloc_ioas()
+        mock = MockDevice(iommufd, ioas)
+        parent = guest_mock.alloc_nesting_parent(ioas, mock.device)
+        viommu = mock.device.alloc_viommu(guest_mock.VIOMMU, parent, guest_mock.viommu_data(77))
+        *_, offset, length = struct.unpack("=2I2Q", viommu.data)
+        page = viommu.map(offset, length)
+    assert page.closed
+    with pytest.raises(ValueError, match="released"):
+        page.read32(0)
 
 
 def test_a_viommu_of_a_kind_that_the_iommu_does_not_have_is_refused() -> None:

@@ -132,8 +132,11 @@ class OwnedFd(Descriptor):
 
     def __del__(self) -> None:
         if self._fd >= 0:
-            warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=2, source=self)
-            self._close()
+            try:
+                text = f"{self!r} was never closed"
+                warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
+            finally:  # the warning may be an error
+                self._close()
 
 
 def wrap_new_fd(fd: int, kind: type[D]) -> D:

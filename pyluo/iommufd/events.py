@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pyluo.iommufd.objects import IommuContext
 
 __all__ = [
+    "LARGEST_EVENT",
     "FaultAccess",
     "FaultQueue",
     "PageFault",
@@ -41,6 +42,7 @@ _SUCCESS = constant("IOMMUFD_PAGE_RESP_SUCCESS")
 _INVALID = constant("IOMMUFD_PAGE_RESP_INVALID")
 _LOST_EVENTS = constant("IOMMU_VEVENTQ_FLAG_LOST_EVENTS")
 _SEQUENCES = 1 << 31  # after the sequence number 2^31 - 1 comes 0
+LARGEST_EVENT = 1 << 20  # bytes; real ones are much smaller
 _LARGEST_GROUP = 1 << 20  # bytes; the kernel returns a group of faults only as a whole
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import warnings
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from pyluo._sys import Exported, Ioctl, Struct, constant, raising
@@ -42,8 +42,11 @@ _OP_GET = constant("IOMMU_OPTION_OP_GET")
 _MAX_LENGTH = (1 << 64) - 1
 _FIRST_GUESS = 16  # ranges
 _READ_WRITE = Access.READ | Access.WRITE
-# Memory that devices may write to until this process ends, because it could not be unmapped.
-_kept_for_good: list[Exported] = []
+# The buffers that are mapped, by the serial number of the `Ioas` and the IOVA. A buffer leaves this
+# table only when it is known to be unmapped. So it outlives an `Ioas` that is dropped, and an
+# exception that comes before it could be unmapped.
+_anchored: dict[tuple[int, int], Exported] = {}
+_serials = itertools.count()
 
 
 class Ioas(IommuObject):
@@ -60,6 +63,7 @@ class Ioas(IommuObject):
 
     def __init__(self, iommufd: IommuContext, object_id: int) -> None:
         super().__init__(iommufd, object_id)
+        self._serial = next(_serials)
         # For each IOVA: the mapping, and the buffer if memory is mapped by its address.
         self._mapped: dict[int, tuple[Mapping, Exported | None]] = {}
         # Functions that bring `_mapped` up to date with requests. There is one during a request,
@@ -80,7 +84,7 @@ class Ioas(IommuObject):
     @property
     def own_memory(self) -> tuple[IovaRange, ...]:
         """The ranges at which this process mapped its memory by address, and not by file."""
-        return tuple(mapping.range for mapping, _ in self._find_own_memory())
+        return tuple(mapping.range for mapping in self._find_own_memory())
 
     def unmap_own_memory(self) -> None:
         """Unmap what is in `own_memory`, so that the process may free the memory.
@@ -88,24 +92,36 @@ class Ioas(IommuObject):
         If the kernel cannot unmap a range, because a hardware queue uses it, the buffer is kept
         until the process ends.
         """
-        for mapping, memory in self._find_own_memory():
+        for mapping in self._find_own_memory():
             reply = _UNMAP.attempt(
                 self._iommufd.fileno(), ioas_id=self._id, iova=mapping.iova, length=mapping.length
             )
-            if reply.errno and self._is_mapped(mapping.range):
-                _kept_for_good.append(memory)
-                what = f"{mapping.range} of {self} could not be unmapped"
-                warnings.warn(f"{what}: the memory is kept", ResourceWarning, stacklevel=2)
-            self._mapped.pop(mapping.iova, None)
+            if not reply.errno or not self._is_mapped(mapping.range):
+                self._drop(mapping.iova)
+                continue
+            del self._mapped[mapping.iova]
+            what = f"{mapping.range} of {self} could not be unmapped"
+            warnings.warn(f"{what}: the memory is kept", ResourceWarning, stacklevel=2)
 
-    def _find_own_memory(self) -> list[tuple[Mapping, Exported]]:
+    def _keep(self, mapping: Mapping, memory: Exported | None) -> None:
+        """Add a mapping, and keep the memory if it is mapped by its address."""
+        if memory is not None:
+            _anchored[self._serial, mapping.iova] = memory
+        self._mapped[mapping.iova] = mapping, memory
+
+    def _drop(self, iova: int) -> None:
+        """Remove a mapping that no longer exists, and release the memory."""
+        self._mapped.pop(iova, None)
+        _anchored.pop((self._serial, iova), None)
+
+    def _find_own_memory(self) -> list[Mapping]:
         """Return what this process has mapped by address: a child has only copies of its parent's.
 
         The pages that a device writes to stay those of the process that mapped them.
         """
         self._settle()
         return [
-            (mapping, memory)
+            mapping
             for _, (mapping, memory) in sorted(self._mapped.items())
             if memory is not None and memory.pid == os.getpid()
         ]
@@ -114,7 +130,8 @@ class Ioas(IommuObject):
         """Note that the kernel has destroyed the IOAS, and release the mapped memory."""
         super().forget()
         self._unsettled.clear()
-        self._mapped.clear()
+        for iova in list(self._mapped):
+            self._drop(iova)
 
     def iova_ranges(self) -> IovaRanges:
         """Return the ranges in which memory can be mapped; attaching and detaching changes them.
@@ -198,7 +215,7 @@ class Ioas(IommuObject):
                 length=exported.length,
                 iova=iova or 0,
             )
-        except ValueError:
+        except (TypeError, ValueError):
             exported.release()  # otherwise the exception's traceback would keep the buffer alive
             raise
         subject = f"{self}: {exported.length} bytes{_iova_suffix(iova)}"
@@ -271,7 +288,7 @@ class Ioas(IommuObject):
         def note() -> None:
             if request.succeeded:
                 iova, length = request.integer("iova"), request.integer("length")
-                self._mapped[iova] = Mapping(iova, length, access, file, offset), memory
+                self._keep(Mapping(iova, length, access, file, offset), memory)
             elif memory is not None:
                 memory.release()
 
@@ -388,7 +405,7 @@ class Ioas(IommuObject):
                     mapping.file,
                     mapping.offset + first - mapping.iova,
                 )
-                self._mapped[new.iova] = new, memory
+                self._keep(new, memory)
 
         subject = f"{self}: {wanted} of {source}{_iova_suffix(iova)}"
         self._carry_out(_COPY, request, subject, note)
@@ -516,7 +533,7 @@ class Ioas(IommuObject):
         wanted = list(mappings)
         known = (mapping for mapping, _ in self._mapped.values())
         ranges = sorted(mapping.range for mapping in (*known, *wanted))
-        for one, other in pairwise(ranges):
+        for one, other in itertools.pairwise(ranges):
             if one.overlaps(other):
                 raise ValueError(f"{other} overlaps {one}")
         self._mapped.update({mapping.iova: (mapping, None) for mapping in wanted})
@@ -561,7 +578,7 @@ class Ioas(IommuObject):
             for mapping in within:
                 # A request that fails may have unmapped some mappings, so check which ones remain.
                 if request.succeeded or (request.errno and not self._is_mapped(mapping.range)):
-                    self._mapped.pop(mapping.iova, None)
+                    self._drop(mapping.iova)
 
         self._carry_out(_UNMAP, request, subject, note)
         return request.integer("length")

@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING
 
 from pyluo._sys import Ioctl, Struct, constant
 from pyluo.descriptor import OwnedFd
-from pyluo.iommufd.events import VirtualEventQueue, VirtualEventType, event_size
+from pyluo.iommufd.events import (
+    LARGEST_EVENT,
+    VirtualEventQueue,
+    VirtualEventType,
+    event_size,
+)
 from pyluo.iommufd.hwpt import invalidate
 from pyluo.iommufd.objects import IommuObject
 from pyluo.registers import MappedRegisters
@@ -166,15 +171,16 @@ class Viommu(IommuObject):
             size: the size of an event in bytes, for a format that pyluo does not know.
 
         Raises:
-            ValueError: pyluo does not know the format, and no size is given.
+            ValueError: pyluo does not know the format, and no size is given; or the size is not one
+                of an event.
             IommuUnsupportedError: the vIOMMU has no events of this format (EOPNOTSUPP).
             LuoError: the vIOMMU has a queue of this format (EEXIST); the depth is 0 (EINVAL).
 
         Source: include/uapi/linux/iommufd.h, IOMMU_VEVENTQ_ALLOC. Linux 6.15.
         """
         size = size or event_size(kind)
-        if size <= 0:
-            raise ValueError(f"the size of events of type {kind:#x} is not known: give `size`")
+        if not 0 < size <= LARGEST_EVENT:
+            raise ValueError(f"{size} is not the size of events of type {kind:#x}: give `size`")
         reply = _VEVENTQ_ALLOC(
             self.iommufd.fileno(),
             str(self),

@@ -311,6 +311,32 @@ def test_an_ioas_of_which_another_process_has_the_iommufd_is_destroyed_all_the_s
             ioas.destroy()
 
 
+def test_what_a_signal_handler_asks_of_an_iommufd_in_use_is_refused() -> None:
+    """A descriptor is asked for its number in the middle of a request, as a handler could run."""
+    with opened() as iommufd, Memfd.create("ram", SIZE) as ram:
+        ioas = iommufd.alloc_ioas()
+        refusals = []
+
+        class Interrupting:
+            def fileno(self) -> int:
+                for request in (
+                    lambda: ioas.mappings,
+                    lambda: ioas.map_file(ram, iova=FIRST + SIZE),
+                    ioas.unmap_all,
+                    ioas.destroy,
+                    iommufd.detach,
+                    iommufd.close,
+                ):
+                    with pytest.raises(LuoError, match="signal handler") as caught:
+                        request()
+                    refusals.append(caught.value.errno)
+                return ram.fileno()
+
+        mapping = ioas.map_file(Interrupting(), iova=FIRST)
+        assert set(refusals) == {errno.EDEADLK}
+        assert ioas.mappings == (mapping,)
+
+
 # Mappings.
 
 

@@ -321,6 +321,25 @@ def test_what_is_no_iommufd_is_refused() -> None:
         assert not device.bound
 
 
+def test_what_a_signal_handler_asks_of_a_device_in_use_is_refused() -> None:
+    with VfioDevice.open(guest_vfio.edu()) as device, IommuFd() as iommufd:
+
+        class Interrupting(IommuFd):
+            """An iommufd that is asked for its number in the middle of a request."""
+
+            def fileno(self) -> int:
+                for request in (device.close, device.detach, device.detach_pt):
+                    with pytest.raises(LuoError, match="signal handler") as caught:
+                        request()
+                    assert caught.value.errno == errno.EDEADLK
+                return super().fileno()
+
+        with Interrupting.from_fd(os.dup(iommufd.fileno())) as interrupting:
+            device.bind(interrupting)
+            assert device.bound
+            device.close()
+
+
 def test_a_node_that_is_not_there_is_told_as_such() -> None:
     with pytest.raises(LuoError, match="CONFIG_VFIO_DEVICE_CDEV") as caught:
         VfioDevice.open("/dev/vfio/devices/vfio99")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import importlib.util
+import os
 import re
 import subprocess
 import sys
 import sysconfig
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -169,3 +171,18 @@ def test_registers_are_accessed_in_order_on_each_machine(
     if before_store is None:
         assert "fence" not in done.stdout
         assert "dmb" not in done.stdout
+
+
+def test_a_descriptor_that_is_dropped_is_closed_though_the_warning_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ignored: list[type[BaseException]] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda hook: ignored.append(hook.exc_type))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ResourceWarning)
+        file = Memfd.create("file", 4096)
+        number = file.fileno()
+        del file
+    assert ignored == [ResourceWarning]
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(number)

@@ -231,7 +231,7 @@ def test_a_queue_whose_descriptor_is_open_a_second_time_outlives_the_first() -> 
     with opened() as iommufd:
         queue = iommufd.alloc_fault_queue()
         second = os.dup(queue.fileno())
-        with pytest.raises(ObjectInUseError, match="another process"):
+        with pytest.raises(ObjectInUseError, match="in other processes"):
             queue.destroy()
         assert queue in iommufd.objects
         os.close(second)

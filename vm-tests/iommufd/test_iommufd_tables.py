@@ -229,7 +229,7 @@ def test_a_pasid_has_a_page_table_of_its_own() -> None:
         mock.attach_pasid(5, second)
         assert mock.pasid_is_attached_to(5, second)
         first.destroy()
-        with pytest.raises(ObjectInUseError, match=str(mock)):
+        with pytest.raises(ObjectInUseError, match=str(second)):
             second.destroy()
         mock.detach_pasid(5)
         assert mock.pasid_is_attached_to(5, None)

@@ -327,15 +327,19 @@ def test_what_a_signal_handler_asks_of_a_device_in_use_is_refused() -> None:
         class Interrupting(IommuFd):
             """An iommufd that is asked for its number in the middle of a request."""
 
+            requests: tuple[Callable[[], object], ...] = ()
+
             def fileno(self) -> int:
-                for request in (device.close, device.detach, device.detach_pt):
+                for request in self.requests:
                     with pytest.raises(LuoError, match="signal handler") as caught:
                         request()
                     assert caught.value.errno == errno.EDEADLK
                 return super().fileno()
 
         with Interrupting.from_fd(os.dup(iommufd.fileno())) as interrupting:
+            Interrupting.requests = device.close, device.detach, device.detach_pt
             device.bind(interrupting)
+            Interrupting.requests = ()
             assert device.bound
             device.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -160,6 +161,22 @@ def test_a_layout_with_a_ram_is_adopted_and_each_mapping_can_be_unmapped() -> No
             adopted = layout.adopt(second, number, {"ram": ram})
             assert adopted.mappings == mappings
             assert [adopted.unmap(one) for one in adopted.mappings] == [PART, PART, PAGE]
+
+
+def test_a_hole_among_adjacent_mappings_is_told_and_nothing_is_adopted() -> None:
+    plans = [NamedMapping(FIRST + n * PAGE, PAGE, READ_WRITE, "ram", n * PAGE) for n in range(5)]
+    layout = IoasLayout(tuple(plans))
+    with opened_with_ram() as (iommufd, ram):
+        ioas = layout.rebuild(iommufd, {"ram": ram}).ioas
+        with IommuFd.from_fd(os.dup(iommufd.fileno())) as other:
+            assert layout.adopt(other, ioas.id, {"ram": ram}).mappings == ioas.mappings
+        ioas.unmap(plans[1].range)
+        with IommuFd.from_fd(os.dup(iommufd.fileno())) as other:
+            with pytest.raises(IoasLayoutError) as caught:
+                layout.adopt(other, ioas.id, {"ram": ram})
+            assert f"{plans[1].range} of IOAS {ioas.id} is not mapped. " in str(caught.value)
+            assert f"{plans[0].range}" not in str(caught.value)
+            assert other.objects == ()
 
 
 def test_a_ram_that_is_too_small_for_a_layout_is_told_as_such() -> None:

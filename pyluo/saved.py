@@ -98,13 +98,15 @@ def save(
     """
     files = _stat_files(paths)
     wanted = sum(-(-size // _PAGE) * _PAGE for _, size in files)
-    room = guards.preservable_memory() - guards.RESERVE
+    in_cgroup, group = guards.room_in_cgroups()
+    room = min(guards.preservable_memory() - guards.RESERVE, in_cgroup)
     if wanted > room:
+        where = f" in the memory cgroup {group}" if room == in_cgroup else ""
         raise PreservedMemoryError(
             errno.ENOMEM,
             "save",
-            f"session {name!r}: {wanted} bytes in {len(files)} files, {max(room, 0)} bytes "
-            f"available",
+            f"session {name!r}: {wanted} bytes in {len(files)} files, {max(room, 0):.0f} bytes "
+            f"available{where}",
         )
     store = OutgoingStore.create(name)
     assert store.keeper is not None

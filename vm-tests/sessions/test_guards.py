@@ -25,6 +25,7 @@ from pyluo import (
     guards,
     kexec,
     kho,
+    saved,
 )
 from pyluo.vm import VM, Complaint, Death, GuestCrash, HarnessError
 from sessions import guest_files
@@ -211,7 +212,12 @@ def preserve_in_a_small_group() -> str:
         session = device.create_session("s")
         for offset in range(0, full.size, 1 << 20):
             full.write(b"\x5a" * (1 << 20), offset)
+        saved_file = Path("/run/large")
+        saved_file.write_bytes(bytes(32 << 20))
         limit = enter_a_small_group()
+        with pytest.raises(PreservedMemoryError, match="in the memory cgroup /small"):
+            saved.save("files", [saved_file])
+        saved_file.unlink()
         session.preserve(full, 1)
         with Memfd.create("sparse", 32 << 20) as sparse:
             with pytest.raises(PreservedMemoryError) as caught:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import warnings
+import weakref
 from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
 from pyluo._sys import FdNumber, raising
@@ -19,6 +20,7 @@ __all__ = [
     "OwnedFd",
     "fileno_of",
     "fileno_to_share",
+    "guarded",
     "require_device",
     "wrap_new_fd",
 ]
@@ -32,6 +34,8 @@ class HasFileno(Protocol):
 
 
 _FD_LIMIT = 1 << 31
+# The objects whose `refuse_to_share` may raise.
+guarded: weakref.WeakSet[Descriptor] = weakref.WeakSet()
 
 D = TypeVar("D", bound="Descriptor")
 
@@ -91,7 +95,9 @@ class Descriptor:
         self._fd = -1; return fd  # noqa: E702  # fmt: skip
 
     def refuse_to_share(self, operation: str) -> None:
-        """Raise LuoError if another process must not get the descriptor now; see subclasses.
+        """Raise LuoError if another process must not get the descriptor now.
+
+        A class that overrides this method adds its objects to `guarded`.
 
         Args:
             operation: what would give the descriptor away, for the message of the error.
@@ -167,12 +173,15 @@ def fileno_to_share(fd: Descriptor | int, operation: str) -> int:
     """Return the number of a descriptor that another process or program is to get.
 
     Raises:
-        LuoError: see `Descriptor.refuse_to_share`. A mere number is not looked into.
+        LuoError: see `Descriptor.refuse_to_share`. A number stands for the object that owns the
+            descriptor; duplicates of the descriptor are not recognized.
         ValueError: see `fileno_of`.
     """
-    if not isinstance(fd, int):
-        fd.refuse_to_share(operation)
-    return fileno_of(fd)
+    number = fileno_of(fd)
+    for one in list(guarded):
+        if one._fd == number:
+            one.refuse_to_share(operation)
+    return number
 
 
 def require_device(fd: int, name: str) -> None:

@@ -8,7 +8,7 @@ import weakref
 from typing import TYPE_CHECKING
 
 from pyluo._sys import Ioctl, constant, raising
-from pyluo.descriptor import OwnedFd
+from pyluo.descriptor import OwnedFd, guarded
 from pyluo.errors import LuoError, UserMappingError, from_errno
 from pyluo.exclusive import Exclusive, exclusively
 
@@ -59,6 +59,7 @@ class IommuContext(OwnedFd):
         self._objects: dict[int, IommuObject] = {}
         self._mappings: weakref.WeakSet[MappedRegisters] = weakref.WeakSet()
         self._exclusive = Exclusive("the iommufd")
+        guarded.add(self)
 
     @property
     def objects(self) -> tuple[IommuObject, ...]:

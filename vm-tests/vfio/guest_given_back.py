@@ -132,8 +132,10 @@ def _drop_iommufd(scene: Scene) -> None:
 def _give_iommufd_away(scene: Scene) -> None:
     """Try to send and to detach the iommufd, which is refused as long as memory is mapped."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours, theirs, pytest.raises(UserMappingError, match="unmap it"):
-        handoff.send(ours, {"iommufd": scene.iommufd}, timeout=1)
+    with ours, theirs:
+        for iommufd in (scene.iommufd, scene.iommufd.fileno()):
+            with pytest.raises(UserMappingError, match="unmap it"):
+                handoff.send(ours, {"iommufd": iommufd}, timeout=1)
     with pytest.raises(UserMappingError, match="unmap it"):
         handoff.exec_with(["true"], {"iommufd": scene.iommufd})
     with pytest.raises(UserMappingError, match="unmap it"):

@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import select
 import shutil
 import signal
@@ -51,17 +52,27 @@ _ANSWER_TIMEOUT = 10.0
 _START_TIMEOUT = 60.0
 _PACKET = 1 << 16
 _GONE = (ENOENT, ECONNREFUSED)
+_INTERPRETER = re.compile("python|pypy")  # in the name of the program
 
 
 class HolderProcess(Keeper):
-    """Keeps the descriptors of each store in a process of its own."""
+    """Keeps the descriptors of each store in a process of its own.
+
+    Args:
+        python: the Python interpreter that runs the process, and can import pyluo; by default
+            `sys.executable`. A program with Python embedded in it has to name one.
+    """
+
+    def __init__(self, *, python: str | None = None) -> None:
+        self._python = python
 
     def keep(self, name: str, label: str, fd: HasFileno) -> None:
         """Give a descriptor to the holder of a store, and start the holder if there is none.
 
         Raises:
-            LuoError: the new process did not start (ECHILD), or not in time (ETIMEDOUT); the holder
-                is another user's (EACCES).
+            LuoError: the new process did not start (ECHILD), or not in time (ETIMEDOUT); no Python
+                interpreter is known that could run it (ENOENT); the holder is another user's
+                (EACCES).
         """
         while True:
             try:
@@ -71,7 +82,7 @@ class HolderProcess(Keeper):
                     raise
             else:
                 return
-            _start(name)
+            _start(name, self._python)
 
     def retrieve(self, name: str, label: str, *, wait: float = 0.0) -> None:
         """Have the holder of a store retrieve its incoming session, and keep it.
@@ -96,7 +107,7 @@ class HolderProcess(Keeper):
                     raise
             else:
                 return
-            _start(name)
+            _start(name, self._python)
 
     def kept(self, name: str) -> dict[str, OwnedFd]:
         """Return what the holder of a store keeps; an empty dictionary if there is no holder."""
@@ -207,8 +218,30 @@ def _connect(name: str) -> socket.socket:
     return connection
 
 
-def _start(name: str) -> None:
+def find_python(named: str | None) -> str:
+    """Return the path of the Python interpreter that is to run a holder.
+
+    Raises:
+        LuoError: `sys.executable` is none, as in a program with Python embedded in it (ENOENT).
+            Such a program must not be run in the place of an interpreter: it might do anything.
+    """
+    if named is not None:
+        return named
+    executable = sys.executable or ""
+    name = os.path.basename(os.path.realpath(executable)) if executable else ""
+    if getattr(sys, "frozen", False) or not _INTERPRETER.search(name):
+        hint = (
+            f"sys.executable is {sys.executable!r}, which is no Python interpreter; Python seems "
+            "to be embedded in this program. Name one that can import pyluo: "
+            "keeper=HolderProcess(python='/usr/bin/python3')"
+        )
+        raise LuoError(ENOENT, "find Python", "to start a holder process", hint)
+    return executable
+
+
+def _start(name: str, named_python: str | None) -> None:
     """Start the holder of a store, unless there is one; return when it listens."""
+    python = find_python(named_python)
     address = _address(name)
     with _start_lock() as lock, ExitStack() as stack:
         try:
@@ -222,19 +255,20 @@ def _start(name: str) -> None:
             os.unlink(address)  # left by a holder that was killed
         reader, writer = (stack.enter_context(OwnedFd(fd)) for fd in os.pipe2(os.O_CLOEXEC))
         stderr = stack.enter_context(tempfile.TemporaryFile())
-        command = [sys.executable, "-m", __name__, str(writer.fileno()), str(lock), address]
+        command = [python, "-m", __name__, str(writer.fileno()), str(lock), address]
         # The process starts in "/", so relative paths must become absolute.
         path = [os.path.abspath(entry) for entry in sys.path]
-        process = subprocess.Popen(
-            [*_out_of_the_service(), *command],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
-            cwd="/",
-            pass_fds=[writer.fileno(), lock],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=stderr,
-            start_new_session=True,
-        )
+        with raising("start holder", f"of {name!r}, by {python}"):
+            process = subprocess.Popen(
+                [*_out_of_the_service(), *command],
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
+                cwd="/",
+                pass_fds=[writer.fileno(), lock],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                start_new_session=True,
+            )
         writer.close()
         process.wait()  # the process forks and ends; its child becomes the holder
         if not select.select([reader], [], [], _START_TIMEOUT)[0]:

@@ -237,9 +237,20 @@ class StoreError(LuoError):
 
 
 class HandoffError(LuoError):
-    """A handoff of descriptors to another process or program failed."""
+    """A handoff of descriptors to another process or program failed.
+
+    Attributes:
+        unfinished: if this side does not know who owns the files now, the `Sending` or `Receiving`,
+            which can go on, or take the files over once the other process is dead. Otherwise None:
+            they are the sender's. This attribute is not pickled with the exception.
+    """
 
     default_hint = "The process that had the descriptors still has them"
+    unfinished: Any = None
+
+    def __reduce__(self) -> tuple[type[LuoError], tuple[Any, ...], dict[str, Any]]:
+        kind, arguments, state = super().__reduce__()
+        return kind, arguments, {name: item for name, item in state.items() if name != "unfinished"}
 
 
 class HandoverError(LuoError):
@@ -514,6 +525,8 @@ _HINTS: dict[tuple[str, int], str] = {
         "The other process sent nothing in time; is it in receive()? Nothing was handed over"
     ),
     ("send handoff", _errno.EPIPE): "The other process has hung up; nothing was handed over",
+    ("send handoff", _errno.EMFILE): "No descriptor is free: raise RLIMIT_NOFILE (ulimit -n)",
+    ("receive handoff", _errno.EMFILE): "No descriptor is free: raise RLIMIT_NOFILE (ulimit -n)",
     ("send handoff", _errno.ETOOMANYREFS): (
         "Too many descriptors of this user are in flight through sockets: raise RLIMIT_NOFILE, or "
         "try again when others were received; nothing was handed over"
@@ -522,6 +535,12 @@ _HINTS: dict[tuple[str, int], str] = {
         "The other process sent nothing in time; is it in send()? Nothing was taken over"
     ),
     ("receive handoff", _errno.EPIPE): "The other process has hung up; nothing was taken over",
+    ("listen for handoff", _errno.EADDRINUSE): (
+        "A process listens there, or another kind of file or another user's socket is there"
+    ),
+    ("listen for handoff", _errno.EAGAIN): (
+        "Another process keeps a lock on the folder: find it by `fuser`, or choose another folder"
+    ),
     ("connect for handoff", _errno.EAGAIN): (
         "Other connections are waiting to be accepted there: try again"
     ),
@@ -643,7 +662,11 @@ _HINTS: dict[tuple[str, int], str] = {
     ("pwrite", _errno.EIO): _NO_MEMORY_ACCESS,
     ("memfd_create", _errno.ENOMEM): "For huge pages, reserve some first: see vm.nr_hugepages",
     ("memfd_create", _errno.ENODEV): "This kernel has no huge pages of that size",
-    ("memfd_create", _errno.EACCES): "vm.memfd_noexec=2 forbids executable memfds",
+    ("memfd_create", _errno.EACCES): (
+        "vm.memfd_noexec=2 forbids executable memfds. Kernels up to 7.3 carry no others over "
+        "intact, so it rules out the live update of memfds: set it to 0 or 1. A memfd that is not "
+        "to be preserved can be created with executable=False"
+    ),
     ("mmap", _errno.ENOMEM): "For huge pages, reserve some first: see vm.nr_hugepages",
     ("mbind", _errno.ENOSYS): "The kernel needs CONFIG_NUMA",
     ("mbind", _errno.EINVAL): (

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pyluo._sys import raising
 from pyluo.errors import NotPreservableError, PreservedMemoryError
-from pyluo.memfd import Seal, read_seals, supports_seals
+from pyluo.memfd import Seal, forbids_executable_memfds, read_seals, supports_seals
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,12 +65,20 @@ def refuse_noexec(fd: int, subject: Callable[[], str]) -> None:
     Source: mm/memfd_luo.c, memfd_luo_retrieve(); mm/memfd.c, memfd_add_seals()
     """
     if read_seals(fd) & Seal.EXEC:
+        if forbids_executable_memfds():
+            remedy = (
+                "vm.memfd_noexec=2 allows no others, so it rules out the live update of memfds: "
+                "set it to 0 or 1"
+            )
+        else:
+            remedy = (
+                "create it with MFD_EXEC (with vm.memfd_noexec=1, memfds are noexec by default)"
+            )
         raise NotPreservableError(
             errno.EINVAL,
             _OPERATION,
             f"{subject()}, sealed noexec",
-            "It would come back executable and sealed against writing; create it with MFD_EXEC "
-            "(with vm.memfd_noexec=1, memfds are noexec by default), or allow it with "
+            f"It would come back executable and sealed against writing: {remedy}, or allow it with "
             "allow_noexec=True",
         )
 

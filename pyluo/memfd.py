@@ -13,7 +13,14 @@ from pyluo._sys import constant, raising
 from pyluo.descriptor import OwnedFd
 from pyluo.errors import from_errno
 
-__all__ = ["Memfd", "Seal", "read_seals", "supports_seals"]
+__all__ = [
+    "Memfd",
+    "Seal",
+    "forbids_executable_memfds",
+    "read_at",
+    "read_seals",
+    "supports_seals",
+]
 
 _CLOEXEC = constant("MFD_CLOEXEC")
 _ALLOW_SEALING = constant("MFD_ALLOW_SEALING")
@@ -67,8 +74,10 @@ class Memfd(OwnedFd):
             seals: seals to add after the size is set.
             huge_page_size: the size of the huge pages in bytes, a power of two that the machine
                 supports; 0 for normal pages. Kernels up to 7.3 do not preserve huge pages.
-            executable: False creates the memfd with MFD_NOEXEC_SEAL. On kernels up to 7.3 such a
-                memfd is executable and read-only after a live update, so a session refuses it.
+            executable: False creates the memfd with MFD_NOEXEC_SEAL, which also works with
+                vm.memfd_noexec=2. On kernels up to 7.3 such a memfd is executable and read-only
+                after a live update, so a session refuses it. Kernels before 6.3 do not have this
+                flag, and every memfd is executable; `seals` tells.
 
         Raises:
             ValueError: the size is negative or not a multiple of the huge page size, or the huge
@@ -167,15 +176,7 @@ class Memfd(OwnedFd):
 
         The file position is neither used nor changed.
         """
-        chunks = []
-        while length:
-            chunk = os.pread(self.fileno(), min(length, 1 << 30), offset)
-            if not chunk:
-                break
-            chunks.append(chunk)
-            length -= len(chunk)
-            offset += len(chunk)
-        return b"".join(chunks)
+        return read_at(self.fileno(), length, offset)
 
     def write(self, data: bytes | bytearray | memoryview | mmap.mmap, offset: int) -> None:
         """Write all of `data` at `offset`; the file grows if necessary.
@@ -196,6 +197,22 @@ class Memfd(OwnedFd):
 
     def _subject(self, what: str) -> str:
         return f"memfd (descriptor {self.fileno()}): {what}"
+
+
+def read_at(fd: int, length: int, offset: int) -> bytes:
+    """Return `length` bytes of a file from `offset`, or fewer if the file ends before.
+
+    The file position is neither used nor changed.
+    """
+    chunks = []
+    while length:
+        chunk = os.pread(fd, min(length, 1 << 30), offset)
+        if not chunk:
+            break
+        chunks.append(chunk)
+        length -= len(chunk)
+        offset += len(chunk)
+    return b"".join(chunks)
 
 
 def supports_seals(fd: int) -> bool:
@@ -229,12 +246,24 @@ def _create(name: str, flags: int, executable: bool, subject: str) -> int:
     """Call memfd_create(2) with MFD_EXEC or MFD_NOEXEC_SEAL; return the descriptor.
 
     Without either flag the sysctl vm.memfd_noexec would decide. Kernels before 6.3 know neither
-    flag and always create executable memfds, so an executable memfd is then created without one.
+    flag and always create executable memfds, so the memfd is then created without one.
     """
     try:
         return os.memfd_create(name, flags | (_EXEC if executable else _NOEXEC_SEAL))
     except OSError as error:
-        if error.errno != errno.EINVAL or not executable:
+        if error.errno != errno.EINVAL:
             raise from_errno(error.errno or errno.EIO, "memfd_create", subject) from None
     with raising("memfd_create", subject):
         return os.memfd_create(name, flags)
+
+
+def forbids_executable_memfds() -> bool:
+    """Return whether vm.memfd_noexec=2 forbids executable memfds in this PID namespace.
+
+    Source: Documentation/admin-guide/sysctl/vm.rst, memfd_noexec. Linux 6.3.
+    """
+    try:
+        with open("/proc/sys/vm/memfd_noexec") as file:
+            return int(file.read()) >= 2
+    except OSError:
+        return False

@@ -82,7 +82,8 @@ def _try_to_preserve(session: OutgoingSession, token: int, kind: str) -> Finding
     try:
         file = _KINDS[kind]()
     except OSError as error:
-        return Finding(kind, Verdict.ABSENT, error.errno or 0, error.strerror or str(error))
+        reason = getattr(error, "hint", "") or error.strerror or str(error)
+        return Finding(kind, Verdict.ABSENT, error.errno or 0, reason)
     with file:
         try:
             session.preserve(file, token, allow_noexec=True)

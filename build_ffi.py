@@ -37,6 +37,20 @@ int pyluo_kexec_file_load(int kernel, int initrd, size_t cmdline_length, const c
                           unsigned long flags);
 int pyluo_kexec_load(unsigned long flags);
 int pyluo_close(int *fd);
+void pyluo_move_fd(int *to, int *from);
+struct pyluo_packet {
+    int result;
+    int flags;
+    int has_credentials;
+    int32_t pid, uid, gid;
+    int pidfd;
+    int fd_count;
+    int fds[253];
+    size_t length;
+    unsigned char data[1024];
+};
+void pyluo_send_packet(int socket, struct pyluo_packet *packet);
+void pyluo_receive_packet(int socket, struct pyluo_packet *packet);
 int pyluo_reboot(unsigned int command);
 int pyluo_mount(const char *source, const char *target, const char *type, unsigned long flags,
                 const char *options);
@@ -48,8 +62,10 @@ int pyluo_mbind(uint64_t address, size_t length, int mode, const uint64_t *nodes
 
 SOURCE = """
 #include <errno.h>
+#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -123,6 +139,114 @@ static int pyluo_close(int *fd)
 
     *fd = -1;
     return number < 0 ? 0 : close(number);
+}
+
+static void pyluo_move_fd(int *to, int *from)
+{
+    *to = *from;
+    *from = -1;
+}
+
+#ifndef SCM_CREDENTIALS
+#define SCM_CREDENTIALS 2
+#endif
+#ifndef SCM_PIDFD
+#define SCM_PIDFD 4
+#endif
+#define PYLUO_MAX_FDS 253 /* SCM_MAX_FD in include/net/scm.h */
+
+struct pyluo_credentials { /* struct ucred, which libc hides from some sources */
+    int32_t pid;
+    uint32_t uid, gid;
+};
+
+struct pyluo_packet {
+    int result; /* bytes sent or received; a negative errno if the call failed or was not made */
+    int flags; /* MSG_TRUNC, MSG_CTRUNC */
+    int has_credentials;
+    int32_t pid, uid, gid;
+    int pidfd; /* a negative errno if the kernel could make none; -1 if it was not asked to */
+    int fd_count;
+    int fds[PYLUO_MAX_FDS];
+    size_t length;
+    unsigned char data[1024];
+};
+
+union pyluo_ancillary {
+    struct cmsghdr align;
+    /* The owner of the socket may have enabled other ancillary data, such as security labels and
+       time stamps. Without room for these, the kernel would drop the descriptors, which come
+       last. */
+    char bytes[CMSG_SPACE(sizeof(struct pyluo_credentials)) +
+               CMSG_SPACE(PYLUO_MAX_FDS * sizeof(int)) + CMSG_SPACE(sizeof(int)) + 1024];
+};
+
+static void pyluo_append(struct msghdr *message, int type, const void *data, size_t size)
+{
+    struct cmsghdr *header = (void *)((char *)message->msg_control + message->msg_controllen);
+
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = type;
+    header->cmsg_len = CMSG_LEN(size);
+    memcpy(CMSG_DATA(header), data, size);
+    message->msg_controllen += CMSG_SPACE(size);
+}
+
+/* The result is stored by the same call that sends, so that no exception can come between. */
+static void pyluo_send_packet(int socket, struct pyluo_packet *packet)
+{
+    /* Without these, the kernel would send the real user ID; and it would send none at all if the
+       receiver has not enabled SO_PASSCRED yet. */
+    struct pyluo_credentials self = {getpid(), geteuid(), getegid()};
+    struct iovec bytes = {packet->data, packet->length};
+    union pyluo_ancillary ancillary;
+    struct msghdr message = {.msg_iov = &bytes, .msg_iovlen = 1, .msg_control = ancillary.bytes};
+    ssize_t sent;
+
+    memset(&ancillary, 0, sizeof(ancillary));
+    pyluo_append(&message, SCM_CREDENTIALS, &self, sizeof(self));
+    if (packet->fd_count)
+        pyluo_append(&message, SCM_RIGHTS, packet->fds, packet->fd_count * sizeof(int));
+    do
+        sent = sendmsg(socket, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    while (sent < 0 && errno == EINTR);
+    packet->result = sent < 0 ? -errno : (int)sent;
+}
+
+/* Descriptors are in the packet as soon as they are open, so that no exception can lose them. */
+static void pyluo_receive_packet(int socket, struct pyluo_packet *packet)
+{
+    struct iovec bytes = {packet->data, sizeof(packet->data)};
+    union pyluo_ancillary ancillary;
+    struct msghdr message = {.msg_iov = &bytes, .msg_iovlen = 1, .msg_control = ancillary.bytes,
+                             .msg_controllen = sizeof(ancillary.bytes)};
+    struct cmsghdr *header;
+    ssize_t received;
+
+    do
+        received = recvmsg(socket, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    while (received < 0 && errno == EINTR);
+    if (received < 0) {
+        packet->result = -errno;
+        return;
+    }
+    packet->flags = message.msg_flags;
+    packet->length = received;
+    for (header = CMSG_FIRSTHDR(&message); header; header = CMSG_NXTHDR(&message, header)) {
+        size_t size = header->cmsg_len - CMSG_LEN(0);
+        if (header->cmsg_level != SOL_SOCKET)
+            continue;
+        if (header->cmsg_type == SCM_RIGHTS) {
+            packet->fd_count = size / sizeof(int);
+            memcpy(packet->fds, CMSG_DATA(header), packet->fd_count * sizeof(int));
+        } else if (header->cmsg_type == SCM_PIDFD && size >= sizeof(int)) {
+            memcpy(&packet->pidfd, CMSG_DATA(header), sizeof(int));
+        } else if (header->cmsg_type == SCM_CREDENTIALS && size >= sizeof(int[3])) {
+            memcpy(&packet->pid, CMSG_DATA(header), sizeof(int[3]));
+            packet->has_credentials = 1;
+        }
+    }
+    packet->result = received;
 }
 
 static int pyluo_reboot(unsigned int command)

@@ -25,6 +25,7 @@ __all__ = [
     "Exported",
     "FdNumber",
     "Ioctl",
+    "PacketBuffer",
     "Reply",
     "Request",
     "Struct",
@@ -355,6 +356,10 @@ class FdNumber:
     def value(self, value: int) -> None:
         self._cell[0] = value
 
+    def take(self, source: FdNumber) -> None:
+        """Move the number out of another object, in one step."""
+        lib.pyluo_move_fd(self._cell, source._cell)
+
     def close(self) -> None:
         """Close the descriptor, if there is one, and set the number to -1.
 
@@ -363,6 +368,98 @@ class FdNumber:
         """
         if lib.pyluo_close(self._cell):
             raise OSError(ffi.errno, os.strerror(ffi.errno))
+
+
+class PacketBuffer:
+    """One packet of a Unix socket, to be sent or received without waiting.
+
+    Because the buffer exists before the call, an exception that a signal handler raises right after
+    the call loses nothing: the buffer tells whether the packet was sent, or has the packet that was
+    received, with its descriptors.
+    """
+
+    __slots__ = ("_packet",)
+
+    MAX_FDS = 253  # SCM_MAX_FD in include/net/scm.h
+    MAX_BYTES = 1024
+
+    def __init__(self, data: bytes = b"", fds: Sequence[int] = ()) -> None:
+        self._packet = ffi.new("struct pyluo_packet *")
+        self._packet.result = -errno.EAGAIN
+        self._packet.pidfd = -1
+        self._packet.length = len(data)
+        self._packet.fd_count = len(fds)
+        self._packet.fds[0 : len(fds)] = list(fds)
+        ffi.buffer(self._packet.data)[: len(data)] = data
+
+    def send(self, fd: int) -> int:
+        """Send the packet, with the caller's effective credentials, unless it was sent already.
+
+        Returns:
+            The number of bytes sent; a negative errno if the packet was not sent.
+
+        Source: unix(7), SCM_RIGHTS and SCM_CREDENTIALS
+        """
+        if self._packet.result < 0:
+            lib.pyluo_send_packet(fd, self._packet)
+        return int(self._packet.result)
+
+    @property
+    def sent(self) -> bool:
+        """Whether `send` has sent the packet."""
+        return int(self._packet.result) >= 0
+
+    def receive(self, fd: int) -> int:
+        """Receive the next packet into the buffer, unless it has one already.
+
+        The descriptors have close-on-exec set.
+
+        Returns:
+            The number of bytes received, 0 at the end of the connection; a negative errno if no
+            packet was received.
+        """
+        if self._packet.result < 0:
+            lib.pyluo_receive_packet(fd, self._packet)
+        return int(self._packet.result)
+
+    @property
+    def data(self) -> bytes:
+        """The bytes of the packet."""
+        return bytes(ffi.buffer(self._packet.data, self._packet.length))
+
+    @property
+    def flags(self) -> int:
+        """The MSG_* flags that recvmsg(2) returned."""
+        return int(self._packet.flags)
+
+    @property
+    def credentials(self) -> tuple[int, int, int] | None:
+        """The PID, the user ID and the group ID of the sender; None if the kernel gave none."""
+        packet = self._packet
+        return (packet.pid, packet.uid, packet.gid) if packet.has_credentials else None
+
+    @property
+    def pidfd(self) -> int:
+        """The number of a pidfd of the sender; negative if there is none, or it was moved."""
+        return int(self._packet.pidfd)
+
+    @property
+    def fd_count(self) -> int:
+        """The number of descriptors that came with the packet."""
+        return int(self._packet.fd_count)
+
+    def move_pidfd(self, to: FdNumber) -> None:
+        """Move the pidfd out of the buffer, in one step."""
+        lib.pyluo_move_fd(to._cell, ffi.addressof(self._packet, "pidfd"))
+
+    def close_pidfd(self) -> None:
+        """Close the pidfd, if there is one."""
+        lib.pyluo_close(ffi.addressof(self._packet, "pidfd"))
+
+    def move_fd(self, index: int, to: FdNumber) -> None:
+        """Move a descriptor out of the buffer, in one step; do nothing if it was moved already."""
+        if self._packet.fds[index] >= 0:
+            lib.pyluo_move_fd(to._cell, self._packet.fds + index)
 
 
 def plain_ioctl(name: str, fd: int, subject: str = "") -> int:

@@ -9,11 +9,20 @@ from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
 from pyluo._sys import FdNumber, raising
 from pyluo.errors import from_errno
+from pyluo.file_kind import SESSION_LINK, read_link
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["Descriptor", "HasFileno", "OwnedFd", "fileno_of", "require_device", "wrap_new_fd"]
+__all__ = [
+    "Descriptor",
+    "HasFileno",
+    "OwnedFd",
+    "ReceivedFd",
+    "fileno_of",
+    "require_device",
+    "wrap_new_fd",
+]
 
 
 class HasFileno(Protocol):
@@ -46,6 +55,11 @@ class Descriptor:
     @_fd.setter
     def _fd(self, fd: int) -> None:
         self._number.value = fd
+
+    @property
+    def number(self) -> FdNumber:
+        """Where this object has its number, for what moves descriptors in one step."""
+        return self._number
 
     @classmethod
     def from_fd(cls, fd: int) -> Self:
@@ -114,9 +128,34 @@ class OwnedFd(Descriptor):
         self.close()
 
     def __del__(self) -> None:
-        if self._fd >= 0:
+        if self._fd < 0:
+            return
+        try:
             warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=2, source=self)
+        finally:  # a filter may make an error of the warning
             self._close()
+
+
+class ReceivedFd(OwnedFd):
+    """A descriptor that came from another process or program, of a kind that is not known yet.
+
+    If the last descriptor of a live update session is closed, the session's files are lost. So the
+    descriptor of a session stays open when this object is dropped.
+    """
+
+    __slots__ = ()
+
+    @property
+    def is_session(self) -> bool:
+        """Whether the descriptor is one of a live update session."""
+        return self._fd >= 0 and read_link(self._fd).startswith(SESSION_LINK)
+
+    def __del__(self) -> None:
+        if self.is_session:
+            what = "was dropped; it stays open, because closing it could lose a session's files"
+            warnings.warn(f"{self!r} {what}", ResourceWarning, stacklevel=2, source=self)
+        else:
+            super().__del__()
 
 
 def wrap_new_fd(fd: int, kind: type[D]) -> D:

@@ -15,7 +15,7 @@ from errno import EBADMSG, ENOENT, ESTALE
 from typing import TYPE_CHECKING, NoReturn
 
 from pyluo._sys import raising
-from pyluo.descriptor import OwnedFd, fileno_of
+from pyluo.descriptor import ReceivedFd, fileno_of
 from pyluo.errors import HandoffError, LuoError
 from pyluo.handoff.manifest import Entry, Manifest
 from pyluo.handoff.received import Handoff
@@ -121,7 +121,7 @@ def inherited() -> Handoff:
         os.set_inheritable(entry.number, False)
     os.close(number)
     return Handoff(
-        {entry.name: OwnedFd(entry.number) for entry in manifest.entries}, manifest.state
+        {entry.name: ReceivedFd(entry.number) for entry in manifest.entries}, manifest.state
     )
 
 

@@ -77,9 +77,12 @@ def test_descriptors_go_through_exec() -> None:
     with no_executable_memfds():
         pid = os.fork()
         if not pid:
-            os.dup2(writer, 1)
-            environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-            handoff.exec_with([sys.executable, "-c", program], {}, b"state", env=environment)
+            try:
+                os.dup2(writer, 1)
+                environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+                handoff.exec_with([sys.executable, "-c", program], {}, b"state", env=environment)
+            finally:
+                os._exit(1)
         os.close(writer)
         with open(reader) as output:
             assert output.read() == "state\n"

@@ -17,8 +17,9 @@ unexport PYTHONDONTWRITEBYTECODE
 # build kernels, their selftests and roots, and to run them. The first ones are for `make check` as well.
 CHECK_PACKAGES := python3-venv python3-dev gcc libc6-dev make bc bison flex libelf-dev lz4 perl \
 	rsync xz-utils
-PACKAGES := $(CHECK_PACKAGES) debian-archive-keyring libcap-dev qemu-system-x86 kexec-tools \
-	mmdebstrap uidmap
+# libssl-dev, openssl and sbsigntool are for the kernel `signed` and its images.
+PACKAGES := $(CHECK_PACKAGES) debian-archive-keyring libcap-dev libssl-dev openssl \
+	qemu-system-x86 kexec-tools mmdebstrap sbsigntool uidmap
 
 # The length of a soak: live updates of one store, steps of each state machine, rounds of crashes.
 SOAK_HOPS ?= 500
@@ -41,7 +42,7 @@ check: lint
 	$(BIN)/pytest -n auto --dist worksteal tests
 
 test: packages check
-	$(BIN)/pyluo vm kernel build stable previous selftest
+	$(BIN)/pyluo vm kernel build stable previous selftest signed
 	$(BIN)/pyluo vm root build sid
 	$(BIN)/pytest -n auto --dist worksteal --durations 20 --ignore $(DEBUG_TESTS) vm-tests
 
@@ -56,6 +57,7 @@ soak: packages $(BIN)/.dev
 
 bench: packages $(BIN)/.dev
 	$(BIN)/python benchmarks/handoff.py --rounds $(BENCH_ROUNDS)
+	$(BIN)/python benchmarks/layouts.py --rounds $(BENCH_ROUNDS)
 	$(BIN)/python benchmarks/side_by_side.py --rounds $(BENCH_ROUNDS)
 	$(BIN)/python benchmarks/stores.py --rounds $(BENCH_ROUNDS)
 

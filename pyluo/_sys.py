@@ -1,6 +1,6 @@
 """The only module that uses cffi: for the kernel's structs, and for system calls.
 
-No function here returns a cffi object. A system call that fails raises a `LuoError`; only
+No function here returns a cffi object. A system call that fails raises a `RequestError`; only
 `Ioctl.attempt`, `Ioctl.errno_for_unknown_tail` and `preserve_many` return the errno instead.
 """
 
@@ -8,15 +8,26 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from pyluo._ffi import ffi, lib
-from pyluo.errors import LuoError, from_errno
+from pyluo.errors import (
+    ImageRejectedError,
+    ImageSignatureError,
+    KernelTooOldError,
+    KexecBusyError,
+    KexecError,
+    NotPermittedError,
+    RequestError,
+    SealedError,
+)
+from pyluo.operation import Operation
 
 if TYPE_CHECKING:
     import mmap
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+
+    from pyluo.operation import Refusal
 
     Buffer = bytes | bytearray | memoryview | mmap.mmap
     Field = int | Buffer | Sequence[int]
@@ -25,6 +36,8 @@ __all__ = [
     "Exported",
     "FdNumber",
     "Ioctl",
+    "PacketBuffer",
+    "PlainIoctl",
     "Reply",
     "Request",
     "Struct",
@@ -36,15 +49,119 @@ __all__ = [
     "map_over",
     "mount",
     "pidfd_getfd",
-    "plain_ioctl",
     "preserve_many",
-    "raising",
     "reboot",
 ]
 
 _UNKNOWN_FLAGS = 0xFFF0  # flags that kexec_load(2) accepts on no kernel
-
-T = TypeVar("T")
+_UNSIGNED = (
+    "this kernel loads only images that are signed by a key that it trusts. Nothing has changed, "
+    "and what is preserved is intact"
+)
+_NO_PAGES = "There is not enough memory, or too few huge pages are reserved: see vm.nr_hugepages"
+_KEXEC_FILE_LOAD = Operation(
+    "kexec_file_load",
+    KexecError,
+    {
+        errno.EPERM: (
+            NotPermittedError,
+            "Loading needs CAP_SYS_BOOT, and /proc/sys/kernel/kexec_load_disabled to "
+            "be 0; a kernel that is locked down also wants a valid signature",
+        ),
+        errno.ENOEXEC: ImageRejectedError,
+        errno.ENODATA: (
+            ImageSignatureError,
+            "The image has no signature; " + _UNSIGNED,
+        ),
+        errno.ENOKEY: (
+            ImageSignatureError,
+            "The image is signed by a key that this kernel does not trust; " + _UNSIGNED,
+        ),
+        errno.EKEYREJECTED: (
+            ImageSignatureError,
+            (
+                "The image was changed after it was signed, or its key is revoked, or "
+                "this kernel cannot check the signatures of such images; "
+            )
+            + _UNSIGNED,
+        ),
+        errno.EBADMSG: (
+            ImageSignatureError,
+            "The signature is damaged; " + _UNSIGNED,
+        ),
+        errno.ELIBBAD: (
+            ImageSignatureError,
+            "The image is no PE file, so that it cannot have a signature; " + _UNSIGNED,
+        ),
+        errno.ENOPKG: (
+            ImageSignatureError,
+            "This kernel lacks the algorithm of the signature; " + _UNSIGNED,
+        ),
+        errno.EBUSY: KexecBusyError,
+        errno.ENOSYS: (
+            KernelTooOldError,
+            "The kernel needs CONFIG_KEXEC_FILE=y",
+        ),
+    },
+)
+_REBOOT = Operation(
+    "reboot",
+    KexecError,
+    {
+        errno.EBUSY: KexecBusyError,
+        errno.EPERM: NotPermittedError,
+        errno.EINVAL: (
+            "No image is loaded; or a preserved file could not be frozen: dmesg says "
+            "which one. The system keeps running, unchanged"
+        ),
+    },
+)
+_MOUNT = Operation("mount")
+_PIDFD_GETFD = Operation("pidfd_getfd")
+_MMAP = Operation(
+    "mmap",
+    RequestError,
+    {
+        errno.EPERM: SealedError,
+        errno.EACCES: SealedError,
+        errno.ENOMEM: "For huge pages, reserve some first: see vm.nr_hugepages",
+    },
+)
+_MBIND = Operation(
+    "mbind",
+    RequestError,
+    {
+        errno.ENOSYS: "The kernel needs CONFIG_NUMA",
+        errno.EINVAL: (
+            "A node does not exist, has no memory or is outside this process's cpuset; or"
+            " the mode needs other nodes, or a newer kernel than Linux {release}"
+        ),
+    },
+)
+_MADVISE = {
+    "MADV_HUGEPAGE": Operation(
+        "MADV_HUGEPAGE",
+        RequestError,
+        {
+            errno.EINVAL: "The kernel needs CONFIG_TRANSPARENT_HUGEPAGE",
+        },
+    ),
+    "MADV_POPULATE_READ": Operation(
+        "MADV_POPULATE_READ",
+        RequestError,
+        {
+            errno.EFAULT: _NO_PAGES,
+        },
+    ),
+    "MADV_POPULATE_WRITE": Operation(
+        "MADV_POPULATE_WRITE",
+        RequestError,
+        {
+            errno.EFAULT: _NO_PAGES,
+        },
+    ),
+}
+_NOT_CALLED = -(1 << 31)  # the outcome of an ioctl before the call: the negative of no errno
 
 
 def constant(name: str) -> int:
@@ -54,50 +171,29 @@ def constant(name: str) -> int:
     return value
 
 
-@contextmanager
-def raising(operation: str, subject: str = "") -> Iterator[None]:
-    """Turn an OSError that the ``with`` block raises into the LuoError for `operation`."""
-    try:
-        yield
-    except LuoError:
-        raise
-    except OSError as error:
-        default = errno.ETIMEDOUT if isinstance(error, TimeoutError) else errno.EIO
-        raise from_errno(error.errno or default, operation, subject) from None
-
-
-def _call(operation: str, subject: str, function: Callable[[], int]) -> int:
-    """Return the result of a system call; raise the exception for `operation` if it fails."""
-    result, number = _retry(function)
-    if number:
-        raise from_errno(number, operation, subject)
+def _call(operation: Operation, subject: str, function: Callable[[], int]) -> int:
+    """Return the result of a system call; raise the exception of `operation` if it fails."""
+    result = _retry(function)
+    if result < 0:
+        raise operation.error(-result, subject)
     return result
 
 
-def _retry(function: Callable[[], int]) -> tuple[int, int]:
-    """Call `function`, again after each EINTR; return its result and its errno (0 if none)."""
-    while (result := function()) < 0:
-        number = ffi.errno
-        if number != errno.EINTR:
-            return result, number
-    return result, 0
+def _retry(function: Callable[[], int]) -> int:
+    """Call `function`, again after each EINTR; return its result, which is -errno if it failed."""
+    while (result := function()) == -errno.EINTR:
+        pass
+    return result
 
 
 class Reply:
-    """A struct that the kernel filled in, with the result of the system call.
+    """A struct that the kernel filled in, or that was read from a buffer."""
 
-    Attributes:
-        result: the return value of the system call; 0 if the struct was read from a buffer.
-        errno: the errno of the system call; 0 if it succeeded.
-    """
+    __slots__ = ("_memory", "_struct")
 
-    __slots__ = ("_memory", "_struct", "errno", "result")
-
-    def __init__(self, struct: object, memory: object, result: int = 0, errno: int = 0) -> None:
+    def __init__(self, struct: object, memory: object) -> None:
         self._struct = struct
         self._memory = memory  # `struct` points into it
-        self.result = result
-        self.errno = errno
 
     def integer(self, field: str) -> int:
         """Return the value of an integer field."""
@@ -120,20 +216,38 @@ class Reply:
 class Request(Reply):
     """An ioctl with its struct, before and after the call.
 
-    Because the struct exists before the call, a descriptor that the kernel returns in it is never
-    lost, even if a signal handler raises right after the call.
+    The struct and the outcome are stored in C, within the call. So nothing that the kernel did is
+    ever in doubt, even if a signal handler raises right after the call: a descriptor that the
+    kernel returned is in the struct, and `succeeded` tells whether there is one.
     """
 
-    __slots__ = ("_command",)
+    __slots__ = ("_command", "_outcome")
 
     def __init__(self, command: int, struct: object, memory: object) -> None:
         super().__init__(struct, memory)
         self._command = command
+        self._outcome = ffi.new("int *", _NOT_CALLED)
 
     def attempt(self, fd: int) -> None:
-        """Call the ioctl on a descriptor, and set `result` and `errno`."""
-        struct = self._struct
-        self.result, self.errno = _retry(lambda: lib.pyluo_ioctl(fd, self._command, struct))
+        """Call the ioctl on a descriptor, which sets the attributes below."""
+        struct, outcome = self._struct, self._outcome
+        _retry(lambda: int(lib.pyluo_ioctl(fd, self._command, struct, outcome)))
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the ioctl was called, and succeeded."""
+        return int(self._outcome[0]) >= 0
+
+    @property
+    def result(self) -> int:
+        """The return value of the ioctl; -1 if it failed or was not called."""
+        return max(int(self._outcome[0]), -1)
+
+    @property
+    def errno(self) -> int:
+        """The errno of the ioctl; 0 if it succeeded or was not called."""
+        outcome = int(self._outcome[0])
+        return 0 if outcome >= 0 or outcome == _NOT_CALLED else -outcome
 
 
 class Struct:
@@ -153,10 +267,13 @@ class Struct:
             fields: the value of each member: an integer; bytes or integers for an array; a buffer
                 for a member that holds an address. The caller must keep the buffer as long as the
                 kernel may use the address.
+
+        Raises:
+            ValueError: a value does not fit into its member.
         """
         packed = bytearray(self.size)
         struct = ffi.cast(self._pointer, ffi.from_buffer("char[]", packed))
-        _set_fields(struct, fields)
+        _set_fields(self.name, struct, fields)
         return packed
 
     def unpack(self, data: Buffer, offset: int = 0) -> Reply:
@@ -185,18 +302,20 @@ class Exported:
     Attributes:
         address: the address of the buffer in this process.
         length: the length of the buffer in bytes.
+        pid: the process whose memory this is; after a fork, the child has a copy.
 
     Raises:
         TypeError: the buffer must be writable and is not.
     """
 
-    __slots__ = ("_buffer", "_exported", "_writable", "address", "length")
+    __slots__ = ("_buffer", "_exported", "_writable", "address", "length", "pid")
 
     def __init__(self, buffer: Buffer, *, writable: bool = True) -> None:
         if writable and memoryview(buffer).readonly:
             raise TypeError("a writable buffer is needed, such as a mapping made with mmap")
         self._buffer = ffi.from_buffer("char[]", buffer)
         self._writable = writable
+        self.pid = os.getpid()
         self.address = int(ffi.cast("uintptr_t", self._buffer))
         self.length = len(self._buffer)
         self._exported = True
@@ -253,25 +372,41 @@ class Exported:
         ffi.release(self._buffer)
 
 
-class Ioctl:
-    """An ioctl that takes a pointer to a struct, one field of which is the struct's size.
+class Ioctl(Operation):
+    """An ioctl that takes a pointer to a struct.
+
+    A kernel that knows a shorter struct refuses one with more in it by E2BIG.
 
     Args:
         name: the kernel's name of the ioctl.
         struct: the name of the struct.
-        size: the name of the member that holds the struct's size in bytes. The size of the struct
-            and its tail is filled in, unless the caller gives this member as a field.
+        kind: the usual class of its exceptions.
+        refusals: what an errno means; see `Operation`.
+        size: the name of the member that holds the struct's size in bytes; None if there is none.
+            The size of the struct and its tail is filled in, unless the caller gives this member as
+            a field.
     """
 
-    __slots__ = ("_number", "_size_field", "name", "struct")
+    __slots__ = ("_number", "_size_field", "struct")
 
-    def __init__(self, name: str, struct: str, *, size: str = "size") -> None:
-        self.name = name
+    def __init__(
+        self,
+        name: str,
+        struct: str,
+        kind: type[RequestError],
+        refusals: Mapping[int, Refusal] | None = None,
+        *,
+        size: str | None = "size",
+    ) -> None:
+        extensible: dict[int, Refusal] = {errno.E2BIG: KernelTooOldError} if size else {}
+        super().__init__(name, kind, extensible | dict(refusals or {}))
         self.struct = Struct(struct)
         self._number = constant(name)
         self._size_field = size
 
-    def __call__(self, fd: int, subject: str = "", tail: Buffer = b"", /, **fields: Field) -> Reply:
+    def __call__(
+        self, fd: int, subject: str = "", tail: Buffer = b"", /, **fields: Field
+    ) -> Request:
         """Call the ioctl with `fields` set and every other byte zero.
 
         Args:
@@ -282,14 +417,15 @@ class Ioctl:
             fields: the value of each member; see `Struct.pack`.
 
         Raises:
-            LuoError: the class depends on the request and the errno.
+            RequestError: the class depends on the request and the errno.
+            ValueError: a value does not fit into its member; nothing was called.
         """
         reply = self.attempt(fd, tail, **fields)
         if reply.errno:
-            raise from_errno(reply.errno, self.name, subject)
+            raise self.error(reply.errno, subject)
         return reply
 
-    def attempt(self, fd: int, tail: Buffer = b"", /, **fields: Field) -> Reply:
+    def attempt(self, fd: int, tail: Buffer = b"", /, **fields: Field) -> Request:
         """Call the ioctl; return the reply even if the ioctl fails, with the errno in it.
 
         Some ioctls fill in their struct even if they fail.
@@ -299,12 +435,17 @@ class Ioctl:
         return request
 
     def prepare(self, tail: Buffer = b"", /, **fields: Field) -> Request:
-        """Return the request with its struct filled in, without calling the ioctl."""
+        """Return the request with its struct filled in, without calling the ioctl.
+
+        Raises:
+            ValueError: a value does not fit into its member.
+        """
         size = self.struct.size + len(tail)
         memory = ffi.new("unsigned char[]", size)
         ffi.buffer(memory)[self.struct.size :] = bytes(tail)
         struct = ffi.cast(f"struct {self.struct.name} *", memory)
-        _set_fields(struct, {self._size_field: size} | fields)
+        sizes = {} if self._size_field is None else {self._size_field: size}
+        _set_fields(self.struct.name, struct, sizes | fields)
         return Request(self._number, struct, memory)
 
     def errno_for_unknown_tail(self, fd: int) -> int:
@@ -313,24 +454,33 @@ class Ioctl:
         struct = ffi.new("unsigned char[]", size + 8)
         ffi.cast("uint32_t *", struct)[0] = size + 8
         struct[size] = 1
-        _, number = _retry(lambda: lib.pyluo_ioctl(fd, self._number, struct))
-        assert number, f"{self.name} accepted a struct with an unknown tail"
-        return number
+        outcome = ffi.new("int *")
+        result = _retry(lambda: int(lib.pyluo_ioctl(fd, self._number, struct, outcome)))
+        assert result < 0, f"{self.name} accepted a struct with an unknown tail"
+        return -result
 
 
-def _set_fields(struct: object, fields: Mapping[str, Field]) -> None:
-    """Set members of a struct; the caller must keep each buffer whose address is set."""
+def _set_fields(name: str, struct: object, fields: Mapping[str, Field]) -> None:
+    """Set members of a struct; the caller must keep each buffer whose address is set.
+
+    Raises:
+        ValueError: a value does not fit into its member.
+    """
     for field, value in fields.items():
-        if isinstance(value, int):
-            setattr(struct, field, value)
-        elif isinstance(member := getattr(struct, field), int):
-            address = ffi.from_buffer("char[]", value)
-            setattr(struct, field, int(ffi.cast("uintptr_t", address)))
-        elif isinstance(value, bytes):
-            ffi.buffer(member)[: len(value)] = value
-        else:
-            for index, item in enumerate(value):
-                member[index] = item
+        try:
+            if isinstance(value, int):
+                setattr(struct, field, value)
+            elif isinstance(member := getattr(struct, field), int):
+                address = ffi.from_buffer("char[]", value)
+                setattr(struct, field, int(ffi.cast("uintptr_t", address)))
+            elif isinstance(value, bytes):
+                ffi.buffer(member)[: len(value)] = value
+            else:
+                for index, item in enumerate(value):
+                    member[index] = item
+        except (OverflowError, IndexError) as error:
+            shown = hex(value) if isinstance(value, int) else repr(value)
+            raise ValueError(f"{shown} does not fit into {field} of struct {name}") from error
 
 
 class FdNumber:
@@ -355,20 +505,127 @@ class FdNumber:
     def value(self, value: int) -> None:
         self._cell[0] = value
 
+    def take(self, source: FdNumber) -> None:
+        """Move the number out of another object, in one step."""
+        lib.pyluo_move_fd(self._cell, source._cell)
+
     def close(self) -> None:
         """Close the descriptor, if there is one, and set the number to -1.
 
         Raises:
             OSError: the descriptor was closed, but the file system reported an error.
         """
-        if lib.pyluo_close(self._cell):
-            raise OSError(ffi.errno, os.strerror(ffi.errno))
+        if (result := int(lib.pyluo_close(self._cell))) < 0:
+            raise OSError(-result, os.strerror(-result))
 
 
-def plain_ioctl(name: str, fd: int, subject: str = "") -> int:
-    """Call an ioctl without an argument; return its result, which may be a new descriptor."""
-    number = constant(name)
-    return _call(name, subject, lambda: lib.pyluo_ioctl(fd, number, ffi.NULL))
+class PacketBuffer:
+    """One packet of a Unix socket, to be sent or received without waiting.
+
+    Because the buffer exists before the call, an exception that a signal handler raises right after
+    the call loses nothing: the buffer tells whether the packet was sent, or has the packet that was
+    received, with its descriptors.
+    """
+
+    __slots__ = ("_packet",)
+
+    MAX_FDS = 253  # SCM_MAX_FD in include/net/scm.h
+    MAX_BYTES = 1024
+
+    def __init__(self, data: bytes = b"", fds: Sequence[int] = ()) -> None:
+        self._packet = ffi.new("struct pyluo_packet *")
+        self._packet.result = -errno.EAGAIN
+        self._packet.pidfd = -1
+        self._packet.length = len(data)
+        self._packet.fd_count = len(fds)
+        self._packet.fds[0 : len(fds)] = list(fds)
+        ffi.buffer(self._packet.data)[: len(data)] = data
+
+    def send(self, fd: int) -> int:
+        """Send the packet, with the caller's effective credentials, unless it was sent already.
+
+        Returns:
+            The number of bytes sent; a negative errno if the packet was not sent.
+
+        Source: unix(7), SCM_RIGHTS and SCM_CREDENTIALS
+        """
+        if self._packet.result < 0:
+            lib.pyluo_send_packet(fd, self._packet)
+        return int(self._packet.result)
+
+    @property
+    def sent(self) -> bool:
+        """Whether `send` has sent the packet."""
+        return int(self._packet.result) >= 0
+
+    def receive(self, fd: int) -> int:
+        """Receive the next packet into the buffer, unless it has one already.
+
+        The descriptors have close-on-exec set.
+
+        Returns:
+            The number of bytes received, 0 at the end of the connection; a negative errno if no
+            packet was received.
+        """
+        if self._packet.result < 0:
+            lib.pyluo_receive_packet(fd, self._packet)
+        return int(self._packet.result)
+
+    @property
+    def data(self) -> bytes:
+        """The bytes of the packet."""
+        return bytes(ffi.buffer(self._packet.data, self._packet.length))
+
+    @property
+    def flags(self) -> int:
+        """The MSG_* flags that recvmsg(2) returned."""
+        return int(self._packet.flags)
+
+    @property
+    def credentials(self) -> tuple[int, int, int] | None:
+        """The PID, the user ID and the group ID of the sender; None if the kernel gave none."""
+        packet = self._packet
+        return (packet.pid, packet.uid, packet.gid) if packet.has_credentials else None
+
+    @property
+    def pidfd(self) -> int:
+        """The number of a pidfd of the sender; negative if there is none, or it was moved."""
+        return int(self._packet.pidfd)
+
+    @property
+    def fd_count(self) -> int:
+        """The number of descriptors that came with the packet."""
+        return int(self._packet.fd_count)
+
+    def move_pidfd(self, to: FdNumber) -> None:
+        """Move the pidfd out of the buffer, in one step."""
+        lib.pyluo_move_fd(to._cell, ffi.addressof(self._packet, "pidfd"))
+
+    def close_pidfd(self) -> None:
+        """Close the pidfd, if there is one."""
+        lib.pyluo_close(ffi.addressof(self._packet, "pidfd"))
+
+    def move_fd(self, index: int, to: FdNumber) -> None:
+        """Move a descriptor out of the buffer, in one step; do nothing if it was moved already."""
+        if self._packet.fds[index] >= 0:
+            lib.pyluo_move_fd(to._cell, self._packet.fds + index)
+
+
+class PlainIoctl(Operation):
+    """An ioctl without an argument.
+
+    Args:
+        name: the kernel's name of the ioctl.
+        kind: the usual class of its exceptions.
+        refusals: what an errno means; see `Operation`.
+    """
+
+    __slots__ = ()
+
+    def __call__(self, fd: int, subject: str = "") -> int:
+        """Call the ioctl; return its result, which may be a new descriptor."""
+        number, outcome = constant(self.name), ffi.new("int *")
+        return _call(self, subject, lambda: int(lib.pyluo_ioctl(fd, number, ffi.NULL, outcome)))
 
 
 def preserve_many(session: int, fds: Sequence[int], tokens: Sequence[int]) -> tuple[int, int]:
@@ -380,21 +637,21 @@ def preserve_many(session: int, fds: Sequence[int], tokens: Sequence[int]) -> tu
     done = ffi.new("size_t *")
     fd_array = ffi.new("int32_t[]", list(fds))
     token_array = ffi.new("uint64_t[]", list(tokens))
-    failed = lib.pyluo_preserve_many(session, len(fds), fd_array, token_array, done)
-    return int(done[0]), ffi.errno if failed else 0
+    result = int(lib.pyluo_preserve_many(session, len(fds), fd_array, token_array, done))
+    return int(done[0]), -result
 
 
 def pidfd_getfd(pidfd: int, fd: int) -> int:
     """Duplicate a descriptor of another process, with close-on-exec set; return the duplicate."""
     subject = f"descriptor {fd} of another process"
-    return _call("pidfd_getfd", subject, lambda: lib.pyluo_pidfd_getfd(pidfd, fd))
+    return _call(_PIDFD_GETFD, subject, lambda: lib.pyluo_pidfd_getfd(pidfd, fd))
 
 
 def kexec_file_load(kernel: int, initrd: int, cmdline: bytes, flags: int, subject: str) -> None:
     """Load an image for kexec; `cmdline` must have no terminating zero."""
     length = len(cmdline) + 1 if cmdline else 0
     _call(
-        "kexec_file_load",
+        _KEXEC_FILE_LOAD,
         subject,
         lambda: lib.pyluo_kexec_file_load(kernel, initrd, length, cmdline, flags),
     )
@@ -406,19 +663,19 @@ def kexec_load_exists() -> bool:
     The system call is made with flags that it must refuse. If the sysctl
     kernel.kexec_load_limit_reboot is set, this call counts against the limit.
     """
-    return lib.pyluo_kexec_load(_UNKNOWN_FLAGS) == 0 or ffi.errno != errno.ENOSYS
+    return int(lib.pyluo_kexec_load(_UNKNOWN_FLAGS)) != -errno.ENOSYS
 
 
 def reboot(command: int) -> None:
-    """Make the system call reboot with its magic numbers; raise LuoError if the call fails."""
-    _call("reboot", "", lambda: lib.pyluo_reboot(command))
+    """Make the system call reboot with its magic numbers; raise RequestError if the call fails."""
+    _call(_REBOOT, "", lambda: lib.pyluo_reboot(command))
 
 
 def mount(source: str, target: str, kind: str, options: str = "") -> None:
     """Mount a file system of type `kind` at `target`, without mount flags."""
     encode = os.fsencode
     _call(
-        "mount",
+        _MOUNT,
         f"{target} ({kind})",
         lambda: lib.pyluo_mount(encode(source), encode(target), encode(kind), 0, encode(options)),
     )
@@ -444,7 +701,7 @@ def map_over(
     """
     address = memory.address_of_range(offset, length)
     flags |= constant("MAP_FIXED")
-    _call("mmap", subject, lambda: lib.pyluo_mmap(address, length, protection, flags, fd))
+    _call(_MMAP, subject, lambda: lib.pyluo_mmap(address, length, protection, flags, fd))
 
 
 def madvise(memory: Exported, offset: int, length: int, advice: str, subject: str) -> None:
@@ -456,7 +713,7 @@ def madvise(memory: Exported, offset: int, length: int, advice: str, subject: st
     """
     address = memory.address_of_range(offset, length)
     number = constant(advice)
-    _call(advice, subject, lambda: lib.pyluo_madvise(address, length, number))
+    _call(_MADVISE[advice], subject, lambda: lib.pyluo_madvise(address, length, number))
 
 
 def bind_to_nodes(
@@ -473,4 +730,4 @@ def bind_to_nodes(
         mask[node // 64] |= 1 << node % 64
     # The kernel ignores the last of the bits that it is told of.
     max_node = words * 64 + 1
-    _call("mbind", subject, lambda: lib.pyluo_mbind(address, length, mode, mask, max_node))
+    _call(_MBIND, subject, lambda: lib.pyluo_mbind(address, length, mode, mask, max_node))

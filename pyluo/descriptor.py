@@ -5,15 +5,28 @@ from __future__ import annotations
 import errno
 import os
 import warnings
+import weakref
 from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
-from pyluo._sys import FdNumber, raising
-from pyluo.errors import from_errno
+from pyluo._sys import FdNumber
+from pyluo.errors import RequestError
+from pyluo.file_kind import SESSION_LINK, read_link
+from pyluo.operation import raising
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["Descriptor", "HasFileno", "OwnedFd", "fileno_of", "require_device", "wrap_new_fd"]
+__all__ = [
+    "Descriptor",
+    "HasFileno",
+    "OwnedFd",
+    "ReceivedFd",
+    "fileno_of",
+    "fileno_to_share",
+    "guarded",
+    "require_device",
+    "wrap_new_fd",
+]
 
 
 class HasFileno(Protocol):
@@ -22,6 +35,10 @@ class HasFileno(Protocol):
     def fileno(self) -> int:
         """Return the number of the descriptor."""
 
+
+_FD_LIMIT = 1 << 31
+# The objects whose `refuse_to_share` may raise.
+guarded: weakref.WeakSet[Descriptor] = weakref.WeakSet()
 
 D = TypeVar("D", bound="Descriptor")
 
@@ -47,13 +64,18 @@ class Descriptor:
     def _fd(self, fd: int) -> None:
         self._number.value = fd
 
+    @property
+    def number(self) -> FdNumber:
+        """Where this object has its number, for what moves descriptors in one step."""
+        return self._number
+
     @classmethod
     def from_fd(cls, fd: int) -> Self:
         """Return a new object that owns an open descriptor.
 
         Raises:
-            LuoError: the descriptor is not open (EBADF), or is not of the kind that the class is
-                for. The caller still owns the descriptor.
+            RequestError: the descriptor is not open (EBADF), or is not of the kind that the class
+                is for. The caller still owns the descriptor.
         """
         with raising("fstat", f"descriptor {fd}"):
             os.fstat(fd)
@@ -79,6 +101,15 @@ class Descriptor:
         fd = self.fileno()
         # In one line: a trace function that raises can do so before each line.
         self._fd = -1; return fd  # noqa: E702  # fmt: skip
+
+    def refuse_to_share(self, operation: str) -> None:
+        """Raise RequestError if another process must not get the descriptor now.
+
+        A class that overrides this method adds its objects to `guarded`.
+
+        Args:
+            operation: what would give the descriptor away, for the message of the error.
+        """
 
     def _close(self) -> None:
         self._number.close()
@@ -114,9 +145,34 @@ class OwnedFd(Descriptor):
         self.close()
 
     def __del__(self) -> None:
-        if self._fd >= 0:
+        if self._fd < 0:
+            return
+        try:
             warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=2, source=self)
+        finally:  # a filter may make an error of the warning
             self._close()
+
+
+class ReceivedFd(OwnedFd):
+    """A descriptor that came from another process or program, of a kind that is not known yet.
+
+    If the last descriptor of a live update session is closed, the session's files are lost. So the
+    descriptor of a session stays open when this object is dropped.
+    """
+
+    __slots__ = ()
+
+    @property
+    def is_session(self) -> bool:
+        """Whether the descriptor is one of a live update session."""
+        return self._fd >= 0 and read_link(self._fd).startswith(SESSION_LINK)
+
+    def __del__(self) -> None:
+        if self.is_session:
+            what = "was dropped; it stays open, because closing it could lose a session's files"
+            warnings.warn(f"{self!r} {what}", ResourceWarning, stacklevel=2, source=self)
+        else:
+            super().__del__()
 
 
 def wrap_new_fd(fd: int, kind: type[D]) -> D:
@@ -135,20 +191,38 @@ def fileno_of(fd: Descriptor | int) -> int:
     """Return the number of a descriptor, which is given as an object or as a number.
 
     Raises:
-        ValueError: the object is closed.
+        ValueError: the object is closed, or the number is not one of 31 bits.
     """
-    return fd if isinstance(fd, int) else fd.fileno()
+    number = fd if isinstance(fd, int) else fd.fileno()
+    if not -_FD_LIMIT <= number < _FD_LIMIT:
+        raise ValueError(f"{number} is not the number of a descriptor")
+    return number
+
+
+def fileno_to_share(fd: Descriptor | int, operation: str) -> int:
+    """Return the number of a descriptor that another process or program is to get.
+
+    Raises:
+        RequestError: see `Descriptor.refuse_to_share`. A number stands for the object that owns the
+            descriptor; duplicates of the descriptor are not recognized.
+        ValueError: see `fileno_of`.
+    """
+    number = fileno_of(fd)
+    for one in list(guarded):
+        if one._fd == number:
+            one.refuse_to_share(operation)
+    return number
 
 
 def require_device(fd: int, name: str) -> None:
-    """Raise LuoError unless a descriptor is open on a certain misc device.
+    """Raise RequestError unless a descriptor is open on a certain misc device.
 
     Args:
         fd: the descriptor.
         name: the name of the device in /sys/class/misc.
 
     Raises:
-        LuoError: the descriptor is not open (EBADF), or is not open on this device (ENODEV).
+        RequestError: the descriptor is not open (EBADF), or is not open on this device (ENODEV).
     """
     with raising("fstat", f"descriptor {fd}"):
         device = os.fstat(fd).st_rdev
@@ -160,4 +234,4 @@ def require_device(fd: int, name: str) -> None:
     else:
         if device == os.makedev(int(major), int(minor)):
             return
-    raise from_errno(errno.ENODEV, "from_fd", f"descriptor {fd}")
+    raise RequestError(errno.ENODEV, "from_fd", f"descriptor {fd}")

@@ -54,7 +54,8 @@ class Exclusive:
 
 
 class _HasLock(Protocol):
-    _exclusive: Exclusive
+    @property
+    def _exclusive(self) -> Exclusive: ...
 
 
 S = TypeVar("S", bound=_HasLock)

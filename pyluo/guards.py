@@ -9,9 +9,9 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from pyluo._sys import raising
 from pyluo.errors import NotPreservableError, PreservedMemoryError
-from pyluo.memfd import Seal, read_seals, supports_seals
+from pyluo.memfd import Seal, forbids_executable_memfds, read_seals, supports_seals
+from pyluo.operation import raising
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,12 +40,16 @@ SIZE_LIMIT = 1 << 40
 Kernels up to 7.3 allocate the list of a file's pages in one piece of less than 2 GiB.
 """
 
+_CGROUP_RESERVE = 4 << 20
+"""Bytes of a memory cgroup that must remain free: for page tables, and what other threads need."""
+
 _OPERATION = "LIVEUPDATE_SESSION_PRESERVE_FD"
 _CGROUPS = "/sys/fs/cgroup"
 _MEMINFO = "/proc/meminfo"
 _PAGETYPEINFO = "/proc/pagetypeinfo"
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-_MEMINFO_FIELDS = re.compile(r"^(MemAvailable|CmaFree|SwapTotal|SwapFree): +(\d+) kB", re.M)
+_MEMINFO_NAMES = ("MemTotal", "MemFree", "MemAvailable", "CmaFree", "SwapTotal", "SwapFree")
+_MEMINFO_FIELDS = re.compile(rf"^({'|'.join(_MEMINFO_NAMES)}): +(\d+) kB", re.M)
 _ALLOWANCE_PERIOD = 0.05  # seconds
 
 
@@ -65,12 +69,20 @@ def refuse_noexec(fd: int, subject: Callable[[], str]) -> None:
     Source: mm/memfd_luo.c, memfd_luo_retrieve(); mm/memfd.c, memfd_add_seals()
     """
     if read_seals(fd) & Seal.EXEC:
+        if forbids_executable_memfds():
+            remedy = (
+                "vm.memfd_noexec=2 allows no others, so it rules out the live update of memfds: "
+                "set it to 0 or 1"
+            )
+        else:
+            remedy = (
+                "create it with MFD_EXEC (with vm.memfd_noexec=1, memfds are noexec by default)"
+            )
         raise NotPreservableError(
             errno.EINVAL,
             _OPERATION,
             f"{subject()}, sealed noexec",
-            "It would come back executable and sealed against writing; create it with MFD_EXEC "
-            "(with vm.memfd_noexec=1, memfds are noexec by default), or allow it with "
+            f"It would come back executable and sealed against writing: {remedy}, or allow it with "
             "allow_noexec=True",
         )
 
@@ -96,6 +108,9 @@ class MemoryDemand:
         The kernel would not refuse: its OOM killer would kill processes to free memory, and the
         kernel panics if it kills init.
 
+        Holes are charged to the caller's memory cgroup as well. If that has no room, its OOM killer
+        kills the process within the request.
+
         Args:
             subject: a function that returns words for the files, for the message of an error.
             in_scratch: whether some pages of the files may lie in scratch areas. False for files
@@ -115,9 +130,20 @@ class MemoryDemand:
             )
         if _granted_lately.take(self._size):
             return
+        left_in_cgroup, group = room_in_cgroups()
+        if self._holes and self._holes + _CGROUP_RESERVE > left_in_cgroup:
+            raise PreservedMemoryError(
+                errno.ENOMEM,
+                _OPERATION,
+                f"{subject()}: {_format_mib(self._holes)} to allocate, where the memory cgroup "
+                f"{group} has room for {_format_mib(left_in_cgroup)}",
+                f"The kernel would kill this process, as {_format_mib(_CGROUP_RESERVE)} beyond the "
+                f"files must be left: raise memory.max, or preserve less",
+            )
         room = preservable_memory() - RESERVE
         if self._size <= room:
-            _granted_lately.renew(room - self._size)
+            unclaimed = min(room - self._size, left_in_cgroup - _CGROUP_RESERVE - self._holes)
+            _granted_lately.renew(unclaimed)
             return
         # Preserving moves pages out of scratch areas and reads swapped pages in. No interface tells
         # which pages of a file are affected, so assume as many as possible.
@@ -146,9 +172,9 @@ class _Allowance:
         self._deadline = 0.0
         self._left = 0
 
-    def renew(self, room: int) -> None:
+    def renew(self, room: float) -> None:
         """Set the allowance after a look that found `room` bytes free."""
-        self._left = min(room, RESERVE // 8)
+        self._left = int(max(min(room, RESERVE // 8), 0))
         self._deadline = time.monotonic() + _ALLOWANCE_PERIOD
 
     def take(self, size: int) -> bool:
@@ -162,27 +188,38 @@ class _Allowance:
 _granted_lately = _Allowance()
 
 
-def refuse_full_cgroup(size: int, subject: str) -> None:
-    """Refuse to retrieve a file that does not fit into the caller's memory cgroup.
+def refuse_full_cgroup(size: int | None, subject: str) -> None:
+    """Refuse to retrieve a file that does not, or might not, fit into the caller's memory cgroup.
 
     The kernel charges the pages to that cgroup. If the limit is exceeded, the retrieval fails and
     the file is lost; or the OOM killer kills the process, and the whole session is lost.
 
     Args:
-        size: the size of the file in bytes.
+        size: the size of the file in bytes; None if it is not known, as the kernel does not tell
+            it before the file is retrieved. It cannot exceed the memory that is in use.
         subject: words for the file, for the message of an error.
 
     Raises:
         PreservedMemoryError: the cgroup has too little room (ENOMEM).
     """
+    if size == 0:
+        return
     room, group = room_in_cgroups()
-    if size > room:
+    if size is None:
+        memory = _read_meminfo()
+        wanted = float(memory["MemTotal"] - memory["MemFree"])
+        amount = f"possibly {_format_mib(wanted)}"
+        advice = "say how large it is (`size`), raise memory.max"
+    else:
+        wanted = size
+        amount, advice = _format_mib(wanted), "raise memory.max"
+    if wanted > room:
         raise PreservedMemoryError(
             errno.ENOMEM,
             "LIVEUPDATE_SESSION_RETRIEVE_FD",
-            f"{subject}: {_format_mib(size)}, where the memory cgroup {group} has room for "
+            f"{subject}: {amount}, where the memory cgroup {group} has room for "
             f"{_format_mib(room)}",
-            "The file would be lost: raise memory.max, or retrieve it outside of the cgroup; it is "
+            f"The file would be lost: {advice}, or retrieve it outside of the cgroup; it is "
             "still in the session",
         )
 
@@ -288,7 +325,7 @@ def _read_meminfo() -> dict[str, int]:
     with raising("open meminfo", _MEMINFO), open(_MEMINFO) as file:
         text = file.read()
     found = {name: int(kib) << 10 for name, kib in _MEMINFO_FIELDS.findall(text)}
-    return dict.fromkeys(("MemAvailable", "CmaFree", "SwapTotal", "SwapFree"), 0) | found
+    return dict.fromkeys(_MEMINFO_NAMES, 0) | found
 
 
 def _format_mib(size: float) -> str:

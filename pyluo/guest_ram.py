@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Self
 
-from pyluo._sys import Exported, bind_to_nodes, constant, madvise, map_over, raising
-from pyluo.errors import LuoError
+from pyluo._sys import Exported, bind_to_nodes, constant, madvise, map_over
+from pyluo.errors import LuoError, RequestError
 from pyluo.guards import SIZE_LIMIT
 from pyluo.memfd import Memfd
 from pyluo.numa import NumaPolicy
+from pyluo.operation import raising
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -180,6 +181,7 @@ class GuestRam:
         transparent_huge_pages: bool = False,
         numa: NumaPolicy | Iterable[NumaPolicy] = (),
         populate: bool = False,
+        executable: bool = True,
     ) -> Self:
         """Create memfds for a guest's RAM of `size` zero bytes, with close-on-exec set.
 
@@ -200,6 +202,7 @@ class GuestRam:
                 another process allocates. With `huge_page_size` it is a property of each mapping
                 that `map` returns.
             populate: whether to allocate all pages now, which may take long.
+            executable: see `Memfd.create`. False is for a RAM that no live update is to carry over.
 
         Raises:
             ValueError: a size is not positive, not a multiple of the page size or too large; a
@@ -221,6 +224,7 @@ class GuestRam:
                         f"{name}.{number}",
                         min(part_size, size - start),
                         huge_page_size=huge_page_size,
+                        executable=executable,
                     )
                 )
                 for number, start in enumerate(range(0, size, part_size))
@@ -388,7 +392,9 @@ class GuestRam:
         # makes the kernel align the range to them. Unlike private memory, such a mapping does not
         # count as committed memory (vm.overcommit_memory=2). No page of it is ever touched.
         with (
-            Memfd.create("reserved", self.size, huge_page_size=self._huge_page_size()) as reserved,
+            Memfd.create(
+                "reserved", self.size, huge_page_size=self._huge_page_size(), executable=False
+            ) as reserved,
             raising("mmap", subject),
         ):
             mapping = RamMapping(
@@ -484,5 +490,5 @@ def _read_description(data: Any) -> tuple[list[int], tuple[NumaPolicy, ...], boo
         raise _error(errno.EBADMSG, f"Damaged: {error!r}") from error
 
 
-def _error(number: int, hint: str) -> LuoError:
+def _error(number: int, hint: str) -> RequestError:
     return LuoError(number, "GuestRam.from_memfds", "description of a guest's RAM", hint)

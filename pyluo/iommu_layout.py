@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Self
 
-from pyluo.errors import IoasLayoutError, LuoError
+from pyluo.errors import IoasLayoutError, RequestError
 from pyluo.guest_ram import GuestRam
 from pyluo.iommufd import Access, HwptFlags, Ioas, IovaRange, Mapping, PagingHwpt
 from pyluo.stores.files_in_use import FileId, file_id
@@ -103,11 +103,12 @@ class IoasLayout:
             if mapping.length <= 0 or mapping.offset < 0 or mapping.access not in _LETTERS:
                 hint = "Its length, its offset or its access is not valid"
                 raise _error(errno.EINVAL, "create", f"{mapping}", hint)
-            if mapping.iova < 0 or mapping.range.last >> 64:
+            if mapping.iova < 0 or mapping.iova + mapping.length > 1 << 64:
                 raise _error(errno.EINVAL, "create", f"{mapping}", "It exceeds 64 bits")
         for allowed in self.allowed:
-            if not 0 <= allowed.start < allowed.last < 1 << 64:
-                raise _error(errno.EINVAL, "create", f"allowed {allowed}", "It is not a range")
+            if allowed.start == allowed.last:
+                hint = "The kernel takes no range of one byte"
+                raise _error(errno.EINVAL, "create", f"allowed {allowed}", hint)
         for one, other in pairwise(self.mappings):
             if other.iova <= one.range.last:
                 subject = f"{one.range} and {other.range}"
@@ -128,19 +129,14 @@ class IoasLayout:
         Raises:
             IoasLayoutError: memory is mapped by its address in this process, so that no other
                 process or kernel can repeat the mapping (EINVAL); a mapped file is not in `files`
-                (ENOENT); a signal interrupted a request, so that the mappings are not known: see
-                `Ioas.mappings_known` (EINPROGRESS).
+                (ENOENT).
         """
-        if not ioas.mappings_known:
-            hint = "A signal interrupted a request: unmap everything, and map it again"
-            raise _error(errno.EINPROGRESS, "record", str(ioas), hint)
+        mappings = ioas.mappings
         if isinstance(files, OutgoingStore):
-            names = files.find_by_file({one.file for one in ioas.mappings if one.file is not None})
+            names = files.find_by_file({one.file for one in mappings if one.file is not None})
         else:
             names = _find_names(files)
-        return cls(
-            tuple(_to_named(ioas, mapping, names) for mapping in ioas.mappings), ioas.allowed
-        )
+        return cls(tuple(_to_named(ioas, mapping, names) for mapping in mappings), ioas.allowed)
 
     def save(self, store: OutgoingStore, key: str = _KEY) -> None:
         """Add the layout to the metadata of a store.
@@ -150,7 +146,7 @@ class IoasLayout:
             key: the key in the metadata; each layout in a store needs a different key.
 
         Raises:
-            LuoError: see `OutgoingStore.update_meta`.
+            IommuError: see `OutgoingStore.update_meta`.
         """
         store.update_meta(key, self.as_json())
 
@@ -250,7 +246,7 @@ class IoasLayout:
             IoasLayoutError: a file is missing (ENOENT) or too short (EFBIG), or the hardware cannot
                 map an address (EADDRINUSE). The message lists all problems; the errno is the first
                 of the three that applies.
-            LuoError: see `IommuDevice.alloc_hwpt`, `Ioas.map_file` and `VfioDevice.attach`.
+            IommuError: see `IommuDevice.alloc_hwpt`, `Ioas.map_file` and `VfioDevice.attach`.
         """
         for device in devices:
             device.iommu_device.id_in(iommufd)
@@ -277,7 +273,9 @@ class IoasLayout:
                     continue  # the device has moved together with its group
                 # Note the move before making it, because a signal handler may raise afterwards.
                 moved.append((device, device.attached))
-                _attach(device, ioas, flags, by_iommu[device.iommu], hwpts)
+                shared = by_iommu[device.iommu]
+                is_in_use = any(other.attached is shared for other in devices)
+                _attach(device, ioas, flags, shared, hwpts, is_in_use)
         except BaseException as error:
             _undo(error, ioas, hwpts, moved)
             raise
@@ -325,22 +323,24 @@ class IoasLayout:
         Raises:
             IoasLayoutError: a file is missing, or a mapping of the layout is not in the IOAS
                 (ENOENT).
-            LuoError: the iommufd has no IOAS of this id (ENOENT).
+            IommuError: the iommufd has no IOAS of this id (ENOENT).
         """
         if misfits := _find_missing(self.mappings, files):
             raise _misfit_error(errno.ENOENT, misfits)
         ioas = Ioas(iommufd, object_id)
         try:
-            ioas.iova_ranges()  # raises LuoError if the iommufd has no IOAS of this id
-            unmapped = [one for one in self.mappings if not ioas.maps(one.range)]
-            if unmapped:
+            ioas.iova_ranges()  # raises IommuError if the iommufd has no IOAS of this id
+            if unmapped := _find_unmapped(self.mappings, ioas):
                 raise _misfit_error(
-                    errno.ENOENT, [f"{one.range} of {ioas} is not mapped" for one in unmapped]
+                    errno.ENOENT, [f"{where} of {ioas} is not mapped" for where in unmapped]
                 )
-            for mapping in self.mappings:
-                with _open_named(files, mapping.name) as parts:
-                    for file, piece in _split(mapping, parts):
-                        ioas.adopt(_to_mapping(piece, file), file)
+            with ExitStack() as stack:
+                named = _NamedFiles(files, stack)
+                ioas.adopt(
+                    _to_mapping(piece, part)
+                    for mapping in self.mappings
+                    for part, piece in _split(mapping, named.parts(mapping.name))
+                )
             ioas.allowed = self.allowed
         except BaseException:
             ioas.forget()
@@ -348,16 +348,60 @@ class IoasLayout:
         return ioas
 
     def _map(self, ioas: Ioas, files: Files) -> None:
-        for mapping in self.mappings:
-            with _open_named(files, mapping.name) as parts:
-                for file, piece in _split(mapping, parts):
+        with ExitStack() as stack:
+            named = _NamedFiles(files, stack)
+            for mapping in self.mappings:
+                for part, piece in _split(mapping, named.parts(mapping.name)):
                     ioas.map_file(
-                        file,
+                        part.file,
                         offset=piece.offset,
                         length=piece.length,
                         iova=piece.iova,
                         access=piece.access,
                     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One of the consecutive files that a name stands for.
+
+    Attributes:
+        file: the file.
+        id: its device and inode.
+        start: the bytes of the files before it.
+        size: its size in bytes.
+    """
+
+    file: HasFileno
+    id: FileId
+    start: int
+    size: int
+
+
+class _NamedFiles:
+    """The files of the names in a layout, each opened and looked at once.
+
+    Args:
+        files: the files.
+        stack: closes the files from a store, as a mapping stays valid without a descriptor.
+    """
+
+    def __init__(self, files: Files, stack: ExitStack) -> None:
+        self._files = files
+        self._stack = stack
+        self._parts: dict[str, list[_Part]] = {}
+
+    def parts(self, name: str) -> list[_Part]:
+        """Return the file of a name, or the memfds of the RAM of that name in their order."""
+        if name not in self._parts:
+            start = 0
+            parts = []
+            for file in self._stack.enter_context(_open_named(self._files, name)):
+                status = os.fstat(file.fileno())
+                parts.append(_Part(file, (status.st_dev, status.st_ino), start, status.st_size))
+                start += status.st_size
+            self._parts[name] = parts
+        return self._parts[name]
 
 
 @contextmanager
@@ -388,23 +432,19 @@ def _find_names(
     return names
 
 
-def _split(
-    mapping: NamedMapping, parts: Sequence[HasFileno]
-) -> Iterator[tuple[HasFileno, NamedMapping]]:
+def _split(mapping: NamedMapping, parts: Sequence[_Part]) -> Iterator[tuple[_Part, NamedMapping]]:
     """Split a mapping of consecutive files into one for each file, with its offset in that file.
 
     What is beyond the end of the last file stays in the mapping of that file.
     """
     end = mapping.offset + mapping.length
-    start = 0
     for part in parts:
-        next_start = start + os.fstat(part.fileno()).st_size
-        first = max(mapping.offset, start)
-        after = end if part is parts[-1] else min(end, next_start)
+        first = max(mapping.offset, part.start)
+        after = end if part is parts[-1] else min(end, part.start + part.size)
         if first < after:
             iova = mapping.iova + first - mapping.offset
-            yield part, replace(mapping, iova=iova, length=after - first, offset=first - start)
-        start = next_start
+            offset = first - part.start
+            yield part, replace(mapping, iova=iova, length=after - first, offset=offset)
 
 
 def _to_named(
@@ -422,10 +462,29 @@ def _to_named(
     return NamedMapping(mapping.iova, mapping.length, mapping.access, name, start + mapping.offset)
 
 
-def _to_mapping(mapping: NamedMapping, file: HasFileno) -> Mapping:
-    stat = os.fstat(file.fileno())
-    identity = (stat.st_dev, stat.st_ino)
-    return Mapping(mapping.iova, mapping.length, mapping.access, identity, mapping.offset)
+def _to_mapping(mapping: NamedMapping, part: _Part) -> Mapping:
+    return Mapping(mapping.iova, mapping.length, mapping.access, part.id, mapping.offset)
+
+
+def _find_unmapped(mappings: Sequence[NamedMapping], ioas: Ioas) -> list[IovaRange]:
+    """Return the ranges of mappings that an IOAS does not have.
+
+    While nobody drives the devices, each question to the kernel counts: there is one for each run
+    of adjacent mappings, and only in a run with a hole one for each mapping.
+    """
+    runs: list[list[IovaRange]] = []
+    for where in (mapping.range for mapping in mappings):
+        if runs and runs[-1][-1].last + 1 == where.start:
+            runs[-1].append(where)
+        else:
+            runs.append([where])
+    return [
+        where
+        for run in runs
+        if not ioas.maps(IovaRange(run[0].start, run[-1].last))
+        for where in run
+        if not ioas.maps(where)
+    ]
 
 
 def _find_missing(mappings: Sequence[NamedMapping], files: Files) -> list[str]:
@@ -470,17 +529,22 @@ def _find_out_of_reach(
 
 
 def _attach(
-    device: VfioDevice, ioas: Ioas, flags: HwptFlags, shared: PagingHwpt, hwpts: list[PagingHwpt]
+    device: VfioDevice,
+    ioas: Ioas,
+    flags: HwptFlags,
+    shared: PagingHwpt,
+    hwpts: list[PagingHwpt],
+    is_in_use: bool,
 ) -> None:
     """Attach a device to the page table of its IOMMU.
 
     If the kernel refuses because the page table does not suit this device, although it suits
-    another device of the same IOMMU, the device gets a page table of its own.
+    another device of the same IOMMU (`is_in_use`), the device gets a page table of its own.
     """
     try:
         device.attach(shared)
-    except LuoError as error:
-        if error.errno != errno.EINVAL or not shared.users:
+    except RequestError as error:
+        if error.errno != errno.EINVAL or not is_in_use:
             raise
         new_hwpt = device.iommu_device.alloc_hwpt(ioas, flags=flags)
         hwpts.append(new_hwpt)
@@ -503,12 +567,12 @@ def _undo(
                 device.detach_pt()
             else:
                 device.attach(before)
-        except (LuoError, ValueError) as failed:
+        except (RequestError, ValueError) as failed:
             error.add_note(f"{device} could not be attached to its old page table: {failed}")
     for made in (*hwpts, ioas):
         try:
             made.destroy()
-        except LuoError as failed:
+        except RequestError as failed:
             error.add_note(f"{made} could not be destroyed: {failed}")
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import gzip
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pyluo.cmdline import is_switched_on
+from pyluo.build_config import BuildConfig
+from pyluo.cmdline import is_switched_on, split
 from pyluo.kernel_log import KernelLog
 from pyluo.liveupdate import DEVICE
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["KhoStatus", "Obstacle", "status"]
 
-_CONFIGS = ("/proc/config.gz", "/boot/config-{release}", "/lib/modules/{release}/config")
 _FIRST_RELEASE = (6, 19)
 
 
@@ -94,33 +93,33 @@ def _find_obstacles(release: str, log: KernelLog) -> Iterator[Obstacle]:
             "boot a newer kernel built with CONFIG_LIVEUPDATE=y",
         )
         return
-    config = _read_config(release)
+    config = BuildConfig.running()
     wanted = ("CONFIG_KEXEC_FILE", "CONFIG_KEXEC_HANDOVER", "CONFIG_LIVEUPDATE")
-    absent = [option for option in wanted if f"\n{option}=y\n" not in config]
-    if config and absent:
+    absent = [option for option in wanted if config is not None and not config.has(option)]
+    if absent:
         yield Obstacle(
             f"the kernel {release} was built without {', '.join(absent)}",
             "no distribution's kernel enables them yet: build a kernel with them, or try live "
             "updates in a guest with `pyluo demo`",
         )
         return
-    if not config:
+    if config is None:
         yield Obstacle(
             f"the configuration of the kernel {release} cannot be read",
             "make sure that it has CONFIG_KEXEC_HANDOVER=y and CONFIG_LIVEUPDATE=y",
         )
     try:
-        cmdline = Path("/proc/cmdline").read_text().split()
+        cmdline = Path("/proc/cmdline").read_text(errors="surrogateescape")
     except OSError:
-        cmdline = []
+        cmdline = ""
     if not is_switched_on("liveupdate", cmdline, default=False):
         yield Obstacle(
             "the kernel command line lacks liveupdate=on",
             "boot again with `kho=on liveupdate=on` on it, and without liveupdate=off",
         )
-    by_default = "\nCONFIG_KEXEC_HANDOVER_ENABLE_DEFAULT=y\n" in config
+    by_default = config is not None and config.has("CONFIG_KEXEC_HANDOVER_ENABLE_DEFAULT")
     if not is_switched_on("kho", cmdline, default=by_default):
-        off = by_default or any(word.startswith("kho=") for word in cmdline)
+        off = by_default or any(word.startswith("kho=") for word in split(cmdline))
         yield Obstacle(
             "the kernel command line has kho=off"
             if off
@@ -133,16 +132,3 @@ def _find_obstacles(release: str, log: KernelLog) -> Iterator[Obstacle]:
             "boot again with smaller scratch areas, kho_scratch=75% on the command line (default: "
             "200%), or with more memory",
         )
-
-
-def _read_config(release: str) -> str:
-    """Return the configuration of the running kernel; an empty string if it cannot be read."""
-    for pattern in _CONFIGS:
-        path = Path(pattern.format(release=release))
-        try:
-            data = path.read_bytes()
-        except OSError:
-            continue
-        text = gzip.decompress(data) if path.suffix == ".gz" else data
-        return "\n" + text.decode(errors="replace")
-    return ""

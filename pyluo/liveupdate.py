@@ -9,18 +9,59 @@ import time
 from contextlib import suppress
 from typing import Self
 
-from pyluo._sys import Ioctl, constant, raising
+from pyluo._sys import Ioctl, constant
 from pyluo.descriptor import OwnedFd, require_device
-from pyluo.errors import DeviceBusyError, LuoError, SessionExistsError, SessionNameError
+from pyluo.errors import (
+    DeviceBusyError,
+    IncomingStateError,
+    LiveUpdateUnavailableError,
+    LuoError,
+    NotPermittedError,
+    RequestError,
+    SessionExistsError,
+    SessionNameError,
+    SessionNotFoundError,
+    SessionRetrievedError,
+)
 from pyluo.exclusive import Exclusive, exclusively
+from pyluo.operation import Operation, raising
 from pyluo.session import IncomingSession, OutgoingSession
 
 __all__ = ["DEVICE", "LiveUpdate"]
 
 DEVICE = "/dev/liveupdate"
 
-_CREATE_SESSION = Ioctl("LIVEUPDATE_IOCTL_CREATE_SESSION", "liveupdate_ioctl_create_session")
-_RETRIEVE_SESSION = Ioctl("LIVEUPDATE_IOCTL_RETRIEVE_SESSION", "liveupdate_ioctl_retrieve_session")
+_OPEN = Operation(
+    "open /dev/liveupdate",
+    LuoError,
+    {
+        errno.ENOENT: LiveUpdateUnavailableError,
+        errno.ENODEV: LiveUpdateUnavailableError,
+        errno.ENXIO: LiveUpdateUnavailableError,
+        errno.EBUSY: DeviceBusyError,
+        errno.EIO: IncomingStateError,
+        errno.EACCES: NotPermittedError,
+        errno.EPERM: NotPermittedError,
+    },
+)
+_CREATE_SESSION = Ioctl(
+    "LIVEUPDATE_IOCTL_CREATE_SESSION",
+    "liveupdate_ioctl_create_session",
+    LuoError,
+    {
+        errno.EINVAL: SessionNameError,
+        errno.EEXIST: SessionExistsError,
+    },
+)
+_RETRIEVE_SESSION = Ioctl(
+    "LIVEUPDATE_IOCTL_RETRIEVE_SESSION",
+    "liveupdate_ioctl_retrieve_session",
+    LuoError,
+    {
+        errno.ENOENT: SessionNotFoundError,
+        errno.EINVAL: SessionRetrievedError,
+    },
+)
 _NAME_OF_PID_1 = "systemd"
 _RETRY_INTERVAL = 0.01  # seconds
 _NAME_LIMIT = constant("LIVEUPDATE_SESSION_NAME_LENGTH") - 1
@@ -40,7 +81,7 @@ class LiveUpdate(OwnedFd):
         LiveUpdateUnavailableError: the kernel offers no live update (ENOENT, ENODEV or ENXIO).
         DeviceBusyError: the device is open elsewhere (EBUSY), also after `wait` seconds.
         IncomingStateError: the kernel cannot read what the previous one handed over (EIO).
-        LuoPermissionError: the caller may not open the device (EACCES).
+        NotPermittedError: the caller may not open the device (EACCES).
 
     Source: kernel/liveupdate/luo_core.c, luo_open(). Linux 6.19.
     """
@@ -52,7 +93,7 @@ class LiveUpdate(OwnedFd):
         deadline = time.monotonic() + wait
         while True:
             try:
-                with raising("open", os.fspath(path)):
+                with _OPEN.raising(os.fspath(path)):
                     # A signal handler may raise between any two instructions. A file object closes
                     # its descriptor even then; a lost number would keep everybody out for good.
                     self._file = io.FileIO(path, "r+")
@@ -132,7 +173,7 @@ class LiveUpdate(OwnedFd):
 
         Source: kernel/liveupdate/luo_session.c, luo_session_insert(), luo_session_remove()
         """
-        with suppress(LuoError):
+        with suppress(RequestError):
             unused = os.urandom(16).hex().encode()
             os.close(_CREATE_SESSION(self.fileno(), "", fd=-1, name=unused).integer("fd"))
 

@@ -9,11 +9,19 @@ import mmap
 import os
 from typing import Self
 
-from pyluo._sys import constant, raising
+from pyluo._sys import constant
 from pyluo.descriptor import OwnedFd
-from pyluo.errors import from_errno
+from pyluo.errors import NotPermittedError, RequestError, SealedError
+from pyluo.operation import Operation, raising
 
-__all__ = ["Memfd", "Seal", "read_seals", "supports_seals"]
+__all__ = [
+    "Memfd",
+    "Seal",
+    "forbids_executable_memfds",
+    "read_at",
+    "read_seals",
+    "supports_seals",
+]
 
 _CLOEXEC = constant("MFD_CLOEXEC")
 _ALLOW_SEALING = constant("MFD_ALLOW_SEALING")
@@ -21,6 +29,50 @@ _HUGETLB = constant("MFD_HUGETLB")
 _HUGE_SHIFT = constant("MFD_HUGE_SHIFT")
 _EXEC = constant("MFD_EXEC")
 _NOEXEC_SEAL = constant("MFD_NOEXEC_SEAL")
+_MEMFD_CREATE = Operation(
+    "memfd_create",
+    RequestError,
+    {
+        errno.EACCES: (
+            NotPermittedError,
+            "vm.memfd_noexec=2 forbids executable memfds. Kernels up to 7.3 carry no others over "
+            "intact, so it rules out the live update of memfds: set it to 0 or 1. A memfd that is "
+            "not to be preserved can be created with executable=False",
+        ),
+        errno.ENOMEM: "For huge pages, reserve some first: see vm.nr_hugepages",
+        errno.ENODEV: "This kernel has no huge pages of that size",
+    },
+)
+_FTRUNCATE = Operation(
+    "ftruncate",
+    RequestError,
+    {
+        errno.EPERM: SealedError,
+    },
+)
+_ADD_SEALS_TO = Operation(
+    "F_ADD_SEALS",
+    RequestError,
+    {
+        errno.EPERM: SealedError,
+    },
+)
+_MMAP = Operation(
+    "mmap",
+    RequestError,
+    {
+        errno.EPERM: SealedError,
+        errno.EACCES: SealedError,
+        errno.ENOMEM: "For huge pages, reserve some first: see vm.nr_hugepages",
+    },
+)
+_PWRITE = Operation(
+    "pwrite",
+    RequestError,
+    {
+        errno.EPERM: SealedError,
+    },
+)
 _ADD_SEALS = constant("F_ADD_SEALS")
 _GET_SEALS = constant("F_GET_SEALS")
 
@@ -67,13 +119,15 @@ class Memfd(OwnedFd):
             seals: seals to add after the size is set.
             huge_page_size: the size of the huge pages in bytes, a power of two that the machine
                 supports; 0 for normal pages. Kernels up to 7.3 do not preserve huge pages.
-            executable: False creates the memfd with MFD_NOEXEC_SEAL. On kernels up to 7.3 such a
-                memfd is executable and read-only after a live update, so a session refuses it.
+            executable: False creates the memfd with MFD_NOEXEC_SEAL, which also works with
+                vm.memfd_noexec=2. On kernels up to 7.3 such a memfd is executable and read-only
+                after a live update, so a session refuses it. Kernels before 6.3 do not have this
+                flag, and every memfd is executable; `seals` tells.
 
         Raises:
             ValueError: the size is negative or not a multiple of the huge page size, or the huge
                 page size is not a power of two.
-            LuoError: too many files are open (EMFILE or ENFILE); there is no memory, or too few
+            RequestError: too many files are open (EMFILE or ENFILE); there is no memory, or too few
                 huge pages are reserved (ENOMEM); the machine has no huge pages of this size
                 (ENODEV);
                 vm.memfd_noexec=2 forbids executable memfds (EACCES).
@@ -99,8 +153,8 @@ class Memfd(OwnedFd):
         """Return an object that owns the open descriptor of a memfd.
 
         Raises:
-            LuoError: the descriptor is not open (EBADF), or its file cannot have seals (EINVAL).
-                The caller still owns the descriptor.
+            RequestError: the descriptor is not open (EBADF), or its file cannot have seals
+                (EINVAL). The caller still owns the descriptor.
         """
         with raising("F_GET_SEALS", f"descriptor {fd}"):
             fcntl.fcntl(fd, _GET_SEALS)
@@ -116,9 +170,9 @@ class Memfd(OwnedFd):
 
         Raises:
             SealedError: a seal forbids the new size, or the file is preserved (EPERM).
-            LuoError: the size is not a multiple of the huge page size (EINVAL).
+            RequestError: the size is not a multiple of the huge page size (EINVAL).
         """
-        with raising("ftruncate", self._subject(f"to {size} bytes")):
+        with _FTRUNCATE.raising(self._subject(f"to {size} bytes")):
             os.ftruncate(self.fileno(), size)
 
     @property
@@ -131,11 +185,11 @@ class Memfd(OwnedFd):
 
         Raises:
             SealedError: `Seal.SEAL` is set (EPERM).
-            LuoError: `Seal.WRITE` cannot be added while a writable mapping exists (EBUSY).
+            RequestError: `Seal.WRITE` cannot be added while a writable mapping exists (EBUSY).
 
         Source: fcntl(2), F_ADD_SEALS
         """
-        with raising("F_ADD_SEALS", self._subject(f"{seals!r}")):
+        with _ADD_SEALS_TO.raising(self._subject(f"{seals!r}")):
             fcntl.fcntl(self.fileno(), _ADD_SEALS, int(seals))
 
     def map(
@@ -152,14 +206,14 @@ class Memfd(OwnedFd):
             ValueError: the range does not lie within the file.
             SealedError: the mapping is to be writable, and `Seal.WRITE` or `Seal.FUTURE_WRITE` is
                 set (EPERM).
-            LuoError: too few huge pages are reserved (ENOMEM).
+            RequestError: too few huge pages are reserved (ENOMEM).
         """
         if length is None:
             length = self.size - offset
         if offset < 0 or length <= 0 or offset + length > self.size:
             raise ValueError(f"{length} bytes at {offset} do not lie within {self.size} bytes")
         access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
-        with raising("mmap", self._subject(f"{length} bytes at {offset}")):
+        with _MMAP.raising(self._subject(f"{length} bytes at {offset}")):
             return mmap.mmap(self.fileno(), length, access=access, offset=offset)
 
     def read(self, length: int, offset: int) -> bytes:
@@ -167,15 +221,7 @@ class Memfd(OwnedFd):
 
         The file position is neither used nor changed.
         """
-        chunks = []
-        while length:
-            chunk = os.pread(self.fileno(), min(length, 1 << 30), offset)
-            if not chunk:
-                break
-            chunks.append(chunk)
-            length -= len(chunk)
-            offset += len(chunk)
-        return b"".join(chunks)
+        return read_at(self.fileno(), length, offset)
 
     def write(self, data: bytes | bytearray | memoryview | mmap.mmap, offset: int) -> None:
         """Write all of `data` at `offset`; the file grows if necessary.
@@ -185,10 +231,10 @@ class Memfd(OwnedFd):
 
         Raises:
             SealedError: a seal forbids the write, or a preserved file would have to grow (EPERM).
-            LuoError: there is no memory (ENOSPC).
+            RequestError: there is no memory (ENOSPC).
         """
         view = memoryview(data).cast("B")
-        with raising("pwrite", self._subject(f"{len(view)} bytes at {offset}")):
+        with _PWRITE.raising(self._subject(f"{len(view)} bytes at {offset}")):
             while view:
                 written = os.pwrite(self.fileno(), view, offset)
                 view = view[written:]
@@ -196,6 +242,22 @@ class Memfd(OwnedFd):
 
     def _subject(self, what: str) -> str:
         return f"memfd (descriptor {self.fileno()}): {what}"
+
+
+def read_at(fd: int, length: int, offset: int) -> bytes:
+    """Return `length` bytes of a file from `offset`, or fewer if the file ends before.
+
+    The file position is neither used nor changed.
+    """
+    chunks = []
+    while length:
+        chunk = os.pread(fd, min(length, 1 << 30), offset)
+        if not chunk:
+            break
+        chunks.append(chunk)
+        length -= len(chunk)
+        offset += len(chunk)
+    return b"".join(chunks)
 
 
 def supports_seals(fd: int) -> bool:
@@ -229,12 +291,24 @@ def _create(name: str, flags: int, executable: bool, subject: str) -> int:
     """Call memfd_create(2) with MFD_EXEC or MFD_NOEXEC_SEAL; return the descriptor.
 
     Without either flag the sysctl vm.memfd_noexec would decide. Kernels before 6.3 know neither
-    flag and always create executable memfds, so an executable memfd is then created without one.
+    flag and always create executable memfds, so the memfd is then created without one.
     """
     try:
         return os.memfd_create(name, flags | (_EXEC if executable else _NOEXEC_SEAL))
     except OSError as error:
-        if error.errno != errno.EINVAL or not executable:
-            raise from_errno(error.errno or errno.EIO, "memfd_create", subject) from None
-    with raising("memfd_create", subject):
+        if error.errno != errno.EINVAL:
+            raise _MEMFD_CREATE.error(error.errno or errno.EIO, subject) from None
+    with _MEMFD_CREATE.raising(subject):
         return os.memfd_create(name, flags)
+
+
+def forbids_executable_memfds() -> bool:
+    """Return whether vm.memfd_noexec=2 forbids executable memfds in this PID namespace.
+
+    Source: Documentation/admin-guide/sysctl/vm.rst, memfd_noexec. Linux 6.3.
+    """
+    try:
+        with open("/proc/sys/vm/memfd_noexec") as file:
+            return int(file.read()) >= 2
+    except OSError:
+        return False

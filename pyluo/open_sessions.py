@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pyluo._sys import pidfd_getfd
-from pyluo.errors import LuoError, SessionNotFoundError
+from pyluo.errors import RequestError, SessionNotFoundError
 from pyluo.file_kind import SESSION_LINK
 from pyluo.liveupdate import DEVICE
 from pyluo.session import find_direction
@@ -108,11 +108,11 @@ def _find_direction(pid: int, fd: int) -> str | None:
             duplicate = pidfd_getfd(pidfd, fd)
         finally:
             os.close(pidfd)
-    except (OSError, LuoError):
+    except (OSError, RequestError):
         return None
     try:
         return find_direction(duplicate)
-    except LuoError:
+    except RequestError:
         return None
     finally:
         os.close(duplicate)

@@ -1,4 +1,4 @@
-"""Packets with descriptors over Unix sockets, and the credentials of the process that sent them."""
+"""Packets with descriptors from Unix sockets, and the process that sent them."""
 
 from __future__ import annotations
 
@@ -6,20 +6,14 @@ import os
 import socket
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from pyluo._sys import PacketBuffer
+from pyluo.descriptor import OwnedFd, ReceivedFd
 
-__all__ = ["MAX_FDS", "Packet", "Peer", "peer_credentials", "same_user", "send_packet"]
+__all__ = ["Packet", "Peer", "peer_credentials", "same_user"]
 
-MAX_FDS = 253  # in one packet: SCM_MAX_FD in include/net/scm.h
 _UCRED = struct.Struct("3i")
-_SCM_PIDFD = 4  # include/linux/socket.h; Python's socket module does not have it yet
-# In bytes. The owner of the socket may have enabled other ancillary data, such as security labels
-# and time stamps. If the buffer had no room for these, the kernel would drop the descriptors, which
-# come last.
-_OTHER_ANCILLARY = 1024
+_ALL_USERS = (1 << 32) - 1  # the number of user IDs; the highest number is not one
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,91 +48,116 @@ def peer_credentials(connection: socket.socket) -> Peer:
     Source: unix(7), SO_PEERCRED
     """
     connection.getpeername()
-    return _peer(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    ucred = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    return Peer(*_UCRED.unpack(ucred))
 
 
 def same_user(peer: Peer) -> bool:
-    """Return whether a process belongs to the caller's effective user, or to root."""
-    return peer.uid in (0, os.geteuid())
+    """Return whether a process is known to belong to the caller's effective user, or to root.
 
+    In a user namespace, all users that are not mapped into it appear as the same user, 65534. This
+    number then tells nobody apart, even if the caller has it as well, and the result is False.
 
-def send_packet(
-    connection: socket.socket, data: bytes, fds: Sequence[int] = (), flags: int = 0
-) -> None:
-    """Send bytes, at most `MAX_FDS` descriptors, and the caller's effective credentials.
-
-    Raises:
-        OSError: sendmsg(2) failed, for example because too many descriptors of this user are in
-            flight (ETOOMANYREFS); or the socket's timeout has passed (TimeoutError).
-
-    Source: unix(7), SCM_RIGHTS and SCM_CREDENTIALS
+    Source: user_namespaces(7), Unmapped user and group IDs
     """
-    # Without these explicit credentials, the kernel would send the real user ID; and it would send
-    # none at all if the receiver has not enabled SO_PASSCRED yet.
-    credentials = _UCRED.pack(os.getpid(), os.geteuid(), os.getegid())
-    ancillary = [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, credentials)]
-    if fds:
-        rights = struct.pack(f"{len(fds)}i", *fds)
-        ancillary.append((socket.SOL_SOCKET, socket.SCM_RIGHTS, rights))
-    connection.sendmsg([data], ancillary, flags | socket.MSG_NOSIGNAL)
+    if peer.uid not in (0, os.geteuid()):
+        return False
+    return peer.uid != _overflow_user() or _every_user_is_mapped()
 
 
-@dataclass(slots=True)
+def _overflow_user() -> int:
+    """Return the ID that stands for each user who is not mapped into this user namespace."""
+    try:
+        with open("/proc/sys/kernel/overflowuid") as file:
+            return int(file.read())
+    except OSError:
+        return 65534
+
+
+def _every_user_is_mapped() -> bool:
+    """Return whether this user namespace has all users, as the initial one does."""
+    try:
+        with open("/proc/self/uid_map") as file:
+            return sum(int(line.split()[2]) for line in file) >= _ALL_USERS
+    except OSError:  # the kernel has no user namespaces, or there is no /proc, which says nothing
+        return os.path.exists("/proc/self")
+
+
 class Packet:
-    """A packet that recvmsg(2) has received.
+    """A packet from a socket, or the end of the connection, once one has come.
 
-    Attributes:
-        data: the bytes; empty if the connection has ended.
-        fds: the descriptors, with close-on-exec set; the caller owns them.
-        sender: the process that sent the packet; None unless SO_PASSCRED is set on the socket.
-        data_truncated: whether the packet had more bytes than were received (MSG_TRUNC).
-        fds_truncated: whether the packet had more descriptors than were received (MSG_CTRUNC).
+    The descriptors in `files` belong to this object until somebody else closes or keeps them.
     """
 
-    data: bytes
-    fds: list[int]
-    sender: Peer | None
-    data_truncated: bool
-    fds_truncated: bool
+    __slots__ = ("_buffer", "_files")
 
-    @classmethod
-    def receive(cls, connection: socket.socket, size: int) -> Self:
-        """Receive the next packet, of at most `size` bytes.
+    def __init__(self) -> None:
+        self._buffer = PacketBuffer()
+        self._files: list[ReceivedFd] = []
 
-        The buffer has room for as many descriptors as a packet can have. So missing descriptors
-        mean that the kernel could not give them to this process.
+    def receive(self, fd: int) -> int:
+        """Receive a packet without waiting, unless this object has one already.
 
-        Raises:
-            OSError: recvmsg(2) failed, or the socket's timeout has passed (TimeoutError).
+        Returns:
+            The number of bytes, 0 at the end of the connection; a negative errno if none came.
         """
-        room = socket.CMSG_SPACE(_UCRED.size) + socket.CMSG_SPACE(4 * MAX_FDS) + _OTHER_ANCILLARY
-        data, ancillary, flags, _ = connection.recvmsg(size, room, socket.MSG_CMSG_CLOEXEC)
-        packet = cls(
-            data, [], None, bool(flags & socket.MSG_TRUNC), bool(flags & socket.MSG_CTRUNC)
-        )
-        for level, kind, content in ancillary:
-            if level != socket.SOL_SOCKET:
-                continue
-            if kind == socket.SCM_RIGHTS:
-                packet.fds += _integers(content)
-            elif kind == socket.SCM_CREDENTIALS:
-                packet.sender = _peer(content)
-            elif kind == _SCM_PIDFD:  # the owner of the socket enabled pidfds; close them unused
-                for fd in _integers(content):
-                    os.close(fd)
-        return packet
+        return self._buffer.receive(fd)
+
+    @property
+    def data(self) -> bytes:
+        """The bytes of the packet."""
+        return self._buffer.data
+
+    @property
+    def data_truncated(self) -> bool:
+        """Whether the packet had more bytes than were received."""
+        return bool(self._buffer.flags & socket.MSG_TRUNC)
+
+    @property
+    def fds_truncated(self) -> bool:
+        """Whether the packet had more descriptors than were received.
+
+        The buffer has room for as many as a packet can have. So missing descriptors mean that the
+        kernel could not give them to this process.
+        """
+        return bool(self._buffer.flags & socket.MSG_CTRUNC)
+
+    @property
+    def sender(self) -> Peer | None:
+        """The process that sent the packet; None unless SO_PASSCRED is set on the socket."""
+        credentials = self._buffer.credentials
+        return None if credentials is None else Peer(*credentials)
+
+    @property
+    def files(self) -> list[ReceivedFd]:
+        """The descriptors, with close-on-exec set.
+
+        An interrupted call leaves none of them behind: the next one goes on.
+        """
+        while len(self._files) < self._buffer.fd_count:
+            self._files.append(ReceivedFd(-1))
+        for index, file in enumerate(self._files):
+            self._buffer.move_fd(index, file.number)
+        return self._files
+
+    @property
+    def has_pidfd(self) -> bool:
+        """Whether there is a pidfd of the sender.
+
+        There is one if SO_PASSPIDFD is set on the socket, and the kernel could open it.
+        """
+        return self._buffer.pidfd >= 0
+
+    def move_pidfd(self, to: OwnedFd) -> None:
+        """Move the pidfd of the sender to an object without a descriptor."""
+        self._buffer.move_pidfd(to.number)
+
+    def close_pidfd(self) -> None:
+        """Close the pidfd, if it is still here."""
+        self._buffer.close_pidfd()
 
     def close(self) -> None:
-        """Close the descriptors; closing them twice does nothing."""
-        while self.fds:
-            os.close(self.fds.pop())
-
-
-def _peer(ucred: bytes) -> Peer:
-    pid, uid, gid = _UCRED.unpack(ucred)
-    return Peer(pid, uid, gid)
-
-
-def _integers(content: bytes) -> tuple[int, ...]:
-    count = len(content) // 4
-    return struct.unpack(f"{count}i", content[: 4 * count])
+        """Close the descriptors that are still here; closing them twice does nothing."""
+        for file in self.files:
+            file.close()
+        self.close_pidfd()

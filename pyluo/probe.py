@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pyluo._sys import Ioctl, plain_ioctl
+from pyluo._sys import Ioctl, PlainIoctl
 from pyluo.descriptor import OwnedFd
-from pyluo.errors import LuoError, NotPreservableError, PreservedMemoryError
+from pyluo.errors import NotPreservableError, PreservedMemoryError, RequestError
 from pyluo.liveupdate import LiveUpdate
 from pyluo.memfd import Memfd, Seal, supports_seals
 
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["Finding", "Verdict", "probe"]
 
 _MIB = 1 << 20
-_CREATE_GUEST_MEMFD = Ioctl("KVM_CREATE_GUEST_MEMFD", "kvm_create_guest_memfd")
+_CREATE_VM = PlainIoctl("KVM_CREATE_VM", RequestError)
+_CREATE_GUEST_MEMFD = Ioctl("KVM_CREATE_GUEST_MEMFD", "kvm_create_guest_memfd", RequestError)
 
 
 class Verdict(enum.Enum):
@@ -65,7 +66,7 @@ def probe(device: LiveUpdate | None = None) -> list[Finding]:
         device: the open device; by default the call opens and closes the device itself.
 
     Raises:
-        LuoError: see `LiveUpdate` and `LiveUpdate.create_session`.
+        RequestError: see `LiveUpdate` and `LiveUpdate.create_session`.
     """
     if device is None:
         with LiveUpdate() as opened:
@@ -82,7 +83,8 @@ def _try_to_preserve(session: OutgoingSession, token: int, kind: str) -> Finding
     try:
         file = _KINDS[kind]()
     except OSError as error:
-        return Finding(kind, Verdict.ABSENT, error.errno or 0, error.strerror or str(error))
+        reason = getattr(error, "hint", "") or error.strerror or str(error)
+        return Finding(kind, Verdict.ABSENT, error.errno or 0, reason)
     with file:
         try:
             session.preserve(file, token, allow_noexec=True)
@@ -92,7 +94,7 @@ def _try_to_preserve(session: OutgoingSession, token: int, kind: str) -> Finding
             return Finding(kind, Verdict.REFUSED, error.errno or 0, reason)
         except PreservedMemoryError:
             raise  # pyluo refused for lack of memory, which says nothing about the kernel
-        except LuoError as error:
+        except RequestError as error:
             return Finding(kind, Verdict.REFUSED, error.errno or 0, str(error))
     return Finding(kind, Verdict.PRESERVED, 0, _CAVEATS.get(kind, ""))
 
@@ -145,7 +147,7 @@ def _open_vfio_device() -> OwnedFd:
 
 def _make_vm() -> OwnedFd:
     with _open("/dev/kvm") as kvm:
-        return OwnedFd(plain_ioctl("KVM_CREATE_VM", kvm.fileno()))
+        return OwnedFd(_CREATE_VM(kvm.fileno()))
 
 
 def _make_guest_memfd() -> OwnedFd:

@@ -18,14 +18,15 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pyluo import guards
-from pyluo._sys import raising
-from pyluo.errors import LuoError, PreservedMemoryError, SessionNotFoundError, StoreError
+from pyluo.errors import PreservedMemoryError, RequestError, SessionNotFoundError, StoreError
 from pyluo.keepers.choice import choose_keeper
 from pyluo.keepers.keeper import KeeperChoice
 from pyluo.memfd import Memfd
+from pyluo.operation import raising
 from pyluo.stores.incoming import IncomingStore
 from pyluo.stores.kept import release_incoming, release_outgoing
 from pyluo.stores.outgoing import OutgoingStore
+from pyluo.trusted_path import open_file, open_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -91,18 +92,21 @@ def save(
     Raises:
         ValueError: there are no files, two have the same name, or one is not a regular file.
         PreservedMemoryError: the files do not fit into memory (ENOMEM). Nothing was changed.
-        LuoError: a file cannot be read; see also `OutgoingStore.create` and `OutgoingStore.add`.
-            The session is discarded in these cases.
+        RequestError: a path leads over a link that another user could change (ELOOP); a file
+            cannot be read; see also `OutgoingStore.create` and `OutgoingStore.add`. The session is
+            discarded in these cases.
     """
     files = _stat_files(paths)
     wanted = sum(-(-size // _PAGE) * _PAGE for _, size in files)
-    room = guards.preservable_memory() - guards.RESERVE
+    in_cgroup, group = guards.room_in_cgroups()
+    room = min(guards.preservable_memory() - guards.RESERVE, in_cgroup)
     if wanted > room:
+        where = f" in the memory cgroup {group}" if room == in_cgroup else ""
         raise PreservedMemoryError(
             errno.ENOMEM,
             "save",
-            f"session {name!r}: {wanted} bytes in {len(files)} files, {max(room, 0)} bytes "
-            f"available",
+            f"session {name!r}: {wanted} bytes in {len(files)} files, {max(room, 0):.0f} bytes "
+            f"available{where}",
         )
     store = OutgoingStore.create(name)
     assert store.keeper is not None
@@ -133,23 +137,32 @@ def restore(
     The session is finished only when all files are on disk and their checksums are right. Until
     then the restore can be repeated.
 
+    The folder may belong to another user, even if root restores: whatever its owner renames or
+    replaces meanwhile, nothing is written outside of it.
+
     Args:
         name: the name of the session.
         folder: the folder, which is created if it does not exist.
-        force: whether to replace existing files of the same names.
+        force: whether to replace existing files, or links, of the same names.
         report: a function that is called with the number of bytes written so far.
 
     Raises:
         StoreError: the session is not a store, or was not filled by a complete `save`.
         SessionNotFoundError: the last live update carried over no session of this name (ENOENT).
-        LuoError: files of these names exist (EEXIST); the folder has no room for them (ENOSPC); the
-            contents of a file do not match its checksum (EBADMSG); or a file cannot be written.
+        RequestError: files of these names exist (EEXIST); the folder has no room for them
+            (ENOSPC); the contents of a file do not match its checksum (EBADMSG); the path leads
+            over a link that another user could change (ELOOP); or a file cannot be written.
     """
     store = _saved_store(name)
     try:
         saved = [_from_entry(store, entry) for entry in store.entries]
-        missing = _check_folder(folder, saved, force)
-        _copy_out(store, missing, os.fspath(folder), force, report)
+        opened = open_folder(folder, create=True)
+        try:
+            target = _Target(opened, os.fspath(folder))
+            missing = _check_folder(target, saved, force)
+            _copy_out(store, missing, target, force, report)
+        finally:
+            os.close(opened)
         store.finish(destroy=list(store))  # all of them are on disk
     except BaseException:
         store.close()
@@ -243,8 +256,9 @@ def _stat_files(paths: Sequence[str | os.PathLike[str]]) -> list[tuple[str, int]
     found: dict[str, tuple[str, int]] = {}
     for path in [os.fspath(path) for path in paths]:
         name = os.path.basename(path)
-        with raising("stat file", path):
-            status = os.stat(path)
+        opened = open_file(path, os.O_PATH)
+        status = os.fstat(opened)
+        os.close(opened)
         if not stat.S_ISREG(status.st_mode):
             raise ValueError(f"{path} is not a regular file")
         if name in found:
@@ -257,11 +271,10 @@ def _copy_in(store: OutgoingStore, path: str, size: int, report: Report) -> Save
     """Copy a file of `size` bytes into a memfd, and add the memfd to the store.
 
     Raises:
-        LuoError: the file cannot be read, or changed while it was read (EAGAIN).
+        RequestError: the file cannot be read, or changed while it was read (EAGAIN).
     """
-    with raising("read file", path):
-        # O_NONBLOCK: if the path is a FIFO by now, do not wait for a process at its other end.
-        source = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    # O_NONBLOCK: if the path is a FIFO by now, do not wait for a process at its other end.
+    source = open_file(path, os.O_RDONLY | os.O_NONBLOCK)
     name = os.path.basename(path)
     digest = hashlib.sha256()
     before = os.fstat(source)
@@ -283,7 +296,7 @@ def _copy_in(store: OutgoingStore, path: str, size: int, report: Report) -> Save
             )
             same_size = done == status.st_size == size
             if not same_times or not same_size or not stat.S_ISREG(status.st_mode):
-                raise LuoError(errno.EAGAIN, "read file", path, "It changed while it was read")
+                raise RequestError(errno.EAGAIN, "read file", path, "It changed while it was read")
             saved = SavedFile(
                 name=name,
                 size=size,
@@ -321,55 +334,79 @@ def _from_entry(store: IncomingStore | OutgoingStore, entry: Entry) -> SavedFile
     return SavedFile(name=entry.name, **entry.meta)
 
 
-def _check_folder(
-    folder: str | os.PathLike[str], saved: list[SavedFile], force: bool
-) -> list[SavedFile]:
-    """Create the folder if necessary, and return the files that must be written into it.
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """The folder that files are restored into.
+
+    All files are named relative to its descriptor: by its path, its owner could lead us elsewhere.
+
+    Attributes:
+        fd: the descriptor.
+        path: the path, for messages.
+    """
+
+    fd: int
+    path: str
+
+    def name(self, file: str) -> str:
+        """Return the path of a file in the folder, for messages."""
+        return os.path.join(self.path, file)
+
+
+def _check_folder(target: _Target, saved: list[SavedFile], force: bool) -> list[SavedFile]:
+    """Return the files that must be written into the folder.
 
     A file that exists already with the saved contents, mode and owner is left out: an interrupted
     restore wrote it.
 
     Raises:
-        LuoError: another file of the same name exists (EEXIST), or there is no room (ENOSPC).
+        RequestError: another file of the same name exists (EEXIST), or there is no room (ENOSPC).
     """
-    with raising("make folder", os.fspath(folder)):
-        os.makedirs(folder, exist_ok=True)
-    missing = [file for file in saved if not _is_restored(os.path.join(folder, file.name), file)]
+    missing = [file for file in saved if not _is_restored(target, file)]
     existing = [
         file.name
         for file in missing
-        if os.path.lexists(path := os.path.join(folder, file.name))
-        and not (force and os.path.isfile(path))
+        if (mode := _mode_of(target, file.name)) is not None
+        and not (force and (stat.S_ISREG(mode) or stat.S_ISLNK(mode)))
     ]
     if existing:
-        raise LuoError(
+        raise RequestError(
             errno.EEXIST,
             "restore",
-            f"{', '.join(existing)} in {os.fspath(folder)}",
+            f"{', '.join(existing)} in {target.path}",
             "Choose another folder, or replace files with --force; nothing was written",
         )
-    room = os.statvfs(folder)
+    room = os.fstatvfs(target.fd)
     wanted = sum(file.size for file in missing)
     if wanted > room.f_bavail * room.f_frsize:
-        raise LuoError(
+        raise RequestError(
             errno.ENOSPC,
             "restore",
-            f"{wanted} bytes to {os.fspath(folder)}",
+            f"{wanted} bytes to {target.path}",
             "Make room, or choose another folder; nothing was written",
         )
     return missing
 
 
-def _is_restored(path: str, file: SavedFile) -> bool:
-    """Return whether a saved file is on disk already, with its contents, mode and owner."""
+def _mode_of(target: _Target, name: str) -> int | None:
+    """Return the type and mode of what has a name in the folder; None if there is nothing."""
     try:
-        status = os.lstat(path)
-        seen = status.st_size, stat.S_IMODE(status.st_mode)
-        if not stat.S_ISREG(status.st_mode) or seen != (file.size, _restored_mode(file)):
-            return False
-        if os.geteuid() == 0 and (status.st_uid, status.st_gid) != (file.uid, file.gid):
-            return False
-        with open(path, "rb") as file_on_disk:
+        return os.stat(name, dir_fd=target.fd, follow_symlinks=False).st_mode
+    except FileNotFoundError:
+        return None
+
+
+def _is_restored(target: _Target, file: SavedFile) -> bool:
+    """Return whether a saved file is on disk already, with its contents, mode and owner."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        with open(os.open(file.name, flags, dir_fd=target.fd), "rb") as file_on_disk:
+            status = os.fstat(file_on_disk.fileno())
+            seen = status.st_size, stat.S_IMODE(status.st_mode)
+            if not stat.S_ISREG(status.st_mode) or seen != (file.size, _restored_mode(file)):
+                return False
+            if os.geteuid() == 0 and (status.st_uid, status.st_gid) != (file.uid, file.gid):
+                return False
             os.fsync(file_on_disk.fileno())
             return hashlib.file_digest(file_on_disk, "sha256").hexdigest() == file.sha256
     except OSError:
@@ -377,67 +414,86 @@ def _is_restored(path: str, file: SavedFile) -> bool:
 
 
 def _copy_out(
-    store: IncomingStore, saved: list[SavedFile], folder: str, force: bool, report: Report
+    store: IncomingStore, saved: list[SavedFile], target: _Target, force: bool, report: Report
 ) -> None:
     """Write all files into a temporary folder, then move them to their final names."""
-    with _temporary_folder(folder, store.name) as temporary_folder:
+    with _temporary_folder(target, store.name) as temporary:
         done = 0
         for file in saved:
-            for size in _write_file(store, file, os.path.join(temporary_folder, file.name)):
+            for size in _write_file(store, file, temporary):
                 done += size
                 report(done)
         for file in saved:
-            temporary = os.path.join(temporary_folder, file.name)
-            final = os.path.join(folder, file.name)
-            with raising("restore", final):
+            with raising("restore", target.name(file.name)):
                 if force:
-                    os.replace(temporary, final)
+                    os.replace(file.name, file.name, src_dir_fd=temporary.fd, dst_dir_fd=target.fd)
                 else:
-                    _move_without_replacing(temporary, final)
-        with raising("restore", folder):
-            _fsync_folder(folder)
+                    _move_without_replacing(file.name, temporary, target)
+        with raising("restore", target.path):
+            _fsync_folder(target.fd)
 
 
 @contextmanager
-def _temporary_folder(folder: str, name: str) -> Iterator[str]:
-    """Create a temporary folder, which is removed at the end of the ``with`` block; yield its path.
+def _temporary_folder(target: _Target, name: str) -> Iterator[_Target]:
+    """Create a temporary folder, which is removed at the end of the ``with`` block; yield it.
 
     A folder that a killed restore left behind is removed first.
+
+    Raises:
+        RequestError: the owner of the target has put another folder in its place (EEXIST).
     """
     digest = hashlib.blake2b(os.fsencode(name), digest_size=6).hexdigest()
-    temporary_folder = os.path.join(folder, f".pyluo-{digest}")
-    with raising("make folder", temporary_folder):
-        shutil.rmtree(temporary_folder, ignore_errors=True)
-        os.mkdir(temporary_folder, 0o700)
+    inner = f".pyluo-{digest}"
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    with raising("make folder", target.name(inner)):
+        shutil.rmtree(inner, ignore_errors=True, dir_fd=target.fd)
+        os.mkdir(inner, 0o700, dir_fd=target.fd)
+        fd = os.open(inner, flags, dir_fd=target.fd)
     try:
-        yield temporary_folder
+        status = os.fstat(fd)
+        if status.st_uid != os.geteuid() or os.listdir(fd):
+            raise RequestError(
+                errno.EEXIST,
+                "make folder",
+                target.name(inner),
+                "Another process has put another folder in its place",
+            )
+        yield _Target(fd, target.name(inner))
     finally:
-        shutil.rmtree(temporary_folder, ignore_errors=True)
+        os.close(fd)
+        shutil.rmtree(inner, ignore_errors=True, dir_fd=target.fd)
 
 
-def _move_without_replacing(temporary: str, final: str) -> None:
+def _move_without_replacing(name: str, temporary: _Target, target: _Target) -> None:
     """Move a file to its final name without replacing another file."""
+    places = {"src_dir_fd": temporary.fd, "dst_dir_fd": target.fd}
     try:
-        os.link(temporary, final)
+        os.link(name, name, follow_symlinks=False, **places)
     except OSError as error:
         # The file system has no hard links. Another process could create a file of the final name
         # between this check and the rename.
-        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP) or os.path.lexists(final):
+        has_no_links = error.errno in (errno.EPERM, errno.EOPNOTSUPP)
+        if not has_no_links or _mode_of(target, name) is not None:
             raise
-        os.rename(temporary, final)
+        os.rename(name, name, **places)
 
 
-def _write_file(store: IncomingStore, file: SavedFile, path: str) -> Iterator[int]:
+def _write_file(store: IncomingStore, file: SavedFile, temporary: _Target) -> Iterator[int]:
     """Write a saved file to disk; yield the number of bytes after each write."""
     digest = hashlib.sha256()
-    with store.get(file.name, Memfd) as memfd, raising("write file", path), open(path, "xb") as out:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with (
+        store.get(file.name, Memfd) as memfd,
+        raising("write file", temporary.name(file.name)),
+        open(os.open(file.name, flags, 0o600, dir_fd=temporary.fd), "wb") as out,
+    ):
         for offset in range(0, memfd.size, _CHUNK):
             chunk = memfd.read(_CHUNK, offset)
             digest.update(chunk)
             out.write(chunk)
             yield len(chunk)
         if (memfd.size, digest.hexdigest()) != (file.size, file.sha256):
-            raise LuoError(
+            raise RequestError(
                 errno.EBADMSG,
                 "restore",
                 f"store {store.name!r}, file {file.name!r}",
@@ -460,12 +516,9 @@ def _restored_mode(file: SavedFile) -> int:
     return stat.S_IMODE(file.mode) if os.geteuid() == 0 else file.mode & 0o777
 
 
-def _fsync_folder(folder: str) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def _fsync_folder(fd: int) -> None:
     try:
         os.fsync(fd)
     except OSError as error:
         if error.errno != errno.EINVAL:  # EINVAL: this file system cannot fsync folders
             raise
-    finally:
-        os.close(fd)

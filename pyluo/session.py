@@ -24,10 +24,14 @@ from pyluo._sys import Ioctl
 from pyluo._sys import preserve_many as preserve_in_one_call
 from pyluo.descriptor import Descriptor, OwnedFd, fileno_of, wrap_new_fd
 from pyluo.errors import (
+    AlreadyPreservedError,
+    KernelTooOldError,
     LuoError,
+    NotPreservableError,
+    RequestError,
     SessionRetrievedError,
-    WrongSessionError,
-    from_errno,
+    TokenInUseError,
+    TokenNotFoundError,
 )
 from pyluo.exclusive import Exclusive, exclusively
 from pyluo.file_kind import SESSION_LINK, describe_file, missing_support, read_link
@@ -36,13 +40,84 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from pyluo._sys import Request
+    from pyluo.operation import Operation
 
 __all__ = ["IncomingSession", "OutgoingSession", "find_direction", "session_from_fd"]
 
-_PRESERVE_FD = Ioctl("LIVEUPDATE_SESSION_PRESERVE_FD", "liveupdate_session_preserve_fd")
-_RETRIEVE_FD = Ioctl("LIVEUPDATE_SESSION_RETRIEVE_FD", "liveupdate_session_retrieve_fd")
-_FINISH = Ioctl("LIVEUPDATE_SESSION_FINISH", "liveupdate_session_finish")
-_GET_NAME = Ioctl("LIVEUPDATE_SESSION_GET_NAME", "liveupdate_session_get_name")
+_LOST = (
+    "every later attempt will fail in the same way, so the file is lost: retrieve files early, as "
+    "root, outside any memory limit"
+)
+_PRESERVE_FD = Ioctl(
+    "LIVEUPDATE_SESSION_PRESERVE_FD",
+    "liveupdate_session_preserve_fd",
+    LuoError,
+    {
+        errno.EEXIST: TokenInUseError,
+        errno.EBUSY: AlreadyPreservedError,
+        errno.ENOENT: NotPreservableError,
+        errno.EOPNOTSUPP: (
+            NotPreservableError,
+            "The memfd has seals that this kernel cannot carry over",
+        ),
+        errno.EFBIG: (
+            NotPreservableError,
+            "The file has more than 2^32 pages",
+        ),
+        errno.EINVAL: (
+            "The kernel supports this kind of file but could not preserve this one; see dmesg"
+        ),
+        errno.EBADF: "The descriptor is not open",
+        errno.ENOMEM: (
+            "Preserving allocates every page of the file, even where it has holes: free "
+            "memory, or preserve less"
+        ),
+        errno.ENOSPC: "Linux {release} has no room for another file in this session",
+    },
+)
+_RETRIEVE_FD = Ioctl(
+    "LIVEUPDATE_SESSION_RETRIEVE_FD",
+    "liveupdate_session_retrieve_fd",
+    LuoError,
+    {
+        errno.ENOENT: TokenNotFoundError,
+        errno.EINVAL: ("The kernel could not read what was handed over for this token, see dmesg; ")
+        + _LOST,
+        errno.ENOMEM: ("There was no memory for the file, or none in the caller's memory cgroup; ")
+        + _LOST,
+        errno.ENOSPC: (
+            "There was no memory for the file, or vm.overcommit_memory=2 allows no more; "
+        )
+        + _LOST,
+        errno.ENFILE: "The system has too many open files, see fs.file-max; " + _LOST,
+        errno.EMFILE: (
+            "This process has too many open files, see RLIMIT_NOFILE; the file is still "
+            "in the session"
+        ),
+    },
+)
+_FINISH = Ioctl(
+    "LIVEUPDATE_SESSION_FINISH",
+    "liveupdate_session_finish",
+    LuoError,
+    {
+        errno.EINVAL: (
+            "An outgoing session can preserve; an incoming session can retrieve and finish"
+        ),
+        errno.EBUSY: ("The kernel still needs one of the files; nothing was finished: try again"),
+    },
+)
+_GET_NAME = Ioctl(
+    "LIVEUPDATE_SESSION_GET_NAME",
+    "liveupdate_session_get_name",
+    LuoError,
+    {
+        errno.EINVAL: (
+            KernelTooOldError,
+            "Only Linux 7.2 and newer can report the name of a session; this kernel is {release}",
+        ),
+    },
+)
 _TOKENS = 1 << 64
 
 F = TypeVar("F", bound=OwnedFd)
@@ -73,7 +148,7 @@ class _Session(Descriptor):
         self._request = ioctl.prepare(fd=-1, name=encoded_name)
         self._request.attempt(device)
         if self._request.errno:
-            raise from_errno(self._request.errno, ioctl.name, f"session {self._name!r}")
+            raise ioctl.error(self._request.errno, f"session {self._name!r}")
         self._fd = self._request.integer("fd")
         self._request = None
 
@@ -89,14 +164,14 @@ class _Session(Descriptor):
         Raises:
             KernelTooOldError: the kernel is older than 7.2, so that the direction cannot be checked
                 (EINVAL).
-            WrongSessionError: the session has the other direction, or the descriptor does not refer
+            LuoError: the session has the other direction, or the descriptor does not refer
                 to a session. The caller still owns the descriptor, and the session is unchanged.
         """
         if trusted:
             return cls(fd, _read_name_from_link(fd))
         name, direction = _read_name(fd), find_direction(fd)
         if direction != cls._direction:
-            raise WrongSessionError(
+            raise LuoError(
                 errno.EINVAL,
                 "from_fd",
                 f"descriptor {fd}",
@@ -130,7 +205,7 @@ class _Session(Descriptor):
     def _subject(self, what: str = "") -> str:
         return f"{self._direction} session {self._name!r}" + (f", {what}" if what else "")
 
-    def _error_for(self, number: int, operation: str, subject: str) -> LuoError:
+    def _error_for(self, number: int, operation: Operation, subject: str) -> RequestError:
         """Return the exception for an errno.
 
         EINVAL may mean that the session has the other direction, so the direction is checked then.
@@ -138,13 +213,11 @@ class _Session(Descriptor):
         if number == errno.EINVAL:
             try:
                 direction = find_direction(self.fileno())
-            except LuoError:
+            except RequestError:
                 direction = self._direction
             if direction != self._direction:
-                return WrongSessionError(
-                    number, operation, subject, f"It is an {direction} session"
-                )
-        return from_errno(number, operation, subject)
+                return LuoError(number, operation.name, subject, f"It is an {direction} session")
+        return operation.error(number, subject)
 
     def _dropped_fd(self) -> int:
         """Return the descriptor that this object still owns; -1 if there is none."""
@@ -261,7 +334,7 @@ class OutgoingSession(_Session):
         _check_token(token)
         number = _PRESERVE_FD.attempt(self.fileno(), fd=-1, token=token).errno
         if number not in (errno.EEXIST, errno.EBADF):
-            raise self._error_for(number, _PRESERVE_FD.name, self._subject(f"token {token}"))
+            raise self._error_for(number, _PRESERVE_FD, self._subject(f"token {token}"))
         return number == errno.EEXIST
 
     def check(self, files: Mapping[int, OwnedFd | int], *, allow_noexec: bool = False) -> None:
@@ -295,9 +368,9 @@ class OutgoingSession(_Session):
         """
         self._close()
 
-    def _preserve_error(self, number: int, fd: int, token: int) -> LuoError:
+    def _preserve_error(self, number: int, fd: int, token: int) -> RequestError:
         """Return the exception for a file that the kernel did not preserve."""
-        error = self._error_for(number, _PRESERVE_FD.name, self._describe(fd, token))
+        error = self._error_for(number, _PRESERVE_FD, self._describe(fd, token))
         if number == errno.ENOENT and (missing := missing_support(fd)):
             error.hint = missing
         return error
@@ -342,15 +415,17 @@ class IncomingSession(_Session):
         return session
 
     @overload
-    def retrieve(self, token: int) -> OwnedFd: ...
+    def retrieve(self, token: int, *, size: int | None = None) -> OwnedFd: ...
 
     @overload
-    def retrieve(self, token: int, type: type[F]) -> F: ...
+    def retrieve(self, token: int, type: type[F], *, size: int | None = None) -> F: ...
 
     def retrieve(
         self,
         token: int,
         type: type[OwnedFd] = OwnedFd,  # noqa: A002
+        *,
+        size: int | None = None,
     ) -> OwnedFd:
         """Return a new descriptor of a preserved file, with close-on-exec set.
 
@@ -360,23 +435,29 @@ class IncomingSession(_Session):
         Args:
             token: the token given to `OutgoingSession.preserve`.
             type: the class of the object to return, such as `Memfd`.
+            size: the size of the file in bytes, if the caller knows it; 0 if the file was retrieved
+                before. This counts only in a memory cgroup with a limit: without a size, the file
+                is assumed to be as large as all memory that is in use.
 
         Raises:
             ValueError: the token is out of range.
             TokenNotFoundError: there is no such token, or the session is finished (ENOENT).
+            PreservedMemoryError: the caller's memory cgroup has no room for the file, which would
+                be lost (ENOMEM). Nothing was retrieved.
             LuoError: the kernel could not restore the file. If the errno is not EMFILE, later
                 attempts return the same errno, and the file is lost.
 
         Source: include/uapi/linux/liveupdate.h, LIVEUPDATE_SESSION_RETRIEVE_FD. Linux 6.19.
         """
-        return wrap_new_fd(self._retrieve(token), type)
+        return wrap_new_fd(self._retrieve(token, size), type)
 
     @exclusively
-    def _retrieve(self, token: int) -> int:
+    def _retrieve(self, token: int, size: int | None) -> int:
         _check_token(token)
+        guards.refuse_full_cgroup(size, self._subject(f"token {token}"))
         reply = _RETRIEVE_FD.attempt(self.fileno(), fd=-1, token=token)
         if reply.errno:
-            raise self._error_for(reply.errno, _RETRIEVE_FD.name, self._subject(f"token {token}"))
+            raise self._error_for(reply.errno, _RETRIEVE_FD, self._subject(f"token {token}"))
         return reply.integer("fd")
 
     @exclusively
@@ -394,7 +475,7 @@ class IncomingSession(_Session):
         if self.closed:
             return
         if number := _FINISH.attempt(self.fileno()).errno:
-            raise self._error_for(number, _FINISH.name, self._subject())
+            raise self._error_for(number, _FINISH, self._subject())
         self._close()
 
     def __del__(self) -> None:
@@ -414,7 +495,7 @@ def session_from_fd(fd: int) -> OutgoingSession | IncomingSession:
 
     Raises:
         KernelTooOldError: the kernel is older than 7.2, so that the direction is unknown (EINVAL).
-        WrongSessionError: the descriptor does not refer to a session.
+        LuoError: the descriptor does not refer to a session.
 
     After an exception the caller still owns the descriptor.
     """
@@ -432,11 +513,11 @@ def _read_name_from_link(fd: int) -> str:
     """Return the session's name from the link of its descriptor in /proc.
 
     Raises:
-        WrongSessionError: the descriptor does not refer to a session.
+        LuoError: the descriptor does not refer to a session.
     """
     link = read_link(fd)
     if not link.startswith(SESSION_LINK):
-        raise WrongSessionError(
+        raise LuoError(
             errno.EINVAL,
             "from_fd",
             f"descriptor {fd}",

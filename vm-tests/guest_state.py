@@ -9,7 +9,7 @@ import os
 import resource
 from pathlib import Path
 
-from pyluo import LiveUpdate, LuoError, kexec
+from pyluo import LiveUpdate, RequestError, kexec
 from pyluo.open_sessions import open_sessions
 
 FOLDERS = ("/run", "/run/tmp/upper", "/run/var/tmp/upper", "/dev", "/dev/shm")  # /tmp is an overlay
@@ -51,7 +51,7 @@ def _try_live_update() -> str:
     try:
         with LiveUpdate() as device:
             device.create_session("guest_state").discard()
-    except LuoError as error:
+    except RequestError as error:
         return type(error).__name__
     return "works"
 

@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, NoReturn
 
 from pyluo.cli.exit import FAILED, INTERRUPTED, PASSED, UNAVAILABLE, UNTESTABLE, USAGE
-from pyluo.errors import LuoError
+from pyluo.errors import RequestError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,7 +68,7 @@ def _run(words: Sequence[str]) -> int:
     try:
         arguments = _make_parser(words).parse_args(words)
         code: int = arguments.run(arguments)
-    except LuoError as error:
+    except RequestError as error:
         return _print_error(str(error), FAILED)
     except KeyboardInterrupt:
         return _print_error("interrupted", INTERRUPTED)

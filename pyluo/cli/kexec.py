@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,19 +23,27 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser("kexec", help="load the next kernel, or jump to it")
     actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
     load = actions.add_parser("load", help="load the next kernel with kexec_file_load(2)")
-    load.add_argument("kernel", type=Path, help="a bzImage")
+    load.add_argument(
+        "kernel", type=Path, help="a bzImage, a unified kernel image (UKI), or a compressed one"
+    )
     load.add_argument("--initrd", type=Path, metavar="FILE")
-    line = load.add_mutually_exclusive_group(required=True)
-    line.add_argument("--cmdline", metavar="TEXT", help="the next kernel's command line")
-    line.add_argument(
-        "--reuse-cmdline", action="store_true", help="use the running kernel's command line"
+    load.add_argument(
+        "--cmdline",
+        metavar="TEXT",
+        help="the next kernel's command line; by default the one in a UKI",
+    )
+    load.add_argument(
+        "--reuse-cmdline",
+        action="store_true",
+        help="use the running kernel's command line, without repeated words; "
+        "the text of --cmdline is appended",
     )
     load.add_argument(
         "--no-handover",
         action="store_true",
-        help="load the kernel even if its command line turns live update off",
+        help="load the kernel even if it or its command line turns live update off",
     )
-    load.set_defaults(run=_load)
+    load.set_defaults(run=_load, parser=load)
     for name, run, text in (
         ("loaded", _loaded, "exit with 0 if a kernel is loaded, else with 1"),
         ("unload", _unload, "unload the kernel that was loaded"),
@@ -58,13 +67,18 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def _load(arguments: argparse.Namespace) -> int:
-    kexec.load(
-        arguments.kernel,
-        initrd=arguments.initrd,
-        cmdline=arguments.cmdline,
-        reuse_cmdline=arguments.reuse_cmdline,
-        handover=not arguments.no_handover,
-    )
+    try:
+        loaded = kexec.load(
+            arguments.kernel,
+            initrd=arguments.initrd,
+            cmdline=arguments.cmdline,
+            reuse_cmdline=arguments.reuse_cmdline,
+            handover=not arguments.no_handover,
+        )
+    except ValueError:
+        arguments.parser.error("give --cmdline or --reuse-cmdline: the image has no command line")
+    for sentence in loaded.unknown:
+        print(f"pyluo: {sentence}", file=sys.stderr)
     return PASSED
 
 

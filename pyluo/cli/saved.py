@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pyluo import saved
 from pyluo.cli.exit import PASSED, USAGE
-from pyluo.errors import LuoError
+from pyluo.errors import RequestError
 
 if TYPE_CHECKING:
     import argparse
@@ -58,7 +58,7 @@ def _save(arguments: argparse.Namespace) -> int:
     try:
         with _progress_bar("saving", sum(_file_size(path) for path in arguments.files)) as report:
             files, kept_by = saved.save(arguments.name, arguments.files, report=report)
-    except LuoError:
+    except RequestError:
         raise
     except ValueError as error:
         print(f"pyluo: {error}", file=sys.stderr)

@@ -10,10 +10,10 @@ from pyluo import (
     IncomingStore,
     KeeperChoice,
     LiveUpdate,
-    LuoError,
     Memfd,
     OutgoingSession,
     OutgoingStore,
+    RequestError,
     Seal,
 )
 from pyluo.guest.port import mark
@@ -104,7 +104,7 @@ def check_sessions() -> CheckResult:
                     if memfd.read(_PAGE, 0) != _make_content(number):
                         found.append(f"the content of session {number} changed")
                 session.finish()
-            except LuoError as error:
+            except RequestError as error:
                 found.append(str(error))
             else:
                 sessions.append(_make_session(device, number))

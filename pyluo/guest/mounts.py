@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from pyluo._sys import mount
-from pyluo.errors import LuoError
+from pyluo.errors import RequestError
 
 __all__ = ["mount_all"]
 
@@ -16,6 +16,7 @@ def mount_all() -> None:
     mount("sysfs", "/sys", "sysfs")
     mount("tmpfs", "/run", "tmpfs", "mode=0755")
     _mount_if_known("debugfs", "/sys/kernel/debug", "debugfs")
+    _mount_if_known("securityfs", "/sys/kernel/security", "securityfs")
     for name, kind, options in (
         ("shm", "tmpfs", "mode=1777"),
         ("pts", "devpts", "gid=5,mode=620,ptmxmode=666"),
@@ -48,6 +49,6 @@ def _mount_if_known(source: str, target: str, kind: str, options: str = "") -> b
     """Mount a file system, and return whether that worked; the kernel may not know its type."""
     try:
         mount(source, target, kind, options)
-    except LuoError:
+    except RequestError:
         return False
     return True

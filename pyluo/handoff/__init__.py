@@ -8,19 +8,34 @@ through a socket succeeds, each side knows that the other side has completed it.
 
 from __future__ import annotations
 
-from pyluo.handoff.over_socket import connect, listen, receive, send
+from pyluo.handoff.machine import Owner
+from pyluo.handoff.over_socket import (
+    Receiving,
+    Sending,
+    connect,
+    listen,
+    receive,
+    receive_async,
+    send,
+    send_async,
+)
 from pyluo.handoff.received import Handoff
 from pyluo.handoff.through_exec import exec_with, inherited
 from pyluo.peer import Peer, same_user
 
 __all__ = [
     "Handoff",
+    "Owner",
     "Peer",
+    "Receiving",
+    "Sending",
     "connect",
     "exec_with",
     "inherited",
     "listen",
     "receive",
+    "receive_async",
     "same_user",
     "send",
+    "send_async",
 ]

@@ -1,310 +1,491 @@
-"""The protocol of a handoff through a socket.
+"""The two drivers of a handoff through a socket: one that blocks, and one for asyncio.
 
-Each side waits for the answer to a packet before it sends the next one. Therefore at most 253
-descriptors are in flight at a time, and each side learns why the other side stopped::
-
-    receiver  READY      the receiver has begun to receive
-    sender    OFFER n    carries the descriptor of the manifest (names and state); n is the
-                         number of descriptors to follow
-    receiver  WANT i     the receiver has i descriptors, and asks for the next 253, or the rest
-    sender    FILES i    contains these descriptors
-    receiver  COMPLETE n the receiver has all n descriptors, but does not use them yet
-    sender    COMMIT n   the sender has given the files up; the receiver may use them
-    either    REFUSED    instead of any other packet: an errno and a reason; ends the conversation
-
-WANT and FILES are repeated until the receiver has all descriptors. A packet consists of a magic,
-the version, its kind and its number (n, i, or the errno), in little endian; REFUSED also contains
-the reason as text in UTF-8.
+They share everything but the waiting: `Conversation` moves packets between a machine and a socket
+without ever blocking, and says what to wait for.
 """
 
 from __future__ import annotations
 
 import enum
+import math
 import os
+import select
 import socket
-import struct
-from contextlib import contextmanager, suppress
+import time
+import warnings
+from contextlib import suppress
+from dataclasses import dataclass, field
 from errno import (
-    EACCES,
-    EBADMSG,
+    EAGAIN,
     ECANCELED,
+    ECONNREFUSED,
     ECONNRESET,
-    EIO,
-    EPERM,
-    EPROTO,
-    EPROTONOSUPPORT,
+    EDEADLK,
+    ENOPROTOOPT,
+    ENOTCONN,
+    EOPNOTSUPP,
+    EPIPE,
+    ESRCH,
     ETIMEDOUT,
-    errorcode,
+    EWOULDBLOCK,
 )
 from typing import TYPE_CHECKING
 
-from pyluo._sys import raising
+from pyluo._sys import PacketBuffer
 from pyluo.descriptor import OwnedFd
-from pyluo.errors import HandoffError, LuoError
-from pyluo.peer import Packet, Peer, peer_credentials, send_packet
+from pyluo.errors import HandoffError
+from pyluo.handoff.machine import Owner, Phase
+from pyluo.peer import Packet, peer_credentials
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from pyluo.handoff.machine import Machine
+    from pyluo.handoff.packets import Outgoing
 
-    Allow = Callable[[Peer], bool]
+__all__ = ["TIMEOUT", "Conversation", "check_socket"]
 
-__all__ = ["Conversation", "Kind", "open_conversation"]
+TIMEOUT = 10.0
+"""How long to wait for a packet, in seconds, unless the caller says otherwise."""
 
-_MAGIC = b"pyluoHOP"
-_VERSION = 1
-_HEAD = struct.Struct("<8sHHI")
-_MAX_REASON = 1000  # bytes
-
-
-class Kind(enum.IntEnum):
-    """The kind of a packet."""
-
-    READY = 1
-    OFFER = 2
-    WANT = 3
-    FILES = 4
-    COMPLETE = 5
-    COMMIT = 6
-    REFUSED = 7
+# include/uapi/asm-generic/socket.h, Linux 6.5; Python's socket module does not have it.
+_SO_PASSPIDFD = 76
+_CLOSED = (-EPIPE, -ECONNRESET, -ENOTCONN, -ECONNREFUSED)
+_AGAIN = (-EAGAIN, -EWOULDBLOCK)
 
 
-@contextmanager
-def open_conversation(
-    connection: socket.socket, operation: str, allow: Allow, timeout: float | None
-) -> Iterator[Conversation]:
-    """Yield a conversation over a connection.
+class _Wait(enum.Enum):
+    """What a conversation waits for, besides the death of the other process."""
 
-    If an exception leaves the ``with`` block, the other side is told the reason and the connection
-    is shut down. So the other side does not wait for more packets, and packets in flight are not
-    taken for the beginning of another conversation.
-    """
-    conversation = Conversation(connection, operation, allow)
-    with raising(operation, conversation.subject):
-        passcred = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-    old_timeout = connection.gettimeout()
-    connection.settimeout(timeout)
-    try:
-        conversation.check_creator()
-        yield conversation
-    except BaseException as error:
-        conversation.send_refusal(error)
-        with suppress(OSError):
-            connection.shutdown(socket.SHUT_RDWR)
-        raise
-    finally:
-        # The caller may have closed the socket; that must not turn a committed handoff into an
-        # error.
-        with suppress(OSError):
-            connection.settimeout(old_timeout)
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, passcred)
+    PACKET = enum.auto()
+    ROOM = enum.auto()
+    DEATH = enum.auto()
 
 
 class Conversation:
-    """One side of a handoff: sends packets, and receives packets of the expected kinds only."""
+    """One side of a handoff, over a connection.
 
-    def __init__(self, connection: socket.socket, operation: str, allow: Allow) -> None:
-        self._connection = connection
-        self._operation = operation
-        self._allow = allow
-        self._peer: Peer | None = None
+    The conversation has a duplicate of the connection's descriptor, so that closing the connection
+    does not look like a death to the other side while it is undecided who owns the files. Only one
+    thread at a time may use the object.
+    """
+
+    def __init__(self, machine: Machine, connection: socket.socket) -> None:
+        self._machine = machine
+        self._process = os.getpid()
+        self._inbox = Packet()
+        self._outbox: tuple[Outgoing, PacketBuffer] | None = None
+        self._pidfd = OwnedFd(-1)
+        self._begun = False
+        self._unconfirmed: Packet | None = None  # by whose PID the pidfd was opened
+        self._gone = False  # whether there was no process to open a pidfd of any more
+        self._options: dict[int, int] = {}
+        with machine.operation.raising(machine.subject):
+            self._socket = socket.socket(fileno=os.dup(connection.fileno()))
 
     @property
-    def subject(self) -> str:
-        """A phrase that names the other side, for error messages."""
-        return str(self._peer or "the other end of the socket")
+    def owner(self) -> Owner:
+        """Who may use the files: the sender, the receiver, or `Owner.UNDECIDED`.
 
-    @property
-    def peer(self) -> Peer:
-        """The process at the other end; known only after it has sent a packet."""
-        assert self._peer is not None
-        return self._peer
-
-    def check_creator(self) -> None:
-        """Check that the process that created the other end of the socket may take part.
-
-        Raises:
-            HandoffError: the process may not take part (EPERM), or the socket is not connected
-                (ENOTCONN).
+        This can be asked after any exception.
         """
-        with raising(self._operation, self.subject):
-            peer = peer_credentials(self._connection)
-        # If the socket is from socketpair(), this process itself created the other end. That says
-        # nothing about the process that has the other end now.
-        if peer.pid != os.getpid():
-            self._check_allowed(peer, "made the other end of the socket")
+        self._settle()
+        return self._machine.owner
 
-    def send(self, kind: Kind, number: int = 0, fds: Sequence[int] = ()) -> None:
-        """Send a packet.
+    def _settle(self) -> None:
+        """Tell the machine of a packet that was sent just before an exception."""
+        if self._outbox is not None and self._outbox[1].sent:
+            self._machine.sent(self._outbox[0])
 
-        Raises:
-            HandoffError: see `pyluo.handoff.send`; it contains the other side's reason, if that
-                side has sent one.
-        """
-        with raising(self._operation, self.subject):
-            try:
-                send_packet(self._connection, _HEAD.pack(_MAGIC, _VERSION, kind, number), fds)
-            except (BrokenPipeError, ConnectionResetError):
-                self._next_packet()[2].close()
+    # Steps, which both drivers share
+
+    def _begin(self) -> None:
+        """Ask the kernel to tell who sends the packets, and check who created the other end."""
+        if os.getpid() != self._process:
+            hint = f"Process {self._process} began it, and only that one may go on"
+            raise HandoffError(EDEADLK, self._machine.operation.name, self._machine.subject, hint)
+        self._settle()
+        if self._machine.done or self._machine.awaits_death:
+            return
+        self._begun = True
+        with self._machine.operation.raising(self._machine.subject):
+            for option in (_SO_PASSPIDFD, socket.SO_PASSCRED):
+                self._set_option(option)
+            creator = peer_credentials(self._socket)
+        self._machine.meet(creator)
+
+    def _set_option(self, option: int) -> None:
+        try:
+            before = self._socket.getsockopt(socket.SOL_SOCKET, option)
+            self._options.setdefault(option, before)
+            self._socket.setsockopt(socket.SOL_SOCKET, option, 1)
+        except OSError as error:
+            if error.errno != ENOPROTOOPT:  # Linux before 6.5 sends no pidfds
                 raise
 
-    def expect(
-        self, kind: Kind, number: int | None = None, *, fds: int = 0
-    ) -> tuple[int, list[OwnedFd]]:
-        """Receive the next packet, and return its number and its descriptors.
+    def _step(self) -> _Wait | None:
+        """Send and receive what can be without waiting.
+
+        Returns:
+            What to wait for; None if the machine is done.
+        """
+        machine = self._machine
+        while not machine.done:
+            if machine.phase is Phase.GIVING_UP:
+                self._send_refusal()
+                if machine.phase is Phase.GIVING_UP:
+                    return _Wait.ROOM
+            elif machine.awaits_death:
+                if not self._peer_is_dead():
+                    return _Wait.DEATH
+                machine.peer_died()
+            elif machine.pending is not None:
+                if not self._send(machine.pending):
+                    return _Wait.ROOM
+            elif not self._receive():
+                return _Wait.PACKET
+        return None
+
+    def _send(self, packet: Outgoing) -> bool:
+        """Send the pending packet; return whether there was room for it."""
+        result = self._put(packet)
+        dead = result in _AGAIN and self._peer_is_dead()
+        if result in _AGAIN and not dead:
+            return False
+        if result >= 0:
+            self._machine.sent(packet)
+        elif dead or result in _CLOSED:
+            self._machine.cannot_send(packet)  # it may have said why, before
+        else:
+            self._machine.cannot_go_on(
+                self._machine.operation.error(-result, self._machine.subject)
+            )
+        return True
+
+    def _send_refusal(self) -> None:
+        """Tell the other side that this side has given up, if there is room for that."""
+        packet = self._machine.pending
+        assert packet is not None
+        result = self._put(packet)
+        if result >= 0:
+            self._machine.sent(packet)
+        elif result in _CLOSED:
+            self._machine.cannot_send(packet)
+        else:
+            self._machine.refusal_is_lost()
+            if self._peer_is_dead():
+                self._machine.peer_died()
+
+    def _put(self, packet: Outgoing) -> int:
+        if self._outbox is None or self._outbox[0] is not packet:
+            self._outbox = packet, PacketBuffer(packet.data, packet.fds)
+        return self._outbox[1].send(self._socket.fileno())
+
+    def _receive(self) -> bool:
+        """Receive a packet, or the end of the connection; return False if there is neither yet."""
+        dead = False
+        result = self._fill_inbox()
+        if result in _AGAIN and self._peer_is_dead():
+            dead = True
+            result = self._fill_inbox()  # what it sent before it died
+        if result in _AGAIN and not dead:
+            return False
+        if result <= 0:
+            if result < 0 and result not in (*_AGAIN, *_CLOSED):
+                with self._machine.operation.raising(self._machine.subject):
+                    raise OSError(-result, os.strerror(-result))
+            self._machine.hung_up(dead=dead or self._peer_is_dead())
+            return True
+        try:
+            self._machine.receive(self._inbox)
+        except HandoffError as error:
+            self._machine.give_up(error)
+            self._accept_inbox()
+            if self._machine.phase is not Phase.GIVING_UP:
+                error.unfinished = self
+                raise
+        self._accept_inbox()
+        return True
+
+    def _fill_inbox(self) -> int:
+        if self._inbox is self._machine.last:
+            self._accept_inbox()
+        result = self._inbox.receive(self._socket.fileno())
+        if result == -ECONNRESET:
+            # The other side closed the socket before it had read all packets. The kernel reports
+            # this once; receiving again returns the reason that the other side sent.
+            result = self._inbox.receive(self._socket.fileno())
+        return result
+
+    def _accept_inbox(self) -> None:
+        """Make room for the next packet, after the machine has looked at the last one."""
+        packet = self._inbox
+        accepted = packet is self._machine.last
+        if accepted:
+            self._learn_pidfd(packet)
+        if not accepted or not self._machine.keeps_files:
+            packet.close()
+        self._inbox = Packet()
+
+    # The death of the other process
+
+    def _learn_pidfd(self, packet: Packet) -> None:
+        """Get a pidfd of the sender of a packet, unless there is one already.
+
+        Where the kernel sends none along, one is opened by the PID in the packet. The process may
+        have died since, and another one may have got its PID. So the pidfd counts only after one
+        more packet has come from that PID: then the process was alive when the pidfd was opened.
+        """
+        if not self._pidfd.closed:
+            if packet is not self._unconfirmed:
+                self._unconfirmed = None
+        elif packet.has_pidfd:
+            packet.move_pidfd(self._pidfd)
+        elif self._machine.peer is not None and self._machine.peer.pid:
+            self._unconfirmed = packet
+            try:
+                self._pidfd = OwnedFd(os.pidfd_open(self._machine.peer.pid))
+            except OSError as error:
+                self._gone = error.errno == ESRCH
+        packet.close_pidfd()
+
+    def _peer_is_dead(self) -> bool:
+        """Return whether all threads of the other process are known to have ended."""
+        if self._gone:
+            return True
+        if not self._has_proof:
+            return False
+        poll = select.poll()
+        poll.register(self._pidfd.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
+
+    @property
+    def _has_proof(self) -> bool:
+        """Whether there is a pidfd that is known to be the other process's."""
+        return not self._pidfd.closed and self._unconfirmed is None
+
+    # The two drivers
+
+    def _run(self, timeout: float | None, deadline: float | None, *, patient: bool = False) -> None:
+        """Drive the machine until it is done, and block meanwhile.
 
         Args:
-            kind: the kind that the packet must have.
-            number: the number that the packet must have; None if any number is accepted.
-            fds: how many descriptors the packet must contain.
+            timeout: seconds to wait for each event; None for no limit.
+            deadline: seconds to wait for all of them together; None for no limit.
+            patient: whether to wait for room to tell the other side that this side gives up.
 
         Raises:
-            HandoffError: see `pyluo.handoff.receive`. The packet's descriptors are closed then.
+            HandoffError: why it has failed, or is undecided; `unfinished` is set then.
+            ValueError: a time is not above zero.
         """
-        actual_kind, actual_number, packet = self._next_packet()
+        clock = _Clock(timeout, deadline)
+        self._begin_or_give_up()
+        while (wait := self._step()) is not None:
+            if self._machine.phase is Phase.GIVING_UP and not patient:
+                break
+            if not self._wait(wait, clock.left()):
+                self._time_is_up(clock)
+                break
+        self._end()
+
+    async def _run_async(
+        self, timeout: float | None, deadline: float | None, *, patient: bool = False
+    ) -> None:
+        """Drive the machine until it is done, in the running asyncio event loop; see `_run`."""
+        clock = _Clock(timeout, deadline)
+        self._begin_or_give_up()
+        while (wait := self._step()) is not None:
+            if self._machine.phase is Phase.GIVING_UP and not patient:
+                break
+            if not await self._wait_async(wait, clock.left()):
+                self._time_is_up(clock)
+                break
+        self._end()
+
+    def _wait(self, wait: _Wait, seconds: float | None) -> bool:
+        """Block until something may have happened; return False if the time is up."""
+        poll = select.poll()
+        if wait is not _Wait.DEATH:
+            event = select.POLLIN if wait is _Wait.PACKET else select.POLLOUT
+            poll.register(self._socket.fileno(), event)
+        if self._has_proof:
+            poll.register(self._pidfd.fileno(), select.POLLIN)
+        return bool(poll.poll(None if seconds is None else math.ceil(seconds * 1000)))
+
+    async def _wait_async(self, wait: _Wait, seconds: float | None) -> bool:
+        """Let the event loop run until something may have happened; see `_wait`."""
+        import asyncio  # here, because importing it takes long, and only its users need it
+
+        loop = asyncio.get_running_loop()
+        happened = asyncio.Event()
+        number, pidfd = self._socket.fileno(), -1
         try:
-            if actual_kind != kind or number not in (None, actual_number):
-                actual = f"{actual_kind.name} {actual_number}"
-                expected = kind.name if number is None else f"{kind.name} {number}"
-                raise self.protocol_error(f"{actual} instead of {expected}")
-            if len(packet.fds) != fds:
-                raise self.protocol_error(
-                    f"{len(packet.fds)} descriptors with {kind.name}, not {fds}"
-                )
-        except BaseException:
-            packet.close()
-            raise
-        return actual_number, [OwnedFd(fd) for fd in packet.fds]
+            if wait is _Wait.PACKET:
+                loop.add_reader(number, happened.set)
+            elif wait is _Wait.ROOM:
+                loop.add_writer(number, happened.set)
+            if self._has_proof:
+                pidfd = self._pidfd.fileno()
+                loop.add_reader(pidfd, happened.set)
+            async with asyncio.timeout(seconds):
+                await happened.wait()
+        except TimeoutError:
+            return False
+        finally:
+            loop.remove_reader(number)
+            loop.remove_writer(number)
+            if pidfd >= 0:
+                loop.remove_reader(pidfd)
+        return True
 
-    def expect_commit(self, number: int) -> None:
-        """Wait for the sender's COMMIT.
-
-        After a timeout, this side shuts the socket down for receiving. From then on the sender
-        cannot send COMMIT: it gets an error instead. A COMMIT that was sent before the shutdown is
-        still received. Without the shutdown, the sender could commit just when this side gives up.
-
-        Raises:
-            HandoffError: COMMIT did not arrive in time, and was not sent before the shutdown either
-                (ETIMEDOUT); see also `expect`.
-        """
+    def _begin_or_give_up(self) -> None:
         try:
-            self.expect(Kind.COMMIT, number)
+            self._begin()
         except HandoffError as error:
-            if error.errno != ETIMEDOUT:
+            self._machine.give_up(error)
+            if self._machine.error is not error:
                 raise
+
+    def _time_is_up(self, clock: _Clock) -> None:
+        machine = self._machine
+        if machine.awaits_death:
+            return  # it is as undecided as it was
+        error = machine.operation.error(ETIMEDOUT, machine.subject)
+        if clock.expired:
+            error.hint = f"The handoff as a whole took longer than {clock.deadline} seconds"
+        machine.cannot_go_on(error)
+        self._step()
+
+    def _end(self) -> None:
+        """Close what is no longer needed, if the machine is done; raise its error if it has one."""
+        machine = self._machine
+        if machine.phase is Phase.FAILED:
+            # The other side must not wait, and packets in flight must not be taken for the
+            # beginning of another conversation.
             with suppress(OSError):
-                self._connection.shutdown(socket.SHUT_RD)
-            try:
-                self.expect(Kind.COMMIT, number)
-            except HandoffError:
-                raise error from None
+                self._socket.shutdown(socket.SHUT_RDWR)
+        if machine.phase in (Phase.DONE, Phase.FAILED):
+            self._close()
+            if machine.error is not None:
+                raise machine.error
+            return
+        error = machine.error or machine.undecided_error()
+        error.unfinished = self
+        raise error
 
-    def send_refusal(self, error: BaseException) -> None:
-        """Send the reason of an error to the other side, if the other side is still connected."""
-        if isinstance(error, LuoError):
-            number, reason = error.errno or EIO, error.hint or error.strerror or ""
-        else:
-            number, reason = ECANCELED, f"{type(error).__name__}: {error}"
-        text = reason.encode(errors="replace")[:_MAX_REASON]
-        with suppress(OSError):
-            head = _HEAD.pack(_MAGIC, _VERSION, Kind.REFUSED, number)
-            send_packet(self._connection, head + text, flags=socket.MSG_DONTWAIT)
+    def _close(self) -> None:
+        for option, before in self._options.items():
+            with suppress(OSError):  # the descriptor is closed, if this is the second call
+                self._socket.setsockopt(socket.SOL_SOCKET, option, before)
+        self._inbox.close()
+        self._socket.close()
+        self._pidfd.close()
+        self._machine.close()
 
-    def protocol_error(self, problem: str) -> HandoffError:
-        """Return the exception for a packet that violates the protocol."""
-        hint = f"The other side broke the protocol: {problem}"
-        return HandoffError(EBADMSG, self._operation, self.subject, hint)
+    def abandon(self, reason: BaseException | None = None) -> None:
+        """Leave the files to the sender, tell the other side why, and end the connection.
 
-    def _next_packet(self) -> tuple[Kind, int, Packet]:
-        """Receive the next packet; return its kind, its number, and the packet.
+        On the receiver's side, this closes all descriptors that have come. If the sender is dead,
+        they may be the last ones of their files. This does nothing after a handoff that succeeded
+        or failed.
+
+        Args:
+            reason: an exception, whose words the other side gets.
 
         Raises:
-            HandoffError: the packet is REFUSED (the errno in it; EPROTO if that is unknown); the
-                packet is too long, has no credentials or is not valid, or a process other than the
-                previous sender sent it (EBADMSG); it uses another version of the protocol
-                (EPROTONOSUPPORT); its sender may not take part (EPERM); the kernel dropped
-                descriptors from it (see `_lost_descriptors_error`); no packet came in time
-                (ETIMEDOUT); the other process has hung up (ECONNRESET); see also
-                `pyluo.handoff.receive`.
+            HandoffError: this is the sender, and it is too late: the receiver may use the files.
         """
-        packet = self._receive()
+        machine = self._machine
+        self._give_up(reason)
+        self._step()
         try:
-            if not packet.data:
-                raise HandoffError(
-                    ECONNRESET, self._operation, self.subject, "The other process has hung up"
-                )
-            if packet.fds_truncated:
-                raise self._lost_descriptors_error()
-            self._check_sender(packet.sender)
-            if packet.data_truncated:
-                raise self.protocol_error("a packet is longer than any of the protocol")
-            kind, number = self._parse(packet.data)
-            if kind == Kind.REFUSED:
-                raise self._refusal_error(number, packet.data[_HEAD.size :])
-            if len(packet.data) != _HEAD.size:
-                raise self.protocol_error(f"{kind.name} has {len(packet.data)} bytes")
-        except BaseException:
-            packet.close()
-            raise
-        return kind, number, packet
+            self._end()
+        except HandoffError:
+            if machine.phase is not Phase.FAILED:
+                raise
 
-    def _receive(self) -> Packet:
-        size = _HEAD.size + _MAX_REASON
-        with raising(self._operation, self.subject):
-            try:
-                return Packet.receive(self._connection, size)
-            except ConnectionResetError:
-                # The other side closed the socket before it had read all packets. The kernel
-                # reports this once; receiving again returns the reason that the other side sent.
-                return Packet.receive(self._connection, size)
+    def stop(self, error: BaseException) -> None:
+        """End a handoff that nobody can go on with, because an exception leaves the call.
 
-    def _parse(self, data: bytes) -> tuple[Kind, int]:
-        if len(data) < _HEAD.size:
-            raise self.protocol_error(f"a packet has {len(data)} bytes")
-        magic, version, kind, number = _HEAD.unpack_from(data)
-        if magic != _MAGIC:
-            raise self.protocol_error(f"a packet begins with {magic!r}")
-        if version != _VERSION:
-            hint = f"It uses version {version} of the protocol, and this pyluo version {_VERSION}"
-            raise HandoffError(EPROTONOSUPPORT, self._operation, self.subject, hint)
-        try:
-            return Kind(kind), number
-        except ValueError:
-            raise self.protocol_error(f"a packet is of the unknown kind {kind}") from None
+        Those who catch a `HandoffError` with `unfinished` can go on.
+        """
+        if not self._begun:
+            self._close()
+        elif getattr(error, "unfinished", None) is not self and self._socket.fileno() >= 0:
+            self._drop(error)
 
-    def _check_sender(self, sender: Peer | None) -> None:
-        if sender is None:
-            raise self.protocol_error("a packet has no credentials")
-        if self._peer is None:
-            self._check_allowed(sender, "sends packets there")
-            self._peer = sender
-        elif sender != self._peer:
-            raise self.protocol_error(f"{sender} sends packets in its place")
-
-    def _check_allowed(self, peer: Peer, role: str) -> None:
-        if not self._allow(peer):
-            hint = f"{peer} {role}, and it is not allowed to take part"
-            raise HandoffError(EPERM, self._operation, self.subject, hint)
-
-    def _refusal_error(self, number: int, text: bytes) -> HandoffError:
-        reason = "".join(
-            each if each.isprintable() else "?" for each in text.decode(errors="replace")
+    def _give_up(self, reason: BaseException | None = None) -> None:
+        """Give up, unless the packet that makes it too late for that was sent already."""
+        self._settle()
+        hint = "It was abandoned"
+        self._machine.give_up(
+            reason or HandoffError(ECANCELED, self._machine.operation.name, "", hint)
         )
-        known = number if number in errorcode else EPROTO
-        hint = f"The other process gave up: {reason}"
-        return HandoffError(known, self._operation, self.subject, hint)
 
-    def _lost_descriptors_error(self) -> HandoffError:
-        """Return the exception for descriptors that the kernel dropped from a packet.
+    def _require_proof(self) -> None:
+        """Raise HandoffError (EOPNOTSUPP) if the death of the other process cannot be seen."""
+        if self._gone or self._has_proof:
+            return
+        hint = (
+            "The kernel gave no pidfd of it (Linux 6.5 and newer send one with each packet), and "
+            "its PID could not be used instead, so that its death cannot be proved"
+        )
+        raise HandoffError(EOPNOTSUPP, self._machine.operation.name, self._machine.subject, hint)
 
-        The kernel does not report the reason, so this method calls dup(). If that fails, a
-        descriptor limit was the reason, and the exception gets that errno; otherwise this method
-        assumes that a security module was the reason (EACCES).
-        """
+    def __del__(self) -> None:
+        if not hasattr(self, "_socket") or self._socket.fileno() < 0:
+            return
+        if self._process != os.getpid() or not self._begun:
+            self._socket.close()
+            self._machine.close()
+            return
         try:
-            os.close(os.dup(self._connection.fileno()))
-        except OSError as error:
-            hint = "The descriptors do not fit: see RLIMIT_NOFILE (ulimit -n), or fs.file-max"
-            return HandoffError(error.errno or EIO, self._operation, self.subject, hint)
-        hint = "A security module of the kernel blocked a descriptor: see its rules"
-        return HandoffError(EACCES, self._operation, self.subject, hint)
+            warnings.warn(
+                f"{type(self).__name__} was dropped before the handoff was decided",
+                ResourceWarning,
+                stacklevel=2,
+                source=self,
+            )
+        finally:
+            self._drop()
+
+    def _drop(self, error: BaseException | None = None) -> None:
+        """Give the handoff up, as far as that loses nothing, and forget it."""
+        with suppress(HandoffError):
+            self.abandon(error)
+        self._close()
+
+
+@dataclass(slots=True)
+class _Clock:
+    """How long to wait.
+
+    Attributes:
+        timeout: seconds to wait for the next event; None for no limit.
+        deadline: seconds for all of them together; None for no limit.
+    """
+
+    timeout: float | None
+    deadline: float | None
+    _end: float = field(init=False, default=math.inf)
+
+    def __post_init__(self) -> None:
+        for seconds in (self.timeout, self.deadline):
+            if seconds is not None and seconds <= 0:
+                raise ValueError(f"a timeout of {seconds} seconds: it must be above zero")
+        if self.deadline is not None:
+            self._end = time.monotonic() + self.deadline
+
+    def left(self) -> float | None:
+        """Return the seconds to wait for the next event; None for no limit."""
+        left = min(math.inf if self.timeout is None else self.timeout, self._end - time.monotonic())
+        return None if left == math.inf else max(left, 0)
+
+    @property
+    def expired(self) -> bool:
+        """Whether the time for all events together is over."""
+        return time.monotonic() >= self._end
+
+
+def check_socket(connection: socket.socket) -> None:
+    """Raise ValueError unless a socket is a Unix socket of type SOCK_SEQPACKET."""
+    if (connection.family, connection.type) != (socket.AF_UNIX, socket.SOCK_SEQPACKET):
+        raise ValueError(f"{connection!r} is not a Unix socket of type SOCK_SEQPACKET")

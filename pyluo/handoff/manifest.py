@@ -24,17 +24,16 @@ import hashlib
 import os
 import stat
 import struct
-from contextlib import contextmanager
 from dataclasses import dataclass
 from errno import E2BIG, EBADMSG, EPROTONOSUPPORT
 from typing import TYPE_CHECKING, Self
 
-from pyluo._sys import raising
 from pyluo.errors import HandoffError
-from pyluo.memfd import Memfd, Seal, read_seals
+from pyluo.memfd import Memfd, Seal, read_at, read_seals
+from pyluo.operation import Operation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
 __all__ = ["Entry", "Manifest"]
 
@@ -44,7 +43,7 @@ _HEADER = struct.Struct("<8sIIQQQ32s")
 _ENTRY = struct.Struct("<iQQIH")
 _MAX_NAME = 255  # bytes
 _SEALS = Seal.SEAL | Seal.SHRINK | Seal.GROW | Seal.WRITE
-_OPERATION = "read handoff"
+_READ = Operation("read handoff", HandoffError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +104,12 @@ class Manifest:
 
         Raises:
             ValueError: a name is empty, or longer than 255 bytes in UTF-8.
-            LuoError: see `Memfd.create` and `Memfd.write`.
+            RequestError: see `Memfd.create` and `Memfd.write`.
         """
         table = b"".join(map(_pack, self.entries))
         lengths = len(self.entries), self.pid, len(table), len(self.state)
         digest = _digest(lengths, table, self.state)
-        memfd = Memfd.create("pyluo-handoff", 0)
+        memfd = Memfd.create("pyluo-handoff", 0, executable=False)
         try:
             memfd.write(_HEADER.pack(_MAGIC, _VERSION, *lengths, digest), 0)
             memfd.write(table, _HEADER.size)
@@ -139,8 +138,8 @@ class Manifest:
         # check.
         if read_seals(fd) & _SEALS != _SEALS:
             raise _damage_error("it is not a sealed memfd")
-        with _borrow(fd) as memfd, raising(_OPERATION, f"descriptor {fd}"):
-            header = memfd.read(_HEADER.size, 0)
+        with _READ.raising(f"descriptor {fd}"):
+            header = read_at(fd, _HEADER.size, 0)
             if len(header) < _HEADER.size:
                 raise _damage_error(f"{len(header)} bytes are too short for a header")
             magic, version, *lengths, digest = _HEADER.unpack(header)
@@ -148,28 +147,19 @@ class Manifest:
                 raise _damage_error("its first bytes are not a manifest's")
             if version != _VERSION:
                 hint = f"It has version {version}, and this pyluo knows version {_VERSION}"
-                raise HandoffError(EPROTONOSUPPORT, _OPERATION, "", hint)
+                raise HandoffError(EPROTONOSUPPORT, _READ.name, "", hint)
             count, pid, table_length, state_length = lengths
             _check_limit("descriptors", count, max_files, "max_files")
             _check_limit("bytes of state", state_length, max_state, "max_state")
             if table_length > count * (_ENTRY.size + _MAX_NAME):
                 raise _damage_error(f"its table has {table_length} bytes for {count} descriptors")
-            if memfd.size != _HEADER.size + table_length + state_length:
-                raise _damage_error(f"its size of {memfd.size} bytes is not that of its header")
-            table = memfd.read(table_length, _HEADER.size)
-            state = memfd.read(state_length, _HEADER.size + table_length)
+            if os.fstat(fd).st_size != _HEADER.size + table_length + state_length:
+                raise _damage_error("its size is not that of its header")
+            table = read_at(fd, table_length, _HEADER.size)
+            state = read_at(fd, state_length, _HEADER.size + table_length)
             if _digest(lengths, table, state) != digest:
                 raise _damage_error("its digest is not that of its contents")
             return cls(_unpack(table, count), state, pid)
-
-
-@contextmanager
-def _borrow(fd: int) -> Iterator[Memfd]:
-    memfd = Memfd(fd)
-    try:
-        yield memfd
-    finally:
-        memfd.detach()
 
 
 def _digest(lengths: Sequence[int], table: bytes, state: bytes) -> bytes:
@@ -220,8 +210,8 @@ def _unpack(table: bytes, count: int) -> tuple[Entry, ...]:
 def _check_limit(what: str, count: int, most: int | None, parameter: str) -> None:
     if most is not None and count > most:
         hint = f"It has {count} {what}, and the receiver accepts {most}: see {parameter}"
-        raise HandoffError(E2BIG, _OPERATION, "", hint)
+        raise HandoffError(E2BIG, _READ.name, "", hint)
 
 
 def _damage_error(problem: str) -> HandoffError:
-    return HandoffError(EBADMSG, _OPERATION, "", f"This is not a valid manifest: {problem}")
+    return HandoffError(EBADMSG, _READ.name, "", f"This is not a valid manifest: {problem}")

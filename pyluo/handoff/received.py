@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Self, TypeVar, overload
 
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
 
+    from pyluo.descriptor import ReceivedFd
     from pyluo.peer import Peer
 
 __all__ = ["Handoff"]
@@ -21,23 +23,32 @@ D = TypeVar("D", bound=Descriptor)
 class Handoff:
     """Named descriptors and a state that another process or program has handed over.
 
-    The end of the ``with`` block closes the descriptors that were not taken. All descriptors have
-    close-on-exec set. As long as the sender still has a file open, both processes share its file
-    position and its status flags, such as O_NONBLOCK.
+    The end of the ``with`` block closes the descriptors that were not taken, except those of live
+    update sessions, because closing the last descriptor of a session loses its files. If an
+    exception leaves the block, none is closed, and all of them can still be taken. All descriptors
+    have close-on-exec set. As long as the sender still has a file open, both processes share its
+    file position and its status flags, such as O_NONBLOCK.
 
     Attributes:
         state: opaque bytes from the sender.
         peer: the process that sent the handoff; None after an exec.
+        missing: the names of descriptors that did not come, because the sender died before it had
+            sent them; see `Receiving.take_over`.
     """
 
-    __slots__ = ("_files", "peer", "state")
+    __slots__ = ("_files", "missing", "peer", "state")
 
     def __init__(
-        self, files: Mapping[str, OwnedFd], state: bytes, peer: Peer | None = None
+        self,
+        files: Mapping[str, ReceivedFd],
+        state: bytes,
+        peer: Peer | None = None,
+        missing: tuple[str, ...] = (),
     ) -> None:
         self._files = dict(files)
         self.state = state
         self.peer = peer
+        self.missing = missing
 
     @property
     def files(self) -> Mapping[str, OwnedFd]:
@@ -66,7 +77,7 @@ class Handoff:
 
         Raises:
             KeyError: there is no descriptor of this name, or it was taken already.
-            LuoError: `type.from_fd` refuses the descriptor, which can still be taken.
+            RequestError: `type.from_fd` refuses the descriptor, which can still be taken.
         """
         owned = self._files[name]
         taken = type.from_fd(owned.fileno())
@@ -75,9 +86,22 @@ class Handoff:
         return taken
 
     def close(self) -> None:
-        """Close the descriptors that were not taken; closing twice does nothing."""
-        while self._files:
-            self._files.popitem()[1].close()
+        """Close the descriptors that were not taken, except those of sessions.
+
+        Those stay open, and can still be taken; a ResourceWarning names them. Closing twice does
+        nothing.
+        """
+        for name, file in reversed(list(self._files.items())):
+            if not file.is_session:
+                del self._files[name]
+                file.close()
+        if self._files:
+            warnings.warn(
+                f"sessions were handed over and not taken, and stay open: {list(self._files)}",
+                ResourceWarning,
+                stacklevel=2,
+                source=self,
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -88,7 +112,8 @@ class Handoff:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        if error is None:
+            self.close()
 
     def __repr__(self) -> str:
         return f"<Handoff {list(self._files)}, {len(self.state)} bytes of state>"

@@ -11,14 +11,14 @@ import fcntl
 import os
 from contextlib import ExitStack
 from dataclasses import replace
-from errno import EBADMSG, ENOENT, ESTALE
+from errno import EBADMSG, EMFILE, ENOENT, ESTALE
 from typing import TYPE_CHECKING, NoReturn
 
-from pyluo._sys import raising
-from pyluo.descriptor import OwnedFd, fileno_of
-from pyluo.errors import HandoffError, LuoError
+from pyluo.descriptor import ReceivedFd, fileno_of, fileno_to_share
+from pyluo.errors import HandoffError, RequestError
 from pyluo.handoff.manifest import Entry, Manifest
 from pyluo.handoff.received import Handoff
+from pyluo.operation import Operation
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,7 +29,16 @@ __all__ = ["VARIABLE", "exec_with", "inherited"]
 
 VARIABLE = "PYLUO_HANDOFF"  # environment variable with the number of the manifest's descriptor
 _LOWEST = 3  # the lowest usable number: the next program uses 0 to 2 as its standard streams
-_INHERIT = "inherit handoff"
+_EXEC = Operation(
+    "exec handoff",
+    HandoffError,
+    {
+        EMFILE: (
+            "No descriptor number is free for a duplicate: raise RLIMIT_NOFILE; nothing has changed"
+        ),
+    },
+)
+_INHERIT = Operation("inherit handoff", HandoffError)
 
 
 def exec_with(
@@ -61,14 +70,16 @@ def exec_with(
         ValueError: `argv` is empty, or a name is empty or longer than 255 bytes in UTF-8.
         HandoffError: a descriptor is not open (EBADF); no descriptor number is free for a duplicate
             (EMFILE); execve(2) failed (ENOENT, EACCES, ENOEXEC, E2BIG and others).
-        LuoError: see `Memfd.create`.
+        RequestError: see `Memfd.create`.
 
     Source: execve(2)
     """
     if not argv:
         raise ValueError("argv is empty: no program is given")
-    with raising("exec handoff", repr(argv[0])), ExitStack() as stack:
-        entries = [Entry.of(name, fileno_of(file)) for name, file in files.items()]
+    with _EXEC.raising(repr(argv[0])), ExitStack() as stack:
+        entries = [
+            Entry.of(name, fileno_to_share(file, _EXEC.name)) for name, file in files.items()
+        ]
         numbers: set[int] = set()
         for index, file in enumerate(files.values()):
             number = fileno_of(file)
@@ -106,22 +117,22 @@ def inherited() -> Handoff:
     value = os.environ.pop(VARIABLE, None)
     if value is None:
         hint = f"{VARIABLE} is not set: no program before this one called exec_with()"
-        raise HandoffError(ENOENT, _INHERIT, "", hint)
+        raise HandoffError(ENOENT, _INHERIT.name, "", hint)
     number = _parse_variable(value)
     subject = f"{VARIABLE}={value}"
     try:
         manifest = Manifest.read(number)
-    except LuoError as error:
-        raise HandoffError(error.errno or EBADMSG, _INHERIT, subject, error.hint) from None
+    except RequestError as error:
+        raise HandoffError(error.errno or EBADMSG, _INHERIT.name, subject, error.hint) from None
     if manifest.pid != os.getpid():
         hint = f"It is for process {manifest.pid}, and this is process {os.getpid()}"
-        raise HandoffError(ESTALE, _INHERIT, subject, hint)
+        raise HandoffError(ESTALE, _INHERIT.name, subject, hint)
     _check_descriptors(manifest, number)
     for entry in manifest.entries:
         os.set_inheritable(entry.number, False)
     os.close(number)
     return Handoff(
-        {entry.name: OwnedFd(entry.number) for entry in manifest.entries}, manifest.state
+        {entry.name: ReceivedFd(entry.number) for entry in manifest.entries}, manifest.state
     )
 
 
@@ -139,7 +150,7 @@ def _parse_variable(value: str) -> int:
     number = int(value) if value.isdecimal() and len(value) < 10 else -1
     if number < _LOWEST:
         raise HandoffError(
-            EBADMSG, _INHERIT, f"{VARIABLE}={value}", "This is not the number of a descriptor"
+            EBADMSG, _INHERIT.name, f"{VARIABLE}={value}", "This is not the number of a descriptor"
         )
     return number
 
@@ -151,10 +162,11 @@ def _check_descriptors(manifest: Manifest, manifest_fd: int) -> None:
         or manifest_fd in numbers
         or min(numbers, default=3) < _LOWEST
     ):
-        raise HandoffError(EBADMSG, _INHERIT, "", "It names a descriptor twice, or a wrong one")
+        hint = "It names a descriptor twice, or a wrong one"
+        raise HandoffError(EBADMSG, _INHERIT.name, "", hint)
     for entry in manifest.entries:
         subject = f"{entry.name!r}, descriptor {entry.number}"
-        with raising(_INHERIT, subject):
+        with _INHERIT.raising(subject):
             matches = entry.matches(entry.number)
         if not matches:
-            raise HandoffError(ESTALE, _INHERIT, subject, "It is of another file by now")
+            raise HandoffError(ESTALE, _INHERIT.name, subject, "It is of another file by now")

@@ -44,7 +44,14 @@ from pyluo.iommufd.hwpt import (
 from pyluo.iommufd.ioas import Ioas
 from pyluo.iommufd.iova import Access, IovaRange, IovaRanges, Mapping
 from pyluo.iommufd.objects import Accounting, IommuContext, IommuObject
-from pyluo.iommufd.viommu import HwQueue, HwQueueType, Vdevice, Viommu, ViommuType
+from pyluo.iommufd.viommu import (
+    HwQueue,
+    HwQueueType,
+    Vdevice,
+    Viommu,
+    ViommuMapping,
+    ViommuType,
+)
 
 __all__ = [
     "DEVICE",
@@ -81,6 +88,7 @@ __all__ = [
     "Tegra241Info",
     "Vdevice",
     "Viommu",
+    "ViommuMapping",
     "ViommuType",
     "VirtualEvent",
     "VirtualEventQueue",

@@ -14,7 +14,3 @@ class BoundDevice(IommuObject):
     """
 
     noun = "device"
-
-    def hold_iommufd(self) -> None:
-        """Note that this is an open VFIO device: while it is open, the kernel keeps the iommufd."""
-        self.keeps_iommufd = True

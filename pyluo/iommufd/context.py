@@ -6,20 +6,32 @@ import errno
 import os
 from typing import Self
 
-from pyluo._sys import Ioctl, constant, raising
+from pyluo._sys import constant
 from pyluo.descriptor import OwnedFd, require_device
-from pyluo.errors import from_errno
+from pyluo.errors import IommuError, IommuUnavailableError, NotPermittedError
 from pyluo.iommufd.events import FaultQueue
 from pyluo.iommufd.ioas import Ioas
 from pyluo.iommufd.objects import IommuContext
+from pyluo.iommufd.requests import iommu_ioctl
+from pyluo.operation import Operation
 
 __all__ = ["DEVICE", "IommuFd"]
 
 DEVICE = "/dev/iommu"
 
-_IOAS_ALLOC = Ioctl("IOMMU_IOAS_ALLOC", "iommu_ioas_alloc")
-_FAULT_QUEUE_ALLOC = Ioctl("IOMMU_FAULT_QUEUE_ALLOC", "iommu_fault_alloc")
-_VFIO_IOAS = Ioctl("IOMMU_VFIO_IOAS", "iommu_vfio_ioas")
+_OPEN = Operation(
+    "open /dev/iommu",
+    IommuError,
+    {
+        errno.ENOENT: IommuUnavailableError,
+        errno.ENODEV: IommuUnavailableError,
+        errno.ENXIO: IommuUnavailableError,
+        errno.EACCES: NotPermittedError,
+    },
+)
+_IOAS_ALLOC = iommu_ioctl("IOMMU_IOAS_ALLOC", "iommu_ioas_alloc")
+_FAULT_QUEUE_ALLOC = iommu_ioctl("IOMMU_FAULT_QUEUE_ALLOC", "iommu_fault_alloc")
+_VFIO_IOAS = iommu_ioctl("IOMMU_VFIO_IOAS", "iommu_vfio_ioas")
 
 _VFIO_GET = constant("IOMMU_VFIO_IOAS_GET")
 _VFIO_SET = constant("IOMMU_VFIO_IOAS_SET")
@@ -29,18 +41,17 @@ _VFIO_CLEAR = constant("IOMMU_VFIO_IOAS_CLEAR")
 class IommuFd(IommuContext):
     """An open /dev/iommu, with the objects that were created in it.
 
-    Closing the iommufd destroys all of its objects, unless another process has the descriptor too.
-    While a VFIO device is bound to the iommufd, the objects stay in the kernel and DMA continues:
-    mapped buffers cannot be freed until the last such device is closed.
+    Closing the iommufd unmaps the memory that this process mapped by its address, and destroys all
+    objects unless something else keeps the iommufd open: see `close`.
 
-    There is no lock: use an iommufd and its objects from one thread at a time.
+    Several threads can use the iommufd and its objects.
 
     Args:
         path: the path of the device.
 
     Raises:
         IommuUnavailableError: the kernel offers no iommufd (ENOENT or ENODEV).
-        LuoPermissionError: the caller may not open the device (EACCES).
+        NotPermittedError: the caller may not open the device (EACCES).
 
     Source: drivers/iommu/iommufd/main.c, iommufd_fops_open(). Linux 6.2.
     """
@@ -48,7 +59,7 @@ class IommuFd(IommuContext):
     __slots__ = ()
 
     def __init__(self, path: str | os.PathLike[str] = DEVICE) -> None:
-        with raising("iommufd open", os.fspath(path)):
+        with _OPEN.raising(os.fspath(path)):
             super().__init__(os.open(path, os.O_RDWR | os.O_CLOEXEC))
 
     @classmethod
@@ -60,7 +71,7 @@ class IommuFd(IommuContext):
         `IoasLayout.adopt`, which also tells this process about the mappings of an IOAS.
 
         Raises:
-            LuoError: the descriptor is not open (EBADF), or is not of /dev/iommu (ENODEV). The
+            IommuError: the descriptor is not open (EBADF), or is not of /dev/iommu (ENODEV). The
                 caller still owns the descriptor.
         """
         require_device(fd, "iommu")
@@ -94,7 +105,7 @@ class IommuFd(IommuContext):
         if reply.errno == errno.ENODEV:
             return None
         if reply.errno:
-            raise from_errno(reply.errno, _VFIO_IOAS.name)
+            raise _VFIO_IOAS.error(reply.errno)
         number = reply.integer("ioas_id")
         known = self._objects.get(number)
         return known if isinstance(known, Ioas) else Ioas(self, number)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
-from pyluo._sys import Ioctl, constant
+from pyluo._sys import constant
 from pyluo.iommufd.bound_device import BoundDevice
 from pyluo.iommufd.hw_info import HwCapability, HwInfo, HwInfoType, decode
 from pyluo.iommufd.hwpt import HwptFlags, NestedHwpt, PagingHwpt
-from pyluo.iommufd.viommu import Vdevice, Viommu
+from pyluo.iommufd.requests import iommu_ioctl
+from pyluo.iommufd.viommu import Viommu
 
 if TYPE_CHECKING:
     from pyluo.iommufd.events import FaultQueue
@@ -19,9 +21,15 @@ if TYPE_CHECKING:
 
 __all__ = ["IommuDevice"]
 
-_GET_HW_INFO = Ioctl("IOMMU_GET_HW_INFO", "iommu_hw_info")
-_HWPT_ALLOC = Ioctl("IOMMU_HWPT_ALLOC", "iommu_hwpt_alloc")
-_VIOMMU_ALLOC = Ioctl("IOMMU_VIOMMU_ALLOC", "iommu_viommu_alloc")
+_GET_HW_INFO = iommu_ioctl("IOMMU_GET_HW_INFO", "iommu_hw_info")
+_HWPT_ALLOC = iommu_ioctl(
+    "IOMMU_HWPT_ALLOC",
+    "iommu_hwpt_alloc",
+    {
+        errno.EADDRINUSE: "A mapping or an allowed range lies where this device cannot reach",
+    },
+)
+_VIOMMU_ALLOC = iommu_ioctl("IOMMU_VIOMMU_ALLOC", "iommu_viommu_alloc")
 
 _INPUT_TYPE = constant("IOMMU_HW_INFO_FLAG_INPUT_TYPE")
 _FAULT_ID_VALID = constant("IOMMU_HWPT_FAULT_ID_VALID")
@@ -93,14 +101,16 @@ class IommuDevice(BoundDevice):
 
         Raises:
             IommuUnsupportedError: the IOMMU does not support a flag (EOPNOTSUPP).
-            LuoError: memory is mapped at an address that the device cannot reach (EADDRINUSE);
+            IommuError: memory is mapped at an address that the device cannot reach (EADDRINUSE);
                 there is too little memory (ENOMEM).
 
         Source: include/uapi/linux/iommufd.h, IOMMU_HWPT_ALLOC. Linux 6.6; flags since 6.7.
         """
         number = self._alloc_hwpt(ioas, int(flags), fault_queue, data)
-        used = () if fault_queue is None else (fault_queue,)
-        return PagingHwpt(self.iommufd, number, ioas, *used)
+        hwpt = PagingHwpt(self.iommufd, number, ioas)
+        if fault_queue is not None:
+            fault_queue.serve(hwpt)
+        return hwpt
 
     def alloc_nested_hwpt(
         self,
@@ -121,14 +131,15 @@ class IommuDevice(BoundDevice):
 
         Raises:
             IommuUnsupportedError: the IOMMU has no nested page tables of this format (EOPNOTSUPP).
-            LuoError: the parent was not allocated as a parent, or belongs to another IOMMU
+            IommuError: the parent was not allocated as a parent, or belongs to another IOMMU
                 (EINVAL); the driver refused the data (EIO).
 
         Source: include/uapi/linux/iommufd.h, IOMMU_HWPT_ALLOC. Linux 6.7; with a vIOMMU since 6.13.
         """
-        number = self._alloc_hwpt(parent, int(flags), fault_queue, data)
-        used = (parent,) if fault_queue is None else (parent, fault_queue)
-        return NestedHwpt(self.iommufd, number, *used)
+        hwpt = NestedHwpt(self.iommufd, self._alloc_hwpt(parent, int(flags), fault_queue, data))
+        if fault_queue is not None:
+            fault_queue.serve(hwpt)
+        return hwpt
 
     def alloc_viommu(
         self, kind: ViommuType | int, parent: PagingHwpt, data: RawData | None = None
@@ -142,7 +153,7 @@ class IommuDevice(BoundDevice):
 
         Raises:
             IommuUnsupportedError: the IOMMU has no vIOMMU of this type (EOPNOTSUPP).
-            LuoError: the parent was not allocated as a parent (EINVAL).
+            IommuError: the parent was not allocated as a parent (EINVAL).
 
         Source: include/uapi/linux/iommufd.h, IOMMU_VIOMMU_ALLOC. Linux 6.13; data since 6.17.
         """
@@ -157,14 +168,7 @@ class IommuDevice(BoundDevice):
             data_uptr=answer or 0,
         )
         number = self.iommufd.claim_id(reply.integer("out_viommu_id"))
-        return Viommu(self.iommufd, number, bytes(answer), parent)
-
-    def forget(self) -> None:
-        """Note that the kernel has destroyed the device, and with it its vdevice."""
-        for user in self.users:
-            if isinstance(user, Vdevice):
-                user.forget()
-        super().forget()
+        return Viommu(self.iommufd, number, bytes(answer))
 
     def _alloc_hwpt(
         self,

@@ -8,9 +8,11 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pyluo._sys import Struct, constant, raising
-from pyluo.errors import LuoError
-from pyluo.iommufd.objects import IommuObject
+from pyluo._sys import Struct, constant
+from pyluo.errors import IommuError, RequestError
+from pyluo.exclusive import exclusively
+from pyluo.iommufd.objects import DESTROY, IommuObject
+from pyluo.operation import Operation
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from pyluo.iommufd.objects import IommuContext
 
 __all__ = [
+    "LARGEST_EVENT",
     "FaultAccess",
     "FaultQueue",
     "PageFault",
@@ -30,6 +33,7 @@ __all__ = [
     "parse_faults",
 ]
 
+_READ, _WRITE = Operation("read", IommuError), Operation("write", IommuError)
 _FAULT = Struct("iommu_hwpt_pgfault")
 _RESPONSE = Struct("iommu_hwpt_page_response")
 _HEADER = Struct("iommufd_vevent_header")
@@ -40,6 +44,7 @@ _SUCCESS = constant("IOMMUFD_PAGE_RESP_SUCCESS")
 _INVALID = constant("IOMMUFD_PAGE_RESP_INVALID")
 _LOST_EVENTS = constant("IOMMU_VEVENTQ_FLAG_LOST_EVENTS")
 _SEQUENCES = 1 << 31  # after the sequence number 2^31 - 1 comes 0
+LARGEST_EVENT = 1 << 20  # bytes; real ones are much smaller
 _LARGEST_GROUP = 1 << 20  # bytes; the kernel returns a group of faults only as a whole
 
 
@@ -123,11 +128,9 @@ class VirtualEvent:
 class _EventObject(IommuObject):
     """An iommufd object that has a descriptor of its own, from which events are read."""
 
-    def __init__(
-        self, iommufd: IommuContext, object_id: int, file: OwnedFd, *uses: IommuObject
-    ) -> None:
+    def __init__(self, iommufd: IommuContext, object_id: int, file: OwnedFd) -> None:
         try:
-            super().__init__(iommufd, object_id, *uses)
+            super().__init__(iommufd, object_id)
         except BaseException:
             file.close()
             raise
@@ -141,17 +144,9 @@ class _EventObject(IommuObject):
         """
         return self._file.fileno()
 
-    def destroy(self) -> None:
-        """Close the descriptor and destroy the queue; destroying it twice does nothing.
-
-        Raises:
-            ObjectInUseError: other objects still report to the queue, and nothing has changed; or
-                the descriptor is also open elsewhere, and was only closed here (EBUSY).
-        """
-        if self._users:
-            raise self._in_use_error()
+    def _destroy(self) -> None:
         self._file.close()  # the kernel counts the open descriptor as a user
-        super().destroy()
+        super()._destroy()
 
     def forget(self) -> None:
         """Note that the kernel has destroyed the queue, and close the descriptor."""
@@ -166,9 +161,9 @@ class _EventObject(IommuObject):
         """Return the data of waiting events, about `room` bytes; the kernel never blocks."""
         while True:
             try:
-                with raising("read", str(self)):
+                with _READ.raising(str(self)):
                     return os.read(self.fileno(), room)
-            except LuoError as error:
+            except RequestError as error:
                 # EINVAL: the first group or event is longer than the buffer.
                 if error.errno != errno.EINVAL or room >= _LARGEST_GROUP:
                     raise
@@ -183,13 +178,38 @@ class FaultQueue(_EventObject):
 
     noun = "fault queue"
 
+    def __init__(self, iommufd: IommuContext, object_id: int, file: OwnedFd) -> None:
+        super().__init__(iommufd, object_id, file)
+        self._served: list[IommuObject] = []
+
+    def serve(self, hwpt: IommuObject) -> None:
+        """Note that the queue has the faults of an HWPT; `destroy` refuses until that is destroyed.
+
+        The kernel can only be asked to destroy the queue when its descriptor is closed. Without
+        this note, a refusal would cost the descriptor, and nobody could answer faults any more.
+        """
+        self._served.append(hwpt)
+
+    @exclusively
+    def destroy(self) -> None:
+        """Close the descriptor and destroy the queue; destroying it twice does nothing.
+
+        Raises:
+            IommuError: an HWPT that this process allocated still reports to the queue, and
+                nothing has changed; or another process has the descriptor, or allocated an HWPT
+                with this queue, and the descriptor was only closed here (EBUSY).
+        """
+        if not self.destroyed and any(not hwpt.destroyed for hwpt in self._served):
+            raise DESTROY.error(errno.EBUSY, str(self))
+        self._destroy()
+
     def read(self) -> list[PageFault]:
         """Return the faults that are in the queue now, in whole groups; there may be none.
 
         At most a hundred faults are returned at once, unless one group has more.
 
         Raises:
-            LuoError: there is too little memory (ENOMEM); the faults can be read later.
+            IommuError: there is too little memory (ENOMEM); the faults can be read later.
             ValueError: the descriptor is closed.
 
         Source: drivers/iommu/iommufd/eventq.c, iommufd_fault_fops_read()
@@ -207,19 +227,19 @@ class FaultQueue(_EventObject):
             resolved: whether the pages are mapped now, so that the device can try again.
 
         Raises:
-            LuoError: a group was not read before, or has an answer already, perhaps because the
+            IommuError: a group was not read before, or has an answer already, perhaps because the
                 device was detached (EINVAL). The other groups are answered nevertheless.
 
         Source: drivers/iommu/iommufd/eventq.c, iommufd_fault_fops_write()
         """
         given = [faults] if isinstance(faults, PageFault) else faults
         code = _SUCCESS if resolved else _INVALID
-        refused: list[LuoError] = []
+        refused: list[RequestError] = []
         for cookie in dict.fromkeys(fault.cookie for fault in given):
             try:
-                with raising("write", f"{self}, group of cookie {cookie}"):
+                with _WRITE.raising(f"{self}, group of cookie {cookie}"):
                     os.write(self.fileno(), _RESPONSE.pack(cookie=cookie, code=code))
-            except LuoError as error:
+            except RequestError as error:
                 refused.append(error)  # answer the other groups first: devices wait for that
         if refused:
             raise refused[0]
@@ -245,18 +265,28 @@ class VirtualEventQueue(_EventObject):
         object_id: int,
         file: OwnedFd,
         event_size: int,
-        *uses: IommuObject,
+        *,
         next_sequence: int | None = None,
     ) -> None:
-        super().__init__(iommufd, object_id, file, *uses)
+        super().__init__(iommufd, object_id, file)
         self._event_size = event_size
         self._next_sequence = next_sequence
+
+    @exclusively
+    def destroy(self) -> None:
+        """Close the descriptor and destroy the queue; destroying it twice does nothing.
+
+        Raises:
+            IommuError: another process has the descriptor, which was only closed here
+                (EBUSY).
+        """
+        self._destroy()
 
     def read(self) -> list[VirtualEvent]:
         """Return events that are in the queue now, possibly not all; there may be none.
 
         Raises:
-            LuoError: there is too little memory (ENOMEM); the events can be read later.
+            IommuError: there is too little memory (ENOMEM); the events can be read later.
             ValueError: the descriptor is closed; or the events do not have `event_size` bytes.
 
         Source: drivers/iommu/iommufd/eventq.c, iommufd_veventq_fops_read()

@@ -7,9 +7,10 @@ import errno
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from pyluo._sys import Ioctl, Struct, constant
-from pyluo.errors import InvalidationError, from_errno
+from pyluo._sys import Struct, constant
+from pyluo.errors import InvalidationError
 from pyluo.iommufd.objects import IommuObject
+from pyluo.iommufd.requests import iommu_ioctl
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -36,9 +37,17 @@ __all__ = [
     "invalidate",
 ]
 
-_SET_DIRTY_TRACKING = Ioctl("IOMMU_HWPT_SET_DIRTY_TRACKING", "iommu_hwpt_set_dirty_tracking")
-_GET_DIRTY_BITMAP = Ioctl("IOMMU_HWPT_GET_DIRTY_BITMAP", "iommu_hwpt_get_dirty_bitmap")
-_INVALIDATE = Ioctl("IOMMU_HWPT_INVALIDATE", "iommu_hwpt_invalidate")
+_SET_DIRTY_TRACKING = iommu_ioctl("IOMMU_HWPT_SET_DIRTY_TRACKING", "iommu_hwpt_set_dirty_tracking")
+_GET_DIRTY_BITMAP = iommu_ioctl(
+    "IOMMU_HWPT_GET_DIRTY_BITMAP",
+    "iommu_hwpt_get_dirty_bitmap",
+    {
+        errno.ENOENT: (
+            "Part of the range is not mapped: make one call for each run of adjacent mappings"
+        ),
+    },
+)
+_INVALIDATE = iommu_ioctl("IOMMU_HWPT_INVALIDATE", "iommu_hwpt_invalidate")
 
 _ENABLE = constant("IOMMU_HWPT_DIRTY_TRACKING_ENABLE")
 _NO_CLEAR = constant("IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR")
@@ -287,10 +296,8 @@ class PagingHwpt(IommuObject):
 
     noun = "HWPT"
 
-    def __init__(
-        self, iommufd: IommuContext, object_id: int, ioas: Ioas, *uses: IommuObject
-    ) -> None:
-        super().__init__(iommufd, object_id, ioas, *uses)
+    def __init__(self, iommufd: IommuContext, object_id: int, ioas: Ioas) -> None:
+        super().__init__(iommufd, object_id)
         self._ioas = ioas
 
     @property
@@ -328,7 +335,7 @@ class PagingHwpt(IommuObject):
         Raises:
             IommuUnsupportedError: the HWPT was not allocated with `HwptFlags.DIRTY_TRACKING`
                 (EOPNOTSUPP).
-            LuoError: the range or the page size is invalid for this HWPT (EINVAL); part of the
+            IommuError: the range or the page size is invalid for this HWPT (EINVAL); part of the
                 range is not mapped, and no bits were cleared (ENOENT).
             ValueError: the page size is not a power of two.
 
@@ -339,7 +346,7 @@ class PagingHwpt(IommuObject):
         # At a hole in the mappings Linux 7.3 stops without an error, so that all pages behind the
         # hole would look clean.
         if not self._ioas.maps(wanted):
-            raise from_errno(errno.ENOENT, _GET_DIRTY_BITMAP.name, subject)
+            raise _GET_DIRTY_BITMAP.error(errno.ENOENT, subject)
         _GET_DIRTY_BITMAP(
             self.iommufd.fileno(),
             subject,
@@ -398,7 +405,7 @@ def invalidate(target: IommuObject, entries: Sequence[Invalidation]) -> int:
         entry_num=len(packed),
     )
     if reply.errno in (errno.ENOTTY, errno.E2BIG):  # this kernel does not know the request
-        raise from_errno(reply.errno, _INVALIDATE.name, str(target))
+        raise _INVALIDATE.error(reply.errno, str(target))
     handled = reply.integer("entry_num")
     if reply.errno:
         # The driver ran out of memory before the first entry, and left entry_num unchanged.
@@ -421,5 +428,5 @@ def can_invalidate(target: IommuObject, data_type: int) -> bool:
     if reply.errno in (errno.EINVAL, errno.EOPNOTSUPP):
         return False
     if reply.errno:
-        raise from_errno(reply.errno, _INVALIDATE.name, str(target))
+        raise _INVALIDATE.error(reply.errno, str(target))
     return True

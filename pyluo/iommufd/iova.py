@@ -27,10 +27,17 @@ class IovaRange:
     Attributes:
         start: the first address.
         last: the last address, which is part of the range.
+
+    Raises:
+        ValueError: the range is empty, or an address is not one of 64 bits.
     """
 
     start: int
     last: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start <= self.last < 1 << 64:
+            raise ValueError(f"{self} is not a range of IOVAs of 64 bits")
 
     @property
     def length(self) -> int:

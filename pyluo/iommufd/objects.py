@@ -4,20 +4,54 @@ from __future__ import annotations
 
 import enum
 import errno
+import weakref
 from typing import TYPE_CHECKING
 
-from pyluo._sys import Ioctl, constant, raising
-from pyluo.descriptor import OwnedFd
-from pyluo.errors import LuoError, ObjectInUseError, UserMappingError, from_errno
+from pyluo._sys import constant
+from pyluo.descriptor import OwnedFd, guarded
+from pyluo.errors import IommuError, NotPermittedError, UserMappingError
+from pyluo.exclusive import Exclusive, exclusively
+from pyluo.iommufd.requests import LOCKED_MEMORY, iommu_ioctl
+from pyluo.operation import raising
 
 if TYPE_CHECKING:
     from pyluo.iommufd.iova import IovaRange
+    from pyluo.registers import MappedRegisters
 
 __all__ = ["Accounting", "IommuContext", "IommuObject"]
 
-_DESTROY = Ioctl("IOMMU_DESTROY", "iommu_destroy")
-_OPTION = Ioctl("IOMMU_OPTION", "iommu_option")
-_CHANGE_PROCESS = Ioctl("IOMMU_IOAS_CHANGE_PROCESS", "iommu_ioas_change_process")
+DESTROY = iommu_ioctl(
+    "IOMMU_DESTROY",
+    "iommu_destroy",
+    {
+        errno.EBUSY: (
+            "What was created from it, is attached to it or has it mapped must be "
+            "destroyed, detached or unmapped first, also in other processes with the same"
+            " iommufd"
+        ),
+    },
+)
+_OPTION = iommu_ioctl(
+    "IOMMU_OPTION",
+    "iommu_option",
+    {
+        errno.EPERM: (
+            NotPermittedError,
+            "This needs CAP_SYS_RESOURCE",
+        ),
+        errno.EBUSY: (
+            "The accounting can be chosen only before the first object of the iommufd is created"
+        ),
+    },
+)
+_CHANGE_PROCESS = iommu_ioctl(
+    "IOMMU_IOAS_CHANGE_PROCESS",
+    "iommu_ioas_change_process",
+    {
+        errno.EINVAL: UserMappingError,
+        errno.ENOMEM: LOCKED_MEMORY + "; nothing has changed",
+    },
+)
 
 _RLIMIT_MODE = constant("IOMMU_OPTION_RLIMIT_MODE")
 _OP_SET = constant("IOMMU_OPTION_OP_SET")
@@ -49,15 +83,21 @@ class IommuContext(OwnedFd):
     Every object has a reference to its `IommuContext`.
     """
 
-    __slots__ = ("_objects",)
+    __slots__ = ("_exclusive", "_mappings", "_objects")
 
     def __init__(self, fd: int) -> None:
         super().__init__(fd)
         self._objects: dict[int, IommuObject] = {}
+        self._mappings: weakref.WeakSet[MappedRegisters] = weakref.WeakSet()
+        self._exclusive = Exclusive("the iommufd")
+        guarded.add(self)
 
     @property
     def objects(self) -> tuple[IommuObject, ...]:
-        """The objects that this process created or adopted, oldest first."""
+        """The objects that this process created or adopted, oldest first.
+
+        They need not exist any more: another process may have destroyed them.
+        """
         return tuple(self._objects.values())
 
     def register(self, new: IommuObject, object_id: int) -> None:
@@ -80,50 +120,65 @@ class IommuContext(OwnedFd):
             self._objects[object_id].forget()
         return object_id
 
+    def add_mapping(self, mapping: MappedRegisters) -> None:
+        """Note a mapping of registers, which would keep the iommufd open, to close it with it."""
+        self._mappings.add(mapping)
+
     def unregister(self, object_id: int) -> None:
         """Remove an object from `objects`."""
-        gone = self._objects.pop(object_id, None)
-        if (
-            gone is not None
-            and gone.keeps_iommufd
-            and self.closed
-            and not self._is_kept_by_device()
-        ):
-            self._forget_objects()
+        self._objects.pop(object_id, None)
 
+    @exclusively
     def close(self) -> None:
-        """Close the iommufd, which destroys its objects; closing it twice does nothing.
+        """Unmap the memory of this process, and close the iommufd; closing it twice does nothing.
 
-        While a VFIO device is bound to the iommufd, its objects stay in the kernel.
+        Unless something else keeps the iommufd open, the kernel then destroys the objects in it. A
+        bound VFIO device does, and so does a descriptor that was duplicated, inherited by a child
+        or sent to another process. Then mappings of files stay, and DMA to them goes on. But what
+        this process mapped by its address is unmapped in any case, because the process may free
+        that memory from now on.
         """
         super().close()
-        if not self._is_kept_by_device():
-            self._forget_objects()
 
+    def _close(self) -> None:
+        for mapping in list(self._mappings):
+            mapping.close()
+        for one in self.objects:
+            one.unmap_own_memory()
+        super()._close()
+        while self._objects:
+            _, last = self._objects.popitem()
+            last.forget()
+
+    @exclusively
     def detach(self) -> int:
         """Return the descriptor without closing it, and forget all objects in the iommufd.
 
         The caller owns the descriptor from now on. In the kernel the objects are unchanged.
 
         Raises:
-            UserMappingError: a buffer of this process is mapped by its address (EBUSY). Without the
-                objects it could be freed while devices write to it.
+            UserMappingError: see `refuse_to_share`.
         """
-        if by_address := self._mapped_by_address():
-            raise UserMappingError(errno.EBUSY, "detach", by_address)
+        self._refuse_to_share("detach")
         fd = super().detach()
         for left in reversed(self.objects):
             left.give_up()
         return fd
 
-    def _is_kept_by_device(self) -> bool:
-        """Return whether a bound device keeps the iommufd alive after its descriptor is closed."""
-        return any(one.keeps_iommufd for one in self._objects.values())
+    @exclusively
+    def refuse_to_share(self, operation: str) -> None:
+        """Refuse to give the descriptor away while memory of this process is mapped by its address.
 
-    def _forget_objects(self) -> None:
-        while self._objects:
-            _, last = self._objects.popitem()
-            last.forget()
+        Devices could write to that memory after this process has freed it.
+
+        Raises:
+            UserMappingError: a buffer of this process is mapped by its address (EBUSY).
+        """
+        self._refuse_to_share(operation)
+
+    def _refuse_to_share(self, operation: str) -> None:
+        if by_address := self._mapped_by_address():
+            raise UserMappingError(errno.EBUSY, operation, by_address)
 
     @property
     def accounting(self) -> Accounting:
@@ -132,8 +187,8 @@ class IommuContext(OwnedFd):
         This can be set only before the first object of the iommufd is created.
 
         Raises:
-            LuoPermissionError: setting it needs CAP_SYS_RESOURCE (EPERM).
-            ObjectInUseError: the iommufd has objects already (EBUSY).
+            NotPermittedError: setting it needs CAP_SYS_RESOURCE (EPERM).
+            IommuError: the iommufd has objects already (EBUSY).
 
         Source: include/uapi/linux/iommufd.h, IOMMU_OPTION_RLIMIT_MODE. Linux 6.2.
         """
@@ -144,6 +199,7 @@ class IommuContext(OwnedFd):
     def accounting(self, mode: Accounting) -> None:
         _OPTION(self.fileno(), f"{mode}", option_id=_RLIMIT_MODE, op=_OP_SET, val64=mode.value)
 
+    @exclusively
     def change_process(self) -> None:
         """Charge the memory of all mappings to this process instead of the process that mapped it.
 
@@ -153,8 +209,8 @@ class IommuContext(OwnedFd):
         Raises:
             UserMappingError: memory is mapped by its address in a process (EINVAL); only memory
                 that is mapped by file can move.
-            LuoError: RLIMIT_MEMLOCK of this process, or of its user, is too low (ENOMEM); a map or
-                unmap is running: try again (EBUSY); with `Accounting.PROCESS`, the process that
+            IommuError: RLIMIT_MEMLOCK of this process, or of its user, is too low (ENOMEM); a map
+                or unmap is running: try again (EBUSY); with `Accounting.PROCESS`, the process that
                 mapped the memory has ended (EINVAL). In this last case, kernels up to 7.3 log a
                 warning, and have moved the memory nevertheless, but charge this process for it
                 forever.
@@ -166,15 +222,13 @@ class IommuContext(OwnedFd):
         # EINVAL has two causes. If it is a mapping by address, the kernel has charged no memory to
         # this process.
         if reply.errno == errno.EINVAL and _read_locked_kib() > before:
-            raise LuoError(reply.errno, _CHANGE_PROCESS.name, hint=_MAPPER_GONE_HINT)
+            raise IommuError(reply.errno, _CHANGE_PROCESS.name, hint=_MAPPER_GONE_HINT)
         if reply.errno:
-            raise from_errno(reply.errno, _CHANGE_PROCESS.name, self._mapped_by_address())
+            raise _CHANGE_PROCESS.error(reply.errno, self._mapped_by_address())
 
     def _mapped_by_address(self) -> str:
         """Return words for the ranges that are known to be mapped by address; empty if none are."""
-        return ", ".join(
-            f"{where} of {one}" for one in self._objects.values() for where in one.mapped_by_address
-        )
+        return ", ".join(f"{where} of {one}" for one in self.objects for where in one.own_memory)
 
 
 class IommuObject:
@@ -184,29 +238,26 @@ class IommuObject:
     reference to it. The constructor does not allocate an object in the kernel: the id must exist
     already, for example because another process allocated it.
 
-    There is no lock: use the objects of one iommufd from one thread at a time.
+    A lock lets one thread at a time change an iommufd or an object in it.
 
     Args:
         iommufd: the iommufd that the object is in.
         object_id: the object's id in the iommufd.
-        uses: the objects that this object needs, and that cannot be destroyed before it.
 
     Raises:
         ValueError: this process knows an object with this id already.
     """
 
     noun = "object"
-    keeps_iommufd = False
-    """Whether this object keeps the iommufd alive after the last descriptor of it is closed."""
 
-    def __init__(self, iommufd: IommuContext, object_id: int, *uses: IommuObject) -> None:
+    def __init__(self, iommufd: IommuContext, object_id: int) -> None:
         iommufd.register(self, object_id)
         self._iommufd = iommufd
         self._id = object_id
-        self._uses = uses
-        self._users: list[object] = []
-        for used in uses:
-            used.add_user(self)
+
+    @property
+    def _exclusive(self) -> Exclusive:
+        return self._iommufd._exclusive
 
     @property
     def iommufd(self) -> IommuContext:
@@ -236,70 +287,46 @@ class IommuObject:
 
     @property
     def destroyed(self) -> bool:
-        """Whether the object was destroyed, or its iommufd was closed."""
+        """Whether the object was destroyed by this process, or its iommufd was closed."""
         return self._id < 0 or self._iommufd.closed
 
     @property
-    def users(self) -> tuple[object, ...]:
-        """The objects that need this one, as far as this process knows.
-
-        They were created from this object or attached to it, and must be destroyed or detached
-        before it can be destroyed.
-        """
-        return tuple(self._users)
-
-    @property
-    def mapped_by_address(self) -> tuple[IovaRange, ...]:
-        """The ranges that this process mapped by address; always empty unless this is an IOAS."""
+    def own_memory(self) -> tuple[IovaRange, ...]:
+        """The ranges at which this process mapped its memory by address; only an IOAS has any."""
         return ()
 
-    def add_user(self, user: object) -> None:
-        """Note that `user` needs this object: it was attached to it, or created from it."""
-        self._users.append(user)
+    def unmap_own_memory(self) -> None:
+        """Unmap what is in `own_memory`, so that the process may free the memory."""
 
-    def remove_user(self, user: object) -> None:
-        """Undo one call of `add_user` with this user."""
-        if user in self._users:
-            self._users.remove(user)
-
+    @exclusively
     def destroy(self) -> None:
         """Destroy the object; destroying it twice does nothing.
 
         Raises:
-            ObjectInUseError: other objects still use this one (EBUSY). The error names those that
-                this process knows of, and nothing has changed.
+            IommuError: other objects or devices still use this one (EBUSY). Nothing has
+                changed.
 
         Source: include/uapi/linux/iommufd.h, IOMMU_DESTROY. Linux 6.2.
         """
+        self._destroy()
+
+    def _destroy(self) -> None:
         if self.destroyed:
             return
-        reply = _DESTROY.attempt(self._iommufd.fileno(), id=self._id)
-        if reply.errno == errno.EBUSY:
-            raise self._in_use_error()
+        reply = DESTROY.attempt(self._iommufd.fileno(), id=self._id)
         if reply.errno not in (0, errno.ENOENT):  # another process may have destroyed it
-            raise from_errno(reply.errno, _DESTROY.name, str(self))
+            raise DESTROY.error(reply.errno, str(self))
         self.forget()
 
     def forget(self) -> None:
-        """Note that the object no longer exists for this process; no request is made to the kernel.
-
-        The kernel has destroyed the object, or another process has taken it over.
-        """
-        if self._id < 0:
-            return
-        for used in self._uses:
-            used.remove_user(self)
-        self._iommufd.unregister(self._id)
-        self._id = -1
+        """Note that the kernel has destroyed the object; no request is made to the kernel."""
+        if self._id >= 0:
+            self._iommufd.unregister(self._id)
+            self._id = -1
 
     def give_up(self) -> None:
         """Note that this process gave up the iommufd, in which the object still exists."""
         self.forget()
-
-    def _in_use_error(self) -> ObjectInUseError:
-        by = ", ".join(map(str, self._users))
-        hint = f"Still used by {by}: destroy or detach that first" if by else ""
-        return ObjectInUseError(errno.EBUSY, _DESTROY.name, str(self), hint)
 
     def __str__(self) -> str:
         return f"{self.noun} {self._id}" if self._id >= 0 else f"destroyed {self.noun}"

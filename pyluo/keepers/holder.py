@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import select
 import shutil
 import signal
@@ -30,11 +31,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from errno import EACCES, ECHILD, ECONNREFUSED, ECONNRESET, EMFILE, ENOENT, EPROTO, ETIMEDOUT
 from typing import TYPE_CHECKING, Any
 
-from pyluo._sys import raising
 from pyluo.descriptor import OwnedFd
-from pyluo.errors import LuoError, LuoPermissionError
+from pyluo.errors import KeeperError, NotPermittedError, RequestError
 from pyluo.keepers.keeper import Keeper
 from pyluo.liveupdate import LiveUpdate
+from pyluo.operation import Operation, raising
 from pyluo.peer import peer_credentials, same_user
 
 if TYPE_CHECKING:
@@ -51,27 +52,37 @@ _ANSWER_TIMEOUT = 10.0
 _START_TIMEOUT = 60.0
 _PACKET = 1 << 16
 _GONE = (ENOENT, ECONNREFUSED)
+_INTERPRETER = re.compile("python|pypy")  # in the name of the program
 
 
 class HolderProcess(Keeper):
-    """Keeps the descriptors of each store in a process of its own."""
+    """Keeps the descriptors of each store in a process of its own.
+
+    Args:
+        python: the Python interpreter that runs the process, and can import pyluo; by default
+            `sys.executable`. A program with Python embedded in it has to name one.
+    """
+
+    def __init__(self, *, python: str | None = None) -> None:
+        self._python = python
 
     def keep(self, name: str, label: str, fd: HasFileno) -> None:
         """Give a descriptor to the holder of a store, and start the holder if there is none.
 
         Raises:
-            LuoError: the new process did not start (ECHILD), or not in time (ETIMEDOUT); the holder
-                is another user's (EACCES).
+            KeeperError: the new process did not start (ECHILD), or not in time (ETIMEDOUT); no
+                Python interpreter is known that could run it (ENOENT); the holder is another user's
+                (EACCES).
         """
         while True:
             try:
                 _ask(name, "keep", label, fd=fd.fileno())
-            except LuoError as error:
+            except RequestError as error:
                 if error.errno not in _GONE:
                     raise
             else:
                 return
-            _start(name)
+            _start(name, self._python)
 
     def retrieve(self, name: str, label: str, *, wait: float = 0.0) -> None:
         """Have the holder of a store retrieve its incoming session, and keep it.
@@ -84,25 +95,25 @@ class HolderProcess(Keeper):
             wait: see `LiveUpdate`.
 
         Raises:
-            LuoError: see `keep`, `LiveUpdate` and `LiveUpdate.retrieve_session`.
+            KeeperError: see `keep`, `LiveUpdate` and `LiveUpdate.retrieve_session`.
         """
         while True:
             try:
                 argument = {"name": name, "wait": wait}
                 _ask(name, "retrieve", label, argument, timeout=_ANSWER_TIMEOUT + wait)
-            except LuoError as error:
+            except RequestError as error:
                 # An error that is about the request itself comes from the holder.
-                if error.errno not in _GONE or error.operation != _CONNECT:
+                if error.errno not in _GONE or error.operation != _CONNECT.name:
                     raise
             else:
                 return
-            _start(name)
+            _start(name, self._python)
 
     def kept(self, name: str) -> dict[str, OwnedFd]:
         """Return what the holder of a store keeps; an empty dictionary if there is no holder."""
         try:
             labels, files = _ask(name, "list", "")
-        except LuoError as error:
+        except RequestError as error:
             if error.errno in _GONE:
                 return {}
             raise
@@ -113,7 +124,7 @@ class HolderProcess(Keeper):
         try:
             # It can take long to free much memory.
             _ask(name, "release", label, timeout=None)
-        except LuoError as error:
+        except RequestError as error:
             if error.errno not in (*_GONE, ECONNRESET):
                 raise
 
@@ -122,13 +133,15 @@ class HolderProcess(Keeper):
         try:
             with _connect(name) as connection:
                 return f"process {peer_credentials(connection).pid}"
-        except LuoError as error:
+        except RequestError as error:
             if error.errno not in _GONE:
                 raise
         return "no process"
 
 
-_CONNECT = "connect to holder"
+_CONNECT = Operation("connect to holder", KeeperError)
+_ASK = Operation("ask holder", KeeperError)
+_START = Operation("start holder", KeeperError)
 
 
 def _ask(
@@ -142,7 +155,7 @@ def _ask(
 ) -> Any:
     """Make a request of the holder of a store; return its answer."""
     with _connect(name) as connection:
-        with raising("ask holder", f"of {name!r}"):
+        with _ASK.raising(f"of {name!r}"):
             connection.settimeout(timeout)
             packet = json.dumps([request, label, argument]).encode()
             socket.send_fds(connection, [packet], [] if fd is None else [fd])
@@ -153,12 +166,12 @@ def _ask(
                 connection.recv(1)  # until the holder closes the connection, as the last thing
         files = [OwnedFd(number) for number in fds]
         if flags & socket.MSG_CTRUNC:
-            raise LuoError(EMFILE, "ask holder", f"of {name!r}", "Raise RLIMIT_NOFILE")
+            raise KeeperError(EMFILE, "ask holder", f"of {name!r}", "Raise RLIMIT_NOFILE")
         if not answer:
-            raise LuoError(EPROTO, "ask holder", f"of {name!r}", "It sent no answer")
+            raise KeeperError(EPROTO, "ask holder", f"of {name!r}", "It sent no answer")
         # Unpickling is safe: the answer comes from this user or root.
         result = pickle.loads(answer)
-        if isinstance(result, LuoError):
+        if isinstance(result, RequestError):
             raise result
         return (result, files) if request == "list" else result
 
@@ -174,7 +187,7 @@ def _folder() -> str:
     status = os.lstat(folder)
     own_folder = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
     if not own_folder or stat.S_IMODE(status.st_mode) & 0o077:
-        raise LuoPermissionError(
+        raise NotPermittedError(
             EACCES, "use folder", folder, "It must be your own folder, of mode 0700"
         )
     return folder
@@ -196,24 +209,46 @@ def _connect(name: str) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         connection.settimeout(_ANSWER_TIMEOUT)
-        with raising(_CONNECT, f"of {name!r}"):
+        with _CONNECT.raising(f"of {name!r}"):
             connection.connect(address)
             listener = peer_credentials(connection)
         if not same_user(listener):
-            raise LuoPermissionError(EACCES, _CONNECT, address, "Another user listens there")
+            raise NotPermittedError(EACCES, _CONNECT.name, address, "Another user listens there")
     except BaseException:
         connection.close()
         raise
     return connection
 
 
-def _start(name: str) -> None:
+def find_python(named: str | None) -> str:
+    """Return the path of the Python interpreter that is to run a holder.
+
+    Raises:
+        KeeperError: `sys.executable` is none, as in a program with Python embedded in it (ENOENT).
+            Such a program must not be run in the place of an interpreter: it might do anything.
+    """
+    if named is not None:
+        return named
+    executable = sys.executable or ""
+    name = os.path.basename(os.path.realpath(executable)) if executable else ""
+    if getattr(sys, "frozen", False) or not _INTERPRETER.search(name):
+        hint = (
+            f"sys.executable is {sys.executable!r}, which is no Python interpreter; Python seems "
+            "to be embedded in this program. Name one that can import pyluo: "
+            "keeper=HolderProcess(python='/usr/bin/python3')"
+        )
+        raise KeeperError(ENOENT, "find Python", "to start a holder process", hint)
+    return executable
+
+
+def _start(name: str, named_python: str | None) -> None:
     """Start the holder of a store, unless there is one; return when it listens."""
+    python = find_python(named_python)
     address = _address(name)
     with _start_lock() as lock, ExitStack() as stack:
         try:
             _connect(name).close()
-        except LuoError as error:
+        except RequestError as error:
             if error.errno not in _GONE:
                 raise
         else:
@@ -222,27 +257,28 @@ def _start(name: str) -> None:
             os.unlink(address)  # left by a holder that was killed
         reader, writer = (stack.enter_context(OwnedFd(fd)) for fd in os.pipe2(os.O_CLOEXEC))
         stderr = stack.enter_context(tempfile.TemporaryFile())
-        command = [sys.executable, "-m", __name__, str(writer.fileno()), str(lock), address]
+        command = [python, "-m", __name__, str(writer.fileno()), str(lock), address]
         # The process starts in "/", so relative paths must become absolute.
         path = [os.path.abspath(entry) for entry in sys.path]
-        process = subprocess.Popen(
-            [*_out_of_the_service(), *command],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
-            cwd="/",
-            pass_fds=[writer.fileno(), lock],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=stderr,
-            start_new_session=True,
-        )
+        with _START.raising(f"of {name!r}, by {python}"):
+            process = subprocess.Popen(
+                [*_out_of_the_service(), *command],
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
+                cwd="/",
+                pass_fds=[writer.fileno(), lock],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                start_new_session=True,
+            )
         writer.close()
         process.wait()  # the process forks and ends; its child becomes the holder
         if not select.select([reader], [], [], _START_TIMEOUT)[0]:
-            raise LuoError(ETIMEDOUT, "start holder", f"of {name!r}", "It does not listen")
+            raise KeeperError(ETIMEDOUT, "start holder", f"of {name!r}", "It does not listen")
         if not os.read(reader.fileno(), 1):  # the end of the pipe: the process failed
             stderr.seek(0)
             hint = stderr.read().decode(errors="replace").strip()
-            raise LuoError(ECHILD, "start holder", f"of {name!r}", hint)
+            raise KeeperError(ECHILD, "start holder", f"of {name!r}", hint)
 
 
 @contextmanager
@@ -364,14 +400,14 @@ def _answer(connection: socket.socket, files: dict[str, int]) -> bool:
             with LiveUpdate(wait=argument["wait"]) as device:
                 session = device.retrieve_session(argument["name"])
             _replace(files, label, session.detach())
-        except LuoError as error:
+        except RequestError as error:
             result = error
     elif request == "release":
         _replace(files, label, -1)
     elif request == "list":
         result, sent = list(files), list(files.values())
     else:
-        result = LuoError(EPROTO, "ask holder", f"{request} {label}", "It cannot do this")
+        result = KeeperError(EPROTO, "ask holder", f"{request} {label}", "It cannot do this")
     for fd in fds:
         os.close(fd)
     with suppress(OSError):  # the client may have ended

@@ -42,7 +42,7 @@ class Keeper(ABC):
             fd: the descriptor.
 
         Raises:
-            LuoError: the keeper cannot be reached, or has no room.
+            KeeperError: the keeper cannot be reached, or has no room.
         """
 
     @abstractmethod
@@ -50,7 +50,7 @@ class Keeper(ABC):
         """Return new descriptors of what is kept under a name, by their labels.
 
         Raises:
-            LuoError: the keeper cannot be reached, or belongs to another user (EACCES).
+            KeeperError: the keeper cannot be reached, or belongs to another user (EACCES).
         """
 
     @abstractmethod
@@ -58,7 +58,7 @@ class Keeper(ABC):
         """Keep a descriptor no longer; do nothing if there is none of this name and label.
 
         Raises:
-            LuoError: the keeper cannot be reached.
+            KeeperError: the keeper cannot be reached.
         """
 
     @abstractmethod
@@ -74,7 +74,7 @@ class Keeper(ABC):
             wait: see `LiveUpdate`.
 
         Raises:
-            LuoError: see `keep`, `LiveUpdate` and `LiveUpdate.retrieve_session`.
+            KeeperError: see `keep`, `LiveUpdate` and `LiveUpdate.retrieve_session`.
         """
         with LiveUpdate(wait=wait) as device:
             session = device.retrieve_session(name)

@@ -13,9 +13,9 @@ import socket
 import struct
 from typing import TYPE_CHECKING
 
-from pyluo._sys import raising
 from pyluo.descriptor import OwnedFd
-from pyluo.errors import LuoError
+from pyluo.errors import KeeperError, RequestError
+from pyluo.operation import Operation
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -27,7 +27,12 @@ _PEEK_OFFSET = 42  # SO_PEEK_OFF in include/uapi/asm-generic/socket.h, which Pyt
 _SEND_BUFFER_FORCE = 32  # SO_SNDBUFFORCE, likewise
 _PACKET_COST = 1 << 13  # bytes of the queue that a packet takes, at most
 _COUNT = struct.Struct("<I")
-_OPERATION = "pack descriptors"
+_PACK = Operation("pack descriptors", KeeperError)
+_UNPACK = Operation(
+    "unpack descriptors",
+    KeeperError,
+    {errno.EMFILE: "Raise RLIMIT_NOFILE", errno.EBADMSG: "It is no parcel"},
+)
 
 
 class Parcel(OwnedFd):
@@ -50,8 +55,8 @@ class Parcel(OwnedFd):
             count: how many files there are.
 
         Raises:
-            LuoError: more descriptors are in flight than RLIMIT_NOFILE allows, and the caller has
-                neither CAP_SYS_RESOURCE nor CAP_SYS_ADMIN (ETOOMANYREFS); or the queue is full
+            KeeperError: more descriptors are in flight than RLIMIT_NOFILE allows, and the caller
+                has neither CAP_SYS_RESOURCE nor CAP_SYS_ADMIN (ETOOMANYREFS); or the queue is full
                 (ENOBUFS).
         """
         sender, receiver = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -78,11 +83,11 @@ class Parcel(OwnedFd):
         one.
 
         Raises:
-            LuoError: this is no parcel (EBADMSG); too many files are open (EMFILE).
+            KeeperError: this is no parcel (EBADMSG); too many files are open (EMFILE).
         """
-        with raising("unpack descriptors", f"descriptor {self.fileno()}"):
+        with _UNPACK.raising(f"descriptor {self.fileno()}"):
             receiver = socket.socket(fileno=os.dup(self.fileno()))
-        with receiver, raising("unpack descriptors", f"descriptor {self.fileno()}"):
+        with receiver, _UNPACK.raising(f"descriptor {self.fileno()}"):
             receiver.setsockopt(socket.SOL_SOCKET, _PEEK_OFFSET, 0)
             yield from _peek_all(receiver)
 
@@ -101,12 +106,12 @@ def _send(sender: socket.socket, files: list[tuple[int, OwnedFd]]) -> None:
     tokens = b"".join(token.to_bytes(8, "little") for token, _ in files)
     packet = _COUNT.pack(len(files)) + tokens
     try:
-        with raising(_OPERATION, f"{len(files)} descriptors"):
+        with _PACK.raising(f"{len(files)} descriptors"):
             sent = socket.send_fds(sender, [packet], [file.fileno() for _, file in files])
-    except LuoError as error:
+    except RequestError as error:
         if error.errno == errno.EAGAIN:
             hint = "The queue is full: raise the sysctl net.core.wmem_max"
-            raise LuoError(errno.ENOBUFS, _OPERATION, error.subject, hint) from None
+            raise _PACK.error(errno.ENOBUFS, error.subject, hint) from None
         if error.errno == errno.ETOOMANYREFS:
             error.hint = "Raise RLIMIT_NOFILE above the number of files in flight"
         raise
@@ -129,7 +134,7 @@ def _peek_all(receiver: socket.socket) -> Iterator[dict[int, OwnedFd]]:
         unpacked: dict[int, OwnedFd] = {}
         try:
             if status & socket.MSG_CTRUNC:  # the kernel could not open all of them
-                raise LuoError(errno.EMFILE, "unpack descriptors", hint="Raise RLIMIT_NOFILE")
+                raise KeeperError(errno.EMFILE, "unpack descriptors", hint="Raise RLIMIT_NOFILE")
             tokens = [
                 int.from_bytes(packet[at : at + 8], "little")
                 for at in range(_COUNT.size, len(packet), 8)
@@ -139,7 +144,7 @@ def _peek_all(receiver: socket.socket) -> Iterator[dict[int, OwnedFd]]:
                 or len(tokens) != len(files)
                 or packet[: _COUNT.size] != _COUNT.pack(len(files))
             ):
-                raise LuoError(errno.EBADMSG, "unpack descriptors", hint="It is no parcel")
+                raise KeeperError(errno.EBADMSG, "unpack descriptors", hint="It is no parcel")
             unpacked = dict(zip(tokens, files, strict=True))
             files = []
             yield unpacked

@@ -19,11 +19,11 @@ import threading
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
-from pyluo._sys import raising
 from pyluo.descriptor import OwnedFd
-from pyluo.errors import LuoError
+from pyluo.errors import KeeperError, RequestError
 from pyluo.exclusive import Exclusive, exclusively
 from pyluo.keepers.keeper import Keeper
+from pyluo.operation import Operation
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, MutableMapping
@@ -38,7 +38,8 @@ _BARRIER_TIMEOUT = 30.0  # seconds
 _PREFIX = "pyluo"
 _CANARY = f"{_PREFIX}.canary"
 _TAKEN = "PYLUO_LISTEN_FDS_TAKEN"
-_OPERATION = "notify the service manager"
+_NOTIFY = Operation("notify the service manager", KeeperError)
+_DUP = Operation("dup", KeeperError)
 
 
 class ServiceManager(Keeper):
@@ -113,7 +114,7 @@ class ServiceManager(Keeper):
         """Put a descriptor into the store of the service; see `Keeper.keep`.
 
         Raises:
-            LuoError: the store has no room, or does not accept descriptors from this process
+            KeeperError: the store has no room, or does not accept descriptors from this process
                 (ENOSPC); the manager does not answer (ETIMEDOUT).
         """
         before = self._find(name, label)
@@ -127,7 +128,7 @@ class ServiceManager(Keeper):
         else:
             self._version += 1
             fd_name = _FdName(name, label, self._version)
-            with raising("dup", f"descriptor {fd.fileno()}"):
+            with _DUP.raising(f"descriptor {fd.fileno()}"):
                 duplicate = OwnedFd(os.dup(fd.fileno()))
             # Before it is stored, so that `release` removes it even if this call is interrupted.
             self._unsure.add(fd_name)
@@ -157,10 +158,10 @@ class ServiceManager(Keeper):
                 self._notify(f"FDSTOREREMOVE=1\nFDNAME={_CANARY}", [])
         return taken
 
-    def _full_error(self, what: str) -> LuoError:
-        return LuoError(
+    def _full_error(self, what: str) -> RequestError:
+        return KeeperError(
             errno.ENOSPC,
-            _OPERATION,
+            _NOTIFY.name,
             f"descriptor {what}",
             "The store of this service is full, or takes nothing from this process: raise "
             "FileDescriptorStoreMax= in its unit, by 6 for each store of pyluo's, or give it "
@@ -171,7 +172,7 @@ class ServiceManager(Keeper):
     def kept(self, name: str) -> dict[str, OwnedFd]:
         """Return what the manager keeps for this service under a name; see `Keeper.kept`."""
         found: dict[str, OwnedFd] = {}
-        with raising("dup", f"descriptors of {name!r}"):
+        with _DUP.raising(f"descriptors of {name!r}"):
             for fd_name in sorted(self._files):
                 if fd_name.name == name:
                     # A later version replaces an earlier one, which `keep` did not come to remove.
@@ -201,7 +202,7 @@ class ServiceManager(Keeper):
         reader, writer = os.pipe2(os.O_CLOEXEC)
         try:
             with (
-                raising(_OPERATION, state.split("\n")[0]),
+                _NOTIFY.raising(state.split("\n")[0]),
                 socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender,
             ):
                 sender.connect(address)
@@ -213,8 +214,8 @@ class ServiceManager(Keeper):
             poll = select.poll()
             poll.register(reader, 0)
             if not poll.poll(_BARRIER_TIMEOUT * 1000):
-                raise LuoError(
-                    errno.ETIMEDOUT, _OPERATION, state.split("\n")[0], "systemd did not answer"
+                raise KeeperError(
+                    errno.ETIMEDOUT, _NOTIFY.name, state.split("\n")[0], "systemd did not answer"
                 )
         finally:
             os.close(reader)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
-from pyluo._sys import raising
+from pyluo.operation import raising
 
 __all__ = ["FileId", "file_id", "files_in_use"]
 

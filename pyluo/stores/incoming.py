@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Self, TypeVar, overload
 
 from pyluo import guards
 from pyluo.descriptor import OwnedFd, wrap_new_fd
-from pyluo.errors import LuoError, SessionNotFoundError, StoreError, TokenNotFoundError
+from pyluo.errors import (
+    RequestError,
+    SessionNotFoundError,
+    StoreError,
+    TokenNotFoundError,
+)
 from pyluo.exclusive import exclusively
 from pyluo.guest_ram import GuestRam
 from pyluo.keepers.choice import choose_keeper
@@ -19,7 +24,7 @@ from pyluo.keepers.keeper import KeeperChoice
 from pyluo.memfd import Memfd
 from pyluo.session import IncomingSession, OutgoingSession
 from pyluo.stores.files_in_use import FileId, file_id, files_in_use
-from pyluo.stores.journal import read_contents
+from pyluo.stores.journal import TABLE_ROOM, read_contents
 from pyluo.stores.kept import (
     find_kept_incoming,
     kept_sessions,
@@ -74,8 +79,10 @@ class IncomingStore(Store):
         self._next_names: tuple[str, ...] = ()
         self._finishing = False
         try:
-            self._read: Contents = read_contents(lambda token: session.retrieve(token, Memfd))
-        except LuoError as error:
+            self._read: Contents = read_contents(
+                lambda token: session.retrieve(token, Memfd, size=TABLE_ROOM)
+            )
+        except RequestError as error:
             raise self._table_error(error) from error
         self._drop_what_is_lost()
         self._positions = {name: position for position, name in enumerate(self._read.entries)}
@@ -166,7 +173,7 @@ class IncomingStore(Store):
                 file.close()
         except TokenNotFoundError:
             return False
-        except LuoError:
+        except RequestError:
             pass  # the entry exists; get() will raise the same error again
         return True
 
@@ -227,7 +234,7 @@ class IncomingStore(Store):
                 memfds.append(Memfd(file.detach()))
             try:
                 return GuestRam.from_memfds(memfds, entry.state)
-            except LuoError as error:
+            except RequestError as error:
                 if error.errno not in (errno.EINVAL, errno.ENOSYS):
                     raise
                 return GuestRam.from_memfds(memfds)
@@ -284,7 +291,7 @@ class IncomingStore(Store):
         files: list[OwnedFd] = []
         try:
             for token in entry.tokens:
-                files.append(self._session.retrieve(token, OwnedFd))
+                files.append(self._session.retrieve(token, OwnedFd, size=0))  # see above
             self._files[entry.name] = tuple(file_id(file.fileno()) for file in files)
             self._retrieved.add(entry.name)
         except BaseException:
@@ -407,7 +414,7 @@ class IncomingStore(Store):
         files = self._files_to_renew(entries, renumbered, allow_noexec)
         try:
             self._next.prepare_renewal(renumbered, self._read.meta, files, device, wait)
-        except LuoError:
+        except RequestError:
             self._next.discard()
             self._next = None
             raise
@@ -437,7 +444,7 @@ class IncomingStore(Store):
         self._finishing = True
         try:
             self._finish_session()
-        except LuoError:
+        except RequestError:
             self._finishing = False
             raise
 
@@ -498,11 +505,11 @@ class IncomingStore(Store):
         session = getattr(self, "_session", None)
         if session is None or session.closed or self._keeper is None:
             return
-        with suppress(LuoError):
+        with suppress(RequestError):
             if self._is_kept():
                 os.close(session.detach())  # otherwise it stays open, with a warning of its own
 
-    def _table_error(self, error: LuoError) -> StoreError:
+    def _table_error(self, error: RequestError) -> StoreError:
         """Return the exception for a table that cannot be read, with the session in `session`."""
         number, hint = error.errno or errno.EIO, error.hint
         if isinstance(error, TokenNotFoundError):

@@ -7,7 +7,7 @@ import zlib
 from typing import TYPE_CHECKING
 
 from pyluo._sys import Exported
-from pyluo.errors import LuoError, StoreError, TokenInUseError, TokenNotFoundError
+from pyluo.errors import RequestError, StoreError, TokenInUseError, TokenNotFoundError
 from pyluo.memfd import Memfd
 from pyluo.stores import version_2
 from pyluo.stores.entry import FIRST_TABLE_TOKEN, Contents
@@ -32,9 +32,13 @@ if TYPE_CHECKING:
 
     from pyluo.session import OutgoingSession
 
-__all__ = ["TABLE_TOKEN", "Journal", "is_of_table", "read_contents"]
+__all__ = ["TABLE_ROOM", "TABLE_TOKEN", "Journal", "is_of_table", "read_contents"]
 
 TABLE_TOKEN = 0
+TABLE_ROOM = 1 << 20
+"""Bytes that a memory cgroup must have room for before a table is retrieved, which are enough for
+any table but one of thousands of entries.
+"""
 _SEGMENT_SIZE = 1 << 16  # bytes; later segments have twice the size of the contents, or more
 _WORD = 64  # bits
 
@@ -123,7 +127,7 @@ class Journal:
             if not interrupted:  # otherwise the interrupted call has preserved it
                 self._attempted.discard(token)
                 raise
-        except LuoError:
+        except RequestError:
             self._attempted.discard(token)
             raise
         self._preserved.add(token)

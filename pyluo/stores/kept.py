@@ -11,7 +11,7 @@ from pyluo.errors import KernelTooOldError, TokenNotFoundError
 from pyluo.file_kind import SESSION_LINK, read_link
 from pyluo.keepers.parcel import Parcel
 from pyluo.session import IncomingSession, OutgoingSession, session_from_fd
-from pyluo.stores.journal import TABLE_TOKEN, is_of_table
+from pyluo.stores.journal import TABLE_ROOM, TABLE_TOKEN, is_of_table
 
 if TYPE_CHECKING:
     from pyluo.keepers.keeper import Keeper
@@ -143,7 +143,7 @@ def release_incoming(keeper: Keeper | None, name: str) -> None:
 def _has_lost_its_table(session: IncomingSession) -> bool:
     """Return whether a session is finished that was a store, and so had a file with token 0."""
     try:
-        session.retrieve(TABLE_TOKEN).close()
+        session.retrieve(TABLE_TOKEN, size=TABLE_ROOM).close()
     except TokenNotFoundError:
         return True
     return False

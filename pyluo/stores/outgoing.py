@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pyluo.descriptor import OwnedFd, fileno_of
 from pyluo.errors import (
-    LuoError,
+    RequestError,
     SessionExistsError,
     SessionNotFoundError,
     TokenInUseError,
@@ -235,7 +235,7 @@ class OutgoingStore(Store):
             self._append(Add(tuple(entries)))
             try:
                 session.preserve_many(files, guarded=False)
-            except LuoError:
+            except RequestError:
                 self._settle(addition)
                 raise
             if len(entries) > 1:
@@ -472,7 +472,7 @@ class OutgoingStore(Store):
                 stacklevel=2,
                 source=self,
             )
-        with suppress(LuoError):
+        with suppress(RequestError):
             if self._is_kept():
                 os.close(opened.detach())  # otherwise it stays open, with a warning of its own
         self._journal.close()

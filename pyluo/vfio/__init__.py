@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pyluo.registers import Registers
 from pyluo.vfio.bus import DriverBinding, PciDevice
 from pyluo.vfio.capabilities import (
     Area,
@@ -33,6 +34,7 @@ from pyluo.vfio.info import (
     RegionInfo,
 )
 from pyluo.vfio.irqs import Irq
+from pyluo.vfio.kvm import KvmVfio
 from pyluo.vfio.low_power import LowPower
 from pyluo.vfio.migration import (
     Migration,
@@ -42,7 +44,6 @@ from pyluo.vfio.migration import (
     PrecopyInfo,
 )
 from pyluo.vfio.regions import Region, RegionMapping
-from pyluo.vfio.registers import Registers
 from pyluo.vfio.reset import AffectedDevice, HotResetInfo
 
 __all__ = [
@@ -64,6 +65,7 @@ __all__ = [
     "Irq",
     "IrqFlags",
     "IrqInfo",
+    "KvmVfio",
     "LowPower",
     "Migration",
     "MigrationData",

@@ -9,21 +9,44 @@ import stat
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
-from pyluo._sys import raising
 from pyluo.errors import (
     DeviceInUseError,
     DriverNotFoundError,
-    LuoError,
+    NotPermittedError,
     PciDeviceNotFoundError,
+    RequestError,
+    VfioError,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from pyluo.operation import Operation
 
 __all__ = ["DriverBinding", "PciDevice"]
 
+_BIND = Operation(
+    "driver bind",
+    VfioError,
+    {
+        errno.EACCES: NotPermittedError,
+        errno.EPERM: NotPermittedError,
+        errno.ENODEV: (
+            "The driver does not support the device, or another driver has taken the device"
+        ),
+        errno.EBUSY: "Another driver has the device, or its virtual functions are in use",
+    },
+)
+_WRITES = {
+    "driver_override": Operation(
+        "driver_override",
+        VfioError,
+        {errno.EACCES: NotPermittedError, errno.EPERM: NotPermittedError},
+    ),
+    "driver/unbind": Operation(
+        "driver unbind",
+        VfioError,
+        {errno.EACCES: NotPermittedError, errno.EPERM: NotPermittedError},
+    ),
+}
 _BUS = "/sys/bus/pci"
 _NODES = "/dev/vfio/devices"
 _ADDRESS = re.compile(
@@ -171,11 +194,11 @@ class PciDevice:
         """The path of the device's character device.
 
         Raises:
-            LuoError: the device is not bound to a VFIO driver (ENODEV).
+            VfioError: the device is not bound to a VFIO driver (ENODEV).
         """
         if (name := self.vfio_name) is None:
             driver = self.driver
-            raise LuoError(
+            raise VfioError(
                 errno.ENODEV,
                 "vfio open",
                 str(self),
@@ -203,8 +226,8 @@ class PciDevice:
         Raises:
             DriverNotFoundError: the kernel has no driver of this name (ENOENT).
             DeviceInUseError: the device is bound to a VFIO driver, and open in a process (EBUSY).
-            LuoPermissionError: the caller may not do this (EACCES or EPERM).
-            LuoError: the driver refuses the device (EINVAL), as vfio-pci does if the device is a
+            NotPermittedError: the caller may not do this (EACCES or EPERM).
+            VfioError: the driver refuses the device (EINVAL), as vfio-pci does if the device is a
                 bridge or not behind an IOMMU; the kernel creates no character device: see the hint
                 (ENODEV).
             TimeoutError: the character device did not appear in time.
@@ -230,8 +253,8 @@ class PciDevice:
 
         Raises:
             DeviceInUseError: the device is bound to a VFIO driver, and open in a process (EBUSY).
-            LuoPermissionError: the caller may not do this (EACCES or EPERM).
-            LuoError: the driver refuses the device, or no longer exists.
+            NotPermittedError: the caller may not do this (EACCES or EPERM).
+            VfioError: the driver refuses the device, or no longer exists.
         """
         if self.driver != previous.driver:
             self.unbind_driver()
@@ -249,7 +272,7 @@ class PciDevice:
 
         Raises:
             DeviceInUseError: the device is open in a process (EBUSY).
-            LuoPermissionError: the caller may not do this (EACCES or EPERM).
+            NotPermittedError: the caller may not do this (EACCES or EPERM).
         """
         if self.driver is None:
             return
@@ -259,8 +282,11 @@ class PciDevice:
     def _check_not_open(self) -> None:
         if (name := self.vfio_name) is None:
             return
-        users = ", ".join(sorted(set(_find_users(f"{_NODES}/{name}"))))
-        if users:
+        try:
+            number = os.stat(f"{_NODES}/{name}").st_rdev
+        except FileNotFoundError:
+            return
+        if users := ", ".join(find_users(number)):
             raise DeviceInUseError(
                 errno.EBUSY, "driver unbind", str(self), f"It is open in {users}: close it there"
             )
@@ -272,14 +298,14 @@ class PciDevice:
         """
         try:
             with (
-                raising("driver bind", f"{driver} to {self}"),
+                _BIND.raising(f"{driver} to {self}"),
                 open(f"{_BUS}/drivers/{driver}/bind", "w") as file,
             ):
                 file.write(self.address)
-        except LuoError as error:
+        except RequestError as error:
             if error.errno != errno.EINVAL or self.iommu_group is not None:
                 raise
-            raise LuoError(
+            raise VfioError(
                 errno.EINVAL,
                 error.operation,
                 error.subject,
@@ -290,7 +316,7 @@ class PciDevice:
     def _wait_for_node(self, timeout: float) -> None:
         """Wait until the character device exists; udev may still be creating it."""
         if not os.path.exists(f"{self.path}/vfio-dev/{self.vfio_name}/dev"):
-            raise LuoError(errno.ENODEV, "driver bind", str(self), _NO_CDEV_HINT)
+            raise VfioError(errno.ENODEV, "driver bind", str(self), _NO_CDEV_HINT)
         deadline = time.monotonic() + timeout
         while not os.path.exists(self.node):
             if time.monotonic() >= deadline:
@@ -306,7 +332,7 @@ class PciDevice:
 
     def _write(self, attribute: str, value: str) -> None:
         with (
-            raising(attribute.replace("/", " "), str(self)),
+            _WRITES[attribute].raising(str(self)),
             open(f"{self.path}/{attribute}", "w") as file,
         ):
             file.write(value)
@@ -323,21 +349,24 @@ class PciDevice:
         return f"PCI device {self.address}"
 
 
-def _find_users(node: str) -> Iterator[str]:
-    """Yield the name and PID of each process that has a character device open.
+def find_users(device: int, *, besides: int = -1) -> list[str]:
+    """Return the name and PID of each process that has a character device open.
 
     Processes that the caller may not inspect are left out.
+
+    Args:
+        device: the number of the device, as in st_rdev.
+        besides: a descriptor of this process that does not count.
     """
-    with suppress(FileNotFoundError):
-        device = os.stat(node).st_rdev
-        for pid in filter(str.isdecimal, os.listdir("/proc")):
-            with suppress(OSError):
-                if any(
-                    _is_device(f"/proc/{pid}/fd/{fd}", device)
-                    for fd in os.listdir(f"/proc/{pid}/fd")
-                ):
-                    with open(f"/proc/{pid}/comm", errors="replace") as file:
-                        yield f"{file.read().strip()!r} (PID {pid})"
+    found = set()
+    left_out = f"/proc/{os.getpid()}/fd/{besides}"
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        with suppress(OSError):
+            paths = (f"/proc/{pid}/fd/{fd}" for fd in os.listdir(f"/proc/{pid}/fd"))
+            if any(_is_device(path, device) for path in paths if path != left_out):
+                with open(f"/proc/{pid}/comm", errors="replace") as file:
+                    found.add(f"{file.read().strip()!r} (PID {pid})")
+    return sorted(found)
 
 
 def _is_device(path: str, device: int) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pyluo._sys import constant
-from pyluo.errors import LuoError
+from pyluo.errors import VfioError
 from pyluo.vfio.capabilities import CapabilityError
 from pyluo.vfio.regions import Region
 
@@ -214,15 +214,15 @@ class ConfigSpace(Region):
         """The command register: what the device may do, and which accesses it answers.
 
         When a device is opened, `Command.BUS_MASTER` is off; set it before any DMA, MSI or MSI-X.
-        Clearing `Command.MEMORY` while regions are mapped raises LuoError (EBUSY), because the next
-        access to a mapping would end the process by SIGBUS.
+        Clearing `Command.MEMORY` while regions are mapped raises VfioError (EBUSY), because the
+        next access to a mapping would end the process by SIGBUS.
         """
         return Command(self.read16(_COMMAND))
 
     @command.setter
     def command(self, wanted: Command) -> None:
         if Command.MEMORY not in wanted and self._device.mappings:
-            raise LuoError(
+            raise VfioError(
                 errno.EBUSY,
                 "pwrite",
                 self._subject("the command register without memory access"),

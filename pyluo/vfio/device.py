@@ -8,13 +8,15 @@ import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
-from pyluo._sys import Ioctl, constant, raising
+from pyluo._sys import Ioctl, constant
 from pyluo.descriptor import OwnedFd
-from pyluo.errors import DeviceInUseError, LuoError, NotBoundError, from_errno
+from pyluo.errors import DeviceInUseError, NotPermittedError, RequestError, VfioError
+from pyluo.exclusive import Exclusive, exclusively
 from pyluo.iommufd.device import IommuDevice
 from pyluo.iommufd.iova import IovaRange
+from pyluo.operation import Operation, raising
 from pyluo.vfio import reset
-from pyluo.vfio.bus import PciDevice
+from pyluo.vfio.bus import PciDevice, find_users
 from pyluo.vfio.config import ConfigSpace
 from pyluo.vfio.dma_logging import DmaLogging
 from pyluo.vfio.features import Features
@@ -35,12 +37,88 @@ if TYPE_CHECKING:
 
 __all__ = ["VfioDevice"]
 
-_BIND = Ioctl("VFIO_DEVICE_BIND_IOMMUFD", "vfio_device_bind_iommufd", size="argsz")
-_ATTACH = Ioctl("VFIO_DEVICE_ATTACH_IOMMUFD_PT", "vfio_device_attach_iommufd_pt", size="argsz")
-_DETACH = Ioctl("VFIO_DEVICE_DETACH_IOMMUFD_PT", "vfio_device_detach_iommufd_pt", size="argsz")
-_GET_INFO = Ioctl("VFIO_DEVICE_GET_INFO", "vfio_device_info", size="argsz")
-_GET_REGION_INFO = Ioctl("VFIO_DEVICE_GET_REGION_INFO", "vfio_region_info", size="argsz")
-_GET_IRQ_INFO = Ioctl("VFIO_DEVICE_GET_IRQ_INFO", "vfio_irq_info", size="argsz")
+_OPEN = Operation(
+    "open VFIO device",
+    VfioError,
+    {
+        errno.EACCES: NotPermittedError,
+        errno.EPERM: NotPermittedError,
+        errno.ENOENT: (
+            "There is no such node: the device is bound to no VFIO driver "
+            "(`PciDevice.bind_driver`), or the kernel lacks CONFIG_VFIO_DEVICE_CDEV "
+            "(Linux 6.6 or newer)"
+        ),
+        errno.ENODEV: "The device is being unbound from its VFIO driver",
+    },
+)
+_FROM_FD = Operation("from_fd", VfioError)
+_RESERVED_REGIONS = Operation("read reserved_regions", VfioError)
+_BIND = Ioctl(
+    "VFIO_DEVICE_BIND_IOMMUFD",
+    "vfio_device_bind_iommufd",
+    VfioError,
+    {
+        errno.EBUSY: DeviceInUseError,
+        errno.EPERM: (
+            "Another device of the same IOMMU group is in use by a host driver or bound "
+            "to another iommufd (see `PciDevice.group_devices`); or the IOMMU does not "
+            "remap interrupts: boot with intremap=on, or set iommufd's parameter "
+            "allow_unsafe_interrupts"
+        ),
+        errno.EACCES: (
+            NotPermittedError,
+            "The device is a virtual function, or has virtual functions in use: pass their token",
+        ),
+        errno.EAGAIN: "The device is locked for a moment: try again",
+    },
+    size="argsz",
+)
+_ATTACH = Ioctl(
+    "VFIO_DEVICE_ATTACH_IOMMUFD_PT",
+    "vfio_device_attach_iommufd_pt",
+    VfioError,
+    {
+        errno.EINVAL: (
+            "The page table does not suit the device's IOMMU, or other devices of the "
+            "same IOMMU group are attached to another page table"
+        ),
+        errno.EADDRINUSE: "A mapping or an allowed range lies where this device cannot reach",
+        errno.EBUSY: "The device is being reset: try again",
+        errno.ENOENT: "The iommufd that the device is bound to has no such object",
+        errno.EOPNOTSUPP: "The device's VFIO driver does not support PASIDs",
+    },
+    size="argsz",
+)
+_DETACH = Ioctl(
+    "VFIO_DEVICE_DETACH_IOMMUFD_PT", "vfio_device_detach_iommufd_pt", VfioError, size="argsz"
+)
+_GET_INFO = Ioctl(
+    "VFIO_DEVICE_GET_INFO",
+    "vfio_device_info",
+    VfioError,
+    {
+        errno.EINVAL: "Call `VfioDevice.bind` first",
+    },
+    size="argsz",
+)
+_GET_REGION_INFO = Ioctl(
+    "VFIO_DEVICE_GET_REGION_INFO",
+    "vfio_region_info",
+    VfioError,
+    {
+        errno.EINVAL: "The device has no region of this index",
+    },
+    size="argsz",
+)
+_GET_IRQ_INFO = Ioctl(
+    "VFIO_DEVICE_GET_IRQ_INFO",
+    "vfio_irq_info",
+    VfioError,
+    {
+        errno.EINVAL: "The device has no interrupts of this index",
+    },
+    size="argsz",
+)
 
 _TOKEN = constant("VFIO_DEVICE_BIND_FLAG_TOKEN")
 _ATTACH_PASID = constant("VFIO_DEVICE_ATTACH_PASID")
@@ -51,6 +129,7 @@ _TOKEN_HINT = (
 )
 # All devices whose iommufd is known: attaching one of them moves the others of its IOMMU group.
 _devices_with_iommufd: weakref.WeakSet[VfioDevice] = weakref.WeakSet()
+_DIRECT = "direct"  # a range that the firmware requires to be mapped one to one, always
 _RELAXABLE = "direct-relaxable"  # a range that is reserved only while a host driver has the device
 
 
@@ -62,7 +141,8 @@ class VfioDevice(OwnedFd):
     and, unless another process has the descriptor too, detaches it, resets it and destroys its
     `IommuDevice`.
 
-    There is no lock: use the device, and the objects that it returns, from one thread at a time.
+    A lock lets one thread at a time bind, attach, detach or close the device. There is none for the
+    objects that it returns: use each of them from one thread at a time.
 
     Attributes:
         may_sleep: whether `low_power.enter` was called, and `low_power.exit` was not called since.
@@ -70,11 +150,22 @@ class VfioDevice(OwnedFd):
     Source: drivers/vfio/device_cdev.c. Linux 6.6.
     """
 
-    __slots__ = ("_attached", "_bound", "_iommu_device", "_mappings", "_name", "may_sleep")
+    __slots__ = (
+        "_attached",
+        "_bound",
+        "_config_info",
+        "_exclusive",
+        "_iommu_device",
+        "_mappings",
+        "_name",
+        "may_sleep",
+    )
 
     def __init__(self, fd: int) -> None:
         super().__init__(fd)
         self._name = _device_name(fd)
+        self._exclusive = Exclusive(str(self))
+        self._config_info: RegionInfo | None = None
         self._bound = False
         self._iommu_device: IommuDevice | None = None
         self._attached: dict[int | None, IommuObject] = {}
@@ -90,13 +181,13 @@ class VfioDevice(OwnedFd):
                 such as ``/dev/vfio/devices/vfio0``.
 
         Raises:
-            LuoPermissionError: the caller may not open the character device (EACCES); the device is
+            NotPermittedError: the caller may not open the character device (EACCES); the device is
                 not behind an IOMMU, and the caller lacks CAP_SYS_RAWIO (EPERM).
-            LuoError: the device is not bound to a VFIO driver, or is being unbound (ENODEV); the
+            VfioError: the device is not bound to a VFIO driver, or is being unbound (ENODEV); the
                 character device does not exist (ENOENT).
         """
         path = device.node if isinstance(device, PciDevice) else os.fspath(device)
-        with raising("vfio open", path):
+        with _OPEN.raising(path):
             return cls(os.open(path, os.O_RDWR | os.O_CLOEXEC))
 
     @classmethod
@@ -106,24 +197,25 @@ class VfioDevice(OwnedFd):
         If another process has bound the device, call `adopt` next.
 
         Raises:
-            LuoError: the descriptor is not open (EBADF), or does not refer to a VFIO device
+            VfioError: the descriptor is not open (EBADF), or does not refer to a VFIO device
                 (ENODEV). The caller still owns the descriptor.
         """
         with raising("fstat", f"descriptor {fd}"):
             os.fstat(fd)
         if _find_sysfs_folder(fd) is None:
-            raise from_errno(errno.ENODEV, "from_fd", f"descriptor {fd}")
+            raise _FROM_FD.error(errno.ENODEV, f"descriptor {fd}")
         self = cls(fd)
         try:
             reply = _GET_INFO.attempt(fd)
             if reply.errno not in (0, errno.EINVAL):
-                raise from_errno(reply.errno, _GET_INFO.name, str(self))
+                raise _GET_INFO.error(reply.errno, str(self))
         except BaseException:
             self._fd = -1
             raise
         self._bound = not reply.errno
         return self
 
+    @exclusively
     def adopt(
         self,
         iommufd: IommuContext,
@@ -181,13 +273,14 @@ class VfioDevice(OwnedFd):
         """The device as its iommufd knows it.
 
         Raises:
-            NotBoundError: neither `bind` nor `adopt` was called (EINVAL).
+            VfioError: neither `bind` nor `adopt` was called (EINVAL).
         """
         if self._iommu_device is None:
             hint = "`adopt` tells what another process bound it to" if self._bound else ""
-            raise NotBoundError(errno.EINVAL, "iommu_device", str(self), hint)
+            raise VfioError(errno.EINVAL, "iommu_device", str(self), hint)
         return self._iommu_device
 
+    @exclusively
     def bind(self, iommufd: IommuContext, *, token: UUID | None = None) -> IommuDevice:
         """Bind the device to an iommufd, until the device is closed, and reset the device.
 
@@ -203,14 +296,14 @@ class VfioDevice(OwnedFd):
             The device as the iommufd knows it, until the device is closed.
 
         Raises:
-            DeviceInUseError: the device is bound or in use through another descriptor (EINVAL or
-                EBUSY).
-            LuoPermissionError: another iommufd has a device of the same IOMMU group, or the
+            DeviceInUseError: the device is bound already, or open elsewhere (EINVAL or EBUSY).
+            NotPermittedError: another iommufd has a device of the same IOMMU group, or the
                 device's interrupts cannot be isolated (EPERM); the token is missing or wrong
                 (EACCES).
-            LuoError: the device is locked at the moment: try again (EAGAIN); `iommufd` is not an
-                iommufd (EBADFD); with a token: the device accepts no token, or is bound through
-                another descriptor (EINVAL).
+            VfioError: the device is locked at the moment: try again (EAGAIN); `iommufd` is not an
+                iommufd (EBADFD); the firmware requires one-to-one mappings for the device, or the
+                IOMMU is not coherent with the caches (EINVAL); with a token: the device accepts no
+                token, or is bound through another descriptor (EINVAL).
 
         Source: include/uapi/linux/vfio.h, VFIO_DEVICE_BIND_IOMMUFD. Linux 6.6.
         """
@@ -222,14 +315,45 @@ class VfioDevice(OwnedFd):
             secret = {"flags": _TOKEN, "token_uuid_ptr": token.bytes}
         reply = _BIND.attempt(self.fileno(), iommufd=iommufd.fileno(), **secret)
         if reply.errno == errno.EINVAL and secret:
-            raise LuoError(errno.EINVAL, _BIND.name, f"{self}, with a token", _TOKEN_HINT)
+            raise VfioError(errno.EINVAL, _BIND.name, f"{self}, with a token", _TOKEN_HINT)
+        if reply.errno == errno.EINVAL:
+            raise self._explain_refusal()
         if reply.errno:
-            raise from_errno(reply.errno, _BIND.name, str(self))
+            raise _BIND.error(reply.errno, str(self))
         self._bound = True
         iommu_device = IommuDevice(iommufd, iommufd.claim_id(reply.integer("out_devid")))
         self._set_iommu_device(iommu_device)
         return iommu_device
 
+    def _explain_refusal(self) -> RequestError:
+        """Return the exception for EINVAL, by which the kernel refuses to bind for three reasons.
+
+        Source: drivers/vfio/device_cdev.c, vfio_df_ioctl_bind_iommufd(); drivers/iommu/iommu.c,
+        iommu_claim_dma_owner(); drivers/iommu/iommufd/device.c, iommufd_device_bind()
+        """
+        with suppress(RequestError):
+            fixed = [where for where, kind in self._read_reserved_regions() if kind == _DIRECT]
+            if fixed:
+                return VfioError(
+                    errno.EINVAL,
+                    _BIND.name,
+                    str(self),
+                    f"The firmware requires one-to-one mappings for it, at "
+                    f"{', '.join(map(str, fixed))}: no process can have it",
+                )
+        number = os.fstat(self.fileno()).st_rdev
+        if users := find_users(number, besides=self.fileno()):
+            hint = f"Another open file has it, in {', '.join(users)}"
+            return DeviceInUseError(errno.EINVAL, _BIND.name, str(self), hint)
+        return VfioError(
+            errno.EINVAL,
+            _BIND.name,
+            str(self),
+            "The IOMMU is not coherent with the CPUs' caches; or the device is open in a process "
+            "that this one may not inspect",
+        )
+
+    @exclusively
     def attach(self, target: IommuObject, *, pasid: int | None = None) -> int:
         """Attach the device to a page table, in place of one that it is already attached to.
 
@@ -246,8 +370,8 @@ class VfioDevice(OwnedFd):
             The id of the page table in the iommufd.
 
         Raises:
-            NotBoundError: the device is not bound (EINVAL).
-            LuoError: the page table does not suit the device's IOMMU, or devices of the same group
+            VfioError: the device is not bound (EINVAL).
+            VfioError: the page table does not suit the device's IOMMU, or devices of the same group
                 are attached to another one (EINVAL); memory is mapped at an address that the device
                 cannot reach (EADDRINUSE); the device is being reset (EBUSY); the target no longer
                 exists (ENOENT); the device does not support PASIDs (EOPNOTSUPP).
@@ -265,17 +389,18 @@ class VfioDevice(OwnedFd):
             self._note_group_moved(target)
         return reply.integer("pt_id")
 
+    @exclusively
     def detach_pt(self, *, pasid: int | None = None) -> None:
         """Detach the device from its page table, which blocks its DMA.
 
-        A device that is not attached stays unchanged. (The method `detach` does something else: it
-        gives up the descriptor, as in every class that owns one.)
+        A device that is not attached stays unchanged. (`detach` has nothing to do with page tables:
+        in every class that owns a descriptor, it gives up the descriptor.)
 
         Args:
             pasid: see `attach`.
 
         Raises:
-            NotBoundError: the device is not bound (EINVAL).
+            VfioError: the device is not bound (EINVAL).
 
         Source: include/uapi/linux/vfio.h, VFIO_DEVICE_DETACH_IOMMUFD_PT. Linux 6.6.
         """
@@ -311,24 +436,23 @@ class VfioDevice(OwnedFd):
         """Return the ranges of IOVAs that are reserved, so that memory cannot be mapped there.
 
         Raises:
-            LuoError: the device is not behind an IOMMU (ENOENT).
+            VfioError: the device is not behind an IOMMU (ENOENT).
 
         Source: Documentation/ABI/testing/sysfs-kernel-iommu_groups
         """
+        return tuple(where for where, kind in self._read_reserved_regions() if kind != _RELAXABLE)
+
+    def _read_reserved_regions(self) -> list[tuple[IovaRange, str]]:
         path = f"{_find_sysfs_folder(self.fileno())}/iommu_group/reserved_regions"
-        with raising("vfio reserved_regions", path), open(path) as file:
+        with _RESERVED_REGIONS.raising(path), open(path) as file:
             lines = [line.split() for line in file]
-        return tuple(
-            IovaRange(int(first, 16), int(last, 16))
-            for first, last, kind in lines
-            if kind != _RELAXABLE
-        )
+        return [(IovaRange(int(first, 16), int(last, 16)), kind) for first, last, kind in lines]
 
     def info(self) -> DeviceInfo:
         """Return the device's description of itself.
 
         Raises:
-            NotBoundError: the device is not bound (EINVAL).
+            VfioError: the device is not bound (EINVAL).
 
         Source: include/uapi/linux/vfio.h, VFIO_DEVICE_GET_INFO. Linux 3.6.
         """
@@ -341,8 +465,8 @@ class VfioDevice(OwnedFd):
             index: the index of the region; for PCI devices see `PciRegion`.
 
         Raises:
-            NotBoundError: the device is not bound (EINVAL).
-            LuoError: the device has no region of this index (EINVAL).
+            VfioError: the device is not bound (EINVAL).
+            VfioError: the device has no region of this index (EINVAL).
 
         Source: include/uapi/linux/vfio.h, VFIO_DEVICE_GET_REGION_INFO. Linux 3.6.
         """
@@ -354,7 +478,7 @@ class VfioDevice(OwnedFd):
         for index in range(self.info().regions):
             try:
                 info = self._region_info(index)
-            except LuoError as error:
+            except RequestError as error:
                 # The kernel refuses the index VGA for a device that is not a VGA controller.
                 if index != PciRegion.VGA or error.errno != errno.EINVAL:
                     raise
@@ -368,9 +492,11 @@ class VfioDevice(OwnedFd):
         """The configuration space of a PCI device.
 
         Raises:
-            NotBoundError: the device is not bound (EINVAL).
+            VfioError: the device is not bound (EINVAL).
         """
-        return ConfigSpace(self, self._region_info(PciRegion.CONFIG))
+        if self._config_info is None:
+            self._config_info = self._region_info(PciRegion.CONFIG)  # it never changes
+        return ConfigSpace(self, self._config_info)
 
     def irq(self, index: int) -> Irq:
         """Return the device's interrupts of one type.
@@ -379,8 +505,8 @@ class VfioDevice(OwnedFd):
             index: the type; for PCI devices see `PciIrq`.
 
         Raises:
-            NotBoundError: the device is not bound (EINVAL).
-            LuoError: the device has no interrupts of this type (EINVAL).
+            VfioError: the device is not bound (EINVAL).
+            VfioError: the device has no interrupts of this type (EINVAL).
 
         Source: include/uapi/linux/vfio.h, VFIO_DEVICE_GET_IRQ_INFO. Linux 3.6.
         """
@@ -393,7 +519,7 @@ class VfioDevice(OwnedFd):
         for index in range(self.info().irqs):
             try:
                 irq = self.irq(index)
-            except LuoError as error:
+            except RequestError as error:
                 # Before Linux 7.3 the kernel refused the index ERROR for devices that are not PCIe.
                 if index != PciIrq.ERROR or error.errno != errno.EINVAL:
                     raise
@@ -428,8 +554,8 @@ class VfioDevice(OwnedFd):
         Interrupts stay enabled.
 
         Raises:
-            NotBoundError: the device is not bound (EINVAL).
-            LuoError: the device does not support this reset: see `DeviceFlags.RESET` (EINVAL); the
+            VfioError: the device is not bound (EINVAL).
+            VfioError: the device does not support this reset: see `DeviceFlags.RESET` (EINVAL); the
                 device is locked at the moment: try again (EAGAIN).
 
         Source: include/uapi/linux/vfio.h, VFIO_DEVICE_RESET. Linux 3.6.
@@ -440,8 +566,8 @@ class VfioDevice(OwnedFd):
         """Return which devices a hot reset would reset, and whether it is possible.
 
         Raises:
-            NotBoundError: the device is not bound (EINVAL).
-            LuoError: neither the device's bus nor its slot can be reset (ENODEV).
+            VfioError: the device is not bound (EINVAL).
+            VfioError: neither the device's bus nor its slot can be reset (ENODEV).
 
         Source: include/uapi/linux/vfio.h, VFIO_DEVICE_GET_PCI_HOT_RESET_INFO. Linux 3.12; with
             iommufd since 6.6.
@@ -452,10 +578,10 @@ class VfioDevice(OwnedFd):
         """Reset all devices of the same slot or bus; this iommufd must own all of them.
 
         Raises:
-            NotBoundError: the device is not bound (EINVAL).
-            LuoError: neither the device's bus nor its slot can be reset (ENODEV); this iommufd does
-                not own one of the devices: see `hot_reset_info` (EINVAL); one of the devices is
-                being accessed (EBUSY).
+            VfioError: the device is not bound (EINVAL).
+            VfioError: neither the device's bus nor its slot can be reset (ENODEV); this iommufd
+                does not own one of the devices: see `hot_reset_info` (EINVAL); one of the devices
+                is being accessed (EBUSY).
 
         Source: include/uapi/linux/vfio.h, VFIO_DEVICE_PCI_HOT_RESET. Linux 3.12; with iommufd since
             6.6.
@@ -475,15 +601,21 @@ class VfioDevice(OwnedFd):
         """Remove a mapping from `mappings`."""
         self._mappings.discard(mapping)
 
+    @exclusively
     def detach(self) -> int:
         """Return the descriptor without closing it; the caller owns it from now on.
 
-        The device stays bound and attached. Mappings of its regions keep it open too, until they
-        are closed.
+        The device stays bound and attached, and its DMA goes on. Mappings of its regions keep it
+        open too, until they are closed.
         """
         fd = super().detach()
         self._forget_iommufd()
         return fd
+
+    @exclusively
+    def close(self) -> None:
+        """Close the device and the mappings of its regions; closing it twice does nothing."""
+        super().close()
 
     def _close(self) -> None:
         # An open mapping would keep the file open, and so the device bound.
@@ -493,16 +625,13 @@ class VfioDevice(OwnedFd):
         self._forget_iommufd()
 
     def _set_iommu_device(self, iommu_device: IommuDevice) -> None:
-        iommu_device.add_user(str(self))
-        iommu_device.hold_iommufd()
         self._iommu_device = iommu_device
         _devices_with_iommufd.add(self)
 
     def _note_attached(self, pasid: int | None, target: IommuObject | None) -> None:
-        if (old := self._attached.pop(pasid, None)) is not None:
-            old.remove_user(str(self))
-        if target is not None:
-            target.add_user(str(self))
+        if target is None:
+            self._attached.pop(pasid, None)
+        else:
             self._attached[pasid] = target
 
     def _note_group_moved(self, target: IommuObject) -> None:
@@ -515,11 +644,9 @@ class VfioDevice(OwnedFd):
                 other._note_attached(None, target)
 
     def _forget_iommufd(self) -> None:
-        for pasid in list(self._attached):
-            self._note_attached(pasid, None)
-        if (iommu_device := self._iommu_device) is not None:
-            iommu_device.remove_user(str(self))
-            iommu_device.forget()
+        self._attached.clear()
+        if self._iommu_device is not None:
+            self._iommu_device.forget()
         self._iommu_device = None
         self._bound = False
 

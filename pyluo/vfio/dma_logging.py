@@ -48,7 +48,7 @@ class DmaLogging:
 
         Raises:
             FeatureNotSupportedError: the device cannot log (ENOTTY).
-            LuoError: ranges overlap or are not aligned, or logging is already on (EINVAL); there
+            VfioError: ranges overlap or are not aligned, or logging is already on (EINVAL); there
                 are too many ranges (E2BIG); a range exceeds 64 bits (EOVERFLOW).
         """
         array = b"".join(
@@ -77,8 +77,8 @@ class DmaLogging:
 
         Raises:
             FeatureNotSupportedError: the device cannot log (ENOTTY).
-            LuoError: logging is off, or the page size is less than 4096 (EINVAL); the range exceeds
-                64 bits (EOVERFLOW).
+            VfioError: logging is off, or the page size is less than 4096 (EINVAL); the range
+                exceeds 64 bits (EOVERFLOW).
             ValueError: the page size is not a power of two.
         """
         bits, pages = DirtyBitmap.make_buffer(wanted, page_size)

@@ -9,20 +9,22 @@ from typing import TYPE_CHECKING
 
 from pyluo._sys import Ioctl, Struct, constant
 from pyluo.descriptor import OwnedFd
-from pyluo.errors import from_errno
+from pyluo.errors import FeatureNotSupportedError, KernelTooOldError, VfioError
+from pyluo.operation import Operation
 from pyluo.vfio.requests import attempt
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from uuid import UUID
 
-    from pyluo._sys import Buffer, Reply
+    from pyluo._sys import Buffer, Request
+    from pyluo.operation import Refusal
     from pyluo.vfio.capabilities import Area
     from pyluo.vfio.requests import OpenDevice
 
 __all__ = ["Feature", "Features", "feature_data"]
 
-_FEATURE = Ioctl("VFIO_DEVICE_FEATURE", "vfio_device_feature", size="argsz")
+_FEATURE = Ioctl("VFIO_DEVICE_FEATURE", "vfio_device_feature", VfioError, size="argsz")
 _GET = constant("VFIO_DEVICE_FEATURE_GET")
 _SET = constant("VFIO_DEVICE_FEATURE_SET")
 _PROBE = constant("VFIO_DEVICE_FEATURE_PROBE")
@@ -66,6 +68,99 @@ _KERNEL_NAMES = {
 }
 
 
+def _feature(name: str, refusals: Mapping[int, Refusal] | None = None) -> Operation:
+    usual: dict[int, Refusal] = {
+        errno.ENOTTY: FeatureNotSupportedError,
+        errno.EOPNOTSUPP: FeatureNotSupportedError,
+        errno.E2BIG: KernelTooOldError,
+    }
+    return Operation(f"VFIO_DEVICE_FEATURE_{name}", VfioError, usual | dict(refusals or {}))
+
+
+_OPERATIONS = {
+    Feature.PCI_VF_TOKEN: _feature(
+        "PCI_VF_TOKEN",
+        {
+            errno.ENOTTY: (
+                FeatureNotSupportedError,
+                "Only a physical function with SR-IOV has a token",
+            ),
+        },
+    ),
+    Feature.MIGRATION: _feature("MIGRATION"),
+    Feature.MIGRATION_STATE: _feature(
+        "MIG_DEVICE_STATE",
+        {
+            errno.EINVAL: (
+                "The device does not support this state, or cannot reach it from its present "
+                "state (see `Migration.state`)"
+            ),
+        },
+    ),
+    Feature.LOW_POWER_ENTRY: _feature(
+        "LOW_POWER_ENTRY",
+        {
+            errno.EINVAL: "The device is already allowed to sleep: call `low_power.exit()` first",
+        },
+    ),
+    Feature.LOW_POWER_ENTRY_WITH_WAKEUP: _feature(
+        "LOW_POWER_ENTRY_WITH_WAKEUP",
+        {
+            errno.EINVAL: (
+                "The device is already allowed to sleep (call `low_power.exit()` first), or "
+                "the descriptor is not of an eventfd"
+            ),
+        },
+    ),
+    Feature.LOW_POWER_EXIT: _feature("LOW_POWER_EXIT"),
+    Feature.DMA_LOGGING_START: _feature(
+        "DMA_LOGGING_START",
+        {
+            errno.E2BIG: "The device cannot log so many ranges: merge adjacent ones",
+            errno.EINVAL: (
+                "Ranges overlap or are not aligned to the page size, there are none, or "
+                "logging is on"
+            ),
+        },
+    ),
+    Feature.DMA_LOGGING_STOP: _feature("DMA_LOGGING_STOP"),
+    Feature.DMA_LOGGING_REPORT: _feature(
+        "DMA_LOGGING_REPORT",
+        {
+            errno.EINVAL: (
+                "Logging is off, or the page size is not a power of two of at least 4096"
+            ),
+        },
+    ),
+    Feature.MIGRATION_DATA_SIZE: _feature("MIG_DATA_SIZE"),
+    Feature.BUS_MASTER: _feature(
+        "BUS_MASTER",
+        {
+            errno.ENOTTY: (
+                FeatureNotSupportedError,
+                "Only devices on a CDX bus have this feature; use "
+                "`ConfigSpace.set_bus_master` for PCI devices",
+            ),
+        },
+    ),
+    Feature.DMA_BUF: _feature(
+        "DMA_BUF",
+        {
+            errno.ENOTTY: (FeatureNotSupportedError, "The kernel needs CONFIG_VFIO_PCI_DMABUF"),
+            errno.EINVAL: "Every area must consist of whole pages and lie within the BAR",
+            errno.ENODEV: "The region is not a BAR, is empty, or is in use by another driver",
+        },
+    ),
+    Feature.PRECOPY_INFO_V2: _feature(
+        "MIG_PRECOPY_INFOv2",
+        {
+            errno.EINVAL: "The device has no PRE_COPY state",
+        },
+    ),
+    Feature.ZPCI_ERROR: _feature("ZPCI_ERROR"),
+}
+
+
 class Features:
     """The optional features of a device; see `VfioDevice.features`.
 
@@ -102,7 +197,7 @@ class Features:
         """Return all features that the device has."""
         return frozenset(feature for feature in Feature if self.probe(feature))
 
-    def get(self, feature: Feature, data: Buffer) -> Reply:
+    def get(self, feature: Feature, data: Buffer) -> Request:
         """Make a "get" request for a feature, for example one that this class has no method for.
 
         Args:
@@ -116,7 +211,7 @@ class Features:
         self._raise_if_failed(feature, reply)
         return reply
 
-    def set(self, feature: Feature, data: Buffer = b"") -> Reply:
+    def set(self, feature: Feature, data: Buffer = b"") -> Request:
         """Make a "set" request for a feature, for example one that this class has no method for.
 
         Args:
@@ -178,7 +273,7 @@ class Features:
 
         Raises:
             FeatureNotSupportedError: the kernel lacks CONFIG_VFIO_PCI_DMABUF (ENOTTY).
-            LuoError: the region is not a BAR, or consists of I/O ports (ENODEV); an area does not
+            VfioError: the region is not a BAR, or consists of I/O ports (ENODEV); an area does not
                 consist of whole pages, is empty, or does not lie within the BAR (EINVAL).
 
         Source: include/uapi/linux/vfio.h, VFIO_DEVICE_FEATURE_DMA_BUF. Linux 6.19.
@@ -189,13 +284,12 @@ class Features:
         ranges = (_DMA_RANGE.pack(offset=area.offset, length=area.size) for area in areas)
         return OwnedFd(self.get(Feature.DMA_BUF, b"".join([header, *ranges])).result)
 
-    def _raise_if_failed(self, feature: Feature, reply: Reply) -> None:
+    def _raise_if_failed(self, feature: Feature, reply: Request) -> None:
         """If a reply has an errno, raise its exception, with the kernel's name of the feature."""
         if reply.errno:
-            name = _KERNEL_NAMES.get(feature, feature.name)
-            raise from_errno(reply.errno, f"{_FEATURE.name}_{name}", str(self._device))
+            raise _OPERATIONS[feature].error(reply.errno, str(self._device))
 
 
-def feature_data(reply: Reply) -> bytes:
+def feature_data(reply: Request) -> bytes:
     """Return the feature's own struct in a reply: the bytes after struct vfio_device_feature."""
     return reply.data()[_FEATURE.struct.size :]

@@ -7,20 +7,39 @@ import struct
 from typing import TYPE_CHECKING
 
 from pyluo._sys import Ioctl, constant
-from pyluo.errors import LuoError
+from pyluo.errors import VfioError
 from pyluo.vfio.requests import fileno, request, subject
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pyluo._sys import Reply
+    from pyluo._sys import Request
     from pyluo.descriptor import Descriptor
     from pyluo.vfio.info import IrqInfo
     from pyluo.vfio.requests import OpenDevice
 
 __all__ = ["Irq"]
 
-_SET = Ioctl("VFIO_DEVICE_SET_IRQS", "vfio_irq_set", size="argsz")
+_SET = Ioctl(
+    "VFIO_DEVICE_SET_IRQS",
+    "vfio_irq_set",
+    VfioError,
+    {
+        errno.EINVAL: (
+            "Only one of INTx, MSI and MSI-X can be enabled at a time: disable the other "
+            "first. Masking, triggering and disabling need an enabled kind; the vectors "
+            "of a kind with `IrqFlags.NORESIZE` must be enabled together"
+        ),
+        errno.ENOTTY: "The driver does not support this for interrupts of this kind",
+        errno.EBUSY: (
+            "An eventfd is already set for this vector; or the INTx line is shared with a"
+            " device that cannot share it"
+        ),
+        errno.ENOSPC: ("The system has no interrupt vectors left for all of them: enable fewer"),
+        errno.EBADF: "The descriptor is not open, or not of an eventfd",
+    },
+    size="argsz",
+)
 _NONE = constant("VFIO_IRQ_SET_DATA_NONE")
 _BOOL = constant("VFIO_IRQ_SET_DATA_BOOL")
 _EVENTFD = constant("VFIO_IRQ_SET_DATA_EVENTFD")
@@ -59,7 +78,7 @@ class Irq:
             first: the number of the first vector.
 
         Raises:
-            LuoError: another type is enabled (only one of INTx, MSI and MSI-X can be), or the
+            VfioError: another type is enabled (only one of INTx, MSI and MSI-X can be), or the
                 vectors were not enabled by the first call, with `IrqFlags.NORESIZE` (EINVAL); the
                 system has too few vectors left, see the hint (ENOSPC); the device shares the INTx
                 line with a device that cannot share it (EBUSY).
@@ -72,7 +91,7 @@ class Irq:
         data = struct.pack(f"={len(numbers)}i", *numbers)
         reply = self._set(_EVENTFD | _TRIGGER, first, len(numbers), data)
         if reply.result > 0:
-            raise LuoError(
+            raise VfioError(
                 errno.ENOSPC,
                 _SET.name,
                 self._subject(first, len(numbers)),
@@ -83,7 +102,7 @@ class Irq:
         """Disable all interrupts of this type.
 
         Raises:
-            LuoError: they are not enabled (EINVAL).
+            VfioError: they are not enabled (EINVAL).
         """
         self._set(_NONE | _TRIGGER, 0, 0)
 
@@ -91,7 +110,7 @@ class Irq:
         """Connect one vector to another eventfd, or to none; other vectors stay unchanged.
 
         Raises:
-            LuoError: see `enable`.
+            VfioError: see `enable`.
         """
         self.enable([eventfd], first=vector)
 
@@ -99,7 +118,8 @@ class Irq:
         """Keep a vector from signalling until it is unmasked.
 
         Raises:
-            LuoError: the kernel can mask only INTx (ENOTTY); the interrupt is not enabled (EINVAL).
+            VfioError: the kernel can mask only INTx (ENOTTY); the interrupt is not enabled
+                (EINVAL).
         """
         self._check_vectors(vector, 1)
         self._set(_NONE | _MASK, vector, 1)
@@ -108,7 +128,7 @@ class Irq:
         """Let a masked vector signal again; a pending interrupt is signalled immediately.
 
         Raises:
-            LuoError: see `mask`.
+            VfioError: see `mask`.
         """
         self._check_vectors(vector, 1)
         self._set(_NONE | _UNMASK, vector, 1)
@@ -117,7 +137,7 @@ class Irq:
         """Make the kernel unmask a vector whenever an eventfd is signalled; None stops that.
 
         Raises:
-            LuoError: see `mask`; an eventfd is set for the vector already (EBUSY).
+            VfioError: see `mask`; an eventfd is set for the vector already (EBUSY).
         """
         self._check_vectors(vector, 1)
         self._set(_EVENTFD | _UNMASK, vector, 1, struct.pack("=i", fileno(eventfd)))
@@ -126,7 +146,7 @@ class Irq:
         """Make the kernel mask a vector whenever an eventfd is signalled; None stops that.
 
         Raises:
-            LuoError: vfio-pci does not support this, up to Linux 7.3 (ENOTTY).
+            VfioError: vfio-pci does not support this, up to Linux 7.3 (ENOTTY).
         """
         self._check_vectors(vector, 1)
         self._set(_EVENTFD | _MASK, vector, 1, struct.pack("=i", fileno(eventfd)))
@@ -137,7 +157,7 @@ class Irq:
         Vectors without an eventfd are skipped.
 
         Raises:
-            LuoError: this type of interrupts is not enabled (EINVAL).
+            VfioError: this type of interrupts is not enabled (EINVAL).
             ValueError: the device has no such vectors, or `count` is less than 1.
         """
         self._check_vectors(first, count)
@@ -149,7 +169,7 @@ class Irq:
         """Signal the eventfds of some vectors; `wanted` has a bool for each vector from `first` on.
 
         Raises:
-            LuoError: see `trigger`.
+            VfioError: see `trigger`.
         """
         self._check_vectors(first, len(wanted))
         if not wanted:
@@ -163,7 +183,7 @@ class Irq:
                 f"{self.info.count}"
             )
 
-    def _set(self, flags: int, first: int, count: int, data: bytes = b"") -> Reply:
+    def _set(self, flags: int, first: int, count: int, data: bytes = b"") -> Request:
         return request(
             self._device,
             _SET,

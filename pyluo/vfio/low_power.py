@@ -56,7 +56,7 @@ class LowPower:
                 device does not sleep again, but `exit` must still be called.
 
         Raises:
-            LuoError: the device is already allowed to sleep (EINVAL); `wakeup` is not an eventfd
+            VfioError: the device is already allowed to sleep (EINVAL); `wakeup` is not an eventfd
                 (EBADF or EINVAL).
         """
         if wakeup is None:

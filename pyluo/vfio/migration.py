@@ -8,8 +8,10 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pyluo._sys import Ioctl, Struct, constant, raising
+from pyluo._sys import Ioctl, Struct, constant
 from pyluo.descriptor import OwnedFd
+from pyluo.errors import VfioError
+from pyluo.operation import Operation
 from pyluo.vfio.features import Feature, Features, feature_data
 
 if TYPE_CHECKING:
@@ -18,7 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Migration", "MigrationData", "MigrationFlags", "MigrationState", "PrecopyInfo"]
 
-_PRECOPY_INFO = Ioctl("VFIO_MIG_GET_PRECOPY_INFO", "vfio_precopy_info", size="argsz")
+_READ, _WRITE = Operation("read", VfioError), Operation("write", VfioError)
+_PRECOPY_INFO = Ioctl("VFIO_MIG_GET_PRECOPY_INFO", "vfio_precopy_info", VfioError, size="argsz")
 _FLAGS = Struct("vfio_device_feature_migration")
 _STATE = Struct("vfio_device_feature_mig_state")
 _DATA_SIZE = Struct("vfio_device_feature_mig_data_size")
@@ -95,9 +98,9 @@ class MigrationData(OwnedFd):
             (ENOMSG).
 
         Raises:
-            LuoError: the device has left the migration state that the stream is for (ENODEV).
+            VfioError: the device has left the migration state that the stream is for (ENODEV).
         """
-        with raising("read", "migration data"):
+        with _READ.raising("migration data"):
             try:
                 return os.read(self.fileno(), length)
             except OSError as error:
@@ -109,10 +112,10 @@ class MigrationData(OwnedFd):
         """Write all of `data`.
 
         Raises:
-            LuoError: the device does not accept the data (EINVAL); it has left RESUMING (ENODEV).
+            VfioError: the device does not accept the data (EINVAL); it has left RESUMING (ENODEV).
         """
         view = memoryview(data).cast("B")
-        with raising("write", "migration data"):
+        with _WRITE.raising("migration data"):
             while view:
                 view = view[os.write(self.fileno(), view) :]
 
@@ -120,7 +123,7 @@ class MigrationData(OwnedFd):
         """Return how much data can be read before the device is stopped.
 
         Raises:
-            LuoError: the device is in neither PRE_COPY nor PRE_COPY_P2P (EINVAL).
+            VfioError: the device is in neither PRE_COPY nor PRE_COPY_P2P (EINVAL).
 
         Source: include/uapi/linux/vfio.h, VFIO_MIG_GET_PRECOPY_INFO. Linux 6.2.
         """
@@ -166,8 +169,8 @@ class Migration:
             states continues the previous stream, so that the result is None.
 
         Raises:
-            LuoError: the device does not support the state, or cannot reach it (EINVAL). The device
-                may then be in a state on the way, or in ERROR: see `state`.
+            VfioError: the device does not support the state, or cannot reach it (EINVAL). The
+                device may then be in a state on the way, or in ERROR: see `state`.
         """
         data = _STATE.pack(device_state=state, data_fd=-1)
         reply = self._features.set(Feature.MIGRATION_STATE, data)
@@ -186,7 +189,7 @@ class Migration:
         """Make the kernel report `PrecopyInfo.reinitialized`.
 
         Raises:
-            LuoError: the device has no PRE_COPY state (EINVAL).
+            VfioError: the device has no PRE_COPY state (EINVAL).
 
         Source: include/uapi/linux/vfio.h, VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2. Linux 7.1.
         """

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import errno
-import mmap
 import os
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Protocol
 
-from pyluo._sys import Exported, Ioctl, constant, raising
-from pyluo.errors import LuoError
+from pyluo._sys import Ioctl, constant
+from pyluo.errors import VfioError
+from pyluo.operation import Operation
+from pyluo.registers import MappedRegisters, Registers
 from pyluo.vfio.info import RegionFlags
-from pyluo.vfio.registers import Registers
 from pyluo.vfio.requests import OpenDevice, fileno, request, subject
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from pyluo._sys import Buffer
     from pyluo.descriptor import Descriptor
     from pyluo.vfio.capabilities import Area
@@ -23,7 +21,23 @@ if TYPE_CHECKING:
 
 __all__ = ["Region", "RegionMapping"]
 
-_IOEVENTFD = Ioctl("VFIO_DEVICE_IOEVENTFD", "vfio_device_ioeventfd", size="argsz")
+_NO_MEMORY_ACCESS = (
+    "Memory access is off in the device's command register (see `ConfigSpace.command`), the device "
+    "is in D3, or it returned fewer bytes than requested"
+)
+_PREAD = Operation("pread", VfioError, {errno.EIO: _NO_MEMORY_ACCESS})
+_PWRITE = Operation("pwrite", VfioError, {errno.EIO: _NO_MEMORY_ACCESS})
+_IOEVENTFD = Ioctl(
+    "VFIO_DEVICE_IOEVENTFD",
+    "vfio_device_ioeventfd",
+    VfioError,
+    {
+        errno.EEXIST: "An eventfd is set for this register and value already",
+        errno.ENODEV: "No eventfd is set for this register and value",
+        errno.EINVAL: "Only registers of a BAR, outside the MSI-X table, can have an eventfd",
+    },
+    size="argsz",
+)
 _IOEVENTFD_WIDTHS = {
     8: constant("VFIO_DEVICE_IOEVENTFD_8"),
     16: constant("VFIO_DEVICE_IOEVENTFD_16"),
@@ -77,12 +91,12 @@ class Region(Registers):
 
         Raises:
             ValueError: the range does not lie within the region.
-            LuoError: memory access is off in the device's command register, or the device is in D3
+            VfioError: memory access is off in the device's command register, or the device is in D3
                 (EIO); the region cannot be read (EINVAL); another driver uses the BAR (EBUSY).
         """
         self._check_range(offset, length)
         chunks = []
-        with raising("pread", self._subject(f"{length} bytes at {offset:#x}")):
+        with _PREAD.raising(self._subject(f"{length} bytes at {offset:#x}")):
             while length:
                 chunk = os.pread(self._device.fileno(), length, self.info.offset + offset)
                 if not chunk:
@@ -97,11 +111,11 @@ class Region(Registers):
 
         Raises:
             ValueError: the range does not lie within the region.
-            LuoError: see `read`; the region cannot be written to (EINVAL).
+            VfioError: see `read`; the region cannot be written to (EINVAL).
         """
         view = memoryview(data).cast("B")
         self._check_range(offset, len(view))
-        with raising("pwrite", self._subject(f"{len(view)} bytes at {offset:#x}")):
+        with _PWRITE.raising(self._subject(f"{len(view)} bytes at {offset:#x}")):
             while view:
                 written = os.pwrite(self._device.fileno(), view, self.info.offset + offset)
                 if not written:
@@ -120,7 +134,7 @@ class Region(Registers):
         Raises:
             ValueError: `area` is not in `info.areas`; or is omitted, and there is not exactly one;
                 or the area does not begin at a page boundary.
-            LuoError: another driver uses the BAR (EBUSY); the kernel cannot map the area (EINVAL).
+            VfioError: another driver uses the BAR (EBUSY); the kernel cannot map the area (EINVAL).
         """
         if area is None:
             if len(self.info.areas) != 1:
@@ -147,7 +161,7 @@ class Region(Registers):
 
         Raises:
             ValueError: the offset, the width or the value is invalid; see `Registers`.
-            LuoError: an eventfd is already set for this register and value (EEXIST); there is no
+            VfioError: an eventfd is already set for this register and value (EEXIST); there is no
                 eventfd to remove (ENODEV); the region is not a BAR, or the register is in the MSI-X
                 table (EINVAL); the device would have more than 1000 such eventfds (ENOSPC).
 
@@ -166,7 +180,7 @@ class Region(Registers):
 
     def _load(self, offset: int, bits: int) -> int:
         self._check_access(offset, bits)
-        with raising("pread", self._subject(f"{bits} bits at {offset:#x}")):
+        with _PREAD.raising(self._subject(f"{bits} bits at {offset:#x}")):
             data = os.pread(self._device.fileno(), bits // 8, self.info.offset + offset)
             if len(data) * 8 != bits:
                 raise OSError(errno.EIO, "")
@@ -175,7 +189,7 @@ class Region(Registers):
     def _store(self, offset: int, bits: int, value: int) -> None:
         self._check_access(offset, bits, value)
         data = value.to_bytes(bits // 8, "little")
-        with raising("pwrite", self._subject(f"{bits} bits at {offset:#x}")):
+        with _PWRITE.raising(self._subject(f"{bits} bits at {offset:#x}")):
             if os.pwrite(self._device.fileno(), data, self.info.offset + offset) != len(data):
                 raise OSError(errno.EIO, "")
 
@@ -206,7 +220,7 @@ class Region(Registers):
         return f"<{type(self).__name__} {self.info.index} of {self._device}>"
 
 
-class RegionMapping(Registers):
+class RegionMapping(MappedRegisters):
     """A mapped area of a region. Offsets are relative to the region, not to the area.
 
     An access kills the process by SIGBUS while memory access is off in the device's command
@@ -221,69 +235,36 @@ class RegionMapping(Registers):
         area: the area of the region that is mapped.
     """
 
-    __slots__ = ("__weakref__", "_device", "_exported", "_memory", "area")
+    __slots__ = ("_device", "area")
 
     def __init__(self, device: MappableDevice, info: RegionInfo, area: Area) -> None:
-        writable = RegionFlags.WRITE in info.flags
-        place = info.offset + area.offset
-        if place % mmap.ALLOCATIONGRANULARITY:
-            raise ValueError(f"{area} of region {info.index} does not begin at a page")
-        with raising("mmap", subject(device, f"region {info.index}: {area}")):
-            self._memory = mmap.mmap(
-                device.fileno(),
-                area.size,
-                access=mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ,
-                offset=place,
-            )
-        self._exported = Exported(self._memory, writable=writable)
+        super().__init__(
+            device.fileno(),
+            info.offset + area.offset,
+            area.size,
+            writable=RegionFlags.WRITE in info.flags,
+            subject=subject(device, f"region {info.index}: {area}"),
+        )
         self._device = device
         self.area = area
         device.add_mapping(self)
 
-    @property
-    def address(self) -> int:
-        """The address of the area in this process, for example for a memory slot of KVM.
-
-        Raises:
-            ValueError: the mapping is closed.
-        """
-        if self.closed:
-            raise ValueError("the mapping is closed")
-        return self._exported.address
-
-    @property
-    def closed(self) -> bool:
-        """Whether the mapping is closed."""
-        return self._memory.closed
-
     def close(self) -> None:
         """Unmap the area; closing it twice does nothing."""
-        self._exported.release()
-        self._memory.close()
+        super().close()
         self._device.drop_mapping(self)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _load(self, offset: int, bits: int) -> int:
         self._check_awake()
-        return self._exported.load(offset - self.area.offset, bits)
+        return super()._load(offset - self.area.offset, bits)
 
     def _store(self, offset: int, bits: int, value: int) -> None:
         self._check_awake()
-        self._exported.store(offset - self.area.offset, bits, value)
+        super()._store(offset - self.area.offset, bits, value)
 
     def _check_awake(self) -> None:
         if self._device.may_sleep:
-            raise LuoError(
+            raise VfioError(
                 errno.EIO,
                 "mmap",
                 f"{self._device}, a mapped region",

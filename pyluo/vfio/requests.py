@@ -6,13 +6,15 @@ import errno
 from typing import TYPE_CHECKING, Protocol
 
 from pyluo.descriptor import fileno_of
-from pyluo.errors import LuoError, NotBoundError, from_errno
+from pyluo.errors import VfioError
 
 if TYPE_CHECKING:
-    from pyluo._sys import Buffer, Field, Ioctl, Reply
+    from pyluo._sys import Buffer, Field, Ioctl, Request
     from pyluo.descriptor import Descriptor
 
-__all__ = ["OpenDevice", "attempt", "fileno", "request", "request_info", "subject"]
+__all__ = ["NOT_BOUND", "OpenDevice", "attempt", "fileno", "request", "request_info", "subject"]
+
+NOT_BOUND = "Call `VfioDevice.bind` first"
 
 _ROOM_LIMIT = 1 << 20  # bytes; real answers are much smaller
 
@@ -38,21 +40,21 @@ def fileno(fd: Descriptor | int | None) -> int:
 
 def attempt(
     device: OpenDevice, ioctl: Ioctl, detail: str = "", tail: Buffer = b"", /, **fields: Field
-) -> Reply:
+) -> Request:
     """Call an ioctl on a bound device; if it fails, the reply's `errno` is not 0.
 
     Raises:
-        NotBoundError: the device is not bound to an iommufd (EINVAL).
+        VfioError: the device is not bound to an iommufd (EINVAL).
     """
     number = device.fileno()
     if not device.bound:
-        raise NotBoundError(errno.EINVAL, ioctl.name, subject(device, detail))
+        raise VfioError(errno.EINVAL, ioctl.name, subject(device, detail), NOT_BOUND)
     return ioctl.attempt(number, tail, **fields)
 
 
 def request(
     device: OpenDevice, ioctl: Ioctl, detail: str = "", tail: Buffer = b"", /, **fields: Field
-) -> Reply:
+) -> Request:
     """Call an ioctl on a bound device.
 
     Args:
@@ -63,12 +65,12 @@ def request(
         fields: the values of members of the struct.
 
     Raises:
-        NotBoundError: the device is not bound to an iommufd (EINVAL).
-        LuoError: the kernel refused the request.
+        VfioError: the device is not bound to an iommufd (EINVAL).
+        VfioError: the kernel refused the request.
     """
     reply = attempt(device, ioctl, detail, tail, **fields)
     if reply.errno:
-        raise from_errno(reply.errno, ioctl.name, subject(device, detail))
+        raise ioctl.error(reply.errno, subject(device, detail))
     return reply
 
 
@@ -86,7 +88,7 @@ def request_info(device: OpenDevice, ioctl: Ioctl, detail: str = "", /, **fields
         if wanted <= room:
             return reply.data()
         room = wanted
-    raise LuoError(
+    raise VfioError(
         errno.E2BIG,
         ioctl.name,
         subject(device, detail),

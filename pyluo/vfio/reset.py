@@ -6,19 +6,51 @@ import errno
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pyluo._sys import Ioctl, Struct, constant, plain_ioctl
-from pyluo.errors import NotBoundError, from_errno
-from pyluo.vfio.requests import attempt, request, subject
+from pyluo._sys import Ioctl, PlainIoctl, Struct, constant
+from pyluo.errors import VfioError
+from pyluo.vfio.requests import NOT_BOUND, attempt, request, subject
 
 if TYPE_CHECKING:
-    from pyluo._sys import Reply
+    from pyluo._sys import Request
     from pyluo.vfio.requests import OpenDevice
 
 __all__ = ["AffectedDevice", "HotResetInfo", "hot_reset", "hot_reset_info", "reset"]
 
-_RESET = "VFIO_DEVICE_RESET"
-_INFO = Ioctl("VFIO_DEVICE_GET_PCI_HOT_RESET_INFO", "vfio_pci_hot_reset_info", size="argsz")
-_HOT_RESET = Ioctl("VFIO_DEVICE_PCI_HOT_RESET", "vfio_pci_hot_reset", size="argsz")
+_RESET = PlainIoctl(
+    "VFIO_DEVICE_RESET",
+    VfioError,
+    {
+        errno.EINVAL: (
+            "The device cannot be reset on its own (see `DeviceInfo.flags`); try `hot_reset`"
+        ),
+        errno.EAGAIN: "The device is locked for a moment: try again",
+    },
+)
+_NO_BUS_RESET = "Neither the device's bus nor its slot can be reset; a root bus never can"
+_INFO = Ioctl(
+    "VFIO_DEVICE_GET_PCI_HOT_RESET_INFO",
+    "vfio_pci_hot_reset_info",
+    VfioError,
+    {
+        errno.ENODEV: _NO_BUS_RESET,
+    },
+    size="argsz",
+)
+_HOT_RESET = Ioctl(
+    "VFIO_DEVICE_PCI_HOT_RESET",
+    "vfio_pci_hot_reset",
+    VfioError,
+    {
+        errno.ENODEV: _NO_BUS_RESET,
+        errno.EINVAL: (
+            "A device on the same bus or slot is not owned by this iommufd: "
+            "`hot_reset_info` names it"
+        ),
+        errno.ENOTTY: "The bus was reset, but its link did not come back: see dmesg",
+        errno.EBUSY: "One of the devices is being accessed: try again",
+    },
+    size="argsz",
+)
 _AFFECTED = Struct("vfio_pci_dependent_device")
 _BY_ID = constant("VFIO_PCI_HOT_RESET_FLAG_DEV_ID")
 _ALL_OWNED = constant("VFIO_PCI_HOT_RESET_FLAG_DEV_ID_OWNED")
@@ -62,8 +94,8 @@ def reset(device: OpenDevice) -> None:
     """Reset the PCI function alone; see `VfioDevice.reset`."""
     number = device.fileno()
     if not device.bound:
-        raise NotBoundError(errno.EINVAL, _RESET, str(device))
-    plain_ioctl(_RESET, number, str(device))
+        raise VfioError(errno.EINVAL, _RESET.name, str(device), NOT_BOUND)
+    _RESET(number, str(device))
 
 
 def hot_reset(device: OpenDevice) -> None:
@@ -81,11 +113,11 @@ def hot_reset_info(device: OpenDevice) -> HotResetInfo:
             break
         room *= 2
     if reply.errno:
-        raise from_errno(reply.errno, _INFO.name, subject(device, ""))
+        raise _INFO.error(reply.errno, subject(device, ""))
     return _parse(reply)
 
 
-def _parse(reply: Reply) -> HotResetInfo:
+def _parse(reply: Request) -> HotResetInfo:
     data, flags = reply.data(), reply.integer("flags")
     by_id = bool(flags & _BY_ID)  # if false, `devid` is the number of an IOMMU group
     devices = []

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyluo import GuestRam, LuoError, Memfd, NumaMode, NumaPolicy, Seal, SealedError
+from pyluo import GuestRam, Memfd, NumaMode, NumaPolicy, RequestError, Seal, SealedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -105,7 +105,7 @@ def test_huge_pages_are_not_of_two_kinds_at_once() -> None:
 
 
 def test_a_huge_page_size_that_the_machine_lacks_is_refused() -> None:
-    with pytest.raises(LuoError) as caught:
+    with pytest.raises(RequestError) as caught:
         GuestRam.create("ram", 8 << 20, huge_page_size=8 << 20)
     assert caught.value.errno == errno.ENODEV
 
@@ -117,7 +117,7 @@ def test_huge_pages_that_nobody_reserved_are_not_mapped() -> None:
     huge = 2 << 20
     with GuestRam.create("ram", 2 * huge, part_size=huge, huge_page_size=huge) as ram:
         before = count_descriptors()
-        with pytest.raises(LuoError, match=r"vm\.nr_hugepages") as caught:
+        with pytest.raises(RequestError, match=r"vm\.nr_hugepages") as caught:
             ram.map()
         assert caught.value.errno == errno.ENOMEM
         assert count_descriptors() == before
@@ -126,7 +126,7 @@ def test_huge_pages_that_nobody_reserved_are_not_mapped() -> None:
 
 def test_a_failed_creation_leaves_no_descriptor_behind() -> None:
     before = count_descriptors()
-    with pytest.raises(LuoError):
+    with pytest.raises(RequestError):
         GuestRam.create("ram", SIZE, part_size=PART, seals=Seal.SEAL | Seal(1 << 20))
     with pytest.raises(ValueError, match="does not lie within"):
         GuestRam.create("ram", SIZE, part_size=PART, numa=NumaPolicy(NumaMode.LOCAL, (), SIZE))
@@ -138,7 +138,7 @@ def test_too_many_parts_leave_no_descriptor_behind() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (before + 16, hard))
     try:
-        with pytest.raises(LuoError) as caught:
+        with pytest.raises(RequestError) as caught:
             GuestRam.create("ram", 64 * PAGE, part_size=PAGE)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -332,7 +332,7 @@ def test_populating_outside_of_a_mapping_is_refused(offset: int, length: int | N
 
 
 def test_a_populated_range_begins_at_a_page() -> None:
-    with three_parts() as ram, ram.map() as mapping, pytest.raises(LuoError) as caught:
+    with three_parts() as ram, ram.map() as mapping, pytest.raises(RequestError) as caught:
         mapping.populate(1, PAGE)
     assert caught.value.errno == errno.EINVAL
 
@@ -373,7 +373,7 @@ def test_ranges_have_policies_of_their_own() -> None:
 @needs_numa
 def test_a_node_that_does_not_exist_is_refused() -> None:
     before = count_descriptors()
-    with pytest.raises(LuoError, match="A node does not exist") as caught:
+    with pytest.raises(RequestError, match="A node does not exist") as caught:
         three_parts(numa=NumaPolicy(NumaMode.BIND, (1023,))).__enter__()
     assert caught.value.errno == errno.EINVAL
     assert count_descriptors() == before
@@ -443,7 +443,7 @@ def test_a_description_is_text_for_numbers_of_bytes() -> None:
 
 def test_memfds_in_another_order_are_not_those_of_the_description() -> None:
     with three_parts() as ram:
-        with pytest.raises(LuoError, match="The description is of") as caught:
+        with pytest.raises(RequestError, match="The description is of") as caught:
             GuestRam.from_memfds(ram.memfds[::-1], ram.as_json())
         assert caught.value.errno == errno.EBADMSG
         assert not ram.memfds[0].closed
@@ -469,7 +469,7 @@ def test_a_damaged_policy_is_refused(damage: dict[str, Any]) -> None:
         policy = NumaPolicy(NumaMode.DEFAULT).as_json()
         again = GuestRam.from_memfds(ram.memfds, ram.as_json() | {"numa": [policy]})
         assert again.numa == (NumaPolicy(NumaMode.DEFAULT),)
-        with pytest.raises(LuoError, match="Damaged") as caught:
+        with pytest.raises(RequestError, match="Damaged") as caught:
             GuestRam.from_memfds(ram.memfds, ram.as_json() | {"numa": [policy | damage]})
         assert caught.value.errno == errno.EBADMSG
         assert not ram.memfds[0].closed
@@ -477,7 +477,7 @@ def test_a_damaged_policy_is_refused(damage: dict[str, Any]) -> None:
 
 def test_a_newer_version_is_named() -> None:
     with three_parts() as ram:
-        with pytest.raises(LuoError, match="version 2") as caught:
+        with pytest.raises(RequestError, match="version 2") as caught:
             GuestRam.from_memfds(ram.memfds, ram.as_json() | {"version": 2})
         assert caught.value.errno == errno.EPROTONOSUPPORT
 
@@ -501,7 +501,7 @@ def test_a_damaged_description_is_another_one_or_refused(data: st.DataObject) ->
             whole["numa"][0][where] = data.draw(json_values)
         try:
             read = GuestRam.from_memfds([memfd], whole)
-        except LuoError:
+        except RequestError:
             assert not memfd.closed
             return
         assert GuestRam.from_memfds([memfd], read.as_json()).as_json() == read.as_json()

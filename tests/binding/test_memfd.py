@@ -10,7 +10,7 @@ import warnings
 
 import pytest
 
-from pyluo import LuoError, Memfd, OwnedFd, Seal, SealedError
+from pyluo import Memfd, OwnedFd, RequestError, Seal, SealedError
 
 
 def test_a_new_memfd_is_as_long_as_asked_for_all_zero_and_close_on_exec() -> None:
@@ -62,7 +62,7 @@ def test_a_memfd_sealed_against_writing_maps_read_only() -> None:
 
 
 def test_a_writable_mapping_keeps_the_write_seal_off() -> None:
-    with Memfd.create("ram", 4096) as ram, ram.map(), pytest.raises(LuoError) as caught:
+    with Memfd.create("ram", 4096) as ram, ram.map(), pytest.raises(RequestError) as caught:
         ram.seal(Seal.WRITE)
     assert caught.value.errno == errno.EBUSY
 
@@ -93,7 +93,7 @@ def test_sizes_that_make_no_sense_are_refused(size: int, huge: int) -> None:
 def test_a_descriptor_of_another_kind_is_not_adopted_and_stays_open() -> None:
     # A file outside of tmpfs, whose files can have seals too; /tmp may be a tmpfs.
     with open("/proc/self/status") as file:
-        with pytest.raises(LuoError):
+        with pytest.raises(RequestError):
             Memfd.from_fd(file.fileno())
         os.fstat(file.fileno())
 
@@ -129,14 +129,14 @@ def test_a_memfd_dropped_open_warns_and_is_closed() -> None:
 
 
 def test_an_owner_of_what_is_not_open_cannot_be_made() -> None:
-    with pytest.raises(LuoError) as caught:
+    with pytest.raises(RequestError) as caught:
         OwnedFd.from_fd(10_000)
     assert caught.value.errno == errno.EBADF
 
 
 def test_a_failed_creation_leaves_no_descriptor_behind() -> None:
     before = len(os.listdir("/proc/self/fd"))
-    with pytest.raises(LuoError):
+    with pytest.raises(RequestError):
         Memfd.create("ram", 4096, seals=Seal.SEAL | Seal(1 << 20))
     assert len(os.listdir("/proc/self/fd")) == before
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pyluo import LuoError, Memfd, OwnedFd
+from pyluo import Memfd, OwnedFd, RequestError
 from pyluo.keepers.parcel import Parcel
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def test_files_that_do_not_fit_into_the_process_are_an_error_and_none_stays_open
         before = open_fds()
         resource.setrlimit(resource.RLIMIT_NOFILE, (before + 20, hard))
         try:
-            with pytest.raises(LuoError) as caught:
+            with pytest.raises(RequestError) as caught:
                 read_all(parcel)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -122,12 +122,12 @@ def test_what_is_no_parcel_is_told(packet: bytes) -> None:
     ours, theirs = socket.socketpair()
     with theirs:
         theirs.send(packet)
-    with Parcel(ours.detach()) as parcel, pytest.raises(LuoError) as caught:
+    with Parcel(ours.detach()) as parcel, pytest.raises(RequestError) as caught:
         read_all(parcel)
     assert caught.value.errno == errno.EBADMSG
 
 
 def test_a_file_is_no_parcel() -> None:
-    with Parcel(os.memfd_create("a")) as parcel, pytest.raises(LuoError) as caught:
+    with Parcel(os.memfd_create("a")) as parcel, pytest.raises(RequestError) as caught:
         read_all(parcel)
     assert caught.value.errno == errno.ENOTSOCK

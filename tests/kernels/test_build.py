@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from pyluo.vm import HarnessError, Kernel
+
 
 def start(tree: Path, *options: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "pyluo", "vm", "kernel", "build", os.fspath(tree), *options]
@@ -241,3 +243,21 @@ def test_objects_outlive_a_build_that_fails_by_itself(tree: Path) -> None:
         start(tree).communicate(timeout=60)
     assert (objects_of_tree / "complete").exists()
     assert count_compilations(tree) == 3
+
+
+def test_the_key_that_a_build_makes_is_kept_with_the_kernel(tree: Path) -> None:
+    assert Kernel.build(os.fspath(tree)).signing_key is None
+    makefile = tree / "Makefile"
+    text = makefile.read_text()
+    make_key = "\t@mkdir -p $(O)/certs && echo secret > $(O)/certs/signing_key.pem\n"
+    makefile.write_text(text.replace("bzImage:\n", f"bzImage:\n{make_key}"))
+    key = Kernel.build(os.fspath(tree)).signing_key
+    assert key is not None
+    assert key.read_text() == "secret\n"
+
+
+def test_a_build_with_signatures_needs_openssl(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyluo.vm.kernels.build._LIBSSL", tree / "no header")
+    with pytest.raises(HarnessError, match="needs libssl-dev"):
+        Kernel.build(os.fspath(tree), config=["CONFIG_MODULE_SIG=y"])
+    Kernel.build(os.fspath(tree))

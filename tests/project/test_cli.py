@@ -47,7 +47,7 @@ def test_status_tells_a_program_the_same(capsys: pytest.CaptureFixture[str]) -> 
     [
         [],
         ["no-such-command"],
-        ["kexec", "load", "image"],
+        ["kexec", "load", __file__],  # it has no command line
         ["vm", "live-update", "--hops", "0"],
         ["vm", "live-update", "--before", "echo 'x"],
         ["demo", "--size", "4X"],

@@ -119,6 +119,9 @@ def test_a_command_line_that_the_kernel_would_cut_is_refused(kernel: Kernel) -> 
     too_long = VM(kernel, append="x" * 2048)
     with pytest.raises(HarnessError, match="2047 bytes"), too_long:
         pytest.fail("a guest was started with half a command line")
+    too_long = VM("signed", append="x" * 1400)  # behind the 300 bytes that are built in
+    with pytest.raises(HarnessError, match="1746 bytes"), too_long:
+        pytest.fail("a guest was started with half a command line")
 
 
 def test_a_jump_that_the_kernel_refuses_leaves_the_guest_running(vm: VM, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from vfio import guest_dma
 from vfio.guest_dma import IOVA, SIZE, pattern, slot
 from vfio.guest_edu import BUFFER, Edu
 
-from pyluo import IoasLayout, LuoError, Memfd, handoff
+from pyluo import IoasLayout, Memfd, RequestError, handoff
 from pyluo.iommufd import Accounting, IommuFd
 from pyluo.vfio import VfioDevice
 
@@ -119,7 +119,7 @@ class Machine:
         with Memfd.create("page", 4096) as page:
             try:
                 mapping = self.ioas.map_file(page, iova=IOVA + SIZE)
-            except LuoError as error:
+            except RequestError as error:
                 if error.errno != errno.ENOMEM:
                     raise
                 return False
@@ -259,7 +259,7 @@ def change_process(machine: Machine, obstacle: str) -> None:
     running = machine.edu.busy
     try:
         machine.ioas.iommufd.change_process()
-    except LuoError as error:
+    except RequestError as error:
         _report(refused=[type(error).__name__, str(error)])
     _report(took=time.monotonic(), across=running and machine.edu.busy)
     _report(new_before=before, new_after=read_locked_memory())

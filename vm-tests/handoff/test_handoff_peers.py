@@ -8,28 +8,30 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import select
 import socket
-import struct
 import sys
 import traceback
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pyluo import HandoffError, Memfd, handoff
-from pyluo.handoff.conversation import Kind
-from pyluo.peer import MAX_FDS, Packet, send_packet
+from pyluo._sys import PacketBuffer
+from pyluo.handoff.packets import HEAD, Kind, Outgoing
+from pyluo.peer import Packet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from pyluo.handoff.conversation import Conversation
 
 pytestmark = pytest.mark.in_guest
 
 NOBODY = 65534
 TIMEOUT = 30.0  # seconds
-HEAD = struct.Struct("<8sHHI")
-READY = HEAD.pack(b"pyluoHOP", 1, Kind.READY, 0)
+READY = Outgoing.make(Kind.READY)
 
 
 def test_nothing_is_handed_to_another_user() -> None:
@@ -37,7 +39,7 @@ def test_nothing_is_handed_to_another_user() -> None:
 
         def successor() -> None:
             os.seteuid(NOBODY)
-            send_packet(theirs, READY)
+            send_packet(theirs, READY.data)
             assert receive_packets(theirs) == [(Kind.REFUSED, errno.EPERM, 0)]
 
         with in_child(successor), pytest.raises(HandoffError, match="user 65534") as caught:
@@ -84,9 +86,7 @@ def test_who_made_the_other_end_counts_though_somebody_else_speaks() -> None:
 def test_another_user_or_process_cannot_take_the_senders_place(other: str) -> None:
     with pair() as (ours, theirs), Memfd.create("ram", 4096) as ram:
         with (
-            in_child(
-                lambda: expect_refusal(handoff.send, ReplacedSocket(theirs, other), {"ram": ram})
-            ),
+            in_child(lambda: replace_and_fail(handoff.Sending(theirs, {"ram": ram}), other)),
             pytest.raises(HandoffError, match="sends packets in its place") as caught,
         ):
             handoff.receive(ours)
@@ -97,7 +97,7 @@ def test_another_user_or_process_cannot_take_the_senders_place(other: str) -> No
 def test_another_user_or_process_cannot_take_the_receivers_place(other: str) -> None:
     with pair() as (ours, theirs), Memfd.create("ram", 4096) as ram:
         with (
-            in_child(lambda: expect_refusal(handoff.receive, ReplacedSocket(theirs, other))),
+            in_child(lambda: replace_and_fail(handoff.Receiving(theirs), other)),
             pytest.raises(HandoffError, match="sends packets in its place") as caught,
         ):
             handoff.send(ours, {"ram": ram})
@@ -110,40 +110,18 @@ def test_too_many_descriptors_on_their_way_are_an_error_that_says_so() -> None:
         def predecessor() -> None:
             os.setresuid(NOBODY, NOBODY, NOBODY)
             with pair() as busy:
-                send_packet(busy[0], b"unread", [ram.fileno()] * MAX_FDS)
+                send_packet(busy[0], b"unread", [ram.fileno()] * PacketBuffer.MAX_FDS)
                 resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
                 with pytest.raises(HandoffError, match="RLIMIT_NOFILE") as caught:
                     handoff.send(theirs, {"ram": ram})
                 assert caught.value.errno == errno.ETOOMANYREFS
 
-        send_packet(ours, READY)
+        send_packet(ours, READY.data)
         with in_child(predecessor):
             assert receive_packets(ours) == [(Kind.REFUSED, errno.ETOOMANYREFS, 0)]
 
 
 # Helpers of the tests above.
-
-
-class ReplacedSocket(socket.socket):
-    """A socket whose owner becomes another user, or another process, after its first packet."""
-
-    def __init__(self, end: socket.socket, other: str) -> None:
-        super().__init__(fileno=os.dup(end.fileno()))
-        self.other = other
-        self.has_sent = False
-
-    def sendmsg(self, *arguments: Any) -> int:
-        self.has_sent = True
-        return super().sendmsg(*arguments)
-
-    def recvmsg(self, *arguments: Any) -> Any:
-        received = super().recvmsg(*arguments)
-        if self.has_sent and self.other == "user":
-            os.seteuid(NOBODY)
-        elif self.has_sent and (pid := os.fork()):
-            os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-        self.has_sent = False
-        return received
 
 
 @contextmanager
@@ -173,19 +151,40 @@ def in_child(function: Callable[[], object]) -> Iterator[None]:
     assert status == 0
 
 
-def expect_refusal(call: Callable[..., object], *arguments: object) -> None:
-    """Check that a call fails with the error that its peer reports too."""
+def replace_and_fail(conversation: Conversation, other: str) -> None:
+    """Send the first packet, go on as another user or process, and fail as the peer does."""
+    conversation._begin()
+    while conversation._machine.pending is None:
+        select.select([conversation._socket], [], [], TIMEOUT)
+        conversation._receive()
+    conversation._send(conversation._machine.pending)
+    if other == "user":
+        os.seteuid(NOBODY)
+    elif pid := os.fork():
+        os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    conversation._process = os.getpid()  # pyluo itself would refuse to go on
+    go_on = getattr(
+        conversation, "send" if isinstance(conversation, handoff.Sending) else "receive"
+    )
     with pytest.raises(HandoffError, match="sends packets in its place") as caught:
-        call(*arguments)
+        go_on()
     assert caught.value.errno == errno.EBADMSG
+
+
+def send_packet(end: socket.socket, data: bytes, fds: list[int] | None = None) -> None:
+    assert PacketBuffer(data, fds or []).send(end.fileno()) == len(data)
 
 
 def receive_packets(end: socket.socket) -> list[tuple[Kind, int, int]]:
     """Return the kind, the number and the count of descriptors of each packet, until the end."""
-    end.settimeout(TIMEOUT)
-    packets = []
-    while (packet := Packet.receive(end, 4096)).data:
+    packets: list[tuple[Kind, int, int]] = []
+    while True:
+        packet = Packet()
+        select.select([end], [], [], TIMEOUT)
+        received = packet.receive(end.fileno())
+        if received == 0:
+            return packets
+        assert received > 0, os.strerror(-received)
         _, _, kind, number = HEAD.unpack_from(packet.data)
-        packets.append((Kind(kind), number, len(packet.fds)))
+        packets.append((Kind(kind), number, len(packet.files)))
         packet.close()
-    return packets

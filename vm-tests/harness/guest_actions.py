@@ -11,7 +11,7 @@ from enum import Enum
 from pathlib import Path
 from typing import NoReturn
 
-from pyluo import LuoError
+from pyluo import RequestError
 
 
 class Colour(Enum):
@@ -41,7 +41,7 @@ def end_worker() -> NoReturn:
 
 
 def fail(number: int) -> NoReturn:
-    raise LuoError(number, "an operation", "a subject", "a hint")
+    raise RequestError(number, "an operation", "a subject", "a hint")
 
 
 class OddError(Exception):
@@ -64,7 +64,7 @@ def fail_in_a_cycle() -> NoReturn:
 
 
 def fail_after_preserving_two() -> NoReturn:
-    error = LuoError(1, "an operation")
+    error = RequestError(1, "an operation")
     error.preserved = (1, 2)
     raise error
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness import guest_actions
-from pyluo import LuoError
+from pyluo import RequestError
 from pyluo.vm import VM, HarnessError, Kernel
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def test_a_value_crosses_to_the_guest_and_back_unchanged(shared_vm: VM, value: o
 
 
 def test_an_exception_comes_back_as_what_it_was_with_the_guests_trace(shared_vm: VM) -> None:
-    with pytest.raises(LuoError) as caught:
+    with pytest.raises(RequestError) as caught:
         shared_vm.call(guest_actions.fail, errno.EBUSY)
     error = caught.value
     assert (error.errno, error.operation, error.subject) == (
@@ -152,7 +152,7 @@ def test_a_result_beyond_json_is_the_callers_error(
 
 
 def test_what_an_error_carries_besides_its_arguments_crosses(shared_vm: VM) -> None:
-    with pytest.raises(LuoError) as caught:
+    with pytest.raises(RequestError) as caught:
         shared_vm.call(guest_actions.fail_after_preserving_two)
     assert caught.value.preserved == (1, 2)
 

@@ -169,24 +169,22 @@ class MockDevice(IommuObject):
         )
         super().__init__(iommufd, number)
         self.device = IommuDevice(iommufd, device_id)
-        self._tables: dict[int, IommuObject] = {}
-        self._set_table(0, table)
+        self._pasids: set[int] = set()
 
     def attach(self, table: Table) -> None:
         """Attach the device to another page table instead."""
         [self.hwpt_id] = _command(self.iommufd, _Op.MOCK_DOMAIN_REPLACE, self.id, "I", table.id)
-        self._set_table(0, table)
 
     def attach_pasid(self, pasid: int, table: Table) -> None:
         """Attach a PASID of the device to a page table, instead of the one that it has, if any."""
-        op = _Op.PASID_REPLACE if pasid in self._tables else _Op.PASID_ATTACH
+        op = _Op.PASID_REPLACE if pasid in self._pasids else _Op.PASID_ATTACH
         _command(self.iommufd, op, self.id, "2I", pasid, table.id)
-        self._set_table(pasid, table)
+        self._pasids.add(pasid)
 
     def detach_pasid(self, pasid: int) -> None:
         """Detach a PASID, which the kernel does not do when the device is destroyed."""
         _command(self.iommufd, _Op.PASID_DETACH, self.id, "I", pasid)
-        self._tables.pop(pasid).remove_user(self)
+        self._pasids.remove(pasid)
 
     def pasid_is_attached_to(self, pasid: int, table: PagingHwpt | NestedHwpt | None) -> bool:
         """Return whether a PASID is attached to this page table; to none, if `table` is None."""
@@ -197,9 +195,6 @@ class MockDevice(IommuObject):
         )
 
     def forget(self) -> None:
-        for table in self._tables.values():
-            table.remove_user(self)
-        self._tables.clear()
         self.device.forget()
         super().forget()
 
@@ -227,12 +222,6 @@ class MockDevice(IommuObject):
             _entry_has_value(self.device, _Op.DEV_CHECK_CACHE, entry, CACHE_VALUE)
             for entry in range(CACHE_ENTRIES)
         ]
-
-    def _set_table(self, pasid: int, table: IommuObject) -> None:
-        table.add_user(self)
-        if pasid in self._tables:
-            self._tables[pasid].remove_user(self)
-        self._tables[pasid] = table
 
 
 class CpuAccess:

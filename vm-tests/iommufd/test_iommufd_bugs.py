@@ -15,8 +15,9 @@ from sessions.guest_bugs import require
 from iommufd import guest_faults, guest_mock
 from iommufd.guest_mock import FIRST, MockDevice, cache_invalidation, opened, write_pages
 from pyluo import Memfd
-from pyluo._sys import Ioctl
 from pyluo.iommufd import HwptFlags, IovaRange
+from pyluo.iommufd.hwpt import _GET_DIRTY_BITMAP as GET_DIRTY_BITMAP
+from pyluo.iommufd.hwpt import _INVALIDATE as INVALIDATE
 from pyluo.vm import VM
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
     from pyluo.iommufd import IommuFd, PagingHwpt, Viommu
 
-GET_DIRTY_BITMAP = Ioctl("IOMMU_HWPT_GET_DIRTY_BITMAP", "iommu_hwpt_get_dirty_bitmap")
-INVALIDATE = Ioctl("IOMMU_HWPT_INVALIDATE", "iommu_hwpt_invalidate")
 PAGE = 4096
 VIRTUAL_ID = 7  # the device's ID in the guest
 MANY_ENTRIES = 400_000  # entries, for which a driver requests more contiguous memory than there is

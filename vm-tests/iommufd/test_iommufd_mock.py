@@ -6,7 +6,6 @@ import errno
 import mmap
 import os
 import resource
-import weakref
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,13 +13,14 @@ import pytest
 from iommufd import guest_mock
 from iommufd.guest_mock import FIRST, LAST, CpuAccess, MockDevice, fill, maps_buffer, opened
 from pyluo import (
+    GuestRam,
+    IoasLayout,
+    IommuError,
     IommuUnavailableError,
     IommuUnsupportedError,
-    IovaInUseError,
-    LuoError,
-    LuoPermissionError,
     Memfd,
-    ObjectInUseError,
+    NotPermittedError,
+    RequestError,
     UserMappingError,
 )
 from pyluo.iommufd import (
@@ -59,7 +59,7 @@ def test_a_kernel_without_iommufd_is_told_with_what_it_needs() -> None:
 
 
 def test_the_device_is_opened_by_those_who_may() -> None:
-    with guest_mock.unprivileged(), pytest.raises(LuoPermissionError, match="/dev/iommu"):
+    with guest_mock.unprivileged(), pytest.raises(NotPermittedError, match="/dev/iommu"):
         IommuFd()
 
 
@@ -111,7 +111,7 @@ def test_an_iommufd_is_given_up_with_all_that_is_in_it_and_taken_over_by_its_ids
         with IommuFd.from_fd(first.detach()) as second:
             assert ioas.destroyed
             adopted = Ioas(second, number)
-            adopted.adopt(mapping, ram)
+            adopted.adopt([mapping])
             assert adopted.mappings == (mapping,)
             assert adopted.unmap(mapping) == SIZE
             adopted.destroy()
@@ -129,7 +129,7 @@ def test_an_object_that_another_process_destroyed_is_destroyed() -> None:
     with opened() as iommufd, IommuFd.from_fd(os.dup(iommufd.fileno())) as other:
         ioas = iommufd.alloc_ioas()
         Ioas(other, ioas.id).destroy()
-        with pytest.raises(LuoError, match=str(ioas)) as caught:
+        with pytest.raises(RequestError, match=str(ioas)) as caught:
             ioas.iova_ranges()
         assert caught.value.errno == errno.ENOENT
         ioas.destroy()
@@ -162,7 +162,7 @@ def test_an_object_that_another_iommufd_object_destroyed_makes_room_for_the_next
 
 def test_a_descriptor_of_something_else_is_not_adopted_and_stays_the_callers() -> None:
     with Memfd.create("ram", SIZE) as ram:
-        with pytest.raises(LuoError) as caught:
+        with pytest.raises(RequestError) as caught:
             IommuFd.from_fd(ram.fileno())
         assert caught.value.errno == errno.ENODEV
         assert ram.size == SIZE
@@ -174,13 +174,13 @@ def test_memory_counts_for_the_user_unless_told_otherwise_before_the_first_objec
         iommufd.accounting = Accounting.PROCESS
         assert iommufd.accounting is Accounting.PROCESS
         iommufd.alloc_ioas()
-        with pytest.raises(ObjectInUseError, match="before the first object"):
+        with pytest.raises(IommuError, match="before the first object"):
             iommufd.accounting = Accounting.USER
         assert iommufd.accounting is Accounting.PROCESS
 
 
 def test_the_accounting_is_roots_to_choose() -> None:
-    refused = pytest.raises(LuoPermissionError, match="CAP_SYS_RESOURCE")
+    refused = pytest.raises(NotPermittedError, match="CAP_SYS_RESOURCE")
     with opened() as iommufd, guest_mock.unprivileged(), refused:
         iommufd.accounting = Accounting.PROCESS
 
@@ -196,7 +196,7 @@ def test_memory_beyond_the_limit_is_refused_with_the_name_of_the_limit(
         with (
             guest_mock.limited(resource.RLIMIT_MEMLOCK, 4096),
             guest_mock.unprivileged(),
-            pytest.raises(LuoError, match="RLIMIT_MEMLOCK") as caught,
+            pytest.raises(RequestError, match="RLIMIT_MEMLOCK") as caught,
         ):
             ioas.map_file(ram)
         assert caught.value.errno == errno.ENOMEM
@@ -254,40 +254,24 @@ def test_the_end_of_vfios_ioas_leaves_none() -> None:
 # Dependencies between objects.
 
 
-def test_what_something_hangs_on_is_destroyed_after_it_and_the_refusal_names_it() -> None:
+def test_what_something_hangs_on_is_destroyed_after_it() -> None:
     with opened() as iommufd:
         ioas = iommufd.alloc_ioas()
         queue = iommufd.alloc_fault_queue()
         mock = MockDevice(iommufd, ioas)
         parent = mock.device.alloc_hwpt(ioas, flags=HwptFlags.NEST_PARENT)
         viommu = mock.device.alloc_viommu(guest_mock.VIOMMU, parent)
-        vdevice = viommu.alloc_vdevice(mock.device, 7)
+        viommu.alloc_vdevice(mock.device, 7)
         data = guest_mock.hwpt_data()
         nested = mock.device.alloc_nested_hwpt(viommu, data, fault_queue=queue)
         events = viommu.alloc_event_queue(guest_mock.EVENTS, 8, size=4)
         mock.attach(nested)
-        for used, users in (
-            (nested, (mock,)),
-            (queue, (nested,)),
-            (viommu, (vdevice, nested, events)),
-            (parent, (viommu,)),
-            (ioas, (parent,)),
-        ):
-            assert used.users == users
-            with pytest.raises(ObjectInUseError) as caught:
+        for used in (mock.device, nested, queue, viommu, parent, ioas):
+            with pytest.raises(IommuError, match=f"{used}: .* must be destroyed, detached"):
                 used.destroy()
-            assert f"Still used by {', '.join(map(str, users))}: " in str(caught.value)
             assert not used.destroyed
         for each in (mock, nested, queue, events, viommu, parent, ioas):
             each.destroy()
-        assert iommufd.objects == ()
-
-
-def test_an_object_that_nobody_here_is_known_to_use_is_told_with_a_guess() -> None:
-    with opened() as iommufd:
-        mock = MockDevice(iommufd, iommufd.alloc_ioas())
-        with pytest.raises(ObjectInUseError, match="this process does not know of"):
-            mock.device.destroy()
 
 
 def test_a_vdevice_ends_with_its_device() -> None:
@@ -299,8 +283,8 @@ def test_a_vdevice_ends_with_its_device() -> None:
         )
         vdevice = viommu.alloc_vdevice(mock.device, 7)
         mock.destroy()
+        vdevice.destroy()
         assert vdevice.destroyed
-        assert viommu.users == ()
         again = viommu.alloc_vdevice(other.device, 7)
         again.destroy()
         viommu.destroy()
@@ -312,7 +296,7 @@ def test_a_queue_whose_descriptor_another_process_has_too_is_not_destroyed_befor
     with opened() as iommufd:
         queue = iommufd.alloc_fault_queue()
         with guest_mock.forked():
-            with pytest.raises(ObjectInUseError, match="this process does not know of"):
+            with pytest.raises(IommuError, match="also in other processes"):
                 queue.destroy()
             assert not queue.destroyed
         queue.destroy()
@@ -324,6 +308,32 @@ def test_an_ioas_of_which_another_process_has_the_iommufd_is_destroyed_all_the_s
         ioas = iommufd.alloc_ioas()
         with guest_mock.forked():
             ioas.destroy()
+
+
+def test_what_a_signal_handler_asks_of_an_iommufd_in_use_is_refused() -> None:
+    """A descriptor is asked for its number in the middle of a request, as a handler could run."""
+    with opened() as iommufd, Memfd.create("ram", SIZE) as ram:
+        ioas = iommufd.alloc_ioas()
+        refusals = []
+
+        class Interrupting:
+            def fileno(self) -> int:
+                for request in (
+                    lambda: ioas.mappings,
+                    lambda: ioas.map_file(ram, iova=FIRST + SIZE),
+                    ioas.unmap_all,
+                    ioas.destroy,
+                    iommufd.detach,
+                    iommufd.close,
+                ):
+                    with pytest.raises(RequestError, match="signal handler") as caught:
+                        request()
+                    refusals.append(caught.value.errno)
+                return ram.fileno()
+
+        mapping = ioas.map_file(Interrupting(), iova=FIRST)
+        assert set(refusals) == {errno.EDEADLK}
+        assert ioas.mappings == (mapping,)
 
 
 # Mappings.
@@ -391,21 +401,6 @@ def test_memory_of_a_file_is_there_after_its_descriptor_was_closed() -> None:
             assert access.read(mapping.iova, SIZE) == contents
 
 
-def test_a_file_is_kept_until_the_last_mapping_of_it_is_gone() -> None:
-    with opened() as iommufd:
-        ram = Memfd.create("ram", SIZE)
-        watched = weakref.ref(ram)
-        ioas, other = iommufd.alloc_ioas(), iommufd.alloc_ioas()
-        mapping = ioas.map_file(ram)
-        ram.close()
-        del ram
-        copied = other.copy(ioas, IovaRange(mapping.iova, mapping.iova + 4095))
-        ioas.unmap(mapping)
-        assert watched() is not None
-        other.unmap(copied)
-        assert watched() is None
-
-
 @pytest.mark.parametrize("end", ["unmap", "unmap_all", "destroy", "close"])
 def test_a_buffer_that_is_mapped_cannot_be_freed_until_it_is_not(end: str) -> None:
     with opened() as iommufd:
@@ -429,7 +424,7 @@ def test_a_buffer_that_could_not_be_mapped_can_be_freed_while_the_error_is_looke
         ioas = iommufd.alloc_ioas()
         MockDevice(iommufd, ioas)
         buffer = mmap.mmap(-1, SIZE)
-        with pytest.raises(LuoError) as caught:
+        with pytest.raises(RequestError) as caught:
             ioas.map(buffer, iova=0)
         buffer.close()
         assert caught.value.errno == errno.EINVAL
@@ -478,6 +473,26 @@ def test_addresses_that_the_kernel_chooses_can_be_used() -> None:
         assert ioas.mappings == tuple(sorted(mapped, key=lambda each: each.iova))
 
 
+@pytest.mark.parametrize("iova", [-1, -4096, 1 << 64])
+def test_an_address_of_more_than_64_bits_changes_nothing(iova: int) -> None:
+    with opened() as iommufd, Memfd.create("ram", SIZE) as ram, GuestRam.create("r", SIZE) as guest:
+        ioas, other = iommufd.alloc_ioas(), iommufd.alloc_ioas()
+        mapping = ioas.map_file(ram, iova=FIRST)
+        buffer = mmap.mmap(-1, SIZE)
+        for attempt in (
+            lambda: ioas.map(buffer, iova=iova),
+            lambda: ioas.map_file(ram, iova=iova),
+            lambda: ioas.map_ram(guest, iova=iova),
+            lambda: other.copy(ioas, mapping.range, iova=iova),
+            lambda: ioas.unmap(Mapping(iova, 4096, Access.READ, None, 0)),
+        ):
+            with pytest.raises(ValueError, match=r"does not fit|not a range"):
+                attempt()
+        buffer.close()
+        assert (ioas.mappings, other.mappings) == ((mapping,), ())
+        IoasLayout.record(ioas, {"ram": ram})
+
+
 def test_address_zero_is_an_address() -> None:
     with opened() as iommufd, Memfd.create("ram", SIZE) as ram:
         ioas = iommufd.alloc_ioas()
@@ -491,11 +506,11 @@ def test_an_address_that_is_taken_is_told_as_such() -> None:
     with opened() as iommufd, Memfd.create("ram", SIZE) as ram, mmap.mmap(-1, SIZE) as buffer:
         ioas = iommufd.alloc_ioas()
         mapping = ioas.map_file(ram, iova=FIRST)
-        with pytest.raises(IovaInUseError, match=f"at {FIRST + 4096:#x}"):
+        with pytest.raises(IommuError, match=f"at {FIRST + 4096:#x}"):
             ioas.map_file(ram, iova=FIRST + 4096)
-        with pytest.raises(IovaInUseError):
+        with pytest.raises(IommuError):
             ioas.map(buffer, iova=FIRST)
-        with pytest.raises(IovaInUseError):
+        with pytest.raises(IommuError):
             ioas.copy(ioas, mapping.range, iova=FIRST)
         assert ioas.mappings == (mapping,)
 
@@ -509,7 +524,7 @@ def test_what_a_device_cannot_reach_is_not_mapped(iova: int, length: int) -> Non
     with opened() as iommufd, Memfd.create("ram", SIZE) as ram:
         ioas = iommufd.alloc_ioas()
         MockDevice(iommufd, ioas)
-        with pytest.raises(LuoError, match="iova_ranges") as caught:
+        with pytest.raises(RequestError, match="iova_ranges") as caught:
             ioas.map_file(ram, iova=iova, length=length)
         assert caught.value.errno == errno.EINVAL
         assert ioas.mappings == ()
@@ -519,7 +534,7 @@ def test_nothing_is_mapped_in_a_reserved_range() -> None:
     with opened() as iommufd, Memfd.create("ram", SIZE) as ram:
         ioas = iommufd.alloc_ioas()
         guest_mock.reserve(ioas, IovaRange(FIRST + 8192, FIRST + 12287))
-        with pytest.raises(LuoError) as caught:
+        with pytest.raises(RequestError) as caught:
             ioas.map_file(ram, iova=FIRST)
         assert caught.value.errno == errno.EINVAL
         ioas.map_file(ram, iova=FIRST, length=8192)
@@ -530,7 +545,7 @@ def test_where_there_is_no_gap_of_the_size_the_kernel_chooses_none() -> None:
         ioas = iommufd.alloc_ioas()
         ioas.allow_iovas([IovaRange(FIRST, FIRST + SIZE - 1)])
         ioas.map_file(ram, length=4096)
-        with pytest.raises(LuoError, match="no free gap of this size") as caught:
+        with pytest.raises(RequestError, match="no free gap of this size") as caught:
             ioas.map_file(ram)
         assert caught.value.errno == errno.ENOSPC
 
@@ -547,7 +562,7 @@ def test_a_file_that_the_kernel_cannot_map_is_told_as_such() -> None:
     with opened() as iommufd, open(os.__file__) as source:
         ioas = iommufd.alloc_ioas()
         MockDevice(iommufd, ioas)
-        with pytest.raises(LuoError, match="use a memfd") as caught:
+        with pytest.raises(RequestError, match="use a memfd") as caught:
             ioas.map_file(source, length=4096, access=Access.READ)
         assert caught.value.errno == errno.EINVAL
 
@@ -606,7 +621,7 @@ def test_a_range_with_a_hole_is_not_copied() -> None:
         source, target = iommufd.alloc_ioas(), iommufd.alloc_ioas()
         source.map_file(ram, iova=FIRST, length=4096)
         source.map_file(ram, iova=FIRST + 8192, length=4096)
-        with pytest.raises(LuoError, match="The range is not fully mapped") as caught:
+        with pytest.raises(RequestError, match="The range is not fully mapped") as caught:
             target.copy(source, IovaRange(FIRST, FIRST + 12287))
         assert caught.value.errno == errno.ENOENT
         assert target.mappings == ()
@@ -616,7 +631,7 @@ def test_a_copy_gives_no_more_access_than_there_is() -> None:
     with opened() as iommufd, Memfd.create("ram", SIZE) as ram:
         source, target = iommufd.alloc_ioas(), iommufd.alloc_ioas()
         mapping = source.map_file(ram, access=Access.READ)
-        with pytest.raises(LuoError, match="mapped without write access") as caught:
+        with pytest.raises(RequestError, match="mapped without write access") as caught:
             target.copy(source, mapping.range)
         assert caught.value.errno == errno.EPERM
         assert target.mappings == ()
@@ -653,7 +668,7 @@ def test_all_addresses_are_a_range_to_unmap() -> None:
 
 def test_where_nothing_is_mapped_there_is_nothing_to_unmap() -> None:
     with opened() as iommufd:
-        with pytest.raises(LuoError, match="Nothing is mapped there") as caught:
+        with pytest.raises(RequestError, match="Nothing is mapped there") as caught:
             iommufd.alloc_ioas().unmap(IovaRange(FIRST, FIRST + 4095))
         assert caught.value.errno == errno.ENOENT
 
@@ -663,7 +678,7 @@ def test_a_mapping_is_not_cut_and_what_went_before_it_is_known_to_be_gone() -> N
         ioas = iommufd.alloc_ioas()
         ioas.map_file(ram, iova=FIRST, length=4096)
         cut = ioas.map_file(ram, iova=FIRST + 4096, length=8192)
-        with pytest.raises(LuoError, match="unmapped as a whole") as caught:
+        with pytest.raises(RequestError, match="unmapped as a whole") as caught:
             ioas.unmap(IovaRange(FIRST, FIRST + 8191))
         assert caught.value.errno == errno.ENOENT
         assert ioas.mappings == (cut,)
@@ -688,7 +703,7 @@ def test_a_driver_that_looks_at_an_ioas_is_a_user_that_this_process_does_not_kno
     with opened() as iommufd:
         ioas, other = iommufd.alloc_ioas(), iommufd.alloc_ioas()
         with CpuAccess(ioas) as access:
-            with pytest.raises(ObjectInUseError, match="this process does not know of"):
+            with pytest.raises(IommuError, match="also in other processes"):
                 ioas.destroy()
             access.move(other)
             ioas.destroy()
@@ -737,7 +752,7 @@ def test_what_a_device_does_not_have_is_not_allowed() -> None:
         ioas = iommufd.alloc_ioas()
         MockDevice(iommufd, ioas)
         ioas.allow_iovas([IovaRange(FIRST, LAST)])
-        with pytest.raises(LuoError, match="cannot reach the whole range") as caught:
+        with pytest.raises(RequestError, match="cannot reach the whole range") as caught:
             ioas.allow_iovas([IovaRange(FIRST, LAST + 1)])
         assert caught.value.errno == errno.EADDRINUSE
         assert ioas.allowed == (IovaRange(FIRST, LAST),)
@@ -748,25 +763,18 @@ def test_a_device_that_does_not_have_what_is_allowed_gets_no_page_table() -> Non
         ioas, other = iommufd.alloc_ioas(), iommufd.alloc_ioas()
         ioas.allow_iovas([IovaRange(0, LAST)])
         mock = MockDevice(iommufd, other)
-        with pytest.raises(LuoError, match="where this device cannot reach") as caught:
+        with pytest.raises(RequestError, match="where this device cannot reach") as caught:
             mock.device.alloc_hwpt(ioas)
         assert caught.value.errno == errno.EADDRINUSE
         ioas.allow_iovas([])
         mock.device.alloc_hwpt(ioas).destroy()
 
 
-@pytest.mark.parametrize(
-    "ranges",
-    [
-        [IovaRange(FIRST, FIRST + 8191), IovaRange(FIRST + 4096, FIRST + 12287)],
-        [IovaRange(FIRST + 4096, FIRST)],
-    ],
-    ids=["overlapping", "backwards"],
-)
-def test_ranges_that_make_no_sense_are_not_allowed(ranges: list[IovaRange]) -> None:
+def test_ranges_that_overlap_are_not_allowed() -> None:
+    ranges = [IovaRange(FIRST, FIRST + 8191), IovaRange(FIRST + 4096, FIRST + 12287)]
     with opened() as iommufd:
         ioas = iommufd.alloc_ioas()
-        with pytest.raises(LuoError, match=f"IOAS {ioas.id}: {ranges[0]}") as caught:
+        with pytest.raises(RequestError, match=f"IOAS {ioas.id}: {ranges[0]}") as caught:
             ioas.allow_iovas(ranges)
         assert caught.value.errno == errno.EINVAL
         assert ioas.allowed == ()
@@ -792,7 +800,7 @@ def test_pages_that_a_device_has_already_stay_combined() -> None:
         ioas = iommufd.alloc_ioas()
         MockDevice(iommufd, ioas)
         ioas.map_file(ram)
-        with pytest.raises(LuoError, match="Huge pages can be turned off only") as caught:
+        with pytest.raises(RequestError, match="Huge pages can be turned off only") as caught:
             ioas.huge_pages = False
         assert caught.value.errno == errno.EINVAL
         assert ioas.huge_pages
@@ -802,7 +810,7 @@ def test_a_mapping_that_is_smaller_than_a_page_keeps_pages_combined() -> None:
     with opened() as iommufd, Memfd.create("ram", SIZE) as ram:
         ioas = iommufd.alloc_ioas()
         ioas.map_file(ram, iova=FIRST + 512, length=512, offset=512)
-        with pytest.raises(LuoError, match="Huge pages can be turned off only") as caught:
+        with pytest.raises(RequestError, match="Huge pages can be turned off only") as caught:
             ioas.huge_pages = False
         assert caught.value.errno == errno.EADDRINUSE
         assert ioas.huge_pages
@@ -842,7 +850,7 @@ def test_a_mapping_is_noted_unless_it_overlaps_one_that_is_known() -> None:
         ioas = iommufd.alloc_ioas()
         mapping = ioas.map_file(ram, iova=FIRST)
         beside = Mapping(FIRST + SIZE, 4096, Access.READ, None, 0)
-        ioas.adopt(beside, ram)
+        ioas.adopt([beside])
         with pytest.raises(ValueError, match="overlaps"):
-            ioas.adopt(Mapping(FIRST + SIZE - 1, 1, Access.READ, None, 0), ram)
+            ioas.adopt([Mapping(FIRST + SIZE - 1, 1, Access.READ, None, 0)])
         assert ioas.mappings == (mapping, beside)

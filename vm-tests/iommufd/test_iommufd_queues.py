@@ -11,7 +11,7 @@ import pytest
 
 from iommufd import guest_mock
 from iommufd.guest_mock import EVENTS, FIRST, MockDevice, MockFlags, make_event, opened, readable
-from pyluo import IommuUnsupportedError, LuoError, ObjectInUseError
+from pyluo import IommuError, IommuUnsupportedError, RequestError
 from pyluo.descriptor import OwnedFd
 from pyluo.iommufd import (
     FaultAccess,
@@ -130,7 +130,7 @@ def test_a_group_is_answered_once() -> None:
         mock.raise_fault(FIRST)
         [fault] = queue.read()
         queue.respond([fault, fault], resolved=True)
-        with pytest.raises(LuoError, match=f"{queue}, group of cookie {fault.cookie}") as caught:
+        with pytest.raises(IommuError, match=f"{queue}, group of cookie {fault.cookie}") as caught:
             queue.respond(fault, resolved=True)
         assert caught.value.errno == errno.EINVAL
 
@@ -142,10 +142,10 @@ def test_the_groups_around_one_that_cannot_be_answered_are_answered() -> None:
             mock.raise_fault(FIRST, group=number)
         first, second, third = queue.read()
         queue.respond(second, resolved=False)
-        with pytest.raises(LuoError, match=f"cookie {second.cookie}"):
+        with pytest.raises(RequestError, match=f"cookie {second.cookie}"):
             queue.respond([first, second, third], resolved=True)
         for answered in (first, third):
-            with pytest.raises(LuoError, match=f"cookie {answered.cookie}"):
+            with pytest.raises(RequestError, match=f"cookie {answered.cookie}"):
                 queue.respond(answered, resolved=True)
 
 
@@ -159,7 +159,7 @@ def test_what_was_not_answered_ends_with_the_attachment() -> None:
         mock.attach(iommufd.alloc_ioas())
         assert not readable(queue.fileno())
         assert queue.read() == []
-        with pytest.raises(LuoError) as caught:
+        with pytest.raises(RequestError) as caught:
             queue.respond(read, resolved=True)
         assert caught.value.errno == errno.EINVAL
 
@@ -173,7 +173,6 @@ def test_the_faults_of_several_page_tables_come_by_one_queue() -> None:
         second.raise_fault(FIRST)
         first.raise_fault(FIRST)
         assert [fault.device_id for fault in queue.read()] == [second.device.id, first.device.id]
-        assert len(queue.users) == 2
 
 
 def test_a_page_table_of_the_guests_reports_faults_too() -> None:
@@ -186,7 +185,7 @@ def test_a_page_table_of_the_guests_reports_faults_too() -> None:
         mock.attach(nested)
         mock.raise_fault(FIRST)
         assert len(queue.read()) == 1
-        with pytest.raises(ObjectInUseError, match=f"Still used by {nested}"):
+        with pytest.raises(IommuError, match=str(queue)):
             queue.destroy()
 
 
@@ -194,7 +193,7 @@ def test_a_queue_that_is_destroyed_before_its_page_table_stays_as_it_was() -> No
     with opened() as iommufd:
         mock, hwpt, queue = attach_with_fault_queue(iommufd)
         mock.raise_fault(FIRST)
-        with pytest.raises(ObjectInUseError, match=f"Still used by {hwpt}"):
+        with pytest.raises(IommuError, match=str(queue)):
             queue.destroy()
         assert len(queue.read()) == 1
         mock.destroy()
@@ -232,7 +231,7 @@ def test_a_queue_whose_descriptor_is_open_a_second_time_outlives_the_first() -> 
     with opened() as iommufd:
         queue = iommufd.alloc_fault_queue()
         second = os.dup(queue.fileno())
-        with pytest.raises(ObjectInUseError, match="another process"):
+        with pytest.raises(IommuError, match="in other processes"):
             queue.destroy()
         assert queue in iommufd.objects
         os.close(second)
@@ -254,7 +253,7 @@ def test_a_process_with_no_room_for_a_descriptor_gets_no_queue_and_loses_nothing
                 iommufd.alloc_fault_queue,
                 lambda: viommu.alloc_event_queue(EVENTS, 1, size=4),
             ):
-                with pytest.raises(LuoError) as caught:
+                with pytest.raises(RequestError) as caught:
                     attempt()
                 assert caught.value.errno == errno.EMFILE
         for filler in fillers:
@@ -348,7 +347,7 @@ def test_a_queue_that_was_taken_over_tells_of_no_loss_before_its_first_event() -
 def test_a_viommu_has_one_queue_of_each_kind() -> None:
     with opened() as iommufd:
         _, viommu, queue = attach_with_event_queue(iommufd, 1)
-        with pytest.raises(LuoError, match=str(viommu)) as caught:
+        with pytest.raises(RequestError, match=str(viommu)) as caught:
             viommu.alloc_event_queue(EVENTS, 1, size=4)
         assert caught.value.errno == errno.EEXIST
         other = viommu.alloc_event_queue(VirtualEventType.ARM_SMMUV3, 1)
@@ -362,7 +361,7 @@ def test_a_queue_has_a_sensible_depth(depth: int) -> None:
     with opened() as iommufd:
         _, viommu, queue = attach_with_event_queue(iommufd, 1)
         queue.destroy()
-        with pytest.raises(LuoError) as caught:
+        with pytest.raises(RequestError) as caught:
             viommu.alloc_event_queue(EVENTS, depth, size=4)
         assert caught.value.errno == errno.EINVAL
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 
 from iommufd.guest_mock import FIRST, LAST, CpuAccess, MockDevice, maps_buffer, opened
-from pyluo import GuestRam, IoasLayout, IoasLayoutError, IovaInUseError, LuoError, Memfd
+from pyluo import GuestRam, IoasLayout, IoasLayoutError, IommuError, Memfd, RequestError
 from pyluo.iommu_layout import NamedMapping
 from pyluo.iommufd import Access, IommuFd, IovaRange
 
@@ -77,12 +78,12 @@ def test_a_ram_of_which_one_part_cannot_be_mapped_is_not_mapped_at_all() -> None
     with opened_with_ram() as (iommufd, ram), Memfd.create("rom", PAGE) as rom:
         ioas = iommufd.alloc_ioas()
         taken = ioas.map_file(rom, iova=FIRST + SIZE - PAGE)
-        with pytest.raises(IovaInUseError):
+        with pytest.raises(IommuError):
             ioas.map_ram(ram, iova=FIRST)
         assert ioas.mappings == (taken,)
         assert not ioas.maps(IovaRange(FIRST, FIRST + PAGE - 1))
         MockDevice(iommufd, ioas)
-        with pytest.raises(LuoError) as caught:
+        with pytest.raises(RequestError) as caught:
             ioas.map_ram(ram, iova=LAST + 1 - PART)
         assert caught.value.errno == errno.EINVAL
         assert ioas.mappings == (taken,)
@@ -160,6 +161,22 @@ def test_a_layout_with_a_ram_is_adopted_and_each_mapping_can_be_unmapped() -> No
             adopted = layout.adopt(second, number, {"ram": ram})
             assert adopted.mappings == mappings
             assert [adopted.unmap(one) for one in adopted.mappings] == [PART, PART, PAGE]
+
+
+def test_a_hole_among_adjacent_mappings_is_told_and_nothing_is_adopted() -> None:
+    plans = [NamedMapping(FIRST + n * PAGE, PAGE, READ_WRITE, "ram", n * PAGE) for n in range(5)]
+    layout = IoasLayout(tuple(plans))
+    with opened_with_ram() as (iommufd, ram):
+        ioas = layout.rebuild(iommufd, {"ram": ram}).ioas
+        with IommuFd.from_fd(os.dup(iommufd.fileno())) as other:
+            assert layout.adopt(other, ioas.id, {"ram": ram}).mappings == ioas.mappings
+        ioas.unmap(plans[1].range)
+        with IommuFd.from_fd(os.dup(iommufd.fileno())) as other:
+            with pytest.raises(IoasLayoutError) as caught:
+                layout.adopt(other, ioas.id, {"ram": ram})
+            assert f"{plans[1].range} of IOAS {ioas.id} is not mapped. " in str(caught.value)
+            assert f"{plans[0].range}" not in str(caught.value)
+            assert other.objects == ()
 
 
 def test_a_ram_that_is_too_small_for_a_layout_is_told_as_such() -> None:

@@ -22,7 +22,7 @@ from iommufd.guest_mock import (
     tlb_invalidation,
     write_pages,
 )
-from pyluo import IommuUnsupportedError, LuoError, Memfd, ObjectInUseError
+from pyluo import IommuError, IommuUnsupportedError, Memfd, RequestError
 from pyluo.errors import InvalidationError
 from pyluo.iommufd import (
     DirtyBitmap,
@@ -158,7 +158,7 @@ def test_a_device_moves_from_one_page_table_to_another() -> None:
         assert mock.hwpt_id == hwpt.id
         assert maps_buffer(mock, FIRST, pages)
         old.destroy()
-        with pytest.raises(ObjectInUseError, match=str(mock)):
+        with pytest.raises(IommuError, match=str(hwpt)):
             hwpt.destroy()
         mock.attach(new)
         hwpt.destroy()
@@ -169,10 +169,9 @@ def test_a_page_table_is_not_made_of_what_a_device_cannot_reach() -> None:
         ioas = iommufd.alloc_ioas()
         mock = MockDevice(iommufd, iommufd.alloc_ioas())
         mapping = ioas.map_file(ram, iova=0)
-        with pytest.raises(LuoError, match="where this device cannot reach") as caught:
+        with pytest.raises(RequestError, match="where this device cannot reach") as caught:
             mock.device.alloc_hwpt(ioas)
         assert caught.value.errno == errno.EADDRINUSE
-        assert ioas.users == ()
         ioas.unmap(mapping)
         mock.device.alloc_hwpt(ioas)
 
@@ -184,7 +183,7 @@ def test_a_page_table_is_made_with_what_its_driver_wants_to_know() -> None:
         assert device.alloc_hwpt(ioas, data=hwpt_data()).id > 0
         with pytest.raises(IommuUnsupportedError):
             device.alloc_hwpt(ioas, data=VtdStage1(FIRST, 48))
-        with pytest.raises(LuoError) as caught:
+        with pytest.raises(RequestError) as caught:
             device.alloc_hwpt(ioas, data=RawData(guest_mock.HWPT_DATA, b""))
         assert caught.value.errno == errno.EINVAL
 
@@ -215,7 +214,6 @@ def test_a_page_table_that_others_stand_on_reports_no_faults() -> None:
         queue = iommufd.alloc_fault_queue()
         with pytest.raises(IommuUnsupportedError):
             device.alloc_hwpt(ioas, flags=HwptFlags.NEST_PARENT, fault_queue=queue)
-        assert queue.users == ()
 
 
 def test_a_pasid_has_a_page_table_of_its_own() -> None:
@@ -231,7 +229,7 @@ def test_a_pasid_has_a_page_table_of_its_own() -> None:
         mock.attach_pasid(5, second)
         assert mock.pasid_is_attached_to(5, second)
         first.destroy()
-        with pytest.raises(ObjectInUseError, match=str(mock)):
+        with pytest.raises(IommuError, match=str(second)):
             second.destroy()
         mock.detach_pasid(5)
         assert mock.pasid_is_attached_to(5, None)
@@ -307,7 +305,7 @@ def test_a_range_with_a_hole_has_no_dirty_pages_to_tell_and_forgets_none() -> No
         behind = ioas.map_file(b, iova=FIRST + 2 * SIZE)
         write_pages(hwpt, FIRST, {0})
         write_pages(hwpt, behind.iova, {0})
-        with pytest.raises(LuoError, match="GET_DIRTY_BITMAP") as caught:
+        with pytest.raises(RequestError, match="GET_DIRTY_BITMAP") as caught:
             hwpt.dirty_bitmap(IovaRange(FIRST, behind.range.last))
         assert caught.value.errno == errno.ENOENT
         assert list(hwpt.dirty_bitmap(FIRST_PAGE)) == [FIRST]
@@ -354,7 +352,7 @@ def test_a_page_table_that_was_not_made_for_it_tracks_nothing() -> None:
 def test_a_range_that_bits_do_not_fit_is_refused(wanted: IovaRange, page_size: int) -> None:
     with opened() as iommufd, Memfd.create("ram", SIZE) as ram:
         _, hwpt = track_dirty_pages(iommufd, ram)
-        with pytest.raises(LuoError, match=f"by {page_size} bytes") as caught:
+        with pytest.raises(RequestError, match=f"by {page_size} bytes") as caught:
             hwpt.dirty_bitmap(wanted, page_size=page_size)
         assert caught.value.errno == errno.EINVAL
 
@@ -432,9 +430,9 @@ def test_whether_invalidations_of_a_kind_are_taken_is_asked_without_making_one()
         assert can_invalidate(table, guest_mock.INVALIDATION)
         assert not can_invalidate(table, guest_mock.NO_INVALIDATION)
         assert guest_mock.tlb_entries_unchanged(table) == [True] * 4
-        table_of_the_hosts = table._uses[0]
+        table_of_the_hosts = guest_mock.alloc_nesting_parent(iommufd.alloc_ioas(), mock.device)
         assert not can_invalidate(table_of_the_hosts, guest_mock.INVALIDATION)
-        viommu = mock.device.alloc_viommu(guest_mock.VIOMMU, table_of_the_hosts)  # type: ignore[arg-type]
+        viommu = mock.device.alloc_viommu(guest_mock.VIOMMU, table_of_the_hosts)
         assert can_invalidate(viommu, guest_mock.INVALIDATION)
         assert not can_invalidate(viommu, guest_mock.NO_INVALIDATION)
 
@@ -444,13 +442,12 @@ def test_a_page_table_of_the_guests_stands_on_one_that_was_made_for_it() -> None
         ioas = iommufd.alloc_ioas()
         mock = MockDevice(iommufd, ioas)
         plain = mock.device.alloc_hwpt(ioas)
-        with pytest.raises(LuoError, match=f"{mock.device}, {plain}") as caught:
+        with pytest.raises(RequestError, match=f"{mock.device}, {plain}") as caught:
             mock.device.alloc_nested_hwpt(plain, hwpt_data())
         assert caught.value.errno == errno.EINVAL
-        with pytest.raises(LuoError) as caught:
+        with pytest.raises(RequestError) as caught:
             mock.device.alloc_viommu(guest_mock.VIOMMU, plain)
         assert caught.value.errno == errno.EINVAL
-        assert plain.users == ()
 
 
 @pytest.mark.parametrize("data", [VtdStage1(FIRST, 48), SmmuV3Ste((1, 0))], ids=["VT-d", "SMMUv3"])
@@ -463,7 +460,6 @@ def test_a_page_table_of_another_iommus_format_is_refused(data: HwptData) -> Non
         for below in (parent, viommu):
             with pytest.raises(IommuUnsupportedError):
                 mock.device.alloc_nested_hwpt(below, data)
-        assert viommu.users == ()
 
 
 # Virtual IOMMUs.
@@ -477,12 +473,33 @@ def test_a_viommu_has_the_answer_of_its_driver() -> None:
         viommu = mock.device.alloc_viommu(guest_mock.VIOMMU, parent, guest_mock.viommu_data(77))
         given, answered, offset, length = struct.unpack("=2I2Q", viommu.data)
         assert (given, answered) == (77, 77)
-        with mmap.mmap(iommufd.fileno(), length, offset=offset) as page:
-            assert struct.unpack_from("=I", page) == (77,)
-            with pytest.raises(ObjectInUseError):
+        with viommu.map(offset, length) as page:
+            assert page.read32(0) == 77
+            page.write32(4, 78)
+            assert page.read64(0) == 78 << 32 | 77
+            with pytest.raises(ValueError, match="not within"):
+                page.read32(length)
+            with pytest.raises(IommuError):
                 viommu.destroy()
+        for wrong in ((offset + 2 * length, length), (offset, 2 * length)):
+            with pytest.raises(RequestError, match=f"{wrong[1]} bytes at") as caught:
+                viommu.map(*wrong)
+            assert caught.value.errno == errno.ENXIO
         viommu.destroy()
         parent.destroy()
+
+
+def test_closing_an_iommufd_unmaps_the_registers_of_its_viommus() -> None:
+    with opened() as iommufd:
+        ioas = iommufd.alloc_ioas()
+        mock = MockDevice(iommufd, ioas)
+        parent = guest_mock.alloc_nesting_parent(ioas, mock.device)
+        viommu = mock.device.alloc_viommu(guest_mock.VIOMMU, parent, guest_mock.viommu_data(77))
+        *_, offset, length = struct.unpack("=2I2Q", viommu.data)
+        page = viommu.map(offset, length)
+    assert page.closed
+    with pytest.raises(ValueError, match="released"):
+        page.read32(0)
 
 
 def test_a_viommu_of_a_kind_that_the_iommu_does_not_have_is_refused() -> None:
@@ -492,7 +509,6 @@ def test_a_viommu_of_a_kind_that_the_iommu_does_not_have_is_refused() -> None:
         parent = guest_mock.alloc_nesting_parent(ioas, mock.device)
         with pytest.raises(IommuUnsupportedError, match=f"{mock.device}, {parent}"):
             mock.device.alloc_viommu(ViommuType.ARM_SMMUV3, parent)
-        assert parent.users == ()
 
 
 def test_a_viommu_drops_what_the_devices_of_its_guest_have_cached() -> None:
@@ -533,19 +549,18 @@ def test_a_device_and_a_number_in_the_guest_are_one_anothers() -> None:
         other = MockDevice(iommufd, iommufd.alloc_ioas())
         vdevice = viommu.alloc_vdevice(mock.device, 7)
         for device, number in ((mock.device, 8), (other.device, 7)):
-            with pytest.raises(LuoError, match=f"{viommu}, {device}") as caught:
+            with pytest.raises(RequestError, match=f"{viommu}, {device}") as caught:
                 viommu.alloc_vdevice(device, number)
             assert caught.value.errno == errno.EEXIST
-        assert viommu.users == (vdevice,)
         vdevice.destroy()
         viommu.alloc_vdevice(other.device, 7)
 
 
-def test_a_viommu_is_not_destroyed_before_its_vdevice_which_is_named() -> None:
+def test_a_viommu_is_not_destroyed_before_its_vdevice() -> None:
     with opened() as iommufd:
         _, mock, viommu = alloc_viommu(iommufd)
         vdevice = viommu.alloc_vdevice(mock.device, 7)
-        with pytest.raises(ObjectInUseError, match=f"Still used by {vdevice}"):
+        with pytest.raises(IommuError, match=str(viommu)):
             viommu.destroy()
         vdevice.destroy()
         viommu.destroy()
@@ -565,7 +580,7 @@ def test_what_a_hardware_queue_is_in_cannot_be_unmapped_and_what_went_before_is_
             ioas.unmap_all,
         )
         for unmap in ways:
-            with pytest.raises(LuoError, match="A hardware queue uses the mapping") as caught:
+            with pytest.raises(RequestError, match="A hardware queue uses the mapping") as caught:
                 unmap()
             assert caught.value.errno == errno.EBUSY
             assert ioas.mappings == (mapping,)
@@ -577,17 +592,15 @@ def test_hardware_queues_come_in_the_order_of_their_numbers_and_go_in_the_other(
     with opened() as iommufd, Memfd.create("ram", SIZE) as ram:
         ioas, _, viommu = alloc_viommu(iommufd)
         ioas.map_file(ram, iova=FIRST)
-        with pytest.raises(LuoError, match="queue 1 at") as caught:
+        with pytest.raises(RequestError, match="queue 1 at") as caught:
             viommu.alloc_hw_queue(HW_QUEUE, 1, FIRST_PAGE)
         assert caught.value.errno == errno.EIO
         first = viommu.alloc_hw_queue(HW_QUEUE, 0, FIRST_PAGE)
         second = viommu.alloc_hw_queue(HW_QUEUE, 1, IovaRange(FIRST + 4096, FIRST + 8191))
-        assert list(viommu.users) == [first, second]
-        with pytest.raises(ObjectInUseError):
+        with pytest.raises(IommuError):
             first.destroy()
         second.destroy()
         first.destroy()
-        assert viommu.users == ()
 
 
 @pytest.mark.parametrize(
@@ -609,10 +622,9 @@ def test_a_hardware_queue_that_cannot_be_leaves_nothing_behind(
         for twice in (FIRST + 4096, FIRST + 8192):
             ioas.map_file(ram, iova=twice, length=4096)
         queue = viommu.alloc_hw_queue(HW_QUEUE, 0, FIRST_PAGE)
-        with pytest.raises(LuoError, match=f"queue {index} at {where}") as caught:
+        with pytest.raises(RequestError, match=f"queue {index} at {where}") as caught:
             viommu.alloc_hw_queue(HW_QUEUE, index, where)
         assert caught.value.errno == number
-        assert viommu.users == (queue,)
         queue.destroy()
         assert ioas.unmap_all() == 12288
 

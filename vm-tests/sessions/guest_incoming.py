@@ -11,13 +11,13 @@ from pyluo import (
     AlreadyPreservedError,
     IncomingSession,
     LiveUpdate,
+    LuoError,
     Memfd,
     OutgoingSession,
     OwnedFd,
     SessionNotFoundError,
     SessionRetrievedError,
     TokenNotFoundError,
-    WrongSessionError,
     session_from_fd,
 )
 from sessions import guest_files
@@ -121,7 +121,7 @@ def adopt(name: str) -> tuple[str, bool, bool]:
     try:
         OutgoingSession.from_fd(fd)
         refused = False
-    except WrongSessionError:
+    except LuoError:
         refused = True
     session = IncomingSession.from_fd(fd)
     with session.retrieve(1, Memfd) as ram:

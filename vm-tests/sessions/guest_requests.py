@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
-from pyluo import IncomingSession, LiveUpdate, LuoError, Memfd, OutgoingSession
-from pyluo._sys import Ioctl
+from pyluo import IncomingSession, LiveUpdate, Memfd, OutgoingSession, RequestError
 from pyluo.guest.faults import each_fails
+from pyluo.liveupdate import _CREATE_SESSION as CREATE
+from pyluo.liveupdate import _RETRIEVE_SESSION as RETRIEVE
+from pyluo.session import _FINISH as FINISH
+from pyluo.session import _GET_NAME as GET_NAME
+from pyluo.session import _PRESERVE_FD as PRESERVE_FD
+from pyluo.session import _RETRIEVE_FD as RETRIEVE_FD
 
-CREATE = Ioctl("LIVEUPDATE_IOCTL_CREATE_SESSION", "liveupdate_ioctl_create_session")
-RETRIEVE = Ioctl("LIVEUPDATE_IOCTL_RETRIEVE_SESSION", "liveupdate_ioctl_retrieve_session")
-PRESERVE_FD = Ioctl("LIVEUPDATE_SESSION_PRESERVE_FD", "liveupdate_session_preserve_fd")
-RETRIEVE_FD = Ioctl("LIVEUPDATE_SESSION_RETRIEVE_FD", "liveupdate_session_retrieve_fd")
-FINISH = Ioctl("LIVEUPDATE_SESSION_FINISH", "liveupdate_session_finish")
-GET_NAME = Ioctl("LIVEUPDATE_SESSION_GET_NAME", "liveupdate_session_get_name")
+if TYPE_CHECKING:
+    from pyluo._sys import Ioctl
+
+__all__ = ["CREATE", "FINISH", "GET_NAME", "PRESERVE_FD", "RETRIEVE", "RETRIEVE_FD"]
 
 Answer = tuple[str, int | None]
 
@@ -22,7 +26,7 @@ def answer(request: Ioctl, fd_number: int, /, **fields: int | bytes) -> Answer:
     """Make a request; return the class and the errno of its exception, or ("", 0)."""
     try:
         request(fd_number, "", **fields)
-    except LuoError as error:
+    except RequestError as error:
         return type(error).__name__, error.errno
     return "", 0
 
@@ -66,13 +70,13 @@ def refusals_in_words(name: str) -> tuple[str, str]:
     session = retrieve(name)
     try:
         session.retrieve(99)
-    except LuoError as error:
+    except RequestError as error:
         unknown = str(error)
     mistaken = OutgoingSession.from_fd(os.dup(session.fileno()), trusted=True)
     try:
         with Memfd.create("x", 4096) as memfd:
             mistaken.preserve(memfd, 1)
-    except LuoError as error:
+    except RequestError as error:
         wrong = f"{type(error).__name__}: {error}"
     os.close(mistaken.detach())
     session.finish()
@@ -94,7 +98,7 @@ def send_unknown_tails(name: str) -> tuple[int, int, bool]:
         try:
             memfd.resize(8192)
             intact = False
-        except LuoError:
+        except RequestError:
             outgoing.discard()
     incoming.finish()
     return *errnos, intact
@@ -124,7 +128,7 @@ def open_with_a_fault() -> list[Answer]:
 def _open_device() -> Answer:
     try:
         LiveUpdate().close()
-    except LuoError as error:
+    except RequestError as error:
         return type(error).__name__, error.errno
     return "", 0
 

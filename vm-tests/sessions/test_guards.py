@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +12,8 @@ from stores import guest_store
 
 from pyluo import (
     HandoverError,
+    IncomingStore,
+    KeeperChoice,
     LiveUpdate,
     Memfd,
     NotPreservableError,
@@ -18,9 +21,11 @@ from pyluo import (
     PreservedMemoryError,
     SessionExistsError,
     SessionNotFoundError,
+    _sys,
     guards,
     kexec,
     kho,
+    saved,
 )
 from pyluo.vm import VM, Complaint, Death, GuestCrash, HarnessError
 from sessions import guest_files
@@ -165,12 +170,18 @@ def test_a_name_that_is_taken_does_not_cost_the_next_kernel_its_life(vm: VM) -> 
     assert vm.call(guest_files.token_is_known, "s50", 1) is False
 
 
-def test_a_store_does_not_retrieve_what_its_memory_group_has_no_room_for(vm: VM) -> None:
-    vm.hold(guest_store.make, "store", {"ram": 32 << 20})
-    vm.live_update()
-    refusal, is_intact = vm.call(retrieve_in_a_small_group)
+def test_what_a_memory_group_has_no_room_for_is_neither_preserved_nor_retrieved(vm: VM) -> None:
+    refusal = vm.call(preserve_in_a_small_group)
     assert "/small has room for" in refusal
-    assert "still in the session" in refusal
+    assert "32 MiB to allocate" in refusal
+    vm.hold(guest_store.make, "store", {"ram": 32 << 20})
+    vm.hold(guest_files.preserve, "raw", 4096)
+    vm.live_update()
+    of_store, of_session, is_intact = vm.call(retrieve_in_a_small_group)
+    for refusal in (of_store, of_session):
+        assert "/small has room for" in refusal
+        assert "still in the session" in refusal
+    assert "say how large it is" in of_session
     assert is_intact
 
 
@@ -182,29 +193,62 @@ def create_51_sessions_and_one_twice() -> list[OutgoingSession]:
     return sessions
 
 
-def retrieve_in_a_small_group() -> tuple[str, bool]:
-    """Return the refusal, and whether the file is intact once the group may have more memory."""
-    import pathlib
-
-    from pyluo import IncomingStore, KeeperChoice, _sys
-
-    _sys.mount("cgroup", "/sys/fs/cgroup", "cgroup2")
-    top = pathlib.Path("/sys/fs/cgroup")
+def enter_a_small_group() -> Path:
+    """Move this process into a memory cgroup of 24 MiB, and return the file with that limit."""
+    top = Path("/sys/fs/cgroup")
+    if not (top / "cgroup.procs").exists():
+        _sys.mount("cgroup", os.fspath(top), "cgroup2")
     (top / "cgroup.subtree_control").write_text("+memory")
     group = top / "small"
-    group.mkdir()
+    group.mkdir(exist_ok=True)
     (group / "memory.max").write_text(str(24 << 20))
     (group / "cgroup.procs").write_text(str(os.getpid()))
+    return group / "memory.max"
+
+
+def preserve_in_a_small_group() -> str:
+    """Return the refusal of a file with holes; preserve one without, whose pages are charged."""
+    with LiveUpdate() as device, Memfd.create("full", 32 << 20) as full:
+        session = device.create_session("s")
+        for offset in range(0, full.size, 1 << 20):
+            full.write(b"\x5a" * (1 << 20), offset)
+        saved_file = Path("/run/large")
+        saved_file.write_bytes(bytes(32 << 20))
+        limit = enter_a_small_group()
+        with pytest.raises(PreservedMemoryError, match="in the memory cgroup /small"):
+            saved.save("files", [saved_file])
+        saved_file.unlink()
+        session.preserve(full, 1)
+        with Memfd.create("sparse", 32 << 20) as sparse:
+            with pytest.raises(PreservedMemoryError) as caught:
+                session.preserve(sparse, 2)
+            assert os.fstat(sparse.fileno()).st_blocks == 0
+            limit.write_text("max")
+            session.preserve(sparse, 2)
+        session.discard()
+    return str(caught.value)
+
+
+def retrieve_in_a_small_group() -> tuple[str, str, bool]:
+    """Return both refusals, and whether the files are intact once the group may have more memory.
+
+    The file in the session would fit, but how large it is the kernel does not tell.
+    """
+    limit = enter_a_small_group()
     # Finds out whether the entry is there, which was added last: this must not lose it either.
     store = IncomingStore.retrieve("store", keeper=KeeperChoice.NONE)
-    try:
-        store["ram"].close()
-    except PreservedMemoryError as error:
-        refusal = str(error)
-    (group / "memory.max").write_text("max")
+    with LiveUpdate() as device:
+        session = device.retrieve_session("raw")
+    with pytest.raises(PreservedMemoryError) as of_store:
+        store["ram"]
+    with pytest.raises(PreservedMemoryError) as of_session:
+        session.retrieve(1)
+    session.retrieve(1, size=4096).close()
+    session.finish()
+    limit.write_text("max")
     is_intact = guest_store.intact(store)
     store.finish(destroy=["ram"])
-    return refusal, is_intact
+    return str(of_store.value), str(of_session.value), is_intact
 
 
 def fill_up() -> tuple[OutgoingSession, str, int]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pyluo import ImageRejectedError, LuoError, NoImageLoadedError, kexec, kho
+from pyluo import ImageRejectedError, KexecError, LuoError, kexec, kho
 from pyluo.vm import VM, Kernel
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def test_an_image_that_is_not_there_is_named(shared_vm: VM) -> None:
 
 
 def test_a_jump_without_an_image_touches_nothing(shared_vm: VM) -> None:
-    with pytest.raises(NoImageLoadedError):
+    with pytest.raises(KexecError):
         shared_vm.call(kexec.reboot)
 
 

@@ -83,7 +83,7 @@ def test_an_outgoing_session_answers_each_wrong_request_in_its_way() -> None:
         "the device": ("NotPreservableError", errno.ENOENT),
         "itself": ("NotPreservableError", errno.ENOENT),
         "retrieve": ("LuoError", errno.EINVAL),
-        "finish": ("WrongSessionError", errno.EINVAL),
+        "finish": ("LuoError", errno.EINVAL),
         "name, reserved": ("KernelTooOldError", errno.EINVAL),
     }
 
@@ -104,7 +104,7 @@ def test_sizes_numbers_and_tails_that_the_kernel_does_not_know() -> None:
     with LiveUpdate() as device:
         session = device.create_session("s")
         fd = session.fileno()
-        unknown = _sys.Ioctl("LIVEUPDATE_SESSION_RETRIEVE_FD", "liveupdate_session_retrieve_fd")
+        unknown = _sys.Ioctl(RETRIEVE_FD.name, RETRIEVE_FD.struct.name, LuoError)
         unknown._number += 10
         assert answer(unknown, fd) == ("LuoError", errno.EINVAL)
         assert answer(unknown, device.fileno()) == ("LuoError", errno.EINVAL)
@@ -120,7 +120,7 @@ def test_an_incoming_session_answers_each_request_in_its_way(landed: VM) -> None
         "preserve": ("LuoError", errno.EINVAL),
         "unknown token": ("TokenNotFoundError", errno.ENOENT),
         "name": DONE,
-        "reserved": ("WrongSessionError", errno.EINVAL),
+        "reserved": ("LuoError", errno.EINVAL),
         "still there": DONE,
         "finish": DONE,
         "finish again": DONE,
@@ -204,7 +204,7 @@ def test_a_refusal_of_an_incoming_session_names_it_and_the_token(landed: VM) -> 
     assert "incoming session 's3', token 99" in unknown
     assert "Nothing was preserved under this token" in unknown
     assert "outgoing session 's3'" in wrong
-    assert wrong.startswith("WrongSessionError")
+    assert wrong.startswith("LuoError")
     assert "It is an incoming session" in wrong
 
 

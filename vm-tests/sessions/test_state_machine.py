@@ -53,11 +53,11 @@ ANSWERS = {
     ("retrieve", "TokenNotFoundError"): 1,
     ("retrieve", "LuoError"): 1,
     ("finish", "done"): 1,
-    ("finish", "WrongSessionError"): 1,
+    ("finish", "LuoError"): 1,
     ("finish_and_stay", "done"): 1,
     ("end", "done"): 1,
     ("adopt_as", "done"): 1,
-    ("adopt_as", "WrongSessionError"): 1,
+    ("adopt_as", "LuoError"): 1,
     ("duplicate", "done"): 1,
     ("resize", "SealedError"): 1,
     ("write", "SealedError"): 1,
@@ -243,7 +243,7 @@ class Machine(RuleBasedStateMachine):
     def finish(self, data: st.DataObject) -> None:
         number = self.draw_number(data, self.sessions)
         if not self.sessions[number].incoming:
-            self.expect(("WrongSessionError", errno.EINVAL), "finish", number)
+            self.expect(("LuoError", errno.EINVAL), "finish", number)
             return
         self.expect(("done", None), "finish", number)
         self.sessions.pop(number).files.clear()
@@ -271,7 +271,7 @@ class Machine(RuleBasedStateMachine):
         number = self.draw_number(data, self.sessions)
         kind = data.draw(st.sampled_from(["outgoing", "incoming"]))
         fits = self.sessions[number].incoming == (kind == "incoming")
-        refusal = ("WrongSessionError", errno.EINVAL)
+        refusal = ("LuoError", errno.EINVAL)
         self.expect(("done", None) if fits else refusal, "adopt_as", number, kind)
 
     def live_update(self, data: st.DataObject) -> None:

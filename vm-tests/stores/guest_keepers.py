@@ -83,6 +83,25 @@ def use_a_holder() -> list[Any]:
     return seen
 
 
+def hold_without_an_interpreter() -> list[Any]:
+    """Return the errors of holders where sys.executable, or what is named, is no interpreter."""
+    python, sys.executable = sys.executable, ""
+    seen: list[Any] = []
+    with Memfd.create("one", 1) as one:
+        for keeper in (HolderProcess(), HolderProcess(python="/no/python")):
+            try:
+                keeper.keep("e", "x", one)
+            except LuoError as error:
+                seen.append((error.errno, str(error)))
+        keeper = HolderProcess(python=python)
+        keeper.keep("e", "x", one)
+    for fd in (kept := keeper.kept("e")).values():
+        fd.close()
+    keeper.release("e", "x")
+    sys.executable = python
+    return [*seen, list(kept)]
+
+
 def create_open_and_discard() -> list[Any]:
     """Return what happens to a store that one object after the other has."""
     make("s")

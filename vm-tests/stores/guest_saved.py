@@ -1,7 +1,8 @@
-"""The guest's part of the tests of saved files. Imports only pyluo and the standard library."""
+"""The guest's part of the tests of saved files."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import select
@@ -12,18 +13,24 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from pyluo import (
     HolderProcess,
     IncomingSession,
     IncomingStore,
     KeeperChoice,
+    LuoError,
     Memfd,
     OutgoingStore,
+    saved,
     session_from_fd,
 )
 from pyluo.keepers.holder import _address
 
 FOLDER = Path("/run/source")
+HOME, VICTIM = Path("/run/home"), Path("/run/victim")
+_OWNER = 1000
 FILES = {"empty": (0, 0o600), "two pages": (8192, 0o644), "run me": (3 << 20, 0o4755), "-x": (5, 0)}
 
 
@@ -49,7 +56,7 @@ def describe(folder: Path) -> dict[str, tuple[int, int, str]]:
 
 
 def remove_files() -> None:
-    for folder in (FOLDER, "/run/target", "/run/evil", "/run/pyluo"):
+    for folder in (FOLDER, "/run/target", "/run/evil", "/run/pyluo", HOME, VICTIM):
         shutil.rmtree(folder, ignore_errors=True)
     for file in ("/run/own", "/run/sparse"):
         Path(file).unlink(missing_ok=True)
@@ -224,3 +231,40 @@ def restore_as_another_user() -> int:
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     return os.stat(path).st_mode & 0o7777
+
+
+def restore_where_the_owner_changes_the_path(name: str) -> None:
+    """Restore into a folder of another user who puts links in its place, at different times."""
+    VICTIM.mkdir()
+    HOME.mkdir()
+    os.chown(HOME, _OWNER, _OWNER)
+    link, folder, moved = HOME / "link", HOME / "target", HOME / "moved"
+    link.symlink_to(VICTIM)
+    for path in (link, link / "below", HOME / ".." / "home" / "target"):
+        with pytest.raises(LuoError, match="another user") as caught:
+            saved.restore(name, path)
+        assert caught.value.errno == errno.ELOOP
+    assert list_names(os.fspath(VICTIM)) == []
+    folder.mkdir()
+    os.chown(folder, _OWNER, _OWNER)
+
+    def swap(done: int) -> None:
+        """Put a link in the place of the folder, while files are written into it."""
+        if not moved.exists():
+            folder.rename(moved)
+            folder.symlink_to(VICTIM)
+
+    saved.restore(name, folder, report=swap)
+    assert list_names(os.fspath(VICTIM)) == []
+    assert list_names(os.fspath(moved)) == sorted(FILES)
+
+
+def save_what_the_owner_of_a_folder_links_to() -> str:
+    """Return the refusal to save a file over a link of another user."""
+    HOME.mkdir()
+    os.chown(HOME, _OWNER, _OWNER)
+    (HOME / "passwords").symlink_to("/etc/shadow")
+    with pytest.raises(LuoError) as caught:
+        saved.save("secrets", [HOME / "passwords"])
+    shutil.rmtree(HOME)
+    return str(caught.value)

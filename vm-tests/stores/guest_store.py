@@ -321,10 +321,16 @@ class Recording(IncomingSession):
     __slots__ = ("tokens",)
     tokens: list[int]
 
-    def retrieve(self, token: int, type: type[Any] = OwnedFd) -> Any:  # noqa: A002
+    def retrieve(
+        self,
+        token: int,
+        type: type[Any] = OwnedFd,  # noqa: A002
+        *,
+        size: int | None = None,
+    ) -> Any:
         if token:
             self.tokens.append(token)
-        return super().retrieve(token, type)
+        return super().retrieve(token, type, size=size)
 
 
 def make_needing(name: str) -> OutgoingStore:

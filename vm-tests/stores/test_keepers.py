@@ -28,6 +28,14 @@ def test_a_holder_keeps_what_it_is_given_and_ends_with_the_last_of_it(vm: VM) ->
     assert sockets == ["lock"]
 
 
+def test_an_embedded_python_names_the_interpreter_of_its_holder(vm: VM) -> None:
+    (number, told), (wrong, wrong_told), kept = vm.call(guest_keepers.hold_without_an_interpreter)
+    assert number == wrong == errno.ENOENT
+    assert "HolderProcess(python='/usr/bin/python3')" in told
+    assert "/no/python" in wrong_told
+    assert kept == ["x"]
+
+
 def test_a_store_is_taken_over_by_the_next_process_and_discarded_by_name(vm: VM) -> None:
     held, taken, names, number, is_current, unknown, required, left = vm.call(
         guest_keepers.create_open_and_discard

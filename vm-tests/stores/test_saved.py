@@ -98,6 +98,16 @@ def test_a_restore_that_fails_loses_nothing_and_can_be_run_again(vm: VM) -> None
     assert vm.call(open_sessions) == []
 
 
+def test_what_root_restores_stays_in_the_folder_whatever_its_owner_does(vm: VM) -> None:
+    assert "which another user can change" in vm.call(
+        guest_saved.save_what_the_owner_of_a_folder_links_to
+    )
+    vm.call(guest_saved.make_files)
+    assert pyluo(vm, "save", "vm0", "--", *PATHS).returncode == 0
+    vm.live_update()
+    vm.call(guest_saved.restore_where_the_owner_changes_the_path, "vm0")
+
+
 def test_a_restore_that_is_killed_half_way_is_run_again(vm: VM) -> None:
     files = vm.call(guest_saved.make_files)
     assert pyluo(vm, "save", "vm0", "--", *PATHS).returncode == 0

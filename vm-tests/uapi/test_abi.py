@@ -25,7 +25,10 @@ HEADERS = {
     "fcntl.h": r"F_(?:SEAL_\w+|(?:ADD|GET)_SEALS)",
     "iommufd.h": r"IOMMU(?:FD)?_\w+",
     "kexec.h": r"KEXEC_\w+",
-    "kvm.h": r"KVM_CREATE_(?:VM|GUEST_MEMFD)",
+    "kvm.h": (
+        r"KVM_CREATE_(?:VM|GUEST_MEMFD|DEVICE)|KVM_SET_DEVICE_ATTR"
+        r"|KVM_DEV_(?:TYPE_VFIO|VFIO_FILE\w*)"
+    ),
     "mempolicy.h": r"MPOL_\w+",
     "mman.h": r"MAP_(?:FIXED|NORESERVE)|MADV_(?:HUGEPAGE|POPULATE_\w+)",
     "pci_regs.h": (
@@ -40,7 +43,7 @@ STRUCTS = {
     "iommufd.h": r"\w+",
     "liveupdate.h": r"liveupdate_\w+",
     "kexec.h": r"kexec_\w+",
-    "kvm.h": r"kvm_create_guest_memfd",
+    "kvm.h": r"kvm_create_(?:guest_memfd|device)|kvm_device_attr",
     "vfio.h": r"\w+",
 }
 # The names among these that we leave out, and why.

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import mmap
 import os
 import signal
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from pyluo import (
@@ -15,10 +14,10 @@ from pyluo import (
     IoasLayout,
     KeeperChoice,
     LiveUpdate,
-    LuoError,
     Memfd,
     NotPreservableError,
     OutgoingStore,
+    RequestError,
 )
 from pyluo.guest.port import mark
 from pyluo.iommu_layout import NamedMapping
@@ -298,7 +297,7 @@ def rebuild_layouts_that_do_not_fit() -> dict[str, str]:
                 IoasLayout((good, plan)).rebuild(
                     edu.iommufd, {"ram": ram, "short": short}, [edu.device]
                 )
-            except LuoError as error:
+            except RequestError as error:
                 refusals[name] = str(error)
             assert ioas.iommufd.objects == before
             assert edu.device.attached is ioas
@@ -307,46 +306,13 @@ def rebuild_layouts_that_do_not_fit() -> dict[str, str]:
     return refusals
 
 
-def close_iommufd_before_device() -> bytes:
-    """Close the iommufd while the device is attached, and then the device.
+def signal_while_mapping() -> int:
+    """Let a signal's handler raise an exception while memory is mapped and unmapped.
+
+    Check each time that the IOAS knows what the kernel has done.
 
     Returns:
-        What the device wrote to the buffer after the iommufd was closed.
-    """
-    edu, ioas, ram = guest_edu.open_with_ram(SIZE, IOVA)
-    buffer = mmap.mmap(-1, PAGE)
-    ioas.map(buffer, iova=OUTSIDE)
-    ioas.iommufd.close()
-    ram.write(pattern(4), 0)
-    edu.load(IOVA)
-    edu.store(OUTSIDE)
-    written = buffer[:BUFFER]
-    try:
-        buffer.close()
-    except BufferError:
-        edu.close()
-        buffer.close()
-        ram.close()
-        return written
-    raise AssertionError("the buffer could be freed under the device")
-
-
-def detach_iommufd_with_buffer() -> None:
-    with IommuFd() as iommufd, mmap.mmap(-1, PAGE) as buffer:
-        ioas = iommufd.alloc_ioas()
-        mapping = ioas.map(buffer)
-        try:
-            iommufd.detach()
-        finally:
-            ioas.unmap(mapping)
-
-
-def signal_while_mapping() -> tuple[bool, str, bool]:
-    """Let a signal's handler raise an exception while memory is mapped and pinned.
-
-    Returns:
-        Whether the IOAS says that its mappings are known, the refusal to record them, and whether
-        they are known again after everything is unmapped.
+        The number of requests that were interrupted.
     """
 
     class AlarmError(Exception):
@@ -355,30 +321,31 @@ def signal_while_mapping() -> tuple[bool, str, bool]:
     def raise_alarm(number: int, frame: object) -> None:
         raise AlarmError
 
-    refusal = ""
+    interrupted = 0
     old = signal.signal(signal.SIGALRM, raise_alarm)
     try:
-        with machine() as (_, ioas, _), Memfd.create("large", 64 << 20) as large:
-            known = True
+        with machine() as (_, ioas, ram), Memfd.create("large", 64 << 20) as large:
+            everything = IovaRange(OUTSIDE, OUTSIDE + large.size - 1)
             # On a slow machine an early signal comes before the request has begun.
-            for milliseconds in (1, 2, 4, 8, 16, 32):
-                signal.setitimer(signal.ITIMER_REAL, milliseconds / 1000)
-                try:
-                    ioas.map_file(large, iova=OUTSIDE)
-                    signal.pause()  # the request has ended before the signal
-                except AlarmError:
-                    known = ioas.mappings_known
-                if not known:
-                    break
-                ioas.unmap_all()
-            try:
-                IoasLayout.record(ioas, {"large": large})
-            except LuoError as error:
-                refusal = str(error)
-            ioas.unmap_all()
-            return known, refusal, ioas.mappings_known
+            for milliseconds in (1, 2, 4, 8, 16, 32, 64):
+                for request in (
+                    lambda: ioas.map_file(large, iova=OUTSIDE),
+                    lambda: ioas.unmap(everything),
+                ):
+                    signal.setitimer(signal.ITIMER_REAL, milliseconds / 1000)
+                    try:
+                        with suppress(RequestError):  # ENOENT: nothing is mapped
+                            request()
+                        signal.setitimer(signal.ITIMER_REAL, 0)
+                    except AlarmError:
+                        interrupted += 1
+                    known = [mapping.range for mapping in ioas.mappings]
+                    assert (everything in known) == ioas.maps(everything)
+                    IoasLayout.record(ioas, {"ram": ram, "large": large})
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, old)
+    return interrupted
 
 
 def ask_for_dirty_tracking() -> None:

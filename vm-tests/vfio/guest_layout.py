@@ -11,9 +11,9 @@ from pyluo import (
     IoasLayout,
     IoasLayoutError,
     KeeperChoice,
-    LuoError,
     Memfd,
     OutgoingStore,
+    RequestError,
 )
 from pyluo.iommu_layout import NamedMapping
 from pyluo.iommufd import IommuFd, IovaRange
@@ -116,7 +116,7 @@ def rebuild_fails_after_a_device_was_moved() -> list[str]:
         before = iommufd.objects
         try:
             LAYOUT.rebuild(iommufd, {"ram": ram}, [one.device, alone.device])
-        except LuoError as error:
+        except RequestError as error:
             notes = list(getattr(error, "__notes__", ()))
         assert iommufd.objects == before
         assert alone.device.attached is old

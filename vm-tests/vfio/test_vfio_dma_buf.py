@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pyluo import LuoError, Memfd
+from pyluo import Memfd, RequestError
 from pyluo.iommufd import IommuFd
 from pyluo.vfio import Area, Command, Feature, PciRegion
 from vfio import guest_vfio
@@ -54,20 +54,20 @@ def test_parts_of_a_bar_become_one_dma_buf() -> None:
 )
 def test_an_area_that_is_not_of_the_bars_pages_is_refused(area: Area) -> None:
     with bound(guest_vfio.edu()) as device:
-        with pytest.raises(LuoError, match="whole pages") as caught:
+        with pytest.raises(RequestError, match="whole pages") as caught:
             device.features.export_dma_buf(PciRegion.BAR0, [area])
         assert caught.value.errno == errno.EINVAL
 
 
 def test_without_an_area_there_is_no_dma_buf() -> None:
-    with bound(guest_vfio.edu()) as device, pytest.raises(LuoError):
+    with bound(guest_vfio.edu()) as device, pytest.raises(RequestError):
         device.features.export_dma_buf(PciRegion.BAR0, [])
 
 
 @pytest.mark.parametrize("region", [PciRegion.BAR2, PciRegion.CONFIG])
 def test_what_is_no_bar_has_no_dma_buf(region: PciRegion) -> None:
     with bound(guest_vfio.edu()) as device:
-        with pytest.raises(LuoError) as caught:
+        with pytest.raises(RequestError) as caught:
             device.features.export_dma_buf(region, [Area(0, PAGE)])
         assert caught.value.errno == errno.ENODEV
 
@@ -98,7 +98,7 @@ def test_another_device_reaches_a_dma_buf_until_its_memory_is_switched_off() -> 
             assert mapping.length == size
             assert read_by_edu() == MARK
             device.config.command &= ~Command.MEMORY
-            with pytest.raises(LuoError) as caught:
+            with pytest.raises(RequestError) as caught:
                 ioas.map_file(buffer, length=size)
             assert caught.value.errno == errno.ENODEV
             device.config.command |= Command.MEMORY
@@ -116,6 +116,6 @@ def test_a_dma_buf_outlives_its_device_and_leads_nowhere_then() -> None:
         ioas = iommufd.alloc_ioas()
         with bound(guest_vfio.edu()) as device:
             buffer = device.features.export_dma_buf(PciRegion.BAR0, [Area(0, PAGE)])
-        with buffer, pytest.raises(LuoError) as caught:
+        with buffer, pytest.raises(RequestError) as caught:
             ioas.map_file(buffer, length=PAGE)
         assert caught.value.errno == errno.ENODEV

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pyluo import LuoError, LuoPermissionError
+from pyluo import NotPermittedError, RequestError
 from pyluo.iommufd import IommuFd
 from pyluo.vfio import PciDevice, PciIrq, VfioDevice
 from vfio.guest_vfio import bound, eventfds, signalled
@@ -39,7 +39,7 @@ def test_a_device_whose_interrupts_are_not_isolated_is_refused() -> None:
     with (
         VfioDevice.open(find_controller()) as device,
         IommuFd() as iommufd,
-        pytest.raises(LuoPermissionError, match="allow_unsafe_interrupts") as caught,
+        pytest.raises(NotPermittedError, match="allow_unsafe_interrupts") as caught,
     ):
         device.bind(iommufd)
     assert caught.value.errno == errno.EPERM
@@ -49,10 +49,10 @@ def test_fewer_vectors_than_asked_for_are_none_and_told() -> None:
     with allow_unsafe_interrupts(), bound(find_controller()) as device, eventfds(VECTORS) as events:
         msi = device.irq(PciIrq.MSI)
         assert msi.info.count == VECTORS
-        with pytest.raises(LuoError, match="has 1 left") as caught:
+        with pytest.raises(RequestError, match="has 1 left") as caught:
             msi.enable(events)
         assert caught.value.errno == errno.ENOSPC
-        with pytest.raises(LuoError):
+        with pytest.raises(RequestError):
             msi.trigger()
         msi.enable(events[:1])
         msi.trigger()

@@ -9,7 +9,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pyluo.errors import LuoError, SessionNotFoundError, TokenNotFoundError
+from pyluo.errors import RequestError, SessionNotFoundError, TokenNotFoundError
 from pyluo.liveupdate import LiveUpdate
 from pyluo.memfd import Memfd
 
@@ -155,5 +155,5 @@ def _exists(device: LiveUpdate, name: str) -> bool:
     try:
         device.retrieve_session(name).finish()
         return True
-    except LuoError:
+    except RequestError:
         return False

@@ -23,7 +23,7 @@ from pyluo.vm import cache, progress
 from pyluo.vm.cores import usable_cores
 from pyluo.vm.errors import HarnessError
 from pyluo.vm.kernels import objects
-from pyluo.vm.kernels.files import CONFIG, HEADERS, IMAGE, SYSTEM_MAP, VMLINUX
+from pyluo.vm.kernels.files import CONFIG, HEADERS, IMAGE, SIGNING_KEY, SYSTEM_MAP, VMLINUX
 from pyluo.vm.kernels.kconfig import Fragment, Setting, find_unmet, merge
 from pyluo.vm.packages import how_to_install
 
@@ -45,6 +45,8 @@ _TOOLS = {
 # tree adds another kernel to the cache.
 _UNUSED_LIMIT = 7 * 24 * 3600
 _LIBELF = Path("/usr/include/gelf.h")
+_LIBSSL = Path("/usr/include/openssl/evp.h")
+_SIGNING = "CONFIG_MODULE_SIG"  # with this, a build makes a key and needs OpenSSL for it
 # A build inherits only these environment variables. From others, make and Kconfig would take
 # settings that are not in the digest that names the kernel.
 _INHERITED = ("PATH", "HOME", "TMPDIR")
@@ -77,11 +79,11 @@ def build(source: Source, fragments: Sequence[Fragment]) -> Path:
             "make(1) takes no path with a space or a colon: set XDG_CACHE_HOME to another folder",
         )
     if shutil.which("gcc") is None or shutil.which("ld") is None:
-        _check_tools()  # check now, because `_key` runs them
+        _check_tools(fragments)  # check now, because `_key` runs them
     target = kernels / _key(source, fragments)
     if _use_cached(target):
         return target
-    _check_tools()
+    _check_tools(fragments)
     waiting = "waiting for another build of a kernel to end"
     with cache.lock("build", lambda: progress.say(waiting)):
         # In this order: what changes after the scan is noticed at the end. The source may have
@@ -237,6 +239,9 @@ class _Build:
             ("vmlinux", VMLINUX),
         ):
             shutil.copyfile(self._objects / file, self._result / name)
+        # Only with CONFIG_MODULE_SIG does a build make a key.
+        if (key := self._objects / "certs" / SIGNING_KEY).exists():
+            shutil.copyfile(key, self._result / SIGNING_KEY)
         if self._source.home is not None:
             cache.write(self._result / objects.TREE, os.fspath(self._source.home))
 
@@ -303,10 +308,13 @@ def _digest(source: str, fragments: Sequence[Fragment]) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
-def _check_tools() -> None:
+def _check_tools(fragments: Sequence[Fragment]) -> None:
     missing = [package for tool, package in _TOOLS.items() if shutil.which(tool) is None]
     if not _LIBELF.exists():
         missing.append("libelf-dev")
+    if any(each.option == _SIGNING and each.value == "y" for each in merge(fragments)):
+        missing += ["openssl"] if shutil.which("openssl") is None else []
+        missing += ["libssl-dev"] if not _LIBSSL.exists() else []
     if missing:
         raise HarnessError(f"building a kernel needs {' '.join(missing)}", how_to_install(missing))
 

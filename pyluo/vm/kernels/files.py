@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CONFIG", "HEADERS", "IMAGE", "SYSTEM_MAP", "VMLINUX"]
+__all__ = ["CONFIG", "HEADERS", "IMAGE", "SIGNING_KEY", "SYSTEM_MAP", "VMLINUX"]
 
-IMAGE, CONFIG, SYSTEM_MAP, VMLINUX, HEADERS = (
-    "bzImage",
-    "config",
-    "System.map",
-    "vmlinux",
-    "headers",
-)
+IMAGE, CONFIG, SYSTEM_MAP, VMLINUX = "bzImage", "config", "System.map", "vmlinux"
+HEADERS, SIGNING_KEY = "headers", "signing_key.pem"

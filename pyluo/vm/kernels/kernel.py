@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import mmap
 import os
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pyluo.kexec.bzimage import BzImageHeader
 from pyluo.vm.errors import HarnessError
 from pyluo.vm.kernels.catalogue import KernelSpec, catalogue
-from pyluo.vm.kernels.files import CONFIG, HEADERS, IMAGE, SYSTEM_MAP, VMLINUX
+from pyluo.vm.kernels.files import CONFIG, HEADERS, IMAGE, SIGNING_KEY, SYSTEM_MAP, VMLINUX
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,8 +25,6 @@ _INSTALLED_CONFIG = "config"
 _PINNED = "PYLUO_KERNELS"  # the environment variable that `pin_kernels` returns
 
 _TARBALLS = (".tar", ".tar.gz", ".tar.xz", ".tar.zst", ".tar.bz2", ".tgz", ".txz")
-# The offsets of fields of the real-mode header: Documentation/arch/x86/boot.rst.
-_MAGIC_AT, _MAGIC, _VERSION_AT, _VERSION_BASE = 0x202, b"HdrS", 0x20E, 0x200
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +42,8 @@ class Kernel:
             known.
         source: the source that the kernel was built from; None for a bzImage that was given by its
             path.
+        signing_key: the path of the private key and the certificate of the build, whose signatures
+            the kernel accepts; None if it is not known.
     """
 
     name: str
@@ -54,6 +54,7 @@ class Kernel:
     vmlinux: Path | None = None
     headers: Path | None = None
     source: Source | None = None
+    signing_key: Path | None = None
 
     @classmethod
     def find(cls, what: Kernel | str | os.PathLike[str], *, config: Sequence[str] = ()) -> Kernel:
@@ -113,6 +114,7 @@ class Kernel:
         fragments = [Fragment.load(fragment) for fragment in spec.fragments]
         fragments += [Fragment.read(item) for item in config]
         folder = _find_pinned(name, config) or build(source, fragments)
+        key = folder / SIGNING_KEY
         return cls(
             name,
             _read_release(folder / IMAGE),
@@ -122,6 +124,7 @@ class Kernel:
             folder / VMLINUX,
             folder / HEADERS / "include",
             source,
+            key if key.exists() else None,
         )
 
 
@@ -229,14 +232,11 @@ def _read_release(image: Path) -> str:
 def _read_version(image: Path) -> bytes:
     """Return the version text that a bzImage contains.
 
-    It consists of what `uname -r` prints, the builder in parentheses, and what `uname -v` prints.
-
     Raises:
         HarnessError: the file is no bzImage.
     """
     with image.open("rb") as file:
-        head = file.read(1 << 16)
-    if head[_MAGIC_AT : _MAGIC_AT + 4] != _MAGIC:
+        header = BzImageHeader.read(file.fileno())
+    if header is None:
         raise HarnessError(f"{image} is no bzImage", "it lacks the boot header's magic number")
-    (offset,) = struct.unpack_from("<H", head, _VERSION_AT)
-    return head[_VERSION_BASE + offset :].split(b"\0", 1)[0]
+    return header.version.encode("latin-1")

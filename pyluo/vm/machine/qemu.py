@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyluo.guest import port
+from pyluo.memfd import Memfd
 from pyluo.vm.errors import HarnessError
 from pyluo.vm.machine import keeper
 from pyluo.vm.machine.accelerator import Accelerator
@@ -192,7 +193,7 @@ class QemuProcess:
         texts = -1
         if machine.files is not None:
             command += _share("pyluo", self.folder / keeper.FILES)
-            texts = os.memfd_create("files")
+            texts = Memfd.create("files", 0, executable=False).detach()
             os.write(texts, json.dumps(machine.files).encode())
             os.lseek(texts, 0, os.SEEK_SET)
         for name in _CHANNELS:

@@ -11,6 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from pyluo.build_config import BuildConfig
 from pyluo.guest import commands, wire
 from pyluo.guest.wire import GuestObject
 from pyluo.vm import progress
@@ -330,7 +331,7 @@ class VM:
             The events of the live update, and the events that the guest has marked since.
 
         Raises:
-            LuoError: the guest could not jump, and runs on.
+            RequestError: the guest could not jump, and runs on.
             RuntimeError: systemd refused, and the guest runs on.
             ValueError: the guest has no systemd, because its root is the host's.
             GuestCrash: the guest died on the way, or did not speak in time after the jump.
@@ -636,10 +637,14 @@ class VM:
             ]
         )
         unfit = any(character in word for word in words for character in '"\t\n')
-        if unfit or "--" in append.split() or len(os.fsencode(line)) >= _CMDLINE_LIMIT:
+        longest = _CMDLINE_LIMIT - 1
+        if kernel.config is not None:
+            config = BuildConfig(kernel.config.read_text(errors="surrogateescape"))
+            longest -= len(os.fsencode(config.command_line)) + 1 if config.command_line else 0
+        if unfit or "--" in append.split() or len(os.fsencode(line)) > longest:
             raise HarnessError(
                 f"the kernel cannot be given the command line {line}",
-                f"it may have {_CMDLINE_LIMIT - 1} bytes; `append` may not contain --, and no path "
-                f"may contain a quotation mark, a tab or a line break",
+                f"it may have {longest} bytes; `append` may not contain --, and no path may "
+                f"contain a quotation mark, a tab or a line break",
             )
         return line

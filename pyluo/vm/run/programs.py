@@ -10,7 +10,7 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from pyluo.errors import LuoError
+from pyluo.errors import RequestError
 from pyluo.guest import commands
 from pyluo.vm import progress
 from pyluo.vm.errors import GuestCrash, GuestFailure, HarnessError
@@ -98,7 +98,7 @@ def run_staged(vm: VM, selftest: Selftest, timeout: float) -> Verdict:
         if stage == 2:
             try:
                 vm.live_update()
-            except LuoError as error:
+            except RequestError as error:
                 return Verdict(selftest.name, Outcome.FAILED, f"no live update: {error}")
         ended = _run(vm, [str(selftest.path), "-s", str(stage)], timeout)
         report = ktap_reader.parse(ended.output)

@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from pyluo.errors import LuoError
+from pyluo.errors import RequestError
 from pyluo.guest import terminal, wire
 from pyluo.vm.terminal.escape import HELP, Command, Keys
 from pyluo.vm.terminal.line import Line
@@ -230,7 +230,7 @@ class Shell:
         self._jump = None
         try:
             jump.result()
-        except LuoError as error:
+        except RequestError as error:
             self._print_messages(f"refused: {error}")
             self._send_keys(b"")
         else:

@@ -13,11 +13,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from pyluo.errors import ImageRejectedError, RequestError
+from pyluo.errors import ImageRejectedError, KexecError, RequestError
 from pyluo.kexec.bzimage import BzImageHeader
 from pyluo.kexec.pe import Section, read_sections
 from pyluo.memfd import Memfd
-from pyluo.operation import raising
+from pyluo.operation import Operation
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
     from pyluo.kexec.compression import Compression
 
-__all__ = ["OpenImage", "read_pieces"]
+__all__ = ["OPEN_IMAGE", "READ_IMAGE", "OpenImage", "read_pieces"]
 
+OPEN_IMAGE = Operation("open image", KexecError)
+READ_IMAGE = Operation("read image", KexecError)
 _LONGEST = 512 << 20  # bytes that an image may have when it is unwrapped
 _MOST_WRAPPERS = 4
 _LONGEST_TEXT = 64 << 10  # bytes that are read of a section of text
@@ -72,10 +74,10 @@ class OpenImage:
         self.command_line: str | None = None
         self.header: BzImageHeader | None = None
         self.is_plain = False
-        with raising("open image", self.path):
+        with OPEN_IMAGE.raising(self.path):
             self.kernel = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            with raising("read image", self.path):
+            with READ_IMAGE.raising(self.path):
                 self._unwrap()
         except BaseException:
             self.close()
@@ -205,7 +207,7 @@ class OpenImage:
                 memfd.write(piece, size)
                 size += len(piece)
             path = f"/proc/self/fd/{memfd.fileno()}"
-            with raising("open image", self.subject):
+            with OPEN_IMAGE.raising(self.subject):
                 return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def _check_kind(self, head: bytes, sections: Mapping[str, Section]) -> None:
@@ -287,7 +289,7 @@ def _read_addons(path: str, release: str | None) -> list[str]:
     """
     lines = []
     for addon in sorted(Path(f"{path}.extra.d").glob("*.addon.efi")):
-        with raising("open image", os.fspath(addon)), addon.open("rb") as file:
+        with OPEN_IMAGE.raising(os.fspath(addon)), addon.open("rb") as file:
             sections = _choose_sections(read_sections(file.fileno()) or ())
             line = _read_text(file.fileno(), sections, ".cmdline")
             wanted = _read_text(file.fileno(), sections, ".uname")

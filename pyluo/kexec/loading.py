@@ -12,9 +12,8 @@ from pyluo.build_config import BuildConfig
 from pyluo.errors import ImageRejectedError, ImageSignatureError, NotPermittedError
 from pyluo.kexec import record
 from pyluo.kexec.command_line import append, check_length, drop_repeats, strip_built_in
-from pyluo.kexec.image import OpenImage
+from pyluo.kexec.image import OPEN_IMAGE, READ_IMAGE, OpenImage
 from pyluo.liveupdate import DEVICE
-from pyluo.operation import raising
 
 __all__ = ["LoadedImage", "load", "loaded", "unload"]
 
@@ -98,7 +97,7 @@ def load(
         line, unknown = _choose_line(image, cmdline, reuse_cmdline, handover)
         ramdisk = image.initrd
         if initrd is not None:
-            with raising("open image", os.fspath(initrd)):
+            with OPEN_IMAGE.raising(os.fspath(initrd)):
                 ramdisk = os.open(initrd, os.O_RDONLY | os.O_CLOEXEC)
         try:
             flags = _NO_INITRAMFS if ramdisk < 0 else 0
@@ -152,7 +151,7 @@ def _choose_line(
     if is_checked or reuse_cmdline:
         from pyluo.kexec.contents import read_contents
 
-        with raising("read image", image.path):
+        with READ_IMAGE.raising(image.path):
             contents = read_contents(image)
         config = contents.config
     source = "that are built into it"

@@ -190,15 +190,16 @@ def old(how: str, accounting: str, obstacle: str) -> None:
         _report(old_room_before=machine.has_room())
     machine.transfer(TRANSFERS)
     state = machine.state
+    files = machine.files
     if obstacle == "user mapping":
         machine.ioas.map(Memfd.create("buffer", 4096).map(), iova=2 * SIZE + IOVA)
+        # pyluo refuses to hand over such an iommufd, but does not recognize a duplicate.
+        files["iommufd"] = os.dup(machine.ioas.iommufd.fileno())
     _report(old_before=read_locked_memory())
     if how == "exec":
         machine.begin()
         _report(left=time.monotonic())
-        handoff.exec_with(
-            _program("after_exec", obstacle), machine.files, state, env=_environment()
-        )
+        handoff.exec_with(_program("after_exec", obstacle), files, state, env=_environment())
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours:
         with theirs:
@@ -210,7 +211,7 @@ def old(how: str, accounting: str, obstacle: str) -> None:
         assert ours.recv(100) == b"ready"
         machine.begin()
         _report(left=time.monotonic())
-        handoff.send(ours, machine.files, state)
+        handoff.send(ours, files, state)
         assert ours.recv(100) == b"changed"
         _report(old_after=read_locked_memory())
         if accounting != "none":

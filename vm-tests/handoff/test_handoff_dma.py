@@ -132,7 +132,7 @@ def test_what_is_locked_moves_through_exec(hand_over: HandOver) -> None:
 
 def test_a_change_that_is_refused_and_done_is_told_as_what_it_is(hand_over: HandOver) -> None:
     kind, text = hand_over("exec", "process")["refused"]
-    assert kind == "RequestError"
+    assert kind == "IommuError"
     assert "the process that mapped the memory has ended" in text
 
 
@@ -154,7 +154,7 @@ def test_a_successor_without_room_for_locked_memory_changes_nothing(
 ) -> None:
     report = hand_over("socket", "process", "limit")
     kind, text = report["refused"]
-    assert kind == "RequestError"
+    assert kind == "IommuError"
     assert "RLIMIT_MEMLOCK" in text
     assert "nothing has changed" in text
     assert report["old_after"] == report["old_before"] == CHARGED["process"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pyluo import LuoError, Memfd, OutgoingSession, kexec
+from pyluo import Memfd, OutgoingSession, RequestError, kexec
 from pyluo.kexec.contents import read_contents
 from pyluo.kexec.handover import check_image
 from pyluo.kexec.image import OpenImage
@@ -35,7 +35,7 @@ def load_all(
         was_loaded = kexec.loaded()
         try:
             outcomes[image] = kexec.load(image, reuse_cmdline=True)
-        except LuoError as error:
+        except RequestError as error:
             outcomes[image] = (type(error).__name__, error.errno, str(error))
             assert kexec.loaded() == was_loaded
         else:

@@ -24,6 +24,7 @@ from pyluo import (
     SessionNotFoundError,
     TokenInUseError,
 )
+from pyluo.errors import RequestError
 
 pytestmark = pytest.mark.in_guest
 
@@ -152,7 +153,7 @@ def test_huge_pages_that_were_not_reserved_are_told_as_such() -> None:
         file.write("0")
     with (
         Memfd.create("huge", 2 << 20, huge_page_size=2 << 20) as huge,
-        pytest.raises(LuoError, match="nr_hugepages"),
+        pytest.raises(RequestError, match="nr_hugepages"),
     ):
         huge.map()
 
@@ -172,7 +173,7 @@ def test_the_device_is_adopted_by_its_descriptor_and_nothing_else_is() -> None:
     device = LiveUpdate.from_fd(LiveUpdate().detach())
     with device:
         device.create_session("s").discard()
-        with Memfd.create("ram", 4096) as ram, pytest.raises(LuoError):
+        with Memfd.create("ram", 4096) as ram, pytest.raises(RequestError):
             LiveUpdate.from_fd(ram.fileno())
 
 

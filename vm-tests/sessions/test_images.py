@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pyluo import HandoverError, LuoError, kexec, kho
+from pyluo import HandoverError, ImageRejectedError, KexecError, kexec, kho
 from pyluo.build_config import BuildConfig
 from pyluo.kexec import LoadedImage
 from pyluo.vm import VM, HarnessError, Kernel
@@ -79,7 +79,7 @@ def test_a_uki_has_a_command_line_and_a_ramdisk_of_its_own(
 
 def test_of_an_elf_kernel_the_bzimage_is_named(shared_vm: VM) -> None:
     assert shared_vm.kernel.vmlinux is not None
-    with pytest.raises(LuoError, match="ELF") as caught:
+    with pytest.raises(ImageRejectedError, match="ELF") as caught:
         shared_vm.call(kexec.load, os.fspath(shared_vm.kernel.vmlinux), reuse_cmdline=True)
     assert caught.value.errno == errno.ENOEXEC
     assert os.fspath(shared_vm.kernel.image) in str(caught.value)
@@ -198,7 +198,7 @@ def test_a_command_line_that_the_next_kernel_would_cut_is_refused(
     fits = base + "x" * (2047 - 301 - len(base))
     image = shared_vm.path(signed)
     with pytest.raises(
-        LuoError, match=r"1747 bytes, behind the 300 bytes .* cut it to 2047"
+        KexecError, match=r"1747 bytes, behind the 300 bytes .* cut it to 2047"
     ) as caught:
         shared_vm.call(kexec.load, image, cmdline=fits + "x")
     assert caught.value.errno == errno.E2BIG

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pyluo import ImageRejectedError, KexecError, LuoError, kexec, kho
+from pyluo import ImageRejectedError, KexecError, kexec, kho
 from pyluo.vm import VM, Kernel
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def test_a_file_that_is_no_kernel_is_rejected(shared_vm: VM) -> None:
 
 
 def test_an_image_that_is_not_there_is_named(shared_vm: VM) -> None:
-    with pytest.raises(LuoError, match="/no/such/image") as caught:
+    with pytest.raises(KexecError, match="/no/such/image") as caught:
         shared_vm.call(kexec.load, "/no/such/image", reuse_cmdline=True)
     assert caught.value.errno == errno.ENOENT
 

@@ -91,11 +91,12 @@ def test_a_layout_that_does_not_fit_maps_nothing_and_says_why(machine: VM) -> No
     assert all("Nothing was mapped" in text for text in refusals.values())
 
 
-@pytest.mark.parametrize("first", guest_given_back.STEPS)
+@pytest.mark.parametrize("of_device", guest_given_back.OF_DEVICE)
+@pytest.mark.parametrize("of_iommufd", guest_given_back.OF_IOMMUFD)
 def test_no_order_of_ends_lets_a_device_write_to_memory_that_was_given_back(
-    machine: VM, first: str
+    machine: VM, of_device: str, of_iommufd: str
 ) -> None:
-    machine.call(guest_given_back.try_orders_beginning_with, first)
+    machine.call(guest_given_back.try_orders, of_device, of_iommufd)
 
 
 def test_memory_of_a_process_that_is_gone_is_not_given_back_under_a_device(machine: VM) -> None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pyluo import NotPermittedError, RequestError
+from pyluo import RequestError
+from pyluo.errors import VfioError
 from pyluo.iommufd import IommuFd
 from pyluo.vfio import PciDevice, PciIrq, VfioDevice
 from vfio.guest_vfio import bound, eventfds, signalled
@@ -39,7 +40,7 @@ def test_a_device_whose_interrupts_are_not_isolated_is_refused() -> None:
     with (
         VfioDevice.open(find_controller()) as device,
         IommuFd() as iommufd,
-        pytest.raises(NotPermittedError, match="allow_unsafe_interrupts") as caught,
+        pytest.raises(VfioError, match="allow_unsafe_interrupts") as caught,
     ):
         device.bind(iommufd)
     assert caught.value.errno == errno.EPERM

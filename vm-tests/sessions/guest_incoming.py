@@ -11,10 +11,10 @@ from pyluo import (
     AlreadyPreservedError,
     IncomingSession,
     LiveUpdate,
-    LuoError,
     Memfd,
     OutgoingSession,
     OwnedFd,
+    RequestError,
     SessionNotFoundError,
     SessionRetrievedError,
     TokenNotFoundError,
@@ -121,7 +121,7 @@ def adopt(name: str) -> tuple[str, bool, bool]:
     try:
         OutgoingSession.from_fd(fd)
         refused = False
-    except LuoError:
+    except RequestError:
         refused = True
     session = IncomingSession.from_fd(fd)
     with session.retrieve(1, Memfd) as ram:

@@ -14,10 +14,10 @@ from pyluo import (
     IncomingSession,
     IncomingStore,
     LiveUpdate,
-    LuoError,
     Memfd,
     OutgoingSession,
     OutgoingStore,
+    RequestError,
     SessionExistsError,
     TokenNotFoundError,
     kexec,
@@ -241,7 +241,7 @@ def _is_retrievable(case: Case) -> bool:
     try:
         with LiveUpdate() as device:
             return _is_intact(device.retrieve_session(case.name))
-    except LuoError:
+    except RequestError:
         return False
 
 

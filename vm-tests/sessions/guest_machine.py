@@ -12,10 +12,10 @@ from typing import Any
 from pyluo import (
     IncomingSession,
     LiveUpdate,
-    LuoError,
     Memfd,
     OutgoingSession,
     OwnedFd,
+    RequestError,
     Seal,
     session_from_fd,
 )
@@ -32,7 +32,7 @@ def do(operation: str, *arguments: Any) -> Outcome:
     """Execute an operation; return ("done", its result) or (the exception's class, its errno)."""
     try:
         return "done", globals()[f"do_{operation}"](*arguments)
-    except LuoError as error:
+    except RequestError as error:
         return type(error).__name__, error.errno
     except OSError as error:
         return "OSError", error.errno
@@ -96,7 +96,7 @@ def do_preserve_many(session: int, tokens: dict[int, int]) -> tuple[tuple[int, .
     assert isinstance(outgoing, OutgoingSession)
     try:
         outgoing.preserve_many({token: files[file] for token, file in tokens.items()})
-    except LuoError as error:
+    except RequestError as error:
         return error.preserved, type(error).__name__, error.errno or 0
     return tuple(tokens), "", 0
 
@@ -160,7 +160,7 @@ def do_clear(names: list[str]) -> None:
         for name in names:
             try:
                 device.retrieve_session(name).finish()
-            except LuoError:
+            except RequestError:
                 continue
 
 

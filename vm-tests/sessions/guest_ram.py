@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyluo import GuestRam, LiveUpdate, LuoError, Memfd, NumaMode, NumaPolicy, OutgoingSession
+from pyluo import GuestRam, LiveUpdate, Memfd, NumaMode, NumaPolicy, OutgoingSession, RequestError
 from sessions.guest_files import pattern
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def refuse_policies_without_numa(name: str, description: dict[str, Any]) -> str:
     with retrieved(name) as memfds:
         try:
             GuestRam.from_memfds(memfds, description | {"numa": [policy.as_json()]})
-        except LuoError as error:
+        except RequestError as error:
             refusal = str(error)
         with GuestRam.from_memfds(memfds) as ram:
             assert ram.read(SIZE, 0) == pattern(SIZE)

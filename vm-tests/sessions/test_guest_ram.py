@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pyluo import GuestRam, LuoError
+from pyluo import GuestRam
+from pyluo.errors import RequestError
 from sessions import guest_ram
 from sessions.guest_ram import HUGE, PART, SIZE
 
@@ -56,7 +57,7 @@ def test_huge_pages_are_mapped_in_one_piece_and_each_is_aligned() -> None:
 def test_more_huge_pages_than_are_reserved_are_not_allocated() -> None:
     before = guest_ram.count_descriptors()
     with guest_ram.setting(HUGE_PAGES, str(SIZE // HUGE - 1)):
-        with pytest.raises(LuoError, match="reserve some first") as caught:
+        with pytest.raises(RequestError, match="reserve some first") as caught:
             GuestRam.create("ram", SIZE, part_size=PART, huge_page_size=HUGE, populate=True)
         assert caught.value.errno == errno.ENOMEM
         assert guest_ram.count_descriptors() == before

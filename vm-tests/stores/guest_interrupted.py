@@ -21,11 +21,11 @@ from pyluo import (
     Keeper,
     KeeperChoice,
     LiveUpdate,
-    LuoError,
     Memfd,
     NewEntry,
     OutgoingStore,
     OwnedFd,
+    RequestError,
 )
 from stores.guest_store import ALONE, intact, read_entries
 
@@ -285,7 +285,7 @@ def interrupt_finishes(step: int, renewed: int) -> int:
         file.close()
         try:
             retrieve(f"renew {number}")
-        except LuoError:
+        except RequestError:
             continue
         raise AssertionError(f"interrupted: {interrupted}")
     return renewed

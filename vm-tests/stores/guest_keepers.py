@@ -19,11 +19,11 @@ from pyluo import (
     IncomingSession,
     IncomingStore,
     LiveUpdate,
-    LuoError,
     Memfd,
     OutgoingSession,
     OutgoingStore,
     OwnedFd,
+    RequestError,
     SessionExistsError,
     SessionNotFoundError,
     StoreError,
@@ -87,18 +87,20 @@ def hold_without_an_interpreter() -> list[Any]:
     """Return the errors of holders where sys.executable, or what is named, is no interpreter."""
     python, sys.executable = sys.executable, ""
     seen: list[Any] = []
-    with Memfd.create("one", 1) as one:
-        for keeper in (HolderProcess(), HolderProcess(python="/no/python")):
-            try:
-                keeper.keep("e", "x", one)
-            except LuoError as error:
-                seen.append((error.errno, str(error)))
-        keeper = HolderProcess(python=python)
-        keeper.keep("e", "x", one)
+    try:
+        with Memfd.create("one", 1) as one:
+            for keeper in (HolderProcess(), HolderProcess(python="/no/python")):
+                try:
+                    keeper.keep("e", "x", one)
+                except RequestError as error:
+                    seen.append((error.errno, str(error)))
+            keeper = HolderProcess(python=python)
+            keeper.keep("e", "x", one)
+    finally:
+        sys.executable = python
     for fd in (kept := keeper.kept("e")).values():
         fd.close()
     keeper.release("e", "x")
-    sys.executable = python
     return [*seen, list(kept)]
 
 
@@ -108,7 +110,7 @@ def create_open_and_discard() -> list[Any]:
     seen: list[Any] = [holders()]
     try:
         OutgoingStore.create("s")
-    except LuoError as error:
+    except RequestError as error:
         seen.append(str(error))
     store = OutgoingStore.open("s")
     seen.append(list(store))

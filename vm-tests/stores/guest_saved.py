@@ -20,9 +20,9 @@ from pyluo import (
     IncomingSession,
     IncomingStore,
     KeeperChoice,
-    LuoError,
     Memfd,
     OutgoingStore,
+    RequestError,
     saved,
     session_from_fd,
 )
@@ -241,7 +241,7 @@ def restore_where_the_owner_changes_the_path(name: str) -> None:
     link, folder, moved = HOME / "link", HOME / "target", HOME / "moved"
     link.symlink_to(VICTIM)
     for path in (link, link / "below", HOME / ".." / "home" / "target"):
-        with pytest.raises(LuoError, match="another user") as caught:
+        with pytest.raises(RequestError, match="another user") as caught:
             saved.restore(name, path)
         assert caught.value.errno == errno.ELOOP
     assert list_names(os.fspath(VICTIM)) == []
@@ -264,7 +264,7 @@ def save_what_the_owner_of_a_folder_links_to() -> str:
     HOME.mkdir()
     os.chown(HOME, _OWNER, _OWNER)
     (HOME / "passwords").symlink_to("/etc/shadow")
-    with pytest.raises(LuoError) as caught:
+    with pytest.raises(RequestError) as caught:
         saved.save("secrets", [HOME / "passwords"])
     shutil.rmtree(HOME)
     return str(caught.value)

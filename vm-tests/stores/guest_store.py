@@ -24,7 +24,6 @@ from pyluo import (
     IncomingStore,
     KeeperChoice,
     LiveUpdate,
-    LuoError,
     Memfd,
     NewEntry,
     NumaMode,
@@ -33,6 +32,7 @@ from pyluo import (
     OutgoingStore,
     OwnedFd,
     PreservedMemoryError,
+    RequestError,
     StoreError,
 )
 from pyluo.stores import records
@@ -208,7 +208,7 @@ def lose_by_an_exception(name: str) -> tuple[bool, bool]:
     with LiveUpdate() as device:
         try:
             device.create_session(name).discard()
-        except LuoError as error:
+        except RequestError as error:
             exists = error.errno == 17
     return is_intact, exists
 
@@ -218,7 +218,7 @@ def renew_while_the_device_is_busy(name: str) -> tuple[str, bool]:
     with LiveUpdate() as device:
         try:
             store.renew()
-        except LuoError as error:
+        except RequestError as error:
             error_name = type(error).__name__
         is_intact = intact(store)
         renewed = store.renew(device=device)

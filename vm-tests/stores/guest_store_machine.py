@@ -10,10 +10,10 @@ from typing import Any
 
 from pyluo import (
     IncomingStore,
-    LuoError,
     Memfd,
     NewEntry,
     OutgoingStore,
+    RequestError,
     SessionNotFoundError,
     SessionRetrievedError,
 )
@@ -66,7 +66,7 @@ def attempt(operation: str, name: str, *arguments: Any, interrupted_at: int = 0)
             if before is not None:
                 stores[name] = before
         return "done", action()
-    except (LuoError, KeyError) as error:
+    except (RequestError, KeyError) as error:
         return type(error).__name__, getattr(error, "errno", None)
 
 
@@ -76,7 +76,7 @@ last: list[Answer] = [("", None)]
 def remember(action: partial[Any]) -> None:
     try:
         last[0] = "done", action()
-    except (LuoError, KeyError) as error:
+    except (RequestError, KeyError) as error:
         last[0] = type(error).__name__, getattr(error, "errno", None)
 
 

@@ -23,6 +23,7 @@ from pyluo import (
     StoreError,
     TokenInUseError,
 )
+from pyluo.errors import RequestError
 from pyluo.vm import VM
 from stores import guest_store
 from stores.guest_store import ALONE
@@ -183,7 +184,7 @@ def test_a_store_refuses_what_would_not_come_back() -> None:
             store.add("b", noexec)
         with pytest.raises(AlreadyPreservedError):
             store.add("b", a)
-        with pytest.raises(LuoError) as bad:
+        with pytest.raises(RequestError) as bad:
             store.add("b", 1000)
         assert bad.value.errno == errno.EBADF
         with pytest.raises(TypeError):

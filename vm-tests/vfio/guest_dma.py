@@ -332,8 +332,8 @@ def signal_while_mapping() -> int:
                     lambda: ioas.map_file(large, iova=OUTSIDE),
                     lambda: ioas.unmap(everything),
                 ):
-                    signal.setitimer(signal.ITIMER_REAL, milliseconds / 1000)
                     try:
+                        signal.setitimer(signal.ITIMER_REAL, milliseconds / 1000)
                         with suppress(RequestError):  # ENOENT: nothing is mapped
                             request()
                         signal.setitimer(signal.ITIMER_REAL, 0)

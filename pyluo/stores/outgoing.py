@@ -8,6 +8,7 @@ import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
+from weakref import WeakMethod
 
 from pyluo.descriptor import OwnedFd, fileno_of
 from pyluo.errors import (
@@ -37,7 +38,7 @@ from pyluo.stores.records import Add, Meta, Remove, Settle
 from pyluo.stores.store import SessionSource, Store, open_device
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from pyluo.keepers.keeper import Keeper
 
@@ -60,7 +61,7 @@ class OutgoingStore(Store):
 
     def __init__(self, name: str, keeper: Keeper | None) -> None:
         super().__init__(name, keeper)
-        self._journal = Journal(name, self._keep)
+        self._journal = Journal(name, _weakly(self._keep))
         self._opened: OutgoingSession | None = None
         self._tokens: dict[FileId, int] = {}  # of the files in the session, as far as known
         self._addition: _Addition | None = None
@@ -534,7 +535,7 @@ class OutgoingStore(Store):
                 self._waiting = parcel
             else:
                 parcel.close()
-        self._journal = Journal.resume(self._name, self._keep, memfds)
+        self._journal = Journal.resume(self._name, _weakly(self._keep), memfds)
         if self._waiting is not None:
             self._refuse_unfinished_store()
             self.complete_renewal()
@@ -640,6 +641,21 @@ class _Addition:
 
     def same_as(self, other: _Addition) -> bool:
         return (self.files, self.rest) == (other.files, other.rest)
+
+
+def _weakly(method: Callable[[], None]) -> Callable[[], None]:
+    """Return a function that calls a method if its object still exists.
+
+    The object may keep the function. A reference to itself would delay the end of a dropped object
+    until Python looks for cycles, and its descriptors would be open until then.
+    """
+    reference = WeakMethod(method)
+
+    def call() -> None:
+        if (found := reference()) is not None:
+            found()
+
+    return call
 
 
 def _files_of(file: OwnedFd | int | GuestRam) -> Sequence[OwnedFd | int]:

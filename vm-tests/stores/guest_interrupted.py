@@ -11,6 +11,7 @@ import sys
 import zlib
 from functools import partial
 from itertools import count
+from types import FunctionType
 from typing import TYPE_CHECKING
 
 from sessions.guest_files import pattern
@@ -63,6 +64,7 @@ class Shelf(Keeper):
         return "this process"
 
 
+SHELF = [each.__code__ for each in vars(Shelf).values() if isinstance(each, FunctionType)]
 keeper: Keeper | KeeperChoice = ALONE
 PACKAGE = os.path.dirname(pyluo.__file__)
 TEXT = "y" * 40_000  # as metadata, it needs a new segment of the table
@@ -87,7 +89,7 @@ def interrupt(action: Callable[[], object], number: int) -> bool:
             return None
         if event == "line":
             lines += 1
-            if lines >= number and not is_in_finalizer(frame):
+            if lines >= number and not is_spared(frame):
                 sys.settrace(None)
                 raise Interrupted
         return trace
@@ -102,10 +104,13 @@ def interrupt(action: Callable[[], object], number: int) -> bool:
     return interrupted
 
 
-def is_in_finalizer(frame: FrameType | None) -> bool:
-    """Return whether a frame belongs to a `__del__`, in which Python ignores exceptions."""
+def is_spared(frame: FrameType | None) -> bool:
+    """Return whether a frame belongs to the shelf, or to a `__del__`.
+
+    The shelf stands for another process, and Python ignores exceptions in a `__del__`.
+    """
     while frame is not None:
-        if frame.f_code.co_name == "__del__":
+        if frame.f_code.co_name == "__del__" or frame.f_code in SHELF:
             return True
         frame = frame.f_back
     return False

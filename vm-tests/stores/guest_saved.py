@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -200,8 +201,8 @@ def interrupt_after_the_first_name(name: str, folder: str) -> list[str]:
     if not pid:
         real = os.link
 
-        def link(source: str, target: str) -> None:
-            real(source, target)
+        def link(source: str, target: str, **places: Any) -> None:
+            real(source, target, **places)
             os.kill(os.getpid(), signal.SIGKILL)
 
         os.link = link  # type: ignore[assignment]

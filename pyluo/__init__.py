@@ -8,7 +8,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # what every import of pyluo imports must be quick: typing is not
 if TYPE_CHECKING:
-    from pyluo import handoff, iommufd, kexec, kho, vfio
+    from pyluo import handoff, iommufd, kexec, kho, kvm, vfio
     from pyluo.descriptor import OwnedFd
     from pyluo.errors import (
         AlreadyPreservedError,
@@ -118,6 +118,7 @@ __all__ = [
     "iommufd",
     "kexec",
     "kho",
+    "kvm",
     "session_from_fd",
     "vfio",
 ]
@@ -147,7 +148,7 @@ _HOMES = {
     "Seal": "memfd",
     "session_from_fd": "session",
 }
-_MODULES = ("handoff", "iommufd", "kexec", "kho", "vfio")
+_MODULES = ("handoff", "iommufd", "kexec", "kho", "kvm", "vfio")
 
 
 def __getattr__(name: str) -> object:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
@@ -16,10 +17,10 @@ from pyluo.errors import LuoError, from_errno
 
 if TYPE_CHECKING:
     import mmap
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     Buffer = bytes | bytearray | memoryview | mmap.mmap
-    Field = int | Buffer | Sequence[int]
+    Field = int | Buffer | Sequence[int] | Mapping[str, int]
 
 __all__ = [
     "Exported",
@@ -30,6 +31,7 @@ __all__ = [
     "Struct",
     "bind_to_nodes",
     "constant",
+    "interruptible_ioctl",
     "kexec_file_load",
     "kexec_load_exists",
     "madvise",
@@ -107,6 +109,10 @@ class Reply:
         """Return the values of a field that is an array of integers."""
         return tuple(int(item) for item in getattr(self._struct, field))
 
+    def member(self, field: str) -> Reply:
+        """Return a member that is a struct or a union; it stays part of this one."""
+        return Reply(getattr(self._struct, field), self._memory)
+
     def text(self, field: str) -> str:
         """Return the text of a field that is a zero-terminated string, decoded by os.fsdecode."""
         raw = bytes(ffi.buffer(getattr(self._struct, field)))
@@ -146,6 +152,10 @@ class Struct:
         self._pointer = f"struct {name} *"
         self.size = int(ffi.sizeof(f"struct {name}"))
 
+    def offset(self, *members: str) -> int:
+        """Return the offset of a member in bytes; of a member of a member, if several are given."""
+        return int(ffi.offsetof(f"struct {self.name}", *members))
+
     def pack(self, **fields: Field) -> bytearray:
         """Return the bytes of the struct, with `fields` set and every other byte zero.
 
@@ -158,6 +168,15 @@ class Struct:
         struct = ffi.cast(self._pointer, ffi.from_buffer("char[]", packed))
         _set_fields(struct, fields)
         return packed
+
+    def view(self, memory: Exported) -> Reply:
+        """Read the struct at the beginning of memory, each time anew, without copying it.
+
+        Raises:
+            ValueError: the memory is shorter than the struct, or was released.
+        """
+        address = memory.address_of_range(0, self.size)
+        return Reply(ffi.cast(self._pointer, address), memory)
 
     def unpack(self, data: Buffer, offset: int = 0) -> Reply:
         """Read the struct from a copy of `data`.
@@ -254,18 +273,19 @@ class Exported:
 
 
 class Ioctl:
-    """An ioctl that takes a pointer to a struct, one field of which is the struct's size.
+    """An ioctl that takes a pointer to a struct, one field of which may be the struct's size.
 
     Args:
         name: the kernel's name of the ioctl.
         struct: the name of the struct.
-        size: the name of the member that holds the struct's size in bytes. The size of the struct
-            and its tail is filled in, unless the caller gives this member as a field.
+        size: the name of the member that holds the struct's size in bytes; None if there is none.
+            The size of the struct and its tail is filled in, unless the caller gives this member as
+            a field.
     """
 
     __slots__ = ("_number", "_size_field", "name", "struct")
 
-    def __init__(self, name: str, struct: str, *, size: str = "size") -> None:
+    def __init__(self, name: str, struct: str, *, size: str | None = "size") -> None:
         self.name = name
         self.struct = Struct(struct)
         self._number = constant(name)
@@ -304,8 +324,25 @@ class Ioctl:
         memory = ffi.new("unsigned char[]", size)
         ffi.buffer(memory)[self.struct.size :] = bytes(tail)
         struct = ffi.cast(f"struct {self.struct.name} *", memory)
-        _set_fields(struct, {self._size_field: size} | fields)
+        sizes = {} if self._size_field is None else {self._size_field: size}
+        _set_fields(struct, sizes | fields)
         return Request(self._number, struct, memory)
+
+    def put(self, fd: int, subject: str, data: Buffer, /) -> Reply:
+        """Call the ioctl with all bytes of its struct, and of what follows it.
+
+        Raises:
+            LuoError: the class depends on the request and the errno.
+            ValueError: the struct is longer than `data`.
+        """
+        if len(data) < self.struct.size:
+            raise ValueError(f"{len(data)} bytes, not the {self.struct.size} of {self.struct.name}")
+        memory = ffi.new("unsigned char[]", bytes(data))
+        request = Request(self._number, ffi.cast(f"struct {self.struct.name} *", memory), memory)
+        request.attempt(fd)
+        if request.errno:
+            raise from_errno(request.errno, self.name, subject)
+        return request
 
     def errno_for_unknown_tail(self, fd: int) -> int:
         """Call the ioctl with a non-zero tail, which the kernel must refuse; return the errno."""
@@ -323,6 +360,8 @@ def _set_fields(struct: object, fields: Mapping[str, Field]) -> None:
     for field, value in fields.items():
         if isinstance(value, int):
             setattr(struct, field, value)
+        elif isinstance(value, Mapping):
+            _set_fields(getattr(struct, field), value)
         elif isinstance(member := getattr(struct, field), int):
             address = ffi.from_buffer("char[]", value)
             setattr(struct, field, int(ffi.cast("uintptr_t", address)))
@@ -365,10 +404,22 @@ class FdNumber:
             raise OSError(ffi.errno, os.strerror(ffi.errno))
 
 
-def plain_ioctl(name: str, fd: int, subject: str = "") -> int:
-    """Call an ioctl without an argument; return its result, which may be a new descriptor."""
-    number = constant(name)
-    return _call(name, subject, lambda: lib.pyluo_ioctl(fd, number, ffi.NULL))
+def plain_ioctl(name: str, fd: int, subject: str = "", argument: int = 0) -> int:
+    """Call an ioctl without an argument, or whose argument is an integer instead of a pointer.
+
+    Returns:
+        The result of the ioctl, which may be a new descriptor.
+    """
+    number, passed = constant(name), ffi.cast("void *", argument)
+    return _call(name, subject, lambda: lib.pyluo_ioctl(fd, number, passed))
+
+
+def interruptible_ioctl(name: str, fd: int) -> int:
+    """Call an ioctl without an argument once; return 0, or its errno, which may be EINTR.
+
+    Other threads run meanwhile.
+    """
+    return ffi.errno if lib.pyluo_ioctl(fd, constant(name), ffi.NULL) < 0 else 0
 
 
 def preserve_many(session: int, fds: Sequence[int], tokens: Sequence[int]) -> tuple[int, int]:

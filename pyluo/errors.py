@@ -380,6 +380,7 @@ _CLASSES: dict[tuple[str, int], type[LuoError]] = {
     ("iommufd open", _errno.ENODEV): IommuUnavailableError,
     ("iommufd open", _errno.ENXIO): IommuUnavailableError,
     ("iommufd open", _errno.EACCES): LuoPermissionError,
+    ("kvm open", _errno.EACCES): LuoPermissionError,
     ("IOMMU_DESTROY", _errno.EBUSY): ObjectInUseError,
     ("IOMMU_OPTION", _errno.EPERM): LuoPermissionError,
     ("IOMMU_OPTION", _errno.EBUSY): ObjectInUseError,
@@ -428,7 +429,19 @@ _NO_BUS_RESET = "Neither the device's bus nor its slot can be reset; a root bus 
 _HUGE_PAGES = "Huge pages can be turned off only before a device can access the mappings"
 _NO_IOVA = "`Ioas.iova_ranges` have no free gap of this size"
 
+_NO_KVM = (
+    "The kernel needs CONFIG_KVM, with the module for the vendor of the CPU; the CPU and its "
+    "firmware must offer virtualization"
+)
+
 _HINTS: dict[tuple[str, int], str] = {
+    ("kvm open", _errno.ENOENT): _NO_KVM,
+    ("kvm open", _errno.ENODEV): _NO_KVM,
+    ("KVM_CREATE_VCPU", _errno.EINVAL): "`Kvm.check(Capability.MAX_VCPUS)` is how many can be",
+    ("KVM_SET_SREGS2", _errno.EINVAL): (
+        "The registers contradict one another, or need what CPUID does not tell the VM of"
+    ),
+    ("KVM_SET_USER_MEMORY_REGION", _errno.EEXIST): "Another slot has memory at these addresses",
     ("IOMMU_OPTION", _errno.EPERM): "This needs CAP_SYS_RESOURCE",
     ("IOMMU_OPTION", _errno.EBUSY): (
         "The accounting can be chosen only before the first object of the iommufd is created"

@@ -21,8 +21,10 @@ CHECK_PACKAGES := python3-venv python3-dev gcc libc6-dev make bc bison flex libe
 PACKAGES := $(CHECK_PACKAGES) debian-archive-keyring libcap-dev libssl-dev openssl \
 	qemu-system-x86 kexec-tools mmdebstrap sbsigntool uidmap
 
-# The length of a soak: live updates of one store, steps of each state machine, rounds of crashes.
+# The length of a soak: live updates of one store, of VMs, steps of each state machine, rounds of
+# crashes.
 SOAK_HOPS ?= 500
+SOAK_VM_HOPS ?= 20
 SOAK_STEPS ?= 20000
 SOAK_ROUNDS ?= 20
 
@@ -51,6 +53,7 @@ soak: packages $(BIN)/.dev
 		$(BIN)/pytest -rA vm-tests/stores/test_interrupted.py vm-tests/stores/test_keepers.py \
 		vm-tests/stores/test_stores.py::test_a_store_is_renewed_hop_after_hop_and_nothing_is_lost \
 		vm-tests/sessions/test_state_machine.py vm-tests/stores/test_store_machine.py
+	PYLUO_VM_HOPS=$(SOAK_VM_HOPS) $(BIN)/pytest vm-tests/kvm
 	PYLUO_ROUNDS=$(SOAK_ROUNDS) $(BIN)/pytest vm-tests/deaths/test_deaths.py
 	$(BIN)/pyluo vm kernel build debug
 	PYLUO_ROUNDS=$(SOAK_ROUNDS) $(BIN)/pytest $(DEBUG_TESTS)
@@ -69,6 +72,7 @@ lint: $(BIN)/.dev
 
 clean:
 	rm -rf .venv build dist pyluo.egg-info pyluo/_ffi.c pyluo/_ffi.o pyluo/_ffi.*.so .hypothesis
+	rm -f examples/mini_vmm/program.elf
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find pyluo examples tests vm-tests -name __pycache__ -prune -exec rm -rf {} +
 

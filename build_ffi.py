@@ -18,6 +18,7 @@ HEADERS = (
     "fcntl.h",
     "iommufd.h",
     "kexec.h",
+    "kvm_x86.h",
     "kvm.h",
     "mempolicy.h",
     "mman.h",

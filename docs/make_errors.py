@@ -28,9 +28,9 @@ A request that the kernel refuses, or pyluo before it, raises an exception of on
 All of them are `OSError`, with its `errno`; `operation` is the kernel's name of the request,
 `subject` says on what it was made, and `hint` what can be done. There is a class where a caller
 does something else because of it; an errno that calls for nothing else raises the class of its kind
-(`LuoError`, `KexecError`, `IommuError`, `VfioError`), or `RequestError` itself for what is a matter
-of files, processes or memory. Arguments that cannot be right raise `ValueError` or `TypeError`,
-before any request.
+(`LuoError`, `KexecError`, `KvmError`, `IommuError`, `VfioError`), or `RequestError` itself for what
+is a matter of files, processes or memory. Arguments that cannot be right raise `ValueError` or
+`TypeError`, before any request.
 
 ## What a caller does
 

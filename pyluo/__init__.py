@@ -8,7 +8,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # what every import of pyluo imports must be quick: typing is not
 if TYPE_CHECKING:
-    from pyluo import handoff, iommufd, kexec, kho, vfio
+    from pyluo import handoff, iommufd, kexec, kho, kvm, vfio
     from pyluo.descriptor import OwnedFd
     from pyluo.errors import (
         AlreadyPreservedError,
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         KernelTooOldError,
         KexecBusyError,
         KexecError,
+        KvmError,
         LiveUpdateUnavailableError,
         LuoError,
         NotPermittedError,
@@ -89,6 +90,7 @@ __all__ = [
     "KernelTooOldError",
     "KexecBusyError",
     "KexecError",
+    "KvmError",
     "LiveUpdate",
     "LiveUpdateUnavailableError",
     "LuoError",
@@ -120,6 +122,7 @@ __all__ = [
     "iommufd",
     "kexec",
     "kho",
+    "kvm",
     "session_from_fd",
     "vfio",
 ]
@@ -149,7 +152,7 @@ _HOMES = {
     "Seal": "memfd",
     "session_from_fd": "session",
 }
-_MODULES = ("handoff", "iommufd", "kexec", "kho", "vfio")
+_MODULES = ("handoff", "iommufd", "kexec", "kho", "kvm", "vfio")
 
 
 def __getattr__(name: str) -> object:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pyluo._ffi import ffi, lib
@@ -25,12 +26,12 @@ from pyluo.operation import Operation
 
 if TYPE_CHECKING:
     import mmap
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from pyluo.operation import Refusal
 
     Buffer = bytes | bytearray | memoryview | mmap.mmap
-    Field = int | Buffer | Sequence[int]
+    Field = int | Buffer | Sequence[int] | Mapping[str, int]
 
 __all__ = [
     "Exported",
@@ -203,6 +204,10 @@ class Reply:
         """Return the values of a field that is an array of integers."""
         return tuple(int(item) for item in getattr(self._struct, field))
 
+    def member(self, field: str) -> Reply:
+        """Return a member that is a struct or a union; it stays part of this one."""
+        return Reply(getattr(self._struct, field), self._memory)
+
     def text(self, field: str) -> str:
         """Return the text of a field that is a zero-terminated string, decoded by os.fsdecode."""
         raw = bytes(ffi.buffer(getattr(self._struct, field)))
@@ -260,6 +265,10 @@ class Struct:
         self._pointer = f"struct {name} *"
         self.size = int(ffi.sizeof(f"struct {name}"))
 
+    def offset(self, *members: str) -> int:
+        """Return the offset of a member in bytes; of a member of a member, if several are given."""
+        return int(ffi.offsetof(f"struct {self.name}", *members))
+
     def pack(self, **fields: Field) -> bytearray:
         """Return the bytes of the struct, with `fields` set and every other byte zero.
 
@@ -275,6 +284,15 @@ class Struct:
         struct = ffi.cast(self._pointer, ffi.from_buffer("char[]", packed))
         _set_fields(self.name, struct, fields)
         return packed
+
+    def view(self, memory: Exported) -> Reply:
+        """Read the struct at the beginning of memory, each time anew, without copying it.
+
+        Raises:
+            ValueError: the memory is shorter than the struct, or was released.
+        """
+        address = memory.address_of_range(0, self.size)
+        return Reply(ffi.cast(self._pointer, address), memory)
 
     def unpack(self, data: Buffer, offset: int = 0) -> Reply:
         """Read the struct from a copy of `data`.
@@ -448,6 +466,22 @@ class Ioctl(Operation):
         _set_fields(self.struct.name, struct, sizes | fields)
         return Request(self._number, struct, memory)
 
+    def put(self, fd: int, subject: str, data: Buffer, /) -> Reply:
+        """Call the ioctl with all bytes of its struct, and of what follows it.
+
+        Raises:
+            RequestError: the class depends on the request and the errno.
+            ValueError: the struct is longer than `data`.
+        """
+        if len(data) < self.struct.size:
+            raise ValueError(f"{len(data)} bytes, not the {self.struct.size} of {self.struct.name}")
+        memory = ffi.new("unsigned char[]", bytes(data))
+        request = Request(self._number, ffi.cast(f"struct {self.struct.name} *", memory), memory)
+        request.attempt(fd)
+        if request.errno:
+            raise self.error(request.errno, subject)
+        return request
+
     def errno_for_unknown_tail(self, fd: int) -> int:
         """Call the ioctl with a non-zero tail, which the kernel must refuse; return the errno."""
         size = self.struct.size
@@ -470,6 +504,8 @@ def _set_fields(name: str, struct: object, fields: Mapping[str, Field]) -> None:
         try:
             if isinstance(value, int):
                 setattr(struct, field, value)
+            elif isinstance(value, Mapping):
+                _set_fields(name, getattr(struct, field), value)
             elif isinstance(member := getattr(struct, field), int):
                 address = ffi.from_buffer("char[]", value)
                 setattr(struct, field, int(ffi.cast("uintptr_t", address)))
@@ -612,7 +648,7 @@ class PacketBuffer:
 
 
 class PlainIoctl(Operation):
-    """An ioctl without an argument.
+    """An ioctl without an argument, or with an integer in place of a pointer.
 
     Args:
         name: the kernel's name of the ioctl.
@@ -622,10 +658,16 @@ class PlainIoctl(Operation):
 
     __slots__ = ()
 
-    def __call__(self, fd: int, subject: str = "") -> int:
+    def __call__(self, fd: int, subject: str = "", argument: int = 0) -> int:
         """Call the ioctl; return its result, which may be a new descriptor."""
         number, outcome = constant(self.name), ffi.new("int *")
-        return _call(self, subject, lambda: int(lib.pyluo_ioctl(fd, number, ffi.NULL, outcome)))
+        passed = ffi.cast("void *", argument)
+        return _call(self, subject, lambda: int(lib.pyluo_ioctl(fd, number, passed, outcome)))
+
+    def attempt_once(self, fd: int) -> int:
+        """Call the ioctl once; return 0, or its errno, which may be EINTR. Other threads run."""
+        result = int(lib.pyluo_ioctl(fd, constant(self.name), ffi.NULL, ffi.new("int *")))
+        return -min(result, 0)
 
 
 def preserve_many(session: int, fds: Sequence[int], tokens: Sequence[int]) -> tuple[int, int]:

@@ -65,7 +65,7 @@ class Descriptor:
         self._number.value = fd
 
     @property
-    def number(self) -> FdNumber:
+    def fd_number(self) -> FdNumber:
         """Where this object has its number, for what moves descriptors in one step."""
         return self._number
 

@@ -33,6 +33,7 @@ __all__ = [
     "KernelTooOldError",
     "KexecBusyError",
     "KexecError",
+    "KvmError",
     "LiveUpdateUnavailableError",
     "LuoError",
     "NotPermittedError",
@@ -114,6 +115,10 @@ class SealedError(RequestError, PermissionError):
     """A seal of the memfd forbids the operation, or the memfd is preserved."""
 
     default_hint = "A seal forbids this, or the file is preserved, so that its size cannot change"
+
+
+class KvmError(RequestError):
+    """A request to KVM, or about the state of one of its VMs, failed."""
 
 
 class LuoError(RequestError):

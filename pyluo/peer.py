@@ -137,7 +137,7 @@ class Packet:
         while len(self._files) < self._buffer.fd_count:
             self._files.append(ReceivedFd(-1))
         for index, file in enumerate(self._files):
-            self._buffer.move_fd(index, file.number)
+            self._buffer.move_fd(index, file.fd_number)
         return self._files
 
     @property
@@ -150,7 +150,7 @@ class Packet:
 
     def move_pidfd(self, to: OwnedFd) -> None:
         """Move the pidfd of the sender to an object without a descriptor."""
-        self._buffer.move_pidfd(to.number)
+        self._buffer.move_pidfd(to.fd_number)
 
     def close_pidfd(self) -> None:
         """Close the pidfd, if it is still here."""

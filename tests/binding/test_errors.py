@@ -31,7 +31,7 @@ def test_an_error_survives_pickling_with_all_it_carries(kind: type[RequestError]
 
 
 # What a caller does after one of these depends on the request.
-BASES = {"RequestError", "LuoError", "KexecError", "IommuError", "VfioError"}
+BASES = {"RequestError", "LuoError", "KexecError", "KvmError", "IommuError", "VfioError"}
 
 
 @pytest.mark.parametrize("kind", [each for each in CLASSES if each.__name__ not in BASES])

@@ -38,6 +38,7 @@ from pyluo import (
     kexec,
 )
 from pyluo.iommufd import HwptFlags, IommuFd
+from pyluo.kvm import Kvm
 from pyluo.session import _PRESERVE_FD
 from pyluo.vfio import Feature, PciDevice, VfioDevice
 
@@ -225,6 +226,11 @@ def keeper_error(image: str) -> None:
 def kexec_error(image: str) -> None:
     kexec.unload()
     kexec.reboot()
+
+
+def kvm_error(image: str) -> None:
+    with hidden("/dev/kvm"):
+        Kvm.open()
 
 
 def image_rejected_error(image: str) -> None:

@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -17,7 +18,12 @@ import pyluo
 from pyluo._ffi import ffi, lib
 from pyluo.vm import Kernel
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 UAPI = Path(pyluo.__file__).parent / "_uapi"
+# Our headers whose names differ from the kernel's, in linux/.
+KERNEL_HEADERS = {"kvm_x86.h": "asm/kvm.h"}
 # Our headers, and the names that each takes from the kernel's header of the same name.
 HEADERS = {
     "liveupdate.h": r"LIVEUPDATE_\w+",
@@ -26,8 +32,18 @@ HEADERS = {
     "iommufd.h": r"IOMMU(?:FD)?_\w+",
     "kexec.h": r"KEXEC_\w+",
     "kvm.h": (
-        r"KVM_CREATE_(?:VM|GUEST_MEMFD|DEVICE)|KVM_SET_DEVICE_ATTR"
-        r"|KVM_DEV_(?:TYPE_VFIO|VFIO_FILE\w*)"
+        r"KVM_DEV_(?:TYPE_VFIO|VFIO_FILE\w*)|KVM_API_VERSION|KVM_EXIT_\w+|KVM_MP_STATE_\w+|KVM_CLOCK_\w+|KVM_MEM_(?:LOG|READ)\w+"
+        r"|KVM_CREATE_(?:VM|VCPU|IRQCHIP|PIT2|GUEST_MEMFD|DEVICE)|KVM_(?:RUN|CHECK_EXTENSION|IRQ_LINE)"
+        r"|KVM_GET_(?:API_VERSION|VCPU_MMAP_SIZE|MSR_INDEX_LIST|SUPPORTED_CPUID|XSAVE2|DEVICE_ATTR)"
+        r"|KVM_SET_(?:USER_MEMORY_REGION|TSS_ADDR|DEVICE_ATTR)|KVM_HAS_DEVICE_ATTR|KVM_KVMCLOCK_CTRL"
+        r"|KVM_[GS]ET_(?:IRQCHIP|PIT2|CLOCK|REGS|SREGS2|MSRS|LAPIC|CPUID2|MP_STATE|VCPU_EVENTS"
+        r"|DEBUGREGS|TSC_KHZ|XSAVE|XCRS)"
+        r"|KVM_CAP_(?:IRQCHIP|SET_TSS_ADDR|NR_VCPUS|MP_STATE|PIT2|ADJUST_CLOCK|VCPU_EVENTS|DEBUGREGS"
+        r"|XSAVE2?|XCRS|TSC_CONTROL|GET_TSC_KHZ|MAX_VCPUS|KVMCLOCK_CTRL|IMMEDIATE_EXIT|SREGS2)"
+    ),
+    "kvm_x86.h": (
+        r"KVM_(?:NR_)?IRQCHIP\w+|KVM_SREGS2_\w+|KVM_APIC_REG_SIZE|KVM_CPUID_FLAG_SIGNIFCANT_INDEX"
+        r"|KVM_VCPUEVENT_\w+|KVM_VCPU_TSC_\w+"
     ),
     "mempolicy.h": r"MPOL_\w+",
     "mman.h": r"MAP_(?:FIXED|NORESERVE)|MADV_(?:HUGEPAGE|POPULATE_\w+)",
@@ -43,7 +59,14 @@ STRUCTS = {
     "iommufd.h": r"\w+",
     "liveupdate.h": r"liveupdate_\w+",
     "kexec.h": r"kexec_\w+",
-    "kvm.h": r"kvm_create_(?:guest_memfd|device)|kvm_device_attr",
+    "kvm.h": (
+        r"kvm_(?:create_guest_memfd|create_device|userspace_memory_region|irq_level|irqchip|pit_config|run"
+        r"|mp_state|clock_data|device_attr)"
+    ),
+    "kvm_x86.h": (
+        r"kvm_(?:regs|segment|dtable|sregs2|lapic_state|msr_entry|msrs|msr_list|cpuid_entry2|cpuid2"
+        r"|pit_channel_state|pit_state2|vcpu_events|debugregs|xsave|xcrs?)"
+    ),
     "vfio.h": r"\w+",
 }
 # The names among these that we leave out, and why.
@@ -51,6 +74,10 @@ LEFT_OUT = {
     "mempolicy.h": {
         r"MPOL_MAX": "a count that grows",
         r"MPOL_(?:F|MF)_\w+|MPOL_\w+_FLAGS": "flags, none of which the RAM of a guest needs",
+    },
+    "kvm.h": {
+        r"KVM_EXIT_HYPERCALL_\w+|KVM_EXIT_(?:HYPERV|XEN)_\w+": "of calls that a VMM must ask for",
+        r"KVM_EXIT_ARM_SEA_FLAG_\w+": "of arm64",
     },
     "pci_regs.h": {
         r"PCI_(?:EXT_)?CAP_ID_M(?:AX|ASK)": "a count that grows, and a mask that nobody needs",
@@ -141,12 +168,10 @@ def assertions(name: str, header: str) -> list[str]:
 
 def struct_assertions(struct: str) -> list[str]:
     lines = [f'_Static_assert(sizeof({struct}) == {ffi.sizeof(struct)}, "{struct}");']
-    for member, field in ffi.typeof(struct).fields:
-        assert member, f"{struct} has an anonymous member that is not looked into"
+    for member, offset, kind in members(ffi.typeof(struct)):
         place = f"{struct}.{member}"
         value = f"(({struct} *)0)->{member}"
-        lines.append(f'_Static_assert(offsetof({struct}, {member}) == {field.offset}, "{place}");')
-        kind = field.type
+        lines.append(f'_Static_assert(offsetof({struct}, {member}) == {offset}, "{place}");')
         if kind.kind == "array" and kind.length is None:  # a flexible array member has no size
             kind, value = kind.item, f"{value}[0]"
         lines.append(f'_Static_assert(sizeof({value}) == {ffi.sizeof(kind)}, "size of {place}");')
@@ -158,8 +183,26 @@ def struct_assertions(struct: str) -> list[str]:
     return lines
 
 
+def members(kind: Any, prefix: str = "", start: int = 0) -> Iterator[tuple[str, int, Any]]:
+    """Yield the members of a struct, and of the structs without a tag in it, with their offsets."""
+    for member, field in kind.fields:
+        offset = start + field.offset
+        if member:
+            yield prefix + member, offset, field.type
+        if field.type.kind in ("struct", "union") and is_untagged(field.type):
+            yield from members(field.type, f"{prefix}{member}." if member else prefix, offset)
+
+
+def is_untagged(kind: Any) -> bool:
+    return "$" in kind.cname  # cffi's names for them: struct $1
+
+
+def kernel_header(header: str) -> str:
+    return KERNEL_HEADERS.get(header, f"linux/{header}")
+
+
 def including(header: str, *lines: str) -> str:
-    return "\n".join([f"#include <linux/{header}>", "#include <stddef.h>", *lines])
+    return "\n".join([f"#include <{kernel_header(header)}>", "#include <stddef.h>", *lines])
 
 
 def constants(header: str) -> list[str]:
@@ -182,7 +225,9 @@ def ours(header: str) -> set[str]:
 def declared(name: str, header: str) -> set[str]:
     """Return the macros, members of enums and structs that a kernel's header declares."""
     macros = compile_against(name, including(header), "-E", "-dM").stdout
-    text = re.sub(r"/\*.*?\*/", "", (headers(name) / "linux" / header).read_text(), flags=re.DOTALL)
+    text = re.sub(
+        r"/\*.*?\*/", "", (headers(name) / kernel_header(header)).read_text(), flags=re.DOTALL
+    )
     found = set(re.findall(rf"^#define ({HEADERS[header]}) \S", macros, re.MULTILINE))
     for members in re.findall(r"^enum\s*\w*\s*{(.*?)}", text, re.MULTILINE | re.DOTALL):
         found |= set(re.findall(rf"^\s*({HEADERS[header]})\b", members, re.MULTILINE))

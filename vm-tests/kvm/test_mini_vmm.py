@@ -1,0 +1,199 @@
+"""A VM lives through updates of its host's kernel; the host is a guest."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import signal
+import subprocess
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kvm import guest_state, guest_vmm
+from pyluo.vm import VM
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+JUMPS = int(os.environ.get("PYLUO_VM_HOPS", "3"))
+LINES = 3  # of the VM, in each of its lives, at least
+SMALL = ("--memory", "24", "--cpus", "1")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def program() -> None:
+    subprocess.run(["make", "-s", "-C", guest_vmm.FOLDER], check=True)
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[VM]:
+    with VM("previous", to="stable", cpus=2, call_timeout=300.0, silence=120.0) as vm:
+        yield vm
+
+
+def parse(said: str) -> list[dict[str, int]]:
+    """Return the whole lines of a VM that has said this in one or more lives of its VMM."""
+    assert "exception" not in said, said
+    lines = [line.split()[1:] for line in said.splitlines(keepends=True) if line.endswith("\n")]
+    return [
+        {name: int(value) for name, value in (word.split("=") for word in line)} for line in lines
+    ]
+
+
+def check(said: str, cpus: int) -> list[dict[str, int]]:
+    """Check what a VM has said: nothing was wrong, and nothing stood still or went back."""
+    lines = parse(said)
+    for name in ("wrong", "backwards", "registers"):
+        assert {line[name] for line in lines} == {0}, name
+    growing = [f"{what}{cpu}" for what in ("changed", "ticks") for cpu in range(cpus)]
+    for name in [*growing, "pit", "clock", "tsc"]:
+        values = [line[name] for line in lines]
+        assert values == sorted(values), name
+        assert values[-1] > values[0], name
+    return lines
+
+
+def changed(before: list[int], after: list[int]) -> list[int]:
+    """Return the pages whose checksums differ."""
+    assert len(before) == len(after)
+    pairs = zip(before, after, strict=True)
+    return [page for page, (one, other) in enumerate(pairs) if one != other]
+
+
+def test_vms_go_on_where_they_were_jump_after_jump(host: VM) -> None:
+    vms = {"one": 1, "two": 2}  # vCPUs
+    said = dict.fromkeys(vms, "")
+    for name, cpus in vms.items():
+        host.call(guest_vmm.start, "run", name, "--cpus", str(cpus))
+    for name in vms:
+        host.call(guest_vmm.wait_for_lines, name, LINES)
+    for jump in range(1, JUMPS + 1):
+        checksums = {}
+        began = time.monotonic()
+        for name in vms:
+            said_before, checksums[name] = host.call(guest_vmm.store, name)
+            said[name] += said_before
+        paused = time.monotonic()
+        host.live_update()
+        for name in vms:
+            assert changed(checksums[name], host.call(guest_vmm.checksums_in_store, name)) == []
+        released = time.monotonic()
+        for name in vms:
+            host.call(guest_vmm.start, "resume", name)
+        for name, cpus in vms.items():
+            lines = check(said[name] + host.call(guest_vmm.wait_for_lines, name, LINES), cpus)
+            ended = time.monotonic()
+            assert lines[-1]["stopped"] == jump  # the VMM announced the pause through the clock
+            # The VM's clock goes on as the host's does, which is set anew to about a second.
+            gone = (lines[-1]["clock"] - parse(said[name])[-1]["clock"]) / 1e9
+            assert released - paused - 2 < gone < ended - began + 3
+            assert host.call(guest_vmm.own_memory, name) < 32 << 20
+    for name in vms:
+        assert host.call(guest_vmm.signal_and_wait_for_end, name, signal.SIGTERM) == 0
+        assert host.call(guest_vmm.entries_of_outgoing, name) is None
+
+
+def test_a_vm_that_was_stored_runs_on_if_the_jump_does_not_come(host: VM) -> None:
+    host.call(guest_vmm.start, "run", "stays", "--memory", "24")
+    host.call(guest_vmm.wait_for_lines, "stays", 1)
+    for _ in range(5):
+        said, checksums = host.call(guest_vmm.store, "stays")
+        checksums_now = host.call(guest_vmm.checksums_of_process, "stays")
+        assert changed(checksums, checksums_now) == []  # nothing runs
+        assert host.call(guest_vmm.said, "stays") == said
+        host.call(guest_vmm.go_on, "stays")
+        said = host.call(guest_vmm.wait_for_lines, "stays", 2)
+    check(said, 2)
+    assert host.call(guest_vmm.signal_and_wait_for_end, "stays", signal.SIGTERM) == 0
+
+
+# What is left of a VM whose VMM dies before a line, in the jump that follows.
+DEATHS_BEFORE_THE_JUMP = {
+    "put_into_store:machine.pause()": False,
+    "put_into_store:machine.save()": False,
+    'put_into_store:store.add("state"': False,
+    "put_into_store:is stored": True,
+    "serve:stored = put_into_store": False,
+}
+
+
+def test_a_vmm_that_dies_while_it_stores_a_vm_leaves_all_of_it_or_nothing(host: VM) -> None:
+    names = {f"dying{number}": where for number, where in enumerate(DEATHS_BEFORE_THE_JUMP)}
+    said = {}
+    for name, where in names.items():
+        host.call(guest_vmm.start, "run", name, *SMALL, killed_before=where)
+        host.call(guest_vmm.wait_for_lines, name, 1)
+        status = host.call(guest_vmm.signal_and_wait_for_end, name, signal.SIGUSR1)
+        assert status == -signal.SIGKILL
+        said[name] = host.call(guest_vmm.said, name)
+    host.live_update()
+    for name, where in names.items():
+        host.call(guest_vmm.start, "resume", name)
+        if DEATHS_BEFORE_THE_JUMP[where]:
+            check(said[name] + host.call(guest_vmm.wait_for_lines, name, LINES), 1)
+            assert host.call(guest_vmm.signal_and_wait_for_end, name, signal.SIGTERM) == 0
+        else:
+            status, told = host.call(guest_vmm.wait_for_end, name)
+            assert status == 1
+            assert "its state was not stored" in told
+            assert host.call(guest_vmm.finish_what_is_lost, name) == ["ram"]
+
+
+def lines_of_resume() -> list[str]:
+    """Return each statement of the VMM's `resume` up to the renewal, as FUNCTION:TEXT."""
+    source = (guest_vmm.FOLDER / "mini_vmm.py").read_text()
+    [function] = [
+        each
+        for each in ast.parse(source).body
+        if isinstance(each, ast.FunctionDef) and each.name == "resume"
+    ]
+    lines = source.splitlines()
+    texts = [lines[each.lineno - 1].strip() for each in function.body[1:]]
+    return [f"resume:{text}" for text in texts[: texts.index("store = incoming.renew()") + 1]]
+
+
+def test_a_vmm_that_dies_while_it_resumes_a_vm_can_be_started_again(host: VM) -> None:
+    host.call(guest_vmm.start, "run", "again", *SMALL)
+    host.call(guest_vmm.wait_for_lines, "again", LINES)
+    said, checksums = host.call(guest_vmm.store, "again")
+    host.live_update()
+    places = lines_of_resume()
+    assert len(places) > 8
+    for place in places:
+        host.call(guest_vmm.start, "resume", "again", killed_before=place)
+        assert host.call(guest_vmm.wait_for_end, "again") == (-signal.SIGKILL, ""), place
+        assert changed(checksums, host.call(guest_vmm.checksums_in_store, "again")) == []
+    # Renewed, but not yet running: the kernel gives out no file until the next jump.
+    host.call(guest_vmm.start, "resume", "again", killed_before='resume:store.remove("state")')
+    assert host.call(guest_vmm.wait_for_end, "again")[0] == -signal.SIGKILL
+    assert host.call(guest_vmm.entries_of_outgoing, "again") == ["ram", "state"]
+    host.call(guest_vmm.start, "resume", "again")
+    assert host.call(guest_vmm.wait_for_end, "again")[0] == 1
+    host.live_update()
+    assert changed(checksums, host.call(guest_vmm.checksums_in_store, "again")) == []
+    assert sorted(host.call(guest_vmm.resume_twice, "again"), key=str) == [1, None]
+    check(said + host.call(guest_vmm.wait_for_lines, "again", LINES), 1)
+    assert host.call(guest_vmm.signal_and_wait_for_end, "again", signal.SIGKILL) == -signal.SIGKILL
+    # It died while the VM ran, as a host does that loses its power.
+    assert host.call(guest_vmm.entries_of_outgoing, "again") == ["ram"]
+    host.call(guest_vmm.discard, "again")
+
+
+def test_the_readmes_commands_work_as_they_stand(host: VM) -> None:
+    readme = (guest_vmm.FOLDER / "README.md").read_text()
+    before, after = re.findall(r"^```sh\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
+    host.call(guest_vmm.run_shell, before)
+    host.live_update()
+    shown = host.call(guest_vmm.run_shell, after)
+    assert "vm0 runs again" in shown
+    assert " wrong=0 backwards=0 registers=0" in shown
+    host.call(guest_vmm.kill_vmms)
+    host.call(guest_vmm.discard, "vm0")
+
+
+@pytest.mark.parametrize("cpus", [1, 2])
+def test_a_vm_that_was_restored_has_the_same_state_in_every_part(host: VM, cpus: int) -> None:
+    assert host.call(guest_state.differences_after_restoring, cpus) == []

@@ -14,7 +14,6 @@ from pyluo import (
     DeviceBusyError,
     KeeperChoice,
     LiveUpdate,
-    LuoError,
     Memfd,
     NewEntry,
     NotPreservableError,
@@ -23,7 +22,7 @@ from pyluo import (
     StoreError,
     TokenInUseError,
 )
-from pyluo.errors import RequestError
+from pyluo.errors import RequestError, SealedError
 from pyluo.vm import VM
 from stores import guest_store
 from stores.guest_store import ALONE
@@ -271,7 +270,7 @@ def test_a_removed_entry_is_gone_from_the_table_and_its_file_can_be_added_again(
         store.add("b", b)
         store.remove("a")
         assert guest_store.read_entries(store) == {"b": True}
-        with pytest.raises(LuoError):  # only the end of the session gives the file back
+        with pytest.raises(SealedError):  # only the end of the session gives the file back
             a.resize(8192)
         entry = store.add("again", a)
         assert entry.tokens == (1,)

@@ -219,7 +219,7 @@ def test_how_many_results_have_come_is_shown_while_a_program_runs(
 
     monkeypatch.setenv("TERM", "xterm")  # a terminal that can move the cursor
     terminal = Console(file=(screen := Screen()), force_terminal=True, force_interactive=True)
-    monkeypatch.setattr("pyluo.vm.progress._console", terminal)
+    monkeypatch.setattr("pyluo.vm.progress._stderr", lambda: terminal)
     (verdict,) = run_selftests(
         [program(tmp_path, "echo 1..3; echo ok 1 a; sleep 1000")], lambda: vm, timeout=60
     )

@@ -51,7 +51,7 @@ _REQUEST_TIMEOUT = 1.0
 _ANSWER_TIMEOUT = 10.0
 _START_TIMEOUT = 60.0
 _PACKET = 1 << 16
-_GONE = (ENOENT, ECONNREFUSED)
+_GONE = (ENOENT, ECONNREFUSED, ECONNRESET)  # the last one: it ended while it was asked
 _INTERPRETER = re.compile("python|pypy")  # in the name of the program
 
 
@@ -125,7 +125,7 @@ class HolderProcess(Keeper):
             # It can take long to free much memory.
             _ask(name, "release", label, timeout=None)
         except RequestError as error:
-            if error.errno not in (*_GONE, ECONNRESET):
+            if error.errno not in _GONE:
                 raise
 
     def describe(self, name: str) -> str:

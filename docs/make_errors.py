@@ -57,7 +57,7 @@ def main() -> None:
     if not parser.parse_args().check:
         PAGE.write_text(text)
     elif PAGE.read_text() != text:
-        sys.exit(f"{PAGE} is out of date: run python {Path(__file__).name}")
+        sys.exit(f"{PAGE} is out of date: run python docs/{Path(__file__).name}")
 
 
 def make_page() -> str:

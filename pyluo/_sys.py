@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     Field = int | Buffer | Sequence[int] | Mapping[str, int]
 
 __all__ = [
+    "MMAP",
     "Exported",
     "FdNumber",
     "Ioctl",
@@ -119,7 +120,8 @@ _REBOOT = Operation(
 )
 _MOUNT = Operation("mount")
 _PIDFD_GETFD = Operation("pidfd_getfd")
-_MMAP = Operation(
+# Of a memfd.
+MMAP = Operation(
     "mmap",
     RequestError,
     {
@@ -743,7 +745,7 @@ def map_over(
     """
     address = memory.address_of_range(offset, length)
     flags |= constant("MAP_FIXED")
-    _call(_MMAP, subject, lambda: lib.pyluo_mmap(address, length, protection, flags, fd))
+    _call(MMAP, subject, lambda: lib.pyluo_mmap(address, length, protection, flags, fd))
 
 
 def madvise(memory: Exported, offset: int, length: int, advice: str, subject: str) -> None:

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Self
 
-from pyluo._sys import Exported, bind_to_nodes, constant, madvise, map_over
+from pyluo._sys import MMAP, Exported, bind_to_nodes, constant, madvise, map_over
 from pyluo.errors import LuoError, RequestError
 from pyluo.guards import SIZE_LIMIT
 from pyluo.memfd import Memfd
 from pyluo.numa import NumaPolicy
-from pyluo.operation import raising
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -395,7 +394,7 @@ class GuestRam:
             Memfd.create(
                 "reserved", self.size, huge_page_size=self._huge_page_size(), executable=False
             ) as reserved,
-            raising("mmap", subject),
+            MMAP.raising(subject),
         ):
             mapping = RamMapping(
                 reserved.fileno(), self.size, flags=mmap.MAP_SHARED | _NORESERVE, prot=protection

@@ -9,7 +9,7 @@ import mmap
 import os
 from typing import Self
 
-from pyluo._sys import constant
+from pyluo._sys import MMAP, constant
 from pyluo.descriptor import OwnedFd
 from pyluo.errors import NotPermittedError, RequestError, SealedError
 from pyluo.operation import Operation, raising
@@ -55,15 +55,6 @@ _ADD_SEALS_TO = Operation(
     RequestError,
     {
         errno.EPERM: SealedError,
-    },
-)
-_MMAP = Operation(
-    "mmap",
-    RequestError,
-    {
-        errno.EPERM: SealedError,
-        errno.EACCES: SealedError,
-        errno.ENOMEM: "For huge pages, reserve some first: see vm.nr_hugepages",
     },
 )
 _PWRITE = Operation(
@@ -213,7 +204,7 @@ class Memfd(OwnedFd):
         if offset < 0 or length <= 0 or offset + length > self.size:
             raise ValueError(f"{length} bytes at {offset} do not lie within {self.size} bytes")
         access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
-        with _MMAP.raising(self._subject(f"{length} bytes at {offset}")):
+        with MMAP.raising(self._subject(f"{length} bytes at {offset}")):
             return mmap.mmap(self.fileno(), length, access=access, offset=offset)
 
     def read(self, length: int, offset: int) -> bytes:

@@ -108,7 +108,7 @@ def _find_direction(pid: int, fd: int) -> str | None:
             duplicate = pidfd_getfd(pidfd, fd)
         finally:
             os.close(pidfd)
-    except (OSError, RequestError):
+    except OSError:
         return None
     try:
         return find_direction(duplicate)

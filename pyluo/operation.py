@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import errno as _errno
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from pyluo.errors import RequestError
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 

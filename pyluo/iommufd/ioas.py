@@ -267,10 +267,10 @@ class Ioas(IommuObject):
             access: whether devices may read and write the memory.
 
         Raises:
-            IommuError: memory is already mapped at this IOVA (EEXIST).
-            IommuError: the IOVA is not aligned or not in `iova_ranges` (EINVAL); no range is large
-                enough (ENOSPC); RLIMIT_MEMLOCK is exceeded, or there is too little memory (ENOMEM);
-                the buffer is read-only memory (EFAULT).
+            IommuError: memory is already mapped at this IOVA (EEXIST); the IOVA is not aligned or
+                not in `iova_ranges` (EINVAL); no range is large enough (ENOSPC); RLIMIT_MEMLOCK is
+                exceeded, or there is too little memory (ENOMEM); the buffer is read-only memory
+                (EFAULT).
             TypeError: the buffer is read-only, but `access` includes writing.
 
         Source: include/uapi/linux/iommufd.h, IOMMU_IOAS_MAP. Linux 6.2.
@@ -311,10 +311,10 @@ class Ioas(IommuObject):
 
         Raises:
             ValueError: the range does not lie within the file; or the IOVA is not one of 64 bits.
-            IommuError: memory is already mapped at this IOVA (EEXIST).
-            IommuError: the IOVA or the length is not aligned or not in `iova_ranges`, or the kernel
-                cannot map this kind of file (EINVAL); no range is large enough (ENOSPC);
-                RLIMIT_MEMLOCK is exceeded, or there is too little memory (ENOMEM).
+            IommuError: memory is already mapped at this IOVA (EEXIST); the IOVA or the length is
+                not aligned or not in `iova_ranges`, or the kernel cannot map this kind of file
+                (EINVAL); no range is large enough (ENOSPC); RLIMIT_MEMLOCK is exceeded, or there is
+                too little memory (ENOMEM).
 
         Source: include/uapi/linux/iommufd.h, IOMMU_IOAS_MAP_FILE. Linux 6.13; dma-bufs since 6.19.
         """
@@ -392,8 +392,8 @@ class Ioas(IommuObject):
         Raises:
             ValueError: the range is empty or does not lie within the RAM, or its IOVAs exceed 64
                 bits.
-            IommuError, IommuError: see `map_file`. Notes of the error name the mappings that
-                could not be removed, if any.
+            IommuError: see `map_file`. Notes of the error name the mappings that could not be
+                removed, if any.
 
         Source: include/uapi/linux/iommufd.h, IOMMU_IOAS_MAP_FILE. Linux 6.13.
         """
@@ -440,9 +440,9 @@ class Ioas(IommuObject):
             The range of IOVAs in this IOAS.
 
         Raises:
-            IommuError: memory is already mapped at this IOVA (EEXIST).
-            IommuError: part of the range is not mapped (ENOENT); `access` includes writing, but the
-                memory was mapped without it (EPERM); for EINVAL and ENOSPC see `map`.
+            IommuError: memory is already mapped at this IOVA (EEXIST); part of the range is not
+                mapped (ENOENT); `access` includes writing, but the memory was mapped without it
+                (EPERM); for EINVAL and ENOSPC see `map`.
 
         Source: include/uapi/linux/iommufd.h, IOMMU_IOAS_COPY. Linux 6.2.
         """

@@ -30,14 +30,13 @@ def reboot(*, sync: bool = True, trust_image: bool = False) -> None:
             kernel booted.
 
     Raises:
-        KexecError: no image is loaded (EINVAL); nothing was changed.
+        KexecError: no image is loaded, or a preserved file could not be frozen (EINVAL); the system
+            keeps running, and its sessions are intact.
         HandoverError: pyluo refuses because the image may take nothing over (EPERM). pyluo does not
             notice if another program has replaced the image that pyluo loaded.
         FileNotFoundError: the kernel was built without kexec.
         NotPermittedError: the caller lacks CAP_SYS_BOOT (EPERM).
         KexecBusyError: another kexec operation is running (EBUSY).
-        KexecError: a preserved file could not be frozen; the system keeps running, and its sessions
-            are intact.
 
     Source: reboot(2); include/uapi/linux/reboot.h, LINUX_REBOOT_CMD_KEXEC. Linux 2.6.13.
     """

@@ -370,11 +370,11 @@ class VfioDevice(OwnedFd):
             The id of the page table in the iommufd.
 
         Raises:
-            VfioError: the device is not bound (EINVAL).
-            VfioError: the page table does not suit the device's IOMMU, or devices of the same group
-                are attached to another one (EINVAL); memory is mapped at an address that the device
-                cannot reach (EADDRINUSE); the device is being reset (EBUSY); the target no longer
-                exists (ENOENT); the device does not support PASIDs (EOPNOTSUPP).
+            VfioError: the device is not bound (EINVAL); the page table does not suit the device's
+                IOMMU, or devices of the same group are attached to another one (EINVAL); memory is
+                mapped at an address that the device cannot reach (EADDRINUSE); the device is being
+                reset (EBUSY); the target no longer exists (ENOENT); the device does not support
+                PASIDs (EOPNOTSUPP).
             ValueError: the target and the device are in different iommufds.
 
         Source: include/uapi/linux/vfio.h, VFIO_DEVICE_ATTACH_IOMMUFD_PT. Linux 6.6; `pasid` since
@@ -465,8 +465,8 @@ class VfioDevice(OwnedFd):
             index: the index of the region; for PCI devices see `PciRegion`.
 
         Raises:
-            VfioError: the device is not bound (EINVAL).
-            VfioError: the device has no region of this index (EINVAL).
+            VfioError: the device is not bound (EINVAL); the device has no region of this index
+                (EINVAL).
 
         Source: include/uapi/linux/vfio.h, VFIO_DEVICE_GET_REGION_INFO. Linux 3.6.
         """
@@ -505,8 +505,8 @@ class VfioDevice(OwnedFd):
             index: the type; for PCI devices see `PciIrq`.
 
         Raises:
-            VfioError: the device is not bound (EINVAL).
-            VfioError: the device has no interrupts of this type (EINVAL).
+            VfioError: the device is not bound (EINVAL); the device has no interrupts of this type
+                (EINVAL).
 
         Source: include/uapi/linux/vfio.h, VFIO_DEVICE_GET_IRQ_INFO. Linux 3.6.
         """
@@ -554,9 +554,9 @@ class VfioDevice(OwnedFd):
         Interrupts stay enabled.
 
         Raises:
-            VfioError: the device is not bound (EINVAL).
-            VfioError: the device does not support this reset: see `DeviceFlags.RESET` (EINVAL); the
-                device is locked at the moment: try again (EAGAIN).
+            VfioError: the device is not bound (EINVAL); the device does not support this reset: see
+                `DeviceFlags.RESET` (EINVAL); the device is locked at the moment: try again
+                (EAGAIN).
 
         Source: include/uapi/linux/vfio.h, VFIO_DEVICE_RESET. Linux 3.6.
         """
@@ -566,8 +566,8 @@ class VfioDevice(OwnedFd):
         """Return which devices a hot reset would reset, and whether it is possible.
 
         Raises:
-            VfioError: the device is not bound (EINVAL).
-            VfioError: neither the device's bus nor its slot can be reset (ENODEV).
+            VfioError: the device is not bound (EINVAL); neither the device's bus nor its slot can
+                be reset (ENODEV).
 
         Source: include/uapi/linux/vfio.h, VFIO_DEVICE_GET_PCI_HOT_RESET_INFO. Linux 3.12; with
             iommufd since 6.6.
@@ -578,10 +578,9 @@ class VfioDevice(OwnedFd):
         """Reset all devices of the same slot or bus; this iommufd must own all of them.
 
         Raises:
-            VfioError: the device is not bound (EINVAL).
-            VfioError: neither the device's bus nor its slot can be reset (ENODEV); this iommufd
-                does not own one of the devices: see `hot_reset_info` (EINVAL); one of the devices
-                is being accessed (EBUSY).
+            VfioError: the device is not bound (EINVAL); neither the device's bus nor its slot can
+                be reset (ENODEV); this iommufd does not own one of the devices: see
+                `hot_reset_info` (EINVAL); one of the devices is being accessed (EBUSY).
 
         Source: include/uapi/linux/vfio.h, VFIO_DEVICE_PCI_HOT_RESET. Linux 3.12; with iommufd since
             6.6.

@@ -65,8 +65,7 @@ def request(
         fields: the values of members of the struct.
 
     Raises:
-        VfioError: the device is not bound to an iommufd (EINVAL).
-        VfioError: the kernel refused the request.
+        VfioError: the device is not bound to an iommufd (EINVAL); the kernel refused the request.
     """
     reply = attempt(device, ioctl, detail, tail, **fields)
     if reply.errno:

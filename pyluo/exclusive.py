@@ -7,7 +7,7 @@ import threading
 from functools import wraps
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, Protocol, TypeVar
 
-from pyluo.errors import LuoError
+from pyluo.errors import RequestError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,11 +36,11 @@ class Exclusive:
         self._subject = subject
 
     def refuse_reentry(self, operation: str) -> None:
-        """Raise LuoError (EDEADLK) if this thread holds the lock."""
+        """Raise RequestError (EDEADLK) if this thread holds the lock."""
         # _is_owned is what threading.Condition uses. A flag of our own could not be kept right: an
         # exception in a signal handler can come between any two instructions.
         if self._lock._is_owned():  # type: ignore[attr-defined]
-            raise LuoError(
+            raise RequestError(
                 errno.EDEADLK,
                 operation,
                 self._subject,
@@ -67,7 +67,7 @@ def exclusively(
     """Make a method hold the lock `_exclusive` of its object.
 
     Raises:
-        LuoError: the same thread is in such a method of the object already (EDEADLK).
+        RequestError: the same thread is in such a method of the object already (EDEADLK).
     """
 
     @wraps(method)

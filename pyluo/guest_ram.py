@@ -94,7 +94,7 @@ class RamMapping(mmap.mmap):
 
         Raises:
             ValueError: the range does not lie within the mapping, or the mapping is closed.
-            LuoError: there is not enough memory, or there are too few huge pages (ENOMEM or
+            RequestError: there is not enough memory, or there are too few huge pages (ENOMEM or
                 EFAULT); the kernel is too old (EINVAL).
 
         Source: madvise(2), MADV_POPULATE_WRITE; MADV_POPULATE_READ if the mapping is read-only.
@@ -206,7 +206,7 @@ class GuestRam:
         Raises:
             ValueError: a size is not positive, not a multiple of the page size or too large; a
                 policy's range does not lie within the RAM; both kinds of huge pages are asked for.
-            LuoError: see `Memfd.create` and `map`.
+            RequestError: see `Memfd.create` and `map`.
 
         Source: memfd_create(2), mbind(2). Linux 3.17; `populate` needs Linux 5.14.
         """
@@ -357,7 +357,7 @@ class GuestRam:
 
         Raises:
             ValueError: the range does not lie within the RAM.
-            LuoError: see `Memfd.write`. The bytes already written stay in the RAM.
+            RequestError: see `Memfd.write`. The bytes already written stay in the RAM.
         """
         view = memoryview(data).cast("B")
         for piece in self.pieces(offset, len(view)):
@@ -376,7 +376,7 @@ class GuestRam:
 
         Raises:
             SealedError: the mapping is to be writable, and a seal forbids it (EPERM).
-            LuoError: the process cannot have so much address space, or too few huge pages are
+            RequestError: the process cannot have so much address space, or too few huge pages are
                 reserved (ENOMEM); a policy names a node that does not exist or that this process
                 may not use (EINVAL); the kernel has no NUMA policies (ENOSYS) or no transparent
                 huge pages (EINVAL); see also `RamMapping.populate`.

@@ -110,8 +110,8 @@ class LiveUpdate(OwnedFd):
         """Return an object that owns an open descriptor of the device.
 
         Raises:
-            LuoError: the descriptor is not open (EBADF), or is not open on this device (ENODEV).
-                The caller still owns the descriptor.
+            RequestError: the descriptor is not open (EBADF), or is not open on this device
+                (ENODEV). The caller still owns the descriptor.
         """
         require_device(fd, "liveupdate")
         self = cls.__new__(cls)

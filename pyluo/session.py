@@ -285,8 +285,8 @@ class OutgoingSession(_Session):
                 seals (EOPNOTSUPP); the file has a tebibyte or more (EFBIG); pyluo refuses a
                 memfd made with MFD_NOEXEC_SEAL (EINVAL).
             PreservedMemoryError: pyluo refuses because the kernel would run out of memory (ENOMEM).
-            LuoError: the descriptor is not open (EBADF); the kernel has no memory (ENOMEM) or no
-                room in the session (ENOSPC).
+            RequestError: the descriptor is not open (EBADF); the kernel has no memory (ENOMEM) or
+                no room in the session (ENOSPC).
 
         Source: include/uapi/linux/liveupdate.h, LIVEUPDATE_SESSION_PRESERVE_FD. Linux 6.19.
         """
@@ -310,8 +310,8 @@ class OutgoingSession(_Session):
                 such files are allocated already.
 
         Raises:
-            LuoError: the first failure; see `preserve`. The files before the one that failed stay
-                in the session; the attribute `preserved` of the exception lists their tokens.
+            RequestError: the first failure; see `preserve`. The files before the one that failed
+                stay in the session; the attribute `preserved` of the exception lists their tokens.
         """
         session = self.fileno()
         if guarded:
@@ -345,7 +345,7 @@ class OutgoingSession(_Session):
             allow_noexec: see `preserve`.
 
         Raises:
-            LuoError: see `preserve`, where an error says that pyluo refuses.
+            RequestError: see `preserve`, where an error says that pyluo refuses.
         """
         for token in files:
             _check_token(token)

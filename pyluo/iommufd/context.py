@@ -71,7 +71,7 @@ class IommuFd(IommuContext):
         `IoasLayout.adopt`, which also tells this process about the mappings of an IOAS.
 
         Raises:
-            IommuError: the descriptor is not open (EBADF), or is not of /dev/iommu (ENODEV). The
+            RequestError: the descriptor is not open (EBADF), or is not of /dev/iommu (ENODEV). The
                 caller still owns the descriptor.
         """
         require_device(fd, "iommu")

@@ -95,7 +95,7 @@ class HolderProcess(Keeper):
             wait: see `LiveUpdate`.
 
         Raises:
-            KeeperError: see `keep`, `LiveUpdate` and `LiveUpdate.retrieve_session`.
+            RequestError: see `keep`, `LiveUpdate` and `LiveUpdate.retrieve_session`.
         """
         while True:
             try:

@@ -74,7 +74,7 @@ class Keeper(ABC):
             wait: see `LiveUpdate`.
 
         Raises:
-            KeeperError: see `keep`, `LiveUpdate` and `LiveUpdate.retrieve_session`.
+            RequestError: see `keep`, `LiveUpdate` and `LiveUpdate.retrieve_session`.
         """
         with LiveUpdate(wait=wait) as device:
             session = device.retrieve_session(name)

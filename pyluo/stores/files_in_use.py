@@ -17,7 +17,7 @@ def file_id(fd: int) -> FileId:
     """Return the identity of the file behind a descriptor.
 
     Raises:
-        LuoError: the descriptor is not open (EBADF).
+        RequestError: the descriptor is not open (EBADF).
     """
     with raising("fstat", f"descriptor {fd}"):
         status = os.fstat(fd)

@@ -111,7 +111,7 @@ class IncomingStore(Store):
             SessionNotFoundError: there is no such session, or it was finished (ENOENT).
             SessionRetrievedError: another process has retrieved it (EINVAL).
             StoreError: see the class.
-            LuoError: see `LiveUpdate`, `LiveUpdate.retrieve_session` and `Keeper.keep`.
+            RequestError: see `LiveUpdate`, `LiveUpdate.retrieve_session` and `Keeper.keep`.
         """
         chosen = choose_keeper(keeper)
         session = find_kept_incoming(chosen, name)
@@ -205,7 +205,7 @@ class IncomingStore(Store):
             TypeError: the entry is a RAM of several files: see `get_ram`.
             PreservedMemoryError: pyluo refuses because the caller's memory cgroup has no room for
                 the file (ENOMEM). The file is still in the session.
-            LuoError: see `IncomingSession.retrieve`.
+            RequestError: see `IncomingSession.retrieve`.
         """
         entry = self._read.entries[name]
         if len(entry.tokens) > 1:
@@ -223,7 +223,7 @@ class IncomingStore(Store):
         Raises:
             KeyError: there is no such entry.
             TypeError: the entry is no `GuestRam`.
-            LuoError: see `get`.
+            RequestError: see `get`.
         """
         entry = self._read.entries[name]
         if entry.kind != "ram":
@@ -256,7 +256,7 @@ class IncomingStore(Store):
 
         Raises:
             KeyError: there is no such entry.
-            LuoError: see `get`.
+            RequestError: see `get`.
         """
         files = self._retrieve_entry(name)
         try:
@@ -316,7 +316,7 @@ class IncomingStore(Store):
             StoreError: entries that are not in `destroy` would be destroyed (EBUSY); a name in
                 `destroy` is not in the store (ENOENT); or a renewal was interrupted (EBUSY), which
                 `renew` completes. Nothing is finished in these cases.
-            LuoError: see `IncomingSession.finish`.
+            RequestError: see `IncomingSession.finish`.
         """
         if not self._session.closed:
             self._refuse_if_renewed("finish")
@@ -381,7 +381,7 @@ class IncomingStore(Store):
                 (EBUSY).
             PreservedMemoryError: files have grown since they were retrieved, and there is too
                 little memory to preserve them (ENOMEM).
-            LuoError: a file could not be retrieved, and another call can name the entry in
+            RequestError: a file could not be retrieved, and another call can name the entry in
                 `destroy`; or the session could not be created. Nothing is finished then. Or a file
                 could not be preserved: this store still has all files, and the same call again
                 goes on.

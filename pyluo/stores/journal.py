@@ -105,7 +105,7 @@ class Journal:
 
         Raises:
             TokenInUseError: the session has a file with token 0 already (EEXIST).
-            LuoError: see `OutgoingSession.preserve`.
+            RequestError: see `OutgoingSession.preserve`.
         """
         if TABLE_TOKEN not in self._segments:
             segment = _Segment.create(self._name, _SEGMENT_SIZE)
@@ -143,7 +143,7 @@ class Journal:
 
         Raises:
             StoreError: another process took the store over, and changed it (ESTALE).
-            LuoError: the segment is full, and the next one could not be preserved; see
+            RequestError: the segment is full, and the next one could not be preserved; see
                 `OutgoingSession.preserve`. The table is unchanged.
         """
         self.catch_up()

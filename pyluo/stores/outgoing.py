@@ -88,7 +88,7 @@ class OutgoingStore(Store):
 
         Raises:
             SessionExistsError: an outgoing session of this name exists (EEXIST).
-            LuoError: see `LiveUpdate`, `LiveUpdate.create_session` and `Keeper.keep`.
+            RequestError: see `LiveUpdate`, `LiveUpdate.create_session` and `Keeper.keep`.
         """
         store = cls(name, choose_keeper(keeper))
         try:
@@ -127,7 +127,7 @@ class OutgoingStore(Store):
             StoreError: the renewal had not yet finished the incoming store, which has all files:
                 `IncomingStore.retrieve` and renew it again (EBUSY); or the table is damaged
                 (EBADMSG).
-            LuoError: see `Keeper.kept`, and `OutgoingSession.preserve` for a renewal.
+            RequestError: see `Keeper.kept`, and `OutgoingSession.preserve` for a renewal.
         """
         store = cls(name, choose_keeper(keeper))
         session = store._find_kept_session()
@@ -196,7 +196,7 @@ class OutgoingStore(Store):
         Raises:
             StoreError: the name is taken (EEXIST); a required entry is not in the store (ENOENT).
             TypeError, ValueError: JSON cannot represent the metadata, or the name is empty.
-            LuoError: see `OutgoingSession.preserve`. The store is unchanged then.
+            RequestError: see `OutgoingSession.preserve`. The store is unchanged then.
         """
         return self._add([NewEntry(name, file, requires, meta)], allow_noexec)[0]
 
@@ -211,7 +211,7 @@ class OutgoingStore(Store):
             allow_noexec: see `OutgoingSession.preserve`.
 
         Raises:
-            LuoError: see `add`. The entries before the one that failed may be in the store; the
+            RequestError: see `add`. The entries before the one that failed may be in the store; the
                 same call again adds the others.
         """
         return self._add(list(entries), allow_noexec)
@@ -346,7 +346,8 @@ class OutgoingStore(Store):
         Raises:
             KeyError: there is no such entry.
             TypeError, ValueError: JSON cannot represent the metadata. It is unchanged.
-            LuoError: there is no memory for it; see `OutgoingSession.preserve`. It is unchanged.
+            RequestError: there is no memory for it; see `OutgoingSession.preserve`. It is
+                unchanged.
         """
         self._set_meta(as_json_value(dict(meta), "metadata"), name)
 

@@ -197,7 +197,7 @@ class VfioDevice(OwnedFd):
         If another process has bound the device, call `adopt` next.
 
         Raises:
-            VfioError: the descriptor is not open (EBADF), or does not refer to a VFIO device
+            RequestError: the descriptor is not open (EBADF), or does not refer to a VFIO device
                 (ENODEV). The caller still owns the descriptor.
         """
         with raising("fstat", f"descriptor {fd}"):

@@ -236,7 +236,7 @@ def test_a_signal_handler_is_refused_a_session_that_its_thread_is_using() -> Non
     def use_it(_number: int, _frame: object) -> None:
         try:
             session.has(1)
-        except LuoError as error:
+        except RequestError as error:
             refused.append(error.errno)
 
     def send(_frame: object, event: str, function: object) -> None:

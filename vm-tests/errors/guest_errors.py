@@ -11,7 +11,8 @@ import os
 import signal
 import socket
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from iommufd.guest_mock import (
@@ -37,6 +38,7 @@ from pyluo import (
     handoff,
     kexec,
 )
+from pyluo._sys import constant, kexec_file_load
 from pyluo.iommufd import HwptFlags, IommuFd
 from pyluo.kvm import Kvm
 from pyluo.session import _PRESERVE_FD
@@ -240,20 +242,24 @@ def image_rejected_error(image: str) -> None:
 
 
 def kexec_busy_error(image: str) -> None:
-    line = "kho=on liveupdate=on"
+    # The kernel holds its lock while it reads an image: it has one that takes long to read.
+    large = Path("/run/no image")
+    large.touch()
+    os.truncate(large, 64 << 20)
+    no_image = os.open(large, os.O_RDONLY | os.O_CLOEXEC)
     child = os.fork()
     while not child:
-        try:
-            kexec.load(image, cmdline=line)
-        except RequestError:
-            continue
+        with suppress(RequestError):
+            kexec_file_load(no_image, -1, b"", constant("KEXEC_FILE_NO_INITRAMFS"), "")
     try:
         until = time.monotonic() + PATIENCE
         while time.monotonic() < until:
-            kexec.load(image, cmdline=line)
+            kexec.load(image, cmdline="kho=on liveupdate=on")
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+        os.close(no_image)
+        large.unlink()
         kexec.unload()
 
 

@@ -32,6 +32,7 @@ int pyluo_ioctl(int fd, unsigned long request, void *argument, int *outcome);
 int pyluo_pidfd_getfd(int pidfd, int fd);
 uint64_t pyluo_load(uint64_t address, int bits);
 void pyluo_store(uint64_t address, int bits, uint64_t value);
+uint64_t pyluo_read_tsc(void);
 int pyluo_preserve_many(int session, size_t count, const int32_t *fds, const uint64_t *tokens,
                         size_t *preserved);
 int pyluo_kexec_file_load(int kernel, int initrd, size_t cmdline_length, const char *cmdline,
@@ -80,6 +81,16 @@ REGISTERS = """
 #define BEFORE_STORE() __sync_synchronize()
 #define AFTER_LOAD() __sync_synchronize()
 #endif
+
+/* The time-stamp counter of this CPU; 0 on a machine that has none. */
+static uint64_t pyluo_read_tsc(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    return __builtin_ia32_rdtsc();
+#else
+    return 0;
+#endif
+}
 
 /* Device registers need a single access of the given width; memcpy() may split or widen it. */
 static uint64_t pyluo_load(uint64_t address, int bits)

@@ -52,6 +52,7 @@ __all__ = [
     "mount",
     "pidfd_getfd",
     "preserve_many",
+    "read_tsc",
     "reboot",
 ]
 
@@ -708,6 +709,11 @@ def kexec_load_exists() -> bool:
     kernel.kexec_load_limit_reboot is set, this call counts against the limit.
     """
     return int(lib.pyluo_kexec_load(_UNKNOWN_FLAGS)) != -errno.ENOSYS
+
+
+def read_tsc() -> int:
+    """Return the time-stamp counter of the CPU; 0 on a machine that has none."""
+    return int(lib.pyluo_read_tsc())
 
 
 def reboot(command: int) -> None:

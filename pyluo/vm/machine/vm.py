@@ -17,7 +17,7 @@ from pyluo.guest.wire import GuestObject
 from pyluo.vm import progress
 from pyluo.vm.errors import GuestCrash, HarnessError
 from pyluo.vm.kernels.kernel import Kernel
-from pyluo.vm.machine import bytecode, imports, kvm
+from pyluo.vm.machine import bytecode, imports, kvm, tsc
 from pyluo.vm.machine.accelerator import Accelerator, Choice
 from pyluo.vm.machine.needs import check_options, explain_root, needs
 from pyluo.vm.machine.timeline import GuestLog, Jump
@@ -147,6 +147,7 @@ class VM:
         self._vmcores = Path(folder).absolute() if folder else None
         self._expects = frozenset(expects)
         self._notes = count(1)  # numbers the lines that `check` writes to the kernel's log
+        self._settings = ""
         self._used = False  # whether there was a request or a jump since the last check
         self.requests = 0
         self._loop: LoopThread | None = None
@@ -181,6 +182,7 @@ class VM:
         from pyluo.vm.machine.qemu import Machine
 
         self._check_options(self._first)
+        self._settings = _settings(accelerator)
         machine = Machine(
             image=self._first.image,
             cmdline=self._cmdline(self._first, self._append),
@@ -629,6 +631,7 @@ class VM:
         line = " ".join(
             [
                 _FIXED,
+                self._settings,
                 needs(kernel).words,
                 _ALL_TRACES if self._cpus > 1 else "",
                 *self._userland.settings,
@@ -648,3 +651,15 @@ class VM:
                 f"contain a quotation mark, a tab or a line break",
             )
         return line
+
+
+def _settings(accelerator: Accelerator) -> str:
+    """Return words for the command line of every kernel that runs under an accelerator.
+
+    TCG shows the guest the time-stamp counter of this machine. A kernel that measures the counter
+    while other processes run here can get a frequency that is off, or none: then its clocks, and
+    those of the VMs in it, go wrong.
+    """
+    if accelerator is not Accelerator.TCG or not (frequency := tsc.frequency()):
+        return ""
+    return f"tsc_early_khz={frequency}"

@@ -18,7 +18,7 @@ unexport PYTHONDONTWRITEBYTECODE
 CHECK_PACKAGES := python3-venv python3-dev gcc libc6-dev make bc bison flex libelf-dev lz4 perl \
 	rsync xz-utils
 # libssl-dev, openssl and sbsigntool are for the kernel `signed` and its images.
-PACKAGES := $(CHECK_PACKAGES) debian-archive-keyring libcap-dev libssl-dev openssl \
+PACKAGES := $(CHECK_PACKAGES) cpio debian-archive-keyring libcap-dev libssl-dev openssl \
 	qemu-system-x86 kexec-tools mmdebstrap sbsigntool uidmap
 
 # The length of a soak: live updates of one store, of VMs, steps of each state machine, rounds of
@@ -72,7 +72,8 @@ lint: $(BIN)/.dev
 
 clean:
 	rm -rf .venv build dist pyluo.egg-info pyluo/_ffi.c pyluo/_ffi.o pyluo/_ffi.*.so .hypothesis
-	rm -f examples/mini_vmm/program.elf
+	rm -rf examples/mini_vmm/program.elf examples/qemu_live_update/build
+	rm -f examples/qemu_live_update/guest.cpio
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find pyluo examples tests vm-tests -name __pycache__ -prune -exec rm -rf {} +
 

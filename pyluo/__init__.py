@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from pyluo.memfd import Memfd, Seal
     from pyluo.numa import NumaMode, NumaPolicy
     from pyluo.session import IncomingSession, OutgoingSession, session_from_fd
+    from pyluo.state_format import StateFormat
     from pyluo.stores.entry import Entry, NewEntry
     from pyluo.stores.incoming import IncomingStore
     from pyluo.stores.outgoing import OutgoingStore
@@ -113,6 +114,7 @@ __all__ = [
     "SessionNameError",
     "SessionNotFoundError",
     "SessionRetrievedError",
+    "StateFormat",
     "StoreError",
     "TokenInUseError",
     "TokenNotFoundError",
@@ -150,6 +152,7 @@ _HOMES = {
     "OutgoingSession": "session",
     "OwnedFd": "descriptor",
     "Seal": "memfd",
+    "StateFormat": "state_format",
     "session_from_fd": "session",
 }
 _MODULES = ("handoff", "iommufd", "kexec", "kho", "kvm", "vfio")

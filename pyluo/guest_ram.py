@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import mmap
 import os
 from bisect import bisect_right
@@ -12,10 +13,12 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Self
 
 from pyluo._sys import MMAP, Exported, bind_to_nodes, constant, madvise, map_over
+from pyluo.descriptor import OwnedFd
 from pyluo.errors import LuoError, RequestError
 from pyluo.guards import SIZE_LIMIT
 from pyluo.memfd import Memfd
 from pyluo.numa import NumaPolicy
+from pyluo.operation import Operation
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -32,6 +35,9 @@ _PART_SIZE = SIZE_LIMIT // 2
 # Between two such steps, populating memory lets Python's signal handlers run.
 _POPULATE_STEP = 1 << 30
 _NORESERVE = constant("MAP_NORESERVE")
+_LOCK = Operation(
+    "lock a guest's RAM", refusals={errno.EWOULDBLOCK: "Another process runs a VM with it"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -416,6 +422,32 @@ class GuestRam:
             mapping.close()
             raise
         return mapping
+
+    def lock(self) -> OwnedFd:
+        """Take the lock on this RAM, so that no other process runs a VM with it.
+
+        A jump gives up the lock, as the end of its holder does.
+
+        Returns:
+            The descriptor that has the lock, until it is closed in all processes that have it: give
+            it to a process that is started to run the VM.
+
+        Raises:
+            RequestError: another process has the lock (EWOULDBLOCK).
+
+        Source: flock(2).
+        """
+        # The file is opened anew, because all descriptors that a session returns share one open
+        # file, and a lock belongs to the open file.
+        path = f"/proc/self/fd/{self.memfds[0].fileno()}"
+        with _LOCK.raising(f"the RAM {self!r}"):
+            file = OwnedFd(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+            try:
+                fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BaseException:
+                file.close()
+                raise
+        return file
 
     @property
     def closed(self) -> bool:

@@ -11,7 +11,6 @@ interrupt controllers.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import os
 import signal
 import struct
@@ -92,6 +91,7 @@ class Machine:
     """A VM, its vCPUs with a thread each, and its serial port. It is paused until `run`."""
 
     def __init__(self, ram: GuestRam, cpus: int) -> None:
+        self.lock = ram.lock()  # until this process ends
         self.serial = SerialPort()
         self.failure = ""
         self._memory = ram.map()
@@ -223,28 +223,9 @@ def _in_64_bit_mode(registers: kvm.SpecialRegisters) -> kvm.SpecialRegisters:
     )
 
 
-def lock(ram: GuestRam) -> int:
-    """Take the lock on a RAM, so that no other process runs a VM with it; return its descriptor.
-
-    The end of the process gives it up. The file is opened anew, because all descriptors that a
-    store returns share one open file, and a lock belongs to the open file.
-
-    Raises:
-        Lost: another process has it.
-    """
-    fd = os.open(f"/proc/self/fd/{ram.memfds[0].fileno()}", os.O_RDWR | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        raise Lost("another process has it") from None
-    return fd
-
-
 def run(name: str, *, memory: int, cpus: int, program: Path, keeper: KeeperChoice) -> None:
     """Start a VM, and keep it until it is told to end."""
     ram = GuestRam.create(name, memory)
-    lock(ram)
     machine = Machine(ram, cpus)
     machine.load(program)
     store = OutgoingStore.create(name, keeper=keeper)
@@ -272,7 +253,6 @@ def resume(name: str, *, keeper: KeeperChoice) -> None:
     if "state" not in incoming:
         raise Lost("its state was not stored when the host jumped; its RAM is in the store")
     ram = incoming.get_ram("ram")
-    lock(ram)
     state_file = incoming.get("state", Memfd)
     state = kvm.VmState.read(state_file)
     machine = Machine(ram, len(state.vcpus))

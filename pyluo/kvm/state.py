@@ -6,12 +6,11 @@ import errno
 import json
 import os
 import struct
-import zlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from pyluo.errors import KvmError
 from pyluo.kvm.vm import Clock
+from pyluo.state_format import StateFormat
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,11 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["VcpuState", "VmState"]
 
-_VERSION = 1
-# The beginning of a state: a magic number, the version, the length and the CRC of what follows. It
-# is written last, and erased first, so that what is half written is no state.
-_HEAD = struct.Struct("=8sIIQ")
-_MAGIC = b"pyluoKVM"
+_FORMAT = StateFormat("pyluoKVM", 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +62,9 @@ class VmState:
 
     def to_bytes(self) -> bytes:
         """Return the state as bytes, which `from_bytes` reads."""
+        return _FORMAT.pack(self._pack())
+
+    def _pack(self) -> bytes:
         blobs: list[bytes] = []
         table = {
             "architecture": "x86_64",
@@ -90,24 +88,23 @@ class VmState:
             ],
         }
         text = json.dumps(table).encode()
-        body = struct.pack("=I", len(text)) + text + b"".join(blobs)
-        return _HEAD.pack(_MAGIC, _VERSION, zlib.crc32(body), len(body)) + body
+        return struct.pack("=I", len(text)) + text + b"".join(blobs)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
         """Read a state; bytes after its end are ignored.
 
         Raises:
-            KvmError: the state is not complete or damaged (EBADMSG); it is of a newer version, or
-                of another architecture (EPROTONOSUPPORT).
+            RequestError: the state is not complete or damaged (EBADMSG); it is of a newer version,
+                or of another architecture (EPROTONOSUPPORT).
         """
-        body = _body(data)
+        body = _FORMAT.unpack(data)
         try:
             [length] = struct.unpack_from("=I", body)
             table = json.loads(body[4 : 4 + length])
             if table["architecture"] != "x86_64":
                 hint = f"It is of a VM on {table['architecture']}"
-                raise _error(errno.EPROTONOSUPPORT, hint)
+                raise _FORMAT.error(errno.EPROTONOSUPPORT, hint)
             blobs = memoryview(body)[4 + length :]
             vcpus = []
             parts, blobs = _take_parts(table["parts"], blobs)
@@ -123,7 +120,7 @@ class VmState:
                 devices=table["devices"],
             )
         except (KeyError, TypeError, ValueError, struct.error) as error:
-            raise _error(errno.EBADMSG, f"Damaged: {error!r}") from error
+            raise _FORMAT.error(errno.EBADMSG, f"Damaged: {error!r}") from error
 
     def write(self, memfd: Memfd) -> None:
         """Write the state into a file, so that at no moment a part of it can be taken for all.
@@ -133,19 +130,14 @@ class VmState:
         Raises:
             ValueError: the file is too small.
         """
-        data = self.to_bytes()
-        if len(data) > memfd.size:
-            raise ValueError(f"a state of {len(data)} bytes in a file of {memfd.size} bytes")
-        memfd.write(bytes(_HEAD.size), 0)
-        memfd.write(data[_HEAD.size :], _HEAD.size)
-        memfd.write(data[: _HEAD.size], 0)
+        _FORMAT.write(memfd, self._pack())
 
     @classmethod
     def read(cls, memfd: Memfd) -> Self:
         """Read the state from a file.
 
         Raises:
-            KvmError: see `from_bytes`.
+            RequestError: see `from_bytes`.
         """
         return cls.from_bytes(memfd.read(memfd.size, 0))
 
@@ -164,23 +156,3 @@ def _take_parts(sizes: Any, blobs: memoryview) -> tuple[dict[str, bytes], memory
             raise ValueError(f"{name} has {len(blobs)} of {size} bytes")
         parts[name], blobs = bytes(blobs[:size]), blobs[size:]
     return parts, blobs
-
-
-def _body(data: bytes) -> bytes:
-    """Return what follows the head, after checking it."""
-    if len(data) < _HEAD.size:
-        raise _error(errno.EBADMSG, f"It has {len(data)} bytes only")
-    magic, version, checksum, length = _HEAD.unpack_from(data)
-    if magic != _MAGIC:
-        raise _error(errno.EBADMSG, "Nothing, or not all of it, was written there")
-    if version != _VERSION:
-        hint = f"It is of version {version}; this pyluo reads version {_VERSION}"
-        raise _error(errno.EPROTONOSUPPORT, hint)
-    body = data[_HEAD.size : _HEAD.size + length]
-    if len(body) != length or zlib.crc32(body) != checksum:
-        raise _error(errno.EBADMSG, "Its checksum is wrong")
-    return body
-
-
-def _error(number: int, hint: str) -> KvmError:
-    return KvmError(number, "VmState.from_bytes", "the state of a VM", hint)

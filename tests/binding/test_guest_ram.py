@@ -9,6 +9,7 @@ import mmap
 import os
 import re
 import resource
+import subprocess
 import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -611,3 +612,28 @@ def read_policies() -> list[tuple[int, str]]:
     with open(NUMA_MAPS) as file:
         lines = [line.split() for line in file if "/memfd:" in line]
     return [(int(address, 16), policy) for address, policy, *_ in lines]
+
+
+def test_only_one_has_the_lock_on_a_ram() -> None:
+    with GuestRam.create("ram", PAGE) as ram:
+        with ram.lock():
+            # Also by another descriptor of the same open file, as each one that a session returns.
+            again = GuestRam.from_memfds([Memfd.from_fd(os.dup(ram.memfds[0].fileno()))])
+            with again, pytest.raises(RequestError, match="Another process") as caught:
+                again.lock()
+            assert caught.value.errno == errno.EWOULDBLOCK
+        ram.lock().close()
+
+
+def test_a_process_that_was_given_the_lock_on_a_ram_keeps_it() -> None:
+    with GuestRam.create("ram", PAGE) as ram:
+        with ram.lock() as lock:
+            command = ["sleep", "60"]
+            child = subprocess.Popen(command, pass_fds=[lock.fileno()])
+        try:
+            with pytest.raises(RequestError):
+                ram.lock()
+        finally:
+            child.kill()
+            child.wait()
+        ram.lock().close()

@@ -106,7 +106,7 @@ def test_a_write_that_was_interrupted_leaves_no_state(write: int) -> None:
 def test_a_state_of_another_version_is_refused_by_its_number() -> None:
     changed = bytearray(STATE.to_bytes())
     changed[8] = 2
-    with pytest.raises(RequestError, match="version 2; this pyluo reads version 1") as caught:
+    with pytest.raises(RequestError, match="version 2; this program reads version 1") as caught:
         VmState.from_bytes(bytes(changed))
     assert caught.value.errno == errno.EPROTONOSUPPORT
 

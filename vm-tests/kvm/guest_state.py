@@ -28,7 +28,7 @@ class Quiet:
     """A VM whose output is collected."""
 
     def __init__(self, ram: GuestRam, cpus: int) -> None:
-        sys.path.insert(0, str(guest_vmm.FOLDER))
+        sys.path.insert(0, str(guest_vmm.MINI_VMM.parent))
         example: Any = importlib.import_module("mini_vmm")
         self.machine = example.Machine(ram, cpus)
         self.said = bytearray()
@@ -69,7 +69,7 @@ def differences_after_restoring(cpus: int) -> list[str]:
 
 def print_differences(cpus: int) -> None:
     """Print them as JSON."""
-    program = guest_vmm.FOLDER / "program.elf"
+    program = guest_vmm.MINI_VMM.with_name("program.elf")
     with GuestRam.create("state", 24 << 20) as ram:
         first = Quiet(ram, cpus)
         first.machine.load(program)

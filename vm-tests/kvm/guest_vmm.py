@@ -1,4 +1,7 @@
-"""Running the mini VMM, in the guest that is its host. Each function takes the name of a VM."""
+"""Running the VMMs of the examples, in the guest that is their host.
+
+Each function takes the name of a VM.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,27 @@ from pathlib import Path
 
 from pyluo import IncomingStore, OutgoingStore, SessionNotFoundError
 
-FOLDER = Path(__file__).parents[2] / "examples" / "mini_vmm"
+EXAMPLES = Path(__file__).parents[2] / "examples"
+MINI_VMM = EXAMPLES / "mini_vmm" / "mini_vmm.py"
+QEMU = EXAMPLES / "qemu_live_update" / "qemu_live_update.py"
 KILLED = Path(__file__).with_name("killed_vmm.py")
 SHELL_PATH = os.pathsep.join([os.path.dirname(sys.executable), "/usr/bin", "/bin"])
 PATIENCE = 240.0  # seconds; a VM in an emulated guest needs many on a busy machine
 _CHUNK = 1 << 20
 
 _processes: dict[str, subprocess.Popen[bytes]] = {}
+
+
+def hops(usual: int) -> int:
+    """Return how many jumps a VM lives through in a test."""
+    return int(os.environ.get("PYLUO_VM_HOPS", usual))
+
+
+def changed_pages(before: list[int], after: list[int]) -> list[int]:
+    """Return the numbers of the pages whose checksums differ."""
+    assert len(before) == len(after)
+    pairs = zip(before, after, strict=True)
+    return [page for page, (one, other) in enumerate(pairs) if one != other]
 
 
 def output(name: str) -> Path:
@@ -32,10 +49,12 @@ def messages(name: str) -> Path:
     return Path(f"/tmp/{name}.messages")
 
 
-def start(command: str, name: str, *options: str, killed_before: str = "") -> None:
+def start(
+    command: str, name: str, *options: str, vmm: Path = MINI_VMM, killed_before: str = ""
+) -> None:
     """Start a VMM; see killed_vmm.py for `killed_before`."""
-    program = [os.fspath(KILLED), killed_before] if killed_before else [FOLDER / "mini_vmm.py"]
-    path = os.pathsep.join([os.fspath(FOLDER), *sys.path])
+    program = [KILLED, vmm.stem, killed_before] if killed_before else [vmm]
+    path = os.pathsep.join([os.fspath(vmm.parent), *sys.path])
     with output(name).open("wb") as stdout, messages(name).open("wb") as stderr:
         _processes[name] = subprocess.Popen(
             [sys.executable, *program, command, name, *options],
@@ -79,6 +98,17 @@ def wait_for_lines(name: str, count: int) -> str:
         assert time.monotonic() < deadline, f"the VM said {said(name)[-300:]!r}; the VMM: {told}"
         time.sleep(0.1)
     return said(name)
+
+
+def wait_for_text(name: str, text: str) -> None:
+    """Wait until the VM has said `text`."""
+    deadline = time.monotonic() + PATIENCE
+    while text not in said(name):
+        ended = _processes[name].poll()
+        told = messages(name).read_text()
+        assert ended is None, f"the VMM ended with status {ended}: {told}"
+        assert time.monotonic() < deadline, f"the VM said {said(name)[-300:]!r}; the VMM: {told}"
+        time.sleep(0.1)
 
 
 def store(name: str) -> tuple[str, list[int]]:
@@ -144,7 +174,7 @@ def _checksums(path: Path) -> list[int]:
 
 def resume_twice(name: str) -> list[int | None]:
     """Start two VMMs at once; return the status of each, None for the one that runs the VM."""
-    command = [sys.executable, os.fspath(FOLDER / "mini_vmm.py"), "resume", name]
+    command = [sys.executable, os.fspath(MINI_VMM), "resume", name]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     with output(name).open("ab") as stdout, messages(name).open("ab") as stderr:
         both = [
@@ -197,7 +227,7 @@ def run_shell(commands: str) -> str:
     environment = os.environ | {"PYTHONPATH": path, "PATH": SHELL_PATH}
     done = subprocess.run(
         ["sh", "-ec", commands],
-        cwd=FOLDER.parents[1],
+        cwd=EXAMPLES.parent,
         env=environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,

@@ -1,13 +1,14 @@
-"""The mini VMM, which kills itself by SIGKILL before a line of its source.
+"""A VMM of the examples, which kills itself by SIGKILL before a line of its source.
 
-The first argument is FUNCTION:TEXT, where only one line of the function has the text; the others
-are the VMM's.
+The first argument is the name of its module, the second one is FUNCTION:TEXT, where only one line
+of the function has the text; the others are the VMM's.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import operator
 import os
 import signal
 import sys
@@ -16,12 +17,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from types import FrameType
 
-mini_vmm: Any = importlib.import_module("mini_vmm")  # from the folder of the example
-
 
 def main() -> int:
-    name, _, text = sys.argv[1].partition(":")
-    function = getattr(mini_vmm, name)
+    vmm: Any = importlib.import_module(sys.argv[1])  # from the folder of the example
+    name, _, text = sys.argv[2].partition(":")
+    function = operator.attrgetter(name)(vmm)
     source, first = inspect.getsourcelines(function)
     [where] = [number for number, line in enumerate(source, first) if text in line]
 
@@ -33,7 +33,7 @@ def main() -> int:
         return trace
 
     sys.settrace(trace)
-    return int(mini_vmm.main(sys.argv[2:]))
+    return int(vmm.main(sys.argv[3:]))
 
 
 if __name__ == "__main__":

@@ -3,35 +3,21 @@
 from __future__ import annotations
 
 import ast
-import os
 import re
 import signal
-import subprocess
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from kvm import guest_state, guest_vmm
-from pyluo.vm import VM
+from kvm.guest_vmm import changed_pages
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from pyluo.vm import VM
 
-JUMPS = int(os.environ.get("PYLUO_VM_HOPS", "3"))
 LINES = 3  # of the VM, in each of its lives, at least
 SMALL = ("--memory", "24", "--cpus", "1")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def program() -> None:
-    subprocess.run(["make", "-s", "-C", guest_vmm.FOLDER], check=True)
-
-
-@pytest.fixture(scope="module")
-def host() -> Iterator[VM]:
-    with VM("previous", to="stable", cpus=2, call_timeout=300.0, silence=120.0) as vm:
-        yield vm
 
 
 def parse(said: str) -> list[dict[str, int]]:
@@ -56,13 +42,6 @@ def check(said: str, cpus: int) -> list[dict[str, int]]:
     return lines
 
 
-def changed(before: list[int], after: list[int]) -> list[int]:
-    """Return the pages whose checksums differ."""
-    assert len(before) == len(after)
-    pairs = zip(before, after, strict=True)
-    return [page for page, (one, other) in enumerate(pairs) if one != other]
-
-
 def test_vms_go_on_where_they_were_jump_after_jump(host: VM) -> None:
     vms = {"one": 1, "two": 2}  # vCPUs
     said = dict.fromkeys(vms, "")
@@ -70,7 +49,7 @@ def test_vms_go_on_where_they_were_jump_after_jump(host: VM) -> None:
         host.call(guest_vmm.start, "run", name, "--cpus", str(cpus))
     for name in vms:
         host.call(guest_vmm.wait_for_lines, name, LINES)
-    for jump in range(1, JUMPS + 1):
+    for jump in range(1, guest_vmm.hops(3) + 1):
         checksums = {}
         began = time.monotonic()
         for name in vms:
@@ -79,7 +58,8 @@ def test_vms_go_on_where_they_were_jump_after_jump(host: VM) -> None:
         paused = time.monotonic()
         host.live_update()
         for name in vms:
-            assert changed(checksums[name], host.call(guest_vmm.checksums_in_store, name)) == []
+            in_store = host.call(guest_vmm.checksums_in_store, name)
+            assert changed_pages(checksums[name], in_store) == []
         released = time.monotonic()
         for name in vms:
             host.call(guest_vmm.start, "resume", name)
@@ -102,7 +82,7 @@ def test_a_vm_that_was_stored_runs_on_if_the_jump_does_not_come(host: VM) -> Non
     for _ in range(5):
         said, checksums = host.call(guest_vmm.store, "stays")
         checksums_now = host.call(guest_vmm.checksums_of_process, "stays")
-        assert changed(checksums, checksums_now) == []  # nothing runs
+        assert changed_pages(checksums, checksums_now) == []  # nothing runs
         assert host.call(guest_vmm.said, "stays") == said
         host.call(guest_vmm.go_on, "stays")
         said = host.call(guest_vmm.wait_for_lines, "stays", 2)
@@ -144,7 +124,7 @@ def test_a_vmm_that_dies_while_it_stores_a_vm_leaves_all_of_it_or_nothing(host: 
 
 def lines_of_resume() -> list[str]:
     """Return each statement of the VMM's `resume` up to the renewal, as FUNCTION:TEXT."""
-    source = (guest_vmm.FOLDER / "mini_vmm.py").read_text()
+    source = guest_vmm.MINI_VMM.read_text()
     [function] = [
         each
         for each in ast.parse(source).body
@@ -165,7 +145,7 @@ def test_a_vmm_that_dies_while_it_resumes_a_vm_can_be_started_again(host: VM) ->
     for place in places:
         host.call(guest_vmm.start, "resume", "again", killed_before=place)
         assert host.call(guest_vmm.wait_for_end, "again") == (-signal.SIGKILL, ""), place
-        assert changed(checksums, host.call(guest_vmm.checksums_in_store, "again")) == []
+        assert changed_pages(checksums, host.call(guest_vmm.checksums_in_store, "again")) == []
     # Renewed, but not yet running: the kernel gives out no file until the next jump.
     host.call(guest_vmm.start, "resume", "again", killed_before='resume:store.remove("state")')
     assert host.call(guest_vmm.wait_for_end, "again")[0] == -signal.SIGKILL
@@ -173,7 +153,7 @@ def test_a_vmm_that_dies_while_it_resumes_a_vm_can_be_started_again(host: VM) ->
     host.call(guest_vmm.start, "resume", "again")
     assert host.call(guest_vmm.wait_for_end, "again")[0] == 1
     host.live_update()
-    assert changed(checksums, host.call(guest_vmm.checksums_in_store, "again")) == []
+    assert changed_pages(checksums, host.call(guest_vmm.checksums_in_store, "again")) == []
     assert sorted(host.call(guest_vmm.resume_twice, "again"), key=str) == [1, None]
     check(said + host.call(guest_vmm.wait_for_lines, "again", LINES), 1)
     assert host.call(guest_vmm.signal_and_wait_for_end, "again", signal.SIGKILL) == -signal.SIGKILL
@@ -183,7 +163,7 @@ def test_a_vmm_that_dies_while_it_resumes_a_vm_can_be_started_again(host: VM) ->
 
 
 def test_the_readmes_commands_work_as_they_stand(host: VM) -> None:
-    readme = (guest_vmm.FOLDER / "README.md").read_text()
+    readme = guest_vmm.MINI_VMM.with_name("README.md").read_text()
     before, after = re.findall(r"^```sh\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
     host.call(guest_vmm.run_shell, before)
     host.live_update()

@@ -1,0 +1,395 @@
+"""QEMU, as it is, whose VMs live through an update of their host's kernel.
+
+`run NAME -- OPTIONS` starts QEMU with these options and with RAM that is in a store from the
+beginning. SIGUSR1 pauses the VM and stores the state of its devices beside the RAM; then the host
+may jump. `resume NAME`, after the jump, starts another QEMU, possibly a newer one, which goes on
+where the VM was. SIGUSR2 lets a VM that was stored run on without a jump; SIGTERM ends the VM,
+unless it is stored.
+
+The state of the devices is what QEMU would send to another host in a migration, without the RAM,
+which both QEMUs share.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import shutil
+import signal
+import socket
+import sys
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
+
+from qemu.qmp import QMPClient, QMPError
+
+from pyluo import (
+    GuestRam,
+    IncomingStore,
+    KeeperChoice,
+    Memfd,
+    OutgoingStore,
+    RequestError,
+    SessionNotFoundError,
+    StateFormat,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pyluo import OwnedFd
+
+_FORMAT = StateFormat("qemuLive", 1)
+_MIB = 1 << 20
+_STATE_ROOM = 8 * _MIB  # a state has about 300 KiB, and more with every device and its firmware
+_PATIENCE = 60.0  # seconds for QEMU to start, to store a state, or to load one
+_POLL = 0.01  # seconds
+_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+
+
+class Lost(Exception):
+    """The VM cannot go on."""
+
+
+class StateError(Exception):
+    """QEMU did not give a state, or did not take it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What makes two QEMUs the same machine.
+
+    Attributes:
+        machine: the type of the machine. One that has a version, such as pc-q35-7.2, is the same
+            in every QEMU that has it.
+        options: QEMU's options for everything but the machine's type, its RAM and its monitor.
+    """
+
+    machine: str
+    options: tuple[str, ...]
+
+
+class Qemu:
+    """A QEMU process and its monitor. The VM is paused until `go_on`.
+
+    QEMU ends with the process that has started it, so that no VM runs without one.
+    """
+
+    def __init__(self, process: asyncio.subprocess.Process, monitor: QMPClient) -> None:
+        self.process = process
+        self._monitor = monitor
+
+    @classmethod
+    async def start(
+        cls, binary: str, setup: Setup, ram: GuestRam, lock: OwnedFd, *, incoming: bool
+    ) -> Self:
+        """Start a QEMU.
+
+        Args:
+            binary: the path of QEMU.
+            setup: the machine.
+            ram: its RAM.
+            lock: the lock on the RAM, which QEMU has from now on, too.
+            incoming: whether it begins with the state that `load` gets, and not with firmware.
+        """
+        if len(ram.memfds) != 1:
+            raise Lost(f"its RAM consists of {len(ram.memfds)} files, and QEMU takes one")
+        file = ram.memfds[0].fileno()
+        ours, qemus = socket.socketpair()
+        command = [
+            "setpriv", "--pdeathsig", "KILL", "--", binary,
+            "-machine", f"{setup.machine},memory-backend=ram",
+            "-m", f"size={ram.size >> 10}K",
+            "-object",
+            f"memory-backend-file,id=ram,size={ram.size},mem-path=/proc/self/fd/{file},share=on",
+            "-chardev", f"socket,id=monitor,fd={qemus.fileno()}",
+            "-mon", "chardev=monitor,mode=control",
+            "-S",
+            *(["-incoming", "defer"] if incoming else []),
+            *setup.options,
+        ]  # fmt: skip
+        try:
+            with qemus:
+                process = await asyncio.create_subprocess_exec(
+                    *command,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    pass_fds=(file, lock.fileno(), qemus.fileno()),
+                )
+        except BaseException:
+            ours.close()
+            raise
+        qemu = cls(process, QMPClient("vm"))
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                await qemu._monitor.connect(ours)  # which closes it
+                capability = {"capability": "x-ignore-shared", "state": True}
+                await qemu._ask("migrate-set-capabilities", capabilities=[capability])
+        except BaseException as error:
+            status = await qemu.end()
+            if isinstance(error, QMPError | OSError | StateError):
+                raise Lost(f"QEMU did not start: {error}; status {status}") from error
+            raise
+        return qemu
+
+    async def machine(self) -> str:
+        """Return the type of the machine, with its version."""
+        answer = await self._ask("qom-get", path="/machine", property="type")
+        return str(answer).removesuffix("-machine")
+
+    async def go_on(self) -> None:
+        """Run the VM."""
+        await self._ask("cont")
+
+    async def save(self, room: int) -> bytes:
+        """Pause the VM, and return the state of its devices.
+
+        Args:
+            room: how large the state may be, in bytes.
+
+        Raises:
+            StateError: QEMU gives none, or a larger one, or takes too long. The VM is paused.
+        """
+        await self._ask("stop")
+        loop = asyncio.get_running_loop()
+        state = bytearray()
+        with await self._give_socket() as ours:
+            await self._ask("migrate", uri="fd:state")
+            while part := await loop.sock_recv(ours, _MIB):
+                state += part
+                if len(state) > room:
+                    await self._ask("migrate_cancel")
+                    raise StateError(f"the state has more than {room} bytes: see --state-room")
+            await self._wait_for_migration()
+        return bytes(state)
+
+    async def load(self, state: bytes) -> None:
+        """Give the state of another QEMU to this one, which was started to get it.
+
+        Raises:
+            StateError: QEMU does not take it. It has not run, and cannot.
+        """
+        with await self._give_socket() as ours:
+            await self._ask("migrate-incoming", uri="fd:state")
+            try:
+                await asyncio.get_running_loop().sock_sendall(ours, state)
+            except OSError as error:
+                raise StateError(f"QEMU stopped reading the state: {error}") from error
+            await self._wait_for_migration()
+
+    async def end(self) -> int:
+        """Kill QEMU; return its status."""
+        with suppress(ProcessLookupError):
+            self.process.kill()
+        status = await self.process.wait()
+        with suppress(QMPError, EOFError, OSError):
+            await self._monitor.disconnect()
+        return status
+
+    async def _give_socket(self) -> socket.socket:
+        """Give QEMU a socket, which it calls `state`; return the other end."""
+        ours, qemus = socket.socketpair()
+        ours.setblocking(False)
+        with qemus:
+            self._monitor.send_fd_scm(qemus.fileno())
+            await self._ask("getfd", fdname="state")
+        return ours
+
+    async def _wait_for_migration(self) -> None:
+        while True:
+            answer = await self._ask("query-migrate")
+            match answer.get("status"):
+                case "completed":
+                    return
+                case "failed" | "cancelled" as status:
+                    reason = answer.get("error-desc", "its messages may say why")
+                    raise StateError(f"{status}: {reason}")
+            await asyncio.sleep(_POLL)
+
+    async def _ask(self, command: str, **arguments: Any) -> Any:
+        try:
+            return await self._monitor.execute(command, arguments or None)
+        except QMPError as error:
+            raise StateError(f"{command}: {error}") from error
+
+
+class Vm:
+    """A VM that runs in a QEMU of this process, and its store.
+
+    Args:
+        name: the name of the VM and of its store.
+        qemu: the QEMU.
+        store: the store, with an entry ``ram``.
+        state_file: the preserved file for the state of the devices. There is an entry ``state``
+            only while the state in it is the VM's present one.
+    """
+
+    def __init__(self, name: str, qemu: Qemu, store: OutgoingStore, state_file: Memfd) -> None:
+        self._name = name
+        self._qemu = qemu
+        self._store = store
+        self._state_file = state_file
+
+    async def serve(self, signals: asyncio.Queue[int]) -> int:
+        """Do what signals ask for, until the VM ends; return the program's status."""
+        ended = asyncio.create_task(self._qemu.process.wait())
+        while True:
+            number = asyncio.create_task(signals.get())
+            await asyncio.wait([ended, number], return_when=asyncio.FIRST_COMPLETED)
+            if ended.done():
+                number.cancel()
+                return self._end(ended.result())
+            is_stored = "state" in self._store
+            match number.result():
+                case signal.SIGUSR1 if not is_stored:
+                    await self._put_into_store()
+                case signal.SIGUSR2 if is_stored:
+                    # In this order: a VM that runs has no state that could be taken for its own.
+                    self._store.remove("state")
+                    await self._qemu.go_on()
+                    tell(f"{self._name} runs on")
+                case signal.SIGTERM | signal.SIGINT if is_stored:
+                    await self._qemu.end()
+                    return 0
+                case signal.SIGTERM | signal.SIGINT:
+                    await self._qemu.end()
+                    self._store.discard()
+                    return 0
+
+    async def _put_into_store(self) -> None:
+        """Pause the VM and store its state, or let it run on if that fails."""
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                state = await self._qemu.save(_FORMAT.room(self._state_file))
+            _FORMAT.write(self._state_file, state)
+            self._store.add("state", self._state_file, requires=["ram"])
+        except (StateError, RequestError, TimeoutError) as error:
+            with suppress(StateError):  # it has ended: `serve` sees that
+                await self._qemu.go_on()
+            tell(f"{self._name} runs on: {error or 'QEMU took too long'}")
+            return
+        took = (time.monotonic() - began) * 1000
+        tell(f"{self._name} is stored: {took:.1f} ms, {len(state)} bytes")
+
+    def _end(self, status: int) -> int:
+        """Take leave of a QEMU that has ended; return the program's status."""
+        if "state" in self._store:
+            tell(f"{self._name}: QEMU has ended with status {status}; the VM is stored")
+            return 0
+        self._store.discard()
+        if status:
+            raise Lost(f"QEMU has ended with status {status}")
+        return 0
+
+
+async def run(arguments: argparse.Namespace, keeper: KeeperChoice) -> int:
+    """Start a VM, and keep it until it ends."""
+    signals = listen()
+    ram = GuestRam.create(arguments.name, arguments.memory * _MIB)
+    lock = ram.lock()
+    store = OutgoingStore.create(arguments.name, keeper=keeper)
+    try:
+        store.add("ram", ram)
+        # Preserved now, so that storing the state needs no memory; the entry comes with the state.
+        state_file = Memfd.create(f"{arguments.name}.state", arguments.state_room * _MIB)
+        store.add("state", state_file)
+        store.remove("state")
+        setup = Setup(machine=arguments.machine, options=tuple(arguments.options))
+        qemu = await Qemu.start(find(arguments.qemu), setup, ram, lock, incoming=False)
+        setup = replace(setup, machine=await qemu.machine())
+        store.set_meta({"setup": asdict(setup)})
+        await qemu.go_on()
+    except BaseException:
+        store.discard()
+        raise
+    tell(f"{arguments.name} runs: machine {setup.machine}")
+    return await Vm(arguments.name, qemu, store, state_file).serve(signals)
+
+
+async def resume(arguments: argparse.Namespace, keeper: KeeperChoice) -> int:
+    """Go on with a VM that was stored before the jump."""
+    began = time.monotonic()
+    signals = listen()
+    name = arguments.name
+    try:
+        incoming = IncomingStore.retrieve(name, keeper=keeper)
+    except SessionNotFoundError as error:
+        raise Lost(str(error)) from error
+    if "state" not in incoming:
+        raise Lost("its state was not stored when the host jumped; its RAM is in the store")
+    ram = incoming.get_ram("ram")
+    lock = ram.lock()
+    state_file = incoming.get("state", Memfd)
+    state = _FORMAT.read(state_file)
+    saved = incoming.meta["setup"]
+    setup = Setup(machine=saved["machine"], options=tuple(saved["options"]))
+    qemu = await Qemu.start(find(arguments.qemu), setup, ram, lock, incoming=True)
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            await qemu.load(state)
+        # Until here, nothing has changed, so that this can be tried again. From the removal of the
+        # state on, the VM is in this QEMU only, and nobody else can go on from there.
+        store = incoming.renew()
+        store.remove("state")
+    except BaseException:
+        await qemu.end()
+        raise
+    await qemu.go_on()
+    took = (time.monotonic() - began) * 1000
+    tell(f"{name} runs again: resumed in {took:.0f} ms, {len(state)} bytes of state")
+    return await Vm(name, qemu, store, state_file).serve(signals)
+
+
+def listen() -> asyncio.Queue[int]:
+    """Return a queue that gets the number of each signal from now on."""
+    signals: asyncio.Queue[int] = asyncio.Queue()
+    for number in _SIGNALS:
+        asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, number)
+    return signals
+
+
+def find(binary: str) -> str:
+    path = shutil.which(binary)
+    if path is None:
+        raise Lost(f"there is no {binary}: install QEMU, or name it by --qemu")
+    return path
+
+
+def tell(text: str) -> None:
+    print(f"qemu_live_update: {text}", file=sys.stderr, flush=True)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="run QEMU's VMs, which live through live updates")
+    parser.add_argument("--no-keeper", action="store_true", help="nothing keeps what it stores")
+    parser.add_argument("--qemu", default="qemu-system-x86_64", help="QEMU's name or path")
+    commands = parser.add_subparsers(dest="command", required=True)
+    start = commands.add_parser("run", help="start a VM; QEMU's options follow after --")
+    start.add_argument("name")
+    start.add_argument("--memory", type=int, default=128, metavar="MIB")
+    start.add_argument("--machine", default="q35", help="QEMU's type of the machine")
+    start.add_argument(
+        "--state-room",
+        type=int,
+        default=_STATE_ROOM // _MIB,
+        metavar="MIB",
+        help="memory for the state of its devices",
+    )
+    commands.add_parser("resume", help="go on with a VM after the jump").add_argument("name")
+    # argparse takes no list of options after an option: those after -- are QEMU's.
+    words = sys.argv[1:] if words is None else words
+    own = words.index("--") if "--" in words else len(words)
+    chosen = parser.parse_args(words[:own], argparse.Namespace(options=words[own + 1 :]))
+    keeper = KeeperChoice.NONE if chosen.no_keeper else KeeperChoice.DEFAULT
+    command = run if chosen.command == "run" else resume
+    try:
+        return asyncio.run(command(chosen, keeper))
+    except (RequestError, Lost, StateError, TimeoutError) as error:
+        tell(f"{chosen.name}: {error or 'QEMU took too long'}")
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -79,9 +79,13 @@ class StateFormat:
         data = self.pack(state)
         if len(data) > memfd.size:
             raise ValueError(f"a state of {len(data)} bytes in a file of {memfd.size} bytes")
-        memfd.write(bytes(_HEAD.size), 0)
+        self.erase(memfd)
         memfd.write(data[_HEAD.size :], _HEAD.size)
         memfd.write(data[: _HEAD.size], 0)
+
+    def erase(self, memfd: Memfd) -> None:
+        """Make a file one that has no state."""
+        memfd.write(bytes(min(_HEAD.size, memfd.size)), 0)
 
     def read(self, memfd: Memfd) -> bytes:
         """Return the state in a file.

@@ -1,25 +1,30 @@
-"""A small VMM whose VMs live through an update of their host's kernel.
+"""A small VMM whose VMs live through an update of their host's kernel, and of itself.
 
 `run NAME` starts a VM. SIGUSR1 pauses it and stores its state beside its RAM, which is in the store
 from the beginning; then the host may jump. `resume NAME`, after the jump, goes on where it was.
 SIGUSR2 lets a VM that was stored run on without a jump; SIGTERM ends the VM, unless it is stored.
 
-What a VM consists of here: RAM, vCPUs, one serial port, and what KVM emulates, which is a timer and
-interrupt controllers.
+Without a jump, the VM moves to another build of the VMM: `take-over NAME --socket PATH` gets it
+from the process that was started with this `--socket`, and SIGHUP executes this file anew.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import select
 import signal
-import struct
+import socket
 import sys
 import threading
 import time
-from dataclasses import replace
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from machine import PATTERN, Machine, VcpuFailure
 
 from pyluo import (
     GuestRam,
@@ -27,8 +32,10 @@ from pyluo import (
     KeeperChoice,
     Memfd,
     OutgoingStore,
+    OwnedFd,
     RequestError,
     SessionNotFoundError,
+    handoff,
     kvm,
 )
 
@@ -36,223 +43,276 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _PROGRAM = Path(__file__).with_name("program.elf")
-_PAGE = 4096
 _MIB = 1 << 20
 _RAM_LIMIT = 3 << 30  # below the interrupt controllers
 _STATE_ROOM = 64 << 10  # bytes of state for each vCPU, and for the rest; it needs some 10 KiB
-_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+_PATIENCE = 30.0  # seconds for the other VMM to answer
+_ENDING = 2.0  # seconds from the end of a process's connections to its own end, at most
+_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
 
 
 class Lost(Exception):
     """The VM cannot go on."""
 
 
-class SerialPort:
-    """A 16550 UART that can send: enough for a VM that polls.
+class StillHere(Exception):
+    """The VM did not move to a successor, and goes on in this process."""
 
-    The state is that of its registers; a byte that the VM sends is written at once.
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """What the command line chose, besides the command.
+
+    Attributes:
+        name: the name of the VM and of its store.
+        keeper: what keeps the store.
+        socket: the path at which a successor can ask for the VM; None for nowhere.
     """
 
-    PORTS = range(0x3F8, 0x400)
-    _NAMES = (
-        "data",
-        "interrupts",
-        "fifo",
-        "line",
-        "modem",
-        "line status",
-        "modem status",
-        "scratch",
-    )
-    _DIVISOR_ACCESS = 0x80  # in the line control register
-    _EMPTY = 0x60  # in the line status register: ready for the next byte
+    name: str
+    keeper: KeeperChoice
+    socket: Path | None
 
-    def __init__(self) -> None:
-        self.registers = dict.fromkeys(self._NAMES, 0) | {"divisor low": 1, "divisor high": 0}
-
-    def access(self, event: kvm.PortAccess) -> None:
-        """Carry out an access of a vCPU."""
-        name = self._register(event.port - self.PORTS.start)
-        if event.is_write and name == "data":
-            os.write(sys.stdout.fileno(), event.data)
-        elif event.is_write:
-            self.registers[name] = event.data[-1]
-        else:
-            value = self._EMPTY if name == "line status" else self.registers[name]
-            event.data[:] = bytes([value] * len(event.data))
-
-    def _register(self, offset: int) -> str:
-        if offset < 2 and self.registers["line"] & self._DIVISOR_ACCESS:
-            return ("divisor low", "divisor high")[offset]
-        return self._NAMES[offset]
+    def words(self) -> list[str]:
+        """Return the words of the command line that choose the same."""
+        words = [] if self.socket is None else ["--socket", os.fspath(self.socket)]
+        words += ["--no-keeper"] if self.keeper is KeeperChoice.NONE else []
+        return [self.name, *words]
 
 
-class Machine:
-    """A VM, its vCPUs with a thread each, and its serial port. It is paused until `run`."""
+class Vmm:
+    """A VM that runs in this process, and its store.
 
-    def __init__(self, ram: GuestRam, cpus: int) -> None:
-        self.lock = ram.lock()  # until this process ends
-        self.serial = SerialPort()
-        self.failure = ""
-        self._memory = ram.map()
-        with kvm.Kvm.open() as device:
-            self.vm = kvm.VirtualMachine.create(device)
-            supported = device.supported_cpuid()
-        self.vm.set_memory(0, self._memory, 0)
-        self.vcpus = [self.vm.create_vcpu(number) for number in range(cpus)]
-        for vcpu in self.vcpus:
-            vcpu.set_cpuid(kvm.cpuid_of_vcpu(supported, vcpu.number, cpus))
-        self._condition = threading.Condition()
-        self._paused = True
-        self._parked = 0
-        kvm.accept_kicks()
+    Args:
+        choices: what the command line chose.
+        ram: the VM's RAM.
+        lock: the lock on the RAM, by which no other process runs the VM.
+        machine: the VM.
+        store: the store, with an entry ``ram``.
+        state_file: the preserved file for the state. There is an entry ``state`` only while the
+            state in it is the VM's present one.
+    """
 
-    def load(self, program: Path) -> None:
-        """Put a program into the RAM, and the vCPUs to its beginning, in 64-bit mode."""
-        entry = _load_elf(self._memory, program.read_bytes())
-        _lay_out(self._memory, len(self.vcpus))
-        for vcpu in self.vcpus:
-            vcpu.set_special_registers(_in_64_bit_mode(vcpu.get_special_registers()))
-            vcpu.set_registers(kvm.Registers(rip=entry, rdi=vcpu.number))
-            vcpu.start()
+    def __init__(
+        self,
+        choices: Choices,
+        ram: GuestRam,
+        lock: OwnedFd,
+        machine: Machine,
+        store: OutgoingStore,
+        state_file: Memfd,
+    ) -> None:
+        self._choices = choices
+        self._ram = ram
+        self._lock = lock
+        self._machine = machine
+        self._store = store
+        self._state_file = state_file
+        self._listening = ExitStack()
+        self._successor: socket.socket | None = None
 
-    def start(self) -> None:
-        """Start the threads, and run the VM."""
-        for vcpu in self.vcpus:
-            threading.Thread(target=self._run_vcpu, args=(vcpu,), daemon=True).start()
-        self.run()
+    @property
+    def _name(self) -> str:
+        return self._choices.name
 
-    def run(self) -> None:
-        """Run the VM, or let it go on after `pause`."""
-        with self._condition:
-            self._paused = False
-            self._condition.notify_all()
+    def serve(self) -> None:
+        """Do what signals ask for, until the VM ends or has moved."""
+        with self._listening:
+            self._listen()
+            self._serve()
 
-    def pause(self) -> None:
-        """Stop all vCPUs between two instructions."""
-        with self._condition:
-            self._paused = True
-            for vcpu in self.vcpus:
-                vcpu.kick()
-            self._condition.wait_for(lambda: self._parked == len(self.vcpus))
+    def _serve(self) -> None:
+        while True:
+            number = signal.sigwait(_SIGNALS)
+            if self._machine.failure:
+                self._store.discard()
+                raise Lost(self._machine.failure)
+            is_stored = "state" in self._store
+            match number:
+                case signal.SIGUSR1 if not is_stored:
+                    self._put_into_store()
+                case signal.SIGUSR2 if is_stored:
+                    # In this order: a VM that runs has no state that could be taken for its own.
+                    self._store.remove("state")
+                    self._machine.run()
+                    tell(f"{self._name} runs on")
+                case signal.SIGHUP if self._successor is not None:
+                    if self._move_to_process(is_stored):
+                        return
+                case signal.SIGHUP if not is_stored:
+                    self._move_through_exec()
+                case signal.SIGTERM | signal.SIGINT:
+                    if not is_stored:
+                        self._store.discard()
+                    return
 
-    def save(self) -> kvm.VmState:
-        """Return the state of the VM, which must be paused."""
-        return kvm.save(self.vm, self.vcpus, devices={"serial": self.serial.registers})
-
-    def restore(self, state: kvm.VmState) -> kvm.Restored:
-        """Give this VM, which has not run yet, the state of another one."""
-        self.serial.registers.update(state.devices["serial"])
-        return kvm.restore(self.vm, self.vcpus, state)
-
-    def _run_vcpu(self, vcpu: kvm.Vcpu) -> None:
+    def _put_into_store(self) -> bool:
+        """Pause the VM and store its state, or let it run on; return whether it is stored."""
+        began = time.monotonic()
+        self._machine.pause()
         try:
-            while True:
-                event = vcpu.run()
-                match event:
-                    case kvm.Interrupted():
-                        self._wait_while_paused(vcpu)
-                    case kvm.PortAccess() if event.port in SerialPort.PORTS:
-                        self.serial.access(event)
-                    case kvm.PortAccess() | kvm.MemoryAccess():
-                        if not event.is_write:  # nothing is there
-                            event.data[:] = b"\xff" * len(event.data)
-                    case _:
-                        raise Lost(f"vCPU {vcpu.number}: {event}")
-        except Exception as error:
-            self.failure = str(error)
-            os.kill(os.getpid(), signal.SIGTERM)
+            self._machine.save().write(self._state_file)
+            self._store.add("state", self._state_file, requires=["ram"])
+        except (RequestError, ValueError) as error:
+            self._machine.run()
+            tell(f"{self._name} runs on: {error}")
+            return False
+        tell(f"{self._name} is stored: {(time.monotonic() - began) * 1000:.1f} ms")
+        return True
 
-    def _wait_while_paused(self, vcpu: kvm.Vcpu) -> None:
-        with self._condition:
-            if self._paused:
-                self._parked += 1
-                self._condition.notify_all()
-                self._condition.wait_for(lambda: not self._paused)
-                self._parked -= 1
-            vcpu.rearm()
+    # Moving to another build of the VMM. What moves is the state; the RAM stays where it is.
+
+    def _listen(self) -> None:
+        """Begin to wait for a successor, in a thread that then sends SIGHUP to this process."""
+        if self._choices.socket is None:
+            return
+        try:
+            listener = self._listening.enter_context(
+                handoff.listen(self._choices.socket, timeout=None)
+            )
+        except RequestError as error:
+            tell(f"{self._name}: nobody can take it over: {error}")
+            return
+        self._listening.callback(_wake_up, listener)
+        threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
+
+    def _accept(self, listener: socket.socket) -> None:
+        with suppress(OSError):  # there will be no successor
+            self._successor, _ = listener.accept()
+            os.kill(os.getpid(), signal.SIGHUP)
+
+    def _move_to_process(self, is_stored: bool) -> bool:
+        """Let the VM go on in the process that has connected; return whether it does."""
+        self._listening.close()
+        successor, self._successor = self._successor, None
+        assert successor is not None
+        with successor:
+            try:
+                if is_stored:
+                    raise StillHere("it is stored: send SIGUSR2 first")
+                self._require_keeper()
+                self._hand_over(successor)
+            except (StillHere, RequestError, OSError) as error:
+                tell(f"{self._name} stays: {error}")
+                self._listen()
+                return False
+        self._store.close()
+        tell(f"{self._name} has moved")
+        return True
+
+    def _hand_over(self, successor: socket.socket) -> None:
+        """Hand the VM over; `take_over` is the other side.
+
+        The successor gets the files while the VM runs, and makes all that it can beforehand. Then
+        the VM pauses. It belongs to this process until "go".
+
+        Raises:
+            StillHere: the successor does not go on with the VM, and never will.
+            RequestError: the handoff of the files failed.
+        """
+        handoff.send(successor, self._files(), self._parts())
+        _expect(successor, b"ready")
+        self._machine.pause()
+        try:
+            self._machine.save().write(self._state_file)
+            successor.send(b"state")
+            _expect(successor, b"restored")
+            successor.send(b"go")
+        except BaseException:
+            # In this order: should this process die at any moment from here on, the successor finds
+            # no state of a VM that has gone on since.
+            kvm.VmState.erase(self._state_file)
+            self._machine.run()
+            raise
+
+    def _move_through_exec(self) -> None:
+        """Execute this file anew, which goes on with the VM; if that fails, let it run on here."""
+        try:
+            self._require_keeper()
+        except StillHere as error:
+            tell(f"{self._name} stays: {error}")
+            return
+        if not self._put_into_store():
+            return
+        self._listening.close()
+        command = [sys.executable, os.path.abspath(__file__), "inherit", *self._choices.words()]
+        try:
+            handoff.exec_with(command, self._files(), self._parts())
+        except RequestError as error:
+            tell(f"{self._name} runs on: {error}")
+            self._store.remove("state")
+            self._machine.run()
+            self._listen()
+
+    def _require_keeper(self) -> None:
+        if self._store.keeper is None:
+            raise StillHere("its store has no keeper, who could give it to another program")
+
+    def _files(self) -> dict[str, OwnedFd]:
+        """Return what a successor in this kernel needs; the store comes from its keeper."""
+        memfds = {f"ram{number}": memfd for number, memfd in enumerate(self._ram.memfds)}
+        return memfds | {"lock": self._lock, "state": self._state_file}
+
+    def _parts(self) -> bytes:
+        """Return what a successor must know to make the machine."""
+        parts = {"ram": self._ram.as_json(), "vcpus": len(self._machine.vcpus)}
+        return json.dumps(parts).encode()
 
 
-def _load_elf(memory: Any, image: bytes) -> int:
-    """Copy the segments of an ELF file to their physical addresses; return its entry point."""
-    entry, headers = struct.unpack_from("<QQ", image, 24)
-    size, count = struct.unpack_from("<HH", image, 54)
-    for start in range(headers, headers + size * count, size):
-        kind, _, offset, _, address, length = struct.unpack_from("<IIQQQQ", image, start)
-        if kind == 1:  # PT_LOAD
-            memory[address : address + length] = image[offset : offset + length]
-    return int(entry)
+def _wake_up(listener: socket.socket) -> None:
+    """End the wait of another thread for a connection."""
+    with suppress(OSError):
+        listener.shutdown(socket.SHUT_RDWR)
 
 
-# Where the program finds what it must know, its page tables and its segments.
-_BOOT, _TABLES, _SEGMENTS = 0x1000, 0x2000, 0x8000
-_PATTERN = 16 * _MIB  # the pages from here on are the program's to fill
+def _expect(connection: socket.socket, word: bytes) -> None:
+    """Wait for a word from the other VMM.
+
+    Raises:
+        StillHere: it sends another one, ends the connection, or takes too long.
+    """
+    connection.settimeout(_PATIENCE)
+    try:
+        got = connection.recv(100)
+    except OSError as error:
+        raise StillHere(f"no answer: {error}") from error
+    if got != word:
+        raise StillHere(f"the other VMM says {got.decode(errors='replace') or 'nothing'}")
 
 
-def _lay_out(memory: Any, cpus: int) -> None:
-    """Write page tables that map the first 4 GiB to themselves, and what the program must know."""
-    boot = struct.pack("<IIQ", cpus, (len(memory) - _PATTERN) // _PAGE, _PATTERN)
-    memory[_BOOT : _BOOT + len(boot)] = boot
-    tables = [[_TABLES + _PAGE | 3], [_TABLES + (2 + each) * _PAGE | 3 for each in range(4)]]
-    for gib in range(4):
-        uncached = 0x18 if gib == 3 else 0  # the interrupt controllers are there
-        tables.append([gib << 30 | each << 21 | 0x83 | uncached for each in range(512)])
-    for number, table in enumerate(tables):
-        start = _TABLES + number * _PAGE
-        memory[start : start + 8 * len(table)] = struct.pack(f"<{len(table)}Q", *table)
-    segments = struct.pack("<3Q", 0, 0x00AF9B000000FFFF, 0x00CF93000000FFFF)
-    memory[_SEGMENTS : _SEGMENTS + len(segments)] = segments
-
-
-def _in_64_bit_mode(registers: kvm.SpecialRegisters) -> kvm.SpecialRegisters:
-    code = kvm.Segment(limit=0xFFFFFFFF, selector=8, type=11, present=1, s=1, l=1, g=1)
-    data = kvm.Segment(limit=0xFFFFFFFF, selector=16, type=3, present=1, s=1, db=1, g=1)
-    return replace(
-        registers,
-        cs=code,
-        ds=data,
-        es=data,
-        fs=data,
-        gs=data,
-        ss=data,
-        gdt=kvm.DescriptorTable(base=_SEGMENTS, limit=23),
-        cr0=0x80010033,  # paging, write protection, and an FPU that reports its errors
-        cr3=_TABLES,
-        cr4=0x620,  # 64-bit page table entries, SSE
-        efer=0x500,  # 64-bit mode, enabled and active
-    )
-
-
-def run(name: str, *, memory: int, cpus: int, program: Path, keeper: KeeperChoice) -> None:
+def run(choices: Choices, *, memory: int, cpus: int, program: Path) -> None:
     """Start a VM, and keep it until it is told to end."""
-    ram = GuestRam.create(name, memory)
+    ram = GuestRam.create(choices.name, memory)
+    lock = ram.lock()
     machine = Machine(ram, cpus)
     machine.load(program)
-    store = OutgoingStore.create(name, keeper=keeper)
+    store = OutgoingStore.create(choices.name, keeper=choices.keeper)
     try:
         store.add("ram", ram)
         # Preserved now, so that storing the state needs no memory; the entry comes with the state.
-        state_file = Memfd.create(f"{name}.state", _STATE_ROOM * (cpus + 1))
+        state_file = Memfd.create(f"{choices.name}.state", _STATE_ROOM * (cpus + 1))
         store.add("state", state_file)
         store.remove("state")
     except BaseException:
         store.discard()
         raise
     machine.start()
-    tell(f"{name} runs")
-    serve(name, machine, store, state_file)
+    tell(f"{choices.name} runs")
+    Vmm(choices, ram, lock, machine, store, state_file).serve()
 
 
-def resume(name: str, *, keeper: KeeperChoice) -> None:
+def resume(choices: Choices) -> None:
     """Go on with a VM that was stored before the jump."""
     began = time.monotonic()
+    name = choices.name
     try:
-        incoming = IncomingStore.retrieve(name, keeper=keeper)
+        incoming = IncomingStore.retrieve(name, keeper=choices.keeper)
     except SessionNotFoundError as error:
         raise Lost(str(error)) from error
     if "state" not in incoming:
         raise Lost("its state was not stored when the host jumped; its RAM is in the store")
     ram = incoming.get_ram("ram")
+    lock = ram.lock()
     state_file = incoming.get("state", Memfd)
     state = kvm.VmState.read(state_file)
     machine = Machine(ram, len(state.vcpus))
@@ -264,79 +324,119 @@ def resume(name: str, *, keeper: KeeperChoice) -> None:
     machine.start()
     tell(f"{name} runs again: paused for {restored.paused / 1e6:.0f} ms by its own clock")
     tell(f"{name}: resumed in {(time.monotonic() - began) * 1000:.0f} ms; {restored}")
-    serve(name, machine, store, state_file)
+    Vmm(choices, ram, lock, machine, store, state_file).serve()
 
 
-def serve(name: str, machine: Machine, store: OutgoingStore, state_file: Memfd) -> None:
-    """Do what signals ask for, until the VM ends."""
-    stored = False
-    while True:
-        number = signal.sigwait(_SIGNALS)
-        if machine.failure:
-            store.discard()
-            raise Lost(machine.failure)
-        if number == signal.SIGUSR1 and not stored:
-            stored = put_into_store(name, machine, store, state_file)
-        elif number == signal.SIGUSR2 and stored:
-            # In this order: a VM that runs has no state that could be taken for its present one.
-            store.remove("state")
-            stored = False
-            machine.run()
-            tell(f"{name} runs on")
-        elif number in (signal.SIGTERM, signal.SIGINT):
-            if not stored:
-                store.discard()
-            return
+class Received:
+    """A VM from another VMM on this kernel: its RAM, and a machine that has no state yet."""
+
+    def __init__(self, files: handoff.Handoff) -> None:
+        parts = json.loads(files.state)
+        names = [name for name in files.files if name.startswith("ram")]
+        self.ram = GuestRam.from_memfds([files.take(name, Memfd) for name in names], parts["ram"])
+        self.lock = files.take("lock")
+        self.state_file = files.take("state", Memfd)
+        self.machine = Machine(self.ram, parts["vcpus"])
+
+    def restore(self) -> kvm.Restored:
+        """Give the machine the state."""
+        return self.machine.restore(kvm.VmState.read(self.state_file))
+
+    def serve(self, choices: Choices, store: OutgoingStore, restored: kvm.Restored) -> None:
+        """Keep the VM, which runs, until it ends."""
+        paused = restored.paused / 1e6
+        tell(f"{choices.name} runs here: paused for {paused:.1f} ms by its own clock; {restored}")
+        Vmm(choices, self.ram, self.lock, self.machine, store, self.state_file).serve()
 
 
-def put_into_store(name: str, machine: Machine, store: OutgoingStore, state_file: Memfd) -> bool:
-    """Pause the VM and store its state, or let it run on if that fails; return whether it did."""
-    began = time.monotonic()
-    machine.pause()
-    try:
-        machine.save().write(state_file)
-        store.add("state", state_file, requires=["ram"])
-    except (RequestError, ValueError) as error:
-        machine.run()
-        tell(f"{name} runs on: {error}")
-        return False
-    tell(f"{name} is stored: {(time.monotonic() - began) * 1000:.1f} ms")
-    return True
+def take_over(choices: Choices) -> None:
+    """Get a VM from the VMM that runs it, and go on with it; `Vmm._hand_over` is the other side."""
+    if choices.socket is None:
+        raise Lost("--socket PATH says where its VMM listens")
+    with handoff.connect(choices.socket) as other:
+        with handoff.receive(other) as files:
+            vm = Received(files)
+            assert files.peer is not None
+            pidfd = OwnedFd(os.pidfd_open(files.peer.pid))
+        with pidfd:
+            try:
+                other.send(b"ready")
+                _expect(other, b"state")
+                restored = vm.restore()
+                other.send(b"restored")
+                _expect(other, b"go")
+            except (OSError, StillHere) as error:
+                if not has_ended(pidfd):
+                    raise Lost(f"its VMM goes on with it: {error}") from error
+                # If it died before it paused the VM, or after it had gone on, there is no state.
+                restored = vm.restore()
+    vm.machine.start()
+    vm.serve(choices, OutgoingStore.open(choices.name, keeper=choices.keeper), restored)
+
+
+def inherit(choices: Choices) -> None:
+    """Go on with the VM that the previous program of this process has stored."""
+    with handoff.inherited() as files:
+        vm = Received(files)
+    restored = vm.restore()
+    store = OutgoingStore.open(choices.name, keeper=choices.keeper)
+    store.remove("state")
+    vm.machine.start()
+    vm.serve(choices, store, restored)
+
+
+def has_ended(pidfd: OwnedFd) -> bool:
+    """Return whether a process has ended, or is just ending."""
+    poll = select.poll()
+    poll.register(pidfd.fileno(), select.POLLIN)
+    return bool(poll.poll(_ENDING * 1000))
 
 
 def tell(text: str) -> None:
     print(f"mini_vmm: {text}", file=sys.stderr, flush=True)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="run a VM that lives through live updates")
-    parser.add_argument("--no-keeper", action="store_true", help="nothing keeps what it stores")
     commands = parser.add_subparsers(dest="command", required=True)
     start = commands.add_parser("run", help="start a VM")
-    start.add_argument("name")
     start.add_argument("--memory", type=int, default=80, metavar="MIB")
     start.add_argument("--cpus", type=int, default=2)
     start.add_argument("--program", type=Path, default=_PROGRAM)
-    commands.add_parser("resume", help="go on with a VM after the jump").add_argument("name")
-    chosen = parser.parse_args(arguments)
+    others = {
+        "resume": "go on with a VM after the jump",
+        "take-over": "get a VM from the VMM that runs it",
+        "inherit": "go on with the VM of the program before; SIGHUP calls this",
+    }
+    each = [start, *(commands.add_parser(name, help=text) for name, text in others.items())]
+    for command in each:
+        command.add_argument("name")
+        command.add_argument("--no-keeper", action="store_true", help="nothing keeps its store")
+        command.add_argument(
+            "--socket",
+            type=Path,
+            metavar="PATH",
+            help="where another VMM can ask for the VM; for take-over, also where it asks",
+        )
+    chosen = parser.parse_args(words)
     keeper = KeeperChoice.NONE if chosen.no_keeper else KeeperChoice.DEFAULT
+    choices = Choices(name=chosen.name, keeper=keeper, socket=chosen.socket)
     # In all threads: the main thread waits for them.
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
-        if chosen.command == "resume":
-            resume(chosen.name, keeper=keeper)
-        else:
-            memory = chosen.memory * _MIB
-            if not _PATTERN < memory <= _RAM_LIMIT:
-                parser.error(f"--memory is more than {_PATTERN // _MIB} and up to 3072 MiB")
-            run(
-                chosen.name,
-                memory=memory,
-                cpus=chosen.cpus,
-                program=chosen.program,
-                keeper=keeper,
-            )
-    except (RequestError, Lost) as error:
+        match chosen.command:
+            case "resume":
+                resume(choices)
+            case "take-over":
+                take_over(choices)
+            case "inherit":
+                inherit(choices)
+            case _:
+                memory = chosen.memory * _MIB
+                if not PATTERN < memory <= _RAM_LIMIT:
+                    parser.error(f"--memory is more than {PATTERN // _MIB} and up to 3072 MiB")
+                run(choices, memory=memory, cpus=chosen.cpus, program=chosen.program)
+    except (RequestError, Lost, StillHere, VcpuFailure) as error:
         tell(f"{chosen.name}: {error}")
         return 1
     return 0

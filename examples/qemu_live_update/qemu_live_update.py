@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 _FORMAT = StateFormat("qemuLive", 1)
 _MIB = 1 << 20
-_STATE_ROOM = 8 * _MIB  # a state has about 300 KiB, and more with every device and its firmware
+_STATE_ROOM = 8 << 10  # KiB; a state has about 300 KiB, and more with every device and its firmware
 _PATIENCE = 60.0  # seconds for QEMU to start, to store a state, or to load one
 _POLL = 0.01  # seconds
 _SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
@@ -293,7 +293,7 @@ async def run(arguments: argparse.Namespace, keeper: KeeperChoice) -> int:
     try:
         store.add("ram", ram)
         # Preserved now, so that storing the state needs no memory; the entry comes with the state.
-        state_file = Memfd.create(f"{arguments.name}.state", arguments.state_room * _MIB)
+        state_file = Memfd.create(f"{arguments.name}.state", arguments.state_room << 10)
         store.add("state", state_file)
         store.remove("state")
         setup = Setup(machine=arguments.machine, options=tuple(arguments.options))
@@ -373,8 +373,8 @@ def main(words: Sequence[str] | None = None) -> int:
     start.add_argument(
         "--state-room",
         type=int,
-        default=_STATE_ROOM // _MIB,
-        metavar="MIB",
+        default=_STATE_ROOM,
+        metavar="KIB",
         help="memory for the state of its devices",
     )
     commands.add_parser("resume", help="go on with a VM after the jump").add_argument("name")

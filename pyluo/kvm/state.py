@@ -132,6 +132,11 @@ class VmState:
         """
         _FORMAT.write(memfd, self._pack())
 
+    @staticmethod
+    def erase(memfd: Memfd) -> None:
+        """Make a file one that has no state, as before the VM goes on."""
+        _FORMAT.erase(memfd)
+
     @classmethod
     def read(cls, memfd: Memfd) -> Self:
         """Read the state from a file.

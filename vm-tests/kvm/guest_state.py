@@ -29,7 +29,7 @@ class Quiet:
 
     def __init__(self, ram: GuestRam, cpus: int) -> None:
         sys.path.insert(0, str(guest_vmm.MINI_VMM.parent))
-        example: Any = importlib.import_module("mini_vmm")
+        example: Any = importlib.import_module("machine")
         self.machine = example.Machine(ram, cpus)
         self.said = bytearray()
         self.machine.serial.access = self._access

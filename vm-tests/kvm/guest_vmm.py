@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import zlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pyluo import IncomingStore, OutgoingStore, SessionNotFoundError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MINI_VMM = EXAMPLES / "mini_vmm" / "mini_vmm.py"
@@ -25,6 +30,7 @@ PATIENCE = 240.0  # seconds; a VM in an emulated guest needs many on a busy mach
 _CHUNK = 1 << 20
 
 _processes: dict[str, subprocess.Popen[bytes]] = {}
+_predecessors: dict[str, subprocess.Popen[bytes]] = {}  # of VMMs that got a running VM
 
 
 def hops(usual: int) -> int:
@@ -44,6 +50,11 @@ def output(name: str) -> Path:
     return Path(f"/tmp/{name}.output")
 
 
+def control(name: str) -> Path:
+    """Return the path at which a successor asks for the VM."""
+    return Path(f"/tmp/{name}.socket")
+
+
 def messages(name: str) -> Path:
     """Return the path of what the VMM has said."""
     return Path(f"/tmp/{name}.messages")
@@ -53,26 +64,72 @@ def start(
     command: str, name: str, *options: str, vmm: Path = MINI_VMM, killed_before: str = ""
 ) -> None:
     """Start a VMM; see killed_vmm.py for `killed_before`."""
+    for log in (output(name), messages(name)):
+        log.write_bytes(b"")
+    _processes[name] = _start(name, [command, name, *options], vmm, killed_before)
+
+
+def _start(
+    name: str, words: Sequence[str], vmm: Path, killed_before: str = ""
+) -> subprocess.Popen[bytes]:
+    """Start a process whose output is appended to that of the VM."""
     program = [KILLED, vmm.stem, killed_before] if killed_before else [vmm]
     path = os.pathsep.join([os.fspath(vmm.parent), *sys.path])
-    with output(name).open("wb") as stdout, messages(name).open("wb") as stderr:
-        _processes[name] = subprocess.Popen(
-            [sys.executable, *program, command, name, *options],
+    with output(name).open("ab") as stdout, messages(name).open("ab") as stderr:
+        return subprocess.Popen(
+            [sys.executable, *program, *words],
             stdout=stdout,
             stderr=stderr,
             env=os.environ | {"PYTHONPATH": path},
         )
 
 
-def wait_for_message(name: str, text: str) -> str:
-    """Wait until the VMM has said `text`; return all that it has said."""
+def start_successor(name: str, *, newer: bool = False, killed_before: str = "") -> None:
+    """Start a VMM that gets the VM from the VMM that runs it.
+
+    Args:
+        name: the name of the VM.
+        newer: whether it is a VMM in another folder.
+        killed_before: see killed_vmm.py.
+    """
+    vmm = Path("/tmp/newer/mini_vmm.py") if newer else MINI_VMM
+    if newer:
+        shutil.copytree(MINI_VMM.parent, vmm.parent, dirs_exist_ok=True)
+    words = ["take-over", name, "--socket", os.fspath(control(name))]
+    _predecessors[name] = _processes[name]
+    _processes[name] = _start(name, words, vmm, killed_before)
+
+
+def kill_child(name: str) -> None:
+    """Kill the QEMU of a VMM."""
+    [child] = [
+        int(stat.parent.name)
+        for stat in Path("/proc").glob("[0-9]*/stat")
+        if int(stat.read_text().rpartition(")")[2].split()[1]) == _processes[name].pid
+    ]
+    os.kill(child, signal.SIGKILL)
+
+
+def end_of_predecessor(name: str) -> int:
+    """Wait until the VMM that had the VM has ended; return its status."""
+    return _predecessors[name].wait(PATIENCE)
+
+
+def return_to_predecessor(name: str) -> int:
+    """Wait until the successor has ended, and forget it; return its status."""
+    successor, _processes[name] = _processes[name], _predecessors[name]
+    return successor.wait(PATIENCE)
+
+
+def wait_for_message(name: str, text: str, count: int = 1) -> str:
+    """Wait until the VMM has said `text` so often; return all that it has said."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         ended = _processes[name].poll()
-        said = messages(name).read_text()
-        if text in said:
-            return said
-        assert ended is None, f"the VMM ended with status {ended}: {said}"
+        told = messages(name).read_text()
+        if told.count(text) >= count:
+            return told
+        assert ended is None, f"the VMM ended with status {ended}: {told}"
         time.sleep(0.05)
     raise AssertionError(f"the VMM did not say {text!r}: {messages(name).read_text()}")
 
@@ -113,26 +170,20 @@ def wait_for_text(name: str, text: str) -> None:
 
 def store(name: str) -> tuple[str, list[int]]:
     """Have the VMM store the VM; return what the VM has said, and the checksums of its RAM."""
-    before = len(messages(name).read_text().splitlines())
-    _processes[name].send_signal(signal.SIGUSR1)
-    _wait_for_next(name, before, "is stored")
+    signal_and_wait(name, signal.SIGUSR1, "is stored")
     return said(name), checksums_of_process(name)
 
 
 def go_on(name: str) -> None:
     """Have the VMM take the VM's state out of the store again, and run it."""
-    before = len(messages(name).read_text().splitlines())
-    _processes[name].send_signal(signal.SIGUSR2)
-    _wait_for_next(name, before, "runs on")
+    signal_and_wait(name, signal.SIGUSR2, "runs on")
 
 
-def _wait_for_next(name: str, before: int, text: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not any(text in line for line in messages(name).read_text().splitlines()[before:]):
-        ended = _processes[name].poll()
-        assert ended is None, f"the VMM ended with status {ended}"
-        assert time.monotonic() < deadline, f"the VMM did not say {text!r}"
-        time.sleep(0.05)
+def signal_and_wait(name: str, number: int, text: str) -> None:
+    """Send a signal to the VMM, and wait until it has said `text` once more."""
+    before = messages(name).read_text().count(text)
+    _processes[name].send_signal(number)
+    wait_for_message(name, text, before + 1)
 
 
 def signal_and_wait_for_end(name: str, number: int) -> int:
@@ -221,10 +272,10 @@ def own_memory(name: str) -> int:
     return int(kib) << 10
 
 
-def run_shell(commands: str) -> str:
-    """Run commands of the README in the checkout; return what they print."""
+def run_shell(commands: str, variables: Mapping[str, str] | None = None) -> str:
+    """Run commands of a README in the checkout; return what they print."""
     path = os.pathsep.join(sys.path)
-    environment = os.environ | {"PYTHONPATH": path, "PATH": SHELL_PATH}
+    environment = os.environ | {"PYTHONPATH": path, "PATH": SHELL_PATH} | dict(variables or {})
     done = subprocess.run(
         ["sh", "-ec", commands],
         cwd=EXAMPLES.parent,
@@ -241,5 +292,7 @@ def run_shell(commands: str) -> str:
 def kill_vmms() -> None:
     """Kill all VMMs that shells have started."""
     for folder in Path("/proc").iterdir():
-        if folder.name.isdigit() and b"mini_vmm.py" in (folder / "cmdline").read_bytes():
+        if folder.name.isdigit() and any(
+            os.fsencode(vmm.name) in (folder / "cmdline").read_bytes() for vmm in (MINI_VMM, QEMU)
+        ):
             os.kill(int(folder.name), signal.SIGKILL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import signal
 import time
@@ -160,6 +161,77 @@ def test_a_vmm_that_dies_while_it_resumes_a_vm_can_be_started_again(host: VM) ->
     # It died while the VM ran, as a host does that loses its power.
     assert host.call(guest_vmm.entries_of_outgoing, "again") == ["ram"]
     host.call(guest_vmm.discard, "again")
+
+
+def test_a_running_vm_moves_from_vmm_to_vmm(host: VM) -> None:
+    socket = os.fspath(guest_vmm.control("moving"))
+    host.call(guest_vmm.start, "run", "moving", *SMALL, "--socket", socket)
+    host.call(guest_vmm.wait_for_lines, "moving", LINES)
+    for number in range(1, 4):
+        if number % 2:
+            host.call(guest_vmm.start_successor, "moving", newer=True)
+            host.call(guest_vmm.wait_for_message, "moving", "runs here", number)
+            assert host.call(guest_vmm.end_of_predecessor, "moving") == 0
+        else:
+            host.call(guest_vmm.signal_and_wait, "moving", signal.SIGHUP, "runs here")
+        lines = check(host.call(guest_vmm.wait_for_lines, "moving", LINES), 1)
+        assert lines[-1]["stopped"] == number
+    # It is in the store as before: it can still jump.
+    said, checksums = host.call(guest_vmm.store, "moving")
+    host.live_update()
+    assert changed_pages(checksums, host.call(guest_vmm.checksums_in_store, "moving")) == []
+    host.call(guest_vmm.start, "resume", "moving")
+    check(said + host.call(guest_vmm.wait_for_lines, "moving", LINES), 1)
+    assert host.call(guest_vmm.signal_and_wait_for_end, "moving", signal.SIGTERM) == 0
+
+
+# Whether the VM goes on in its successor if the VMM that has it dies before a line.
+DEATHS_OF_THE_PREDECESSOR = {
+    "self._machine.pause()": False,
+    'successor.send(b"state")': True,
+    '_expect(successor, b"restored")': True,
+    'successor.send(b"go")': True,
+}
+# Where a successor dies, and the VM goes on in the VMM that has it.
+DEATHS_OF_THE_SUCCESSOR = (
+    "vm = Received(files)",
+    'other.send(b"ready")',
+    'other.send(b"restored")',
+    '_expect(other, b"go")',
+)
+
+
+def test_a_vm_whose_vmm_dies_while_it_moves_goes_on_in_the_other_one(host: VM) -> None:
+    names = {f"left{number}": where for number, where in enumerate(DEATHS_OF_THE_PREDECESSOR)}
+    for name, where in names.items():
+        socket = os.fspath(guest_vmm.control(name))
+        where = f"Vmm._hand_over:{where}"
+        host.call(guest_vmm.start, "run", name, *SMALL, "--socket", socket, killed_before=where)
+        host.call(guest_vmm.wait_for_lines, name, 1)
+    for name, where in names.items():
+        host.call(guest_vmm.start_successor, name)
+        assert host.call(guest_vmm.end_of_predecessor, name) == -signal.SIGKILL
+        if DEATHS_OF_THE_PREDECESSOR[where]:
+            host.call(guest_vmm.wait_for_message, name, "runs here")
+            check(host.call(guest_vmm.wait_for_lines, name, LINES), 1)
+            assert host.call(guest_vmm.signal_and_wait_for_end, name, signal.SIGTERM) == 0
+        else:
+            status, told = host.call(guest_vmm.wait_for_end, name)
+            assert status == 1
+            assert "Nothing, or not all of it, was written there" in told
+            host.call(guest_vmm.discard, name)
+
+
+def test_a_vm_whose_successor_dies_while_it_moves_goes_on_where_it_was(host: VM) -> None:
+    socket = os.fspath(guest_vmm.control("stays"))
+    host.call(guest_vmm.start, "run", "stays", *SMALL, "--socket", socket)
+    for number, where in enumerate(DEATHS_OF_THE_SUCCESSOR, 1):
+        host.call(guest_vmm.wait_for_lines, "stays", 1)
+        host.call(guest_vmm.start_successor, "stays", killed_before=f"take_over:{where}")
+        assert host.call(guest_vmm.return_to_predecessor, "stays") == -signal.SIGKILL
+        host.call(guest_vmm.wait_for_message, "stays", "stays: ", number)
+    check(host.call(guest_vmm.wait_for_lines, "stays", LINES), 1)
+    assert host.call(guest_vmm.signal_and_wait_for_end, "stays", signal.SIGTERM) == 0
 
 
 def test_the_readmes_commands_work_as_they_stand(host: VM) -> None:

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 LINES = 3  # of the VM, in each of its lives, at least
 
 
-def start(host: VM, kernel: Kernel, name: str, *options: str, cpus: int = 1) -> None:
+def start(
+    host: VM, kernel: Kernel, name: str, *options: str, cpus: int = 1, killed_before: str = ""
+) -> None:
     """Start a VM with the kernel of its host."""
     qemu = [
         *("-accel", "kvm", "-cpu", "host", "-smp", str(cpus)),
@@ -25,14 +27,24 @@ def start(host: VM, kernel: Kernel, name: str, *options: str, cpus: int = 1) -> 
         *("-serial", "chardev:serial"),
         *("-kernel", os.fspath(kernel.image)),
         *("-initrd", os.fspath(guest_vmm.QEMU.with_name("guest.cpio"))),
-        *("-append", "console=ttyS0 noxsave panic=-1 vm.mib=32"),
+        *("-append", "console=ttyS0 noxsave panic=-1 vm.mib=24"),
     ]
-    options = ("--memory", "96", *options, "--", *qemu)
-    host.call(guest_vmm.start, "run", name, *options, vmm=guest_vmm.QEMU)
+    options = ("--memory", "80", *options, "--", *qemu)
+    host.call(
+        guest_vmm.start,
+        *("run", name, *options),
+        vmm=guest_vmm.QEMU,
+        killed_before=killed_before and f"Vm._put_into_store:{killed_before}",
+    )
 
 
-def resume(host: VM, name: str) -> None:
-    host.call(guest_vmm.start, "resume", name, vmm=guest_vmm.QEMU)
+def resume(host: VM, name: str, killed_before: str = "") -> None:
+    host.call(
+        guest_vmm.start,
+        *("resume", name),
+        vmm=guest_vmm.QEMU,
+        killed_before=killed_before and f"resume:{killed_before}",
+    )
 
 
 def parse(said: str) -> list[dict[str, str]]:
@@ -83,3 +95,67 @@ def test_vms_never_notice_a_reboot_jump_after_jump(host: VM, kernel: Kernel) -> 
     for name in vms:
         assert host.call(guest_vmm.signal_and_wait_for_end, name, signal.SIGTERM) == 0
         assert host.call(guest_vmm.entries_of_outgoing, name) is None
+
+
+# Whether a VM is stored, for the next jump, if its VMM dies before a line.
+DEATHS = {"_FORMAT.write(": False, 'self._store.add("state"': False, "took = ": True}
+
+
+def test_a_vm_whose_vmm_or_qemu_dies_is_stored_whole_or_not_at_all(
+    host: VM, kernel: Kernel
+) -> None:
+    names = {f"dying{number}": where for number, where in enumerate(DEATHS)}
+    for name, where in names.items():
+        start(host, kernel, name, killed_before=where)
+    start(host, kernel, "stays", "--state-room", "64")
+    start(host, kernel, "dies")
+    for name in (*names, "stays", "dies"):
+        host.call(guest_vmm.wait_for_text, name, "vm boot=")
+    said = {}
+    for name in names:
+        status = host.call(guest_vmm.signal_and_wait_for_end, name, signal.SIGUSR1)
+        assert status == -signal.SIGKILL
+        said[name] = host.call(guest_vmm.said, name)
+    # A state that has no room leaves the VM running; so does SIGUSR2.
+    host.call(guest_vmm.signal_and_wait, "stays", signal.SIGUSR1, "runs on: the state has more")
+    check(host.call(guest_vmm.wait_for_lines, "stays", LINES + 1), 1)
+    said["dies"], checksums = host.call(guest_vmm.store, "dies")
+    assert changed_pages(checksums, host.call(guest_vmm.checksums_of_process, "dies")) == []
+    host.call(guest_vmm.go_on, "dies")
+    check(host.call(guest_vmm.wait_for_lines, "dies", LINES + 1), 1)
+    # A QEMU that dies while its VM runs, and one whose VM is stored.
+    host.call(guest_vmm.kill_child, "stays")
+    status, told = host.call(guest_vmm.wait_for_end, "stays")
+    assert (status, "QEMU has ended with status -9" in told) == (1, True)
+    assert host.call(guest_vmm.entries_of_outgoing, "stays") is None
+    said["dies"], _ = host.call(guest_vmm.store, "dies")
+    host.call(guest_vmm.kill_child, "dies")
+    assert host.call(guest_vmm.wait_for_end, "dies")[0] == 0
+    host.live_update()
+    for name, where in names.items():
+        if not DEATHS[where]:
+            resume(host, name)
+            status, told = host.call(guest_vmm.wait_for_end, name)
+            assert (status, "its state was not stored" in told) == (1, True)
+            assert host.call(guest_vmm.finish_what_is_lost, name) == ["ram"]
+    for name in ("dying2", "dies"):
+        for place in ("await qemu.load(state)", "store = incoming.renew()"):
+            resume(host, name, killed_before=place)
+            assert host.call(guest_vmm.wait_for_end, name)[0] == -signal.SIGKILL
+        resume(host, name)
+        check(said[name] + host.call(guest_vmm.wait_for_lines, name, LINES + 1), 1)
+        assert host.call(guest_vmm.signal_and_wait_for_end, name, signal.SIGTERM) == 0
+
+
+def test_the_readmes_commands_work_as_they_stand(host: VM, kernel: Kernel) -> None:
+    readme = guest_vmm.QEMU.with_name("README.md").read_text()
+    before, after = re.findall(r"^```sh\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
+    # KVM of an emulated host has a broken XSAVE.
+    variables = {"KERNEL": os.fspath(kernel.image), "VM_CMDLINE": "noxsave"}
+    host.call(guest_vmm.run_shell, before, variables)
+    host.live_update()
+    shown = host.call(guest_vmm.run_shell, after, variables)
+    assert "vm0 runs again" in shown
+    assert " wrong=0 backwards=0" in shown
+    host.call(guest_vmm.kill_vmms)
+    host.call(guest_vmm.discard, "vm0")

@@ -59,10 +59,11 @@ soak: packages $(BIN)/.dev
 	PYLUO_ROUNDS=$(SOAK_ROUNDS) $(BIN)/pytest $(DEBUG_TESTS)
 
 bench: packages $(BIN)/.dev
-	$(BIN)/python benchmarks/handoff.py --rounds $(BENCH_ROUNDS)
-	$(BIN)/python benchmarks/layouts.py --rounds $(BENCH_ROUNDS)
-	$(BIN)/python benchmarks/side_by_side.py --rounds $(BENCH_ROUNDS)
-	$(BIN)/python benchmarks/stores.py --rounds $(BENCH_ROUNDS)
+	$(BIN)/python -m benchmarks.handoffs --rounds $(BENCH_ROUNDS)
+	$(BIN)/python -m benchmarks.layouts --rounds $(BENCH_ROUNDS)
+	$(BIN)/python -m benchmarks.moves --rounds $(BENCH_ROUNDS)
+	$(BIN)/python -m benchmarks.side_by_side --rounds $(BENCH_ROUNDS)
+	$(BIN)/python -m benchmarks.stores --rounds $(BENCH_ROUNDS)
 
 lint: $(BIN)/.dev
 	$(BIN)/ruff check

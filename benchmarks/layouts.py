@@ -9,9 +9,7 @@ times of several numbers of mappings: 1 is linear.
 
 from __future__ import annotations
 
-import argparse
 import json
-import math
 import os
 import statistics
 import time
@@ -19,43 +17,24 @@ import time
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import curves
 from pyluo import IoasLayout, Memfd
 from pyluo.iommu_layout import NamedMapping
 from pyluo.iommufd import Access, IommuFd
-from pyluo.vm import VM, progress
+from pyluo.vm import VM
 
 COUNTS = (500, 1000, 2000, 4000)
 PAGE = 4096
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5, help="how often each is measured")
-    parser.add_argument("--counts", type=int, nargs="+", default=COUNTS, metavar="N")
-    parser.add_argument("--kernel", default="stable")
-    parser.add_argument("--json", action="store_true", help="as data, in seconds")
-    arguments = parser.parse_args()
-    measured = measure(arguments.kernel, arguments.rounds, arguments.counts)
+    arguments = curves.parse(__doc__, COUNTS)
+    with VM(arguments.kernel, call_timeout=600) as vm:
+        measured = curves.measure("layouts", arguments, lambda count: vm.call(use_layout, count))
     if arguments.json:
         print(json.dumps(measured))
     else:
         show(measured)
-
-
-def measure(kernel: str, rounds: int, counts: list[int]) -> dict[str, dict[str, list[float]]]:
-    """Return the times in seconds, by what was measured and by the number of mappings."""
-    measured: dict[str, dict[str, list[float]]] = {}
-    with (
-        VM(kernel, call_timeout=600) as vm,
-        progress.bar("layouts", rounds * len(counts)) as advance,
-    ):
-        for number in range(rounds):
-            for position, count in enumerate(counts):
-                for what, seconds in vm.call(use_layout, count).items():
-                    times = measured.setdefault(what, {})
-                    times.setdefault(str(count), []).append(seconds)
-                advance(number * len(counts) + position + 1)
-    return measured
 
 
 def use_layout(count: int) -> dict[str, float]:
@@ -102,16 +81,8 @@ def show(measured: dict[str, dict[str, list[float]]]) -> None:
             f"{medians[count] * 1000:.0f} ms ({medians[count] / floor[count]:.1f})"
             for count in counts
         ]
-        table.add_row(what, *cells, f"{exponent(medians):.2f}")
+        table.add_row(what, *cells, f"{curves.fit_exponent(by_count):.2f}")
     Console().print(table)
-
-
-def exponent(medians: dict[str, float]) -> float:
-    """Return the slope of the straight line that fits the logarithms best."""
-    points = [(math.log(int(count)), math.log(seconds)) for count, seconds in medians.items()]
-    middle = statistics.fmean(x for x, _ in points), statistics.fmean(y for _, y in points)
-    above = sum((x - middle[0]) * (y - middle[1]) for x, y in points)
-    return above / sum((x - middle[0]) ** 2 for x, _ in points)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,7 @@ above 1 for many entries. The store's own exponent is that of its time less the 
 
 from __future__ import annotations
 
-import argparse
 import json
-import math
 import os
 import statistics
 import subprocess
@@ -24,8 +22,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import curves
 from pyluo import IncomingStore, KeeperChoice, Memfd, NewEntry, OutgoingStore
-from pyluo.vm import VM, progress
+from pyluo.vm import VM
 
 COUNTS = (1250, 2500, 5000, 10_000)
 META = {"text": "x" * 88}  # 100 bytes as JSON
@@ -36,13 +35,10 @@ FLOORS = {"add": "preserve", "add_many": "preserve", "retrieve": "retrieve", "re
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5, help="how often each is measured")
-    parser.add_argument("--counts", type=int, nargs="+", default=COUNTS, metavar="N")
-    parser.add_argument("--kernel", default="stable")
-    parser.add_argument("--json", action="store_true", help="as data, in seconds")
-    arguments = parser.parse_args()
-    measured = measure(arguments.kernel, arguments.rounds, arguments.counts)
+    arguments = curves.parse(__doc__, COUNTS)
+    floor = build_floor()
+    with VM(arguments.kernel, memory=2 << 30, call_timeout=600) as vm:
+        measured = curves.measure("stores", arguments, lambda count: run(vm, floor, count))
     if arguments.json:
         print(json.dumps(measured))
     else:
@@ -57,23 +53,6 @@ def build_floor() -> str:
     command = ["gcc", "-O2", "-static", "-iquote", os.fspath(uapi), "-o", program, os.fspath(FLOOR)]
     subprocess.run(command, check=True)
     return program
-
-
-def measure(kernel: str, rounds: int, counts: list[int]) -> dict[str, dict[str, list[float]]]:
-    """Return the times in seconds, by what was measured and by the number of entries."""
-    floor = build_floor()
-    measured: dict[str, dict[str, list[float]]] = {}
-    with (
-        VM(kernel, memory=2 << 30, call_timeout=600) as vm,
-        progress.bar("stores", rounds * len(counts)) as advance,
-    ):
-        for number in range(rounds):
-            for position, count in enumerate(counts):
-                for what, seconds in run(vm, floor, count).items():
-                    times = measured.setdefault(what, {})
-                    times.setdefault(str(count), []).append(seconds)
-                advance(number * len(counts) + position + 1)
-    return measured
 
 
 def run(vm: VM, floor: str, count: int) -> dict[str, float]:
@@ -163,16 +142,6 @@ def get_seconds(held: tuple[float, Any]) -> float:
 # What is made of the times:
 
 
-def fit_exponent(times: dict[str, list[float]]) -> float:
-    """Return the exponent of a power law through the medians, by least squares."""
-    points = [(math.log(int(n)), math.log(statistics.median(s))) for n, s in times.items()]
-    mean_x = statistics.mean(x for x, _ in points)
-    mean_y = statistics.mean(y for _, y in points)
-    return sum((x - mean_x) * (y - mean_y) for x, y in points) / sum(
-        (x - mean_x) ** 2 for x, _ in points
-    )
-
-
 def show(measured: dict[str, dict[str, list[float]]]) -> None:
     """Print a table of the times for the most entries, and the exponents."""
     most = list(measured["add"])[-1]
@@ -191,7 +160,10 @@ def show(measured: dict[str, dict[str, list[float]]]) -> None:
             what,
             *(f"{each:.2f} s" for each in (statistics.median(seconds), min(seconds), max(seconds))),
             f"{statistics.median(ratios):.2f}",
-            *(f"{fit_exponent(times):.2f}" if len(times) > 1 else "-" for times in exponents),
+            *(
+                f"{curves.fit_exponent(times):.2f}" if len(times) > 1 else "-"
+                for times in exponents
+            ),
         )
     Console().print(table)
 

@@ -407,8 +407,8 @@ void main(uint64_t number)
 				said = cpu->ticks / LINES_EVERY;
 				report(number);
 			}
-			if (number && cpu->changed % PAUSE_EVERY == 0)
-				asm volatile("hlt");
+			if (cpu->changed % PAUSE_EVERY == 0)
+				asm volatile("hlt"); /* until the next interrupt of a timer */
 		}
 	}
 }

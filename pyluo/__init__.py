@@ -8,7 +8,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # what every import of pyluo imports must be quick: typing is not
 if TYPE_CHECKING:
-    from pyluo import handoff, iommufd, kexec, kho, kvm, vfio
+    from pyluo import handoff, iommufd, kexec, kho, kvm, update, vfio
     from pyluo.descriptor import OwnedFd
     from pyluo.errors import (
         AlreadyPreservedError,
@@ -126,6 +126,7 @@ __all__ = [
     "kho",
     "kvm",
     "session_from_fd",
+    "update",
     "vfio",
 ]
 
@@ -155,7 +156,7 @@ _HOMES = {
     "StateFormat": "state_format",
     "session_from_fd": "session",
 }
-_MODULES = ("handoff", "iommufd", "kexec", "kho", "kvm", "vfio")
+_MODULES = ("handoff", "iommufd", "kexec", "kho", "kvm", "update", "vfio")
 
 
 def __getattr__(name: str) -> object:

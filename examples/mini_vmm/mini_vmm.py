@@ -4,6 +4,9 @@
 from the beginning; then the host may jump. `resume NAME`, after the jump, goes on where it was.
 SIGUSR2 lets a VM that was stored run on without a jump; SIGTERM ends the VM, unless it is stored.
 
+With `--coordinator PATH`, the VM takes part in every update that `pyluo update run` makes: it is
+stored when the coordinator says so, and runs on if there is no jump.
+
 Without a jump, the VM moves to another build of the VMM: `take-over NAME --socket PATH` gets it
 from the process that was started with this `--socket`, and SIGHUP executes this file anew.
 """
@@ -13,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import queue
 import select
 import signal
 import socket
@@ -37,16 +41,18 @@ from pyluo import (
     SessionNotFoundError,
     handoff,
     kvm,
+    update,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 _PROGRAM = Path(__file__).with_name("program.elf")
 _MIB = 1 << 20
 _RAM_LIMIT = 3 << 30  # below the interrupt controllers
 _STATE_ROOM = 64 << 10  # bytes of state for each vCPU, and for the rest; it needs some 10 KiB
 _PATIENCE = 30.0  # seconds for the other VMM to answer
+_REJOIN = 1.0  # seconds until the coordinator is looked for again
 _ENDING = 2.0  # seconds from the end of a process's connections to its own end, at most
 _SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
 
@@ -59,6 +65,15 @@ class StillHere(Exception):
     """The VM did not move to a successor, and goes on in this process."""
 
 
+class Alone:
+    """The coordinator has gone, and was not about to jump."""
+
+
+# What a VMM is asked for: a signal, a successor's connection, or what the coordinator wants.
+Wish = update.Participant | update.Prepare | update.Abort | update.Jump | Alone
+Event = int | socket.socket | Wish
+
+
 @dataclass(frozen=True, kw_only=True)
 class Choices:
     """What the command line chose, besides the command.
@@ -67,15 +82,18 @@ class Choices:
         name: the name of the VM and of its store.
         keeper: what keeps the store.
         socket: the path at which a successor can ask for the VM; None for nowhere.
+        coordinator: where the coordinator of updates listens; None to take part in none.
     """
 
     name: str
     keeper: KeeperChoice
     socket: Path | None
+    coordinator: Path | None
 
     def words(self) -> list[str]:
         """Return the words of the command line that choose the same."""
         words = [] if self.socket is None else ["--socket", os.fspath(self.socket)]
+        words += [] if self.coordinator is None else ["--coordinator", os.fspath(self.coordinator)]
         words += ["--no-keeper"] if self.keeper is KeeperChoice.NONE else []
         return [self.name, *words]
 
@@ -109,42 +127,103 @@ class Vmm:
         self._store = store
         self._state_file = state_file
         self._listening = ExitStack()
-        self._successor: socket.socket | None = None
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._coordinator: update.Participant
+        self._complaint = ""
+        self._stored_for_update = False  # and not by SIGUSR1
 
     @property
     def _name(self) -> str:
         return self._choices.name
 
-    def serve(self) -> None:
-        """Do what signals ask for, until the VM ends or has moved."""
+    def serve(self, paused: float | None = None) -> None:
+        """Do what is asked for, until the VM ends or has moved.
+
+        Args:
+            paused: for how many seconds the VM did not run, if it has just been resumed.
+        """
+        self._begin(_put_signals, self._events)
+        if self._choices.coordinator is not None:
+            self._begin(self._take_part, self._choices.coordinator, paused)
         with self._listening:
             self._listen()
-            self._serve()
+            while self._do(self._events.get()):
+                pass
 
-    def _serve(self) -> None:
+    def _do(self, event: Event) -> bool:
+        """Do what an event asks for; return whether the VM is still here."""
+        if self._machine.failure:
+            self._store.discard()
+            raise Lost(self._machine.failure)
+        is_stored = "state" in self._store
+        match event:
+            case signal.SIGUSR1 if not is_stored:
+                self._put_into_store()
+            case signal.SIGUSR2 if is_stored:
+                self._run_on()
+            case signal.SIGHUP if not is_stored:
+                self._move_through_exec()
+            case signal.SIGTERM | signal.SIGINT:
+                if not is_stored:
+                    self._store.discard()
+                return False
+            case socket.socket():
+                return not self._move_to_process(event, is_stored)
+            case update.Participant():
+                self._coordinator = event
+            case update.Prepare():
+                self._prepare(event, is_stored)
+            case update.Abort():
+                if is_stored and self._stored_for_update:
+                    self._run_on()
+                with suppress(RequestError):  # the coordinator has gone; it will be heard of
+                    self._coordinator.running(event)
+            case Alone() if is_stored and self._stored_for_update:
+                self._run_on()
+        return True
+
+    # What is asked for, from threads that wait for it.
+
+    @staticmethod
+    def _begin(function: Callable[..., None], *arguments: object) -> None:
+        threading.Thread(target=function, args=arguments, daemon=True).start()
+
+    def _take_part(self, path: Path, paused: float | None) -> None:
+        """Take part in updates: join whenever there is a coordinator, and pass on what it wants."""
         while True:
-            number = signal.sigwait(_SIGNALS)
-            if self._machine.failure:
-                self._store.discard()
-                raise Lost(self._machine.failure)
             is_stored = "state" in self._store
-            match number:
-                case signal.SIGUSR1 if not is_stored:
-                    self._put_into_store()
-                case signal.SIGUSR2 if is_stored:
-                    # In this order: a VM that runs has no state that could be taken for its own.
-                    self._store.remove("state")
-                    self._machine.run()
-                    tell(f"{self._name} runs on")
-                case signal.SIGHUP if self._successor is not None:
-                    if self._move_to_process(is_stored):
-                        return
-                case signal.SIGHUP if not is_stored:
-                    self._move_through_exec()
-                case signal.SIGTERM | signal.SIGINT:
-                    if not is_stored:
-                        self._store.discard()
-                    return
+            try:
+                with update.Participant.join(
+                    self._name, path=path, stored=is_stored, paused=paused
+                ) as coordinator:
+                    paused = None  # it has been told
+                    self._events.put(coordinator)
+                    may_jump = False
+                    while (wanted := coordinator.receive()) is not None:
+                        may_jump = isinstance(wanted, update.Jump)
+                        self._events.put(wanted)
+                if not may_jump:
+                    self._events.put(Alone())
+            except RequestError as error:
+                if self._complaint != (complaint := str(error)):
+                    self._complaint = complaint
+                    tell(f"{self._name} takes part in no update: {error}")
+            time.sleep(_REJOIN)
+
+    def _prepare(self, prepare: update.Prepare, is_stored: bool) -> None:
+        """Store the VM for an update, and say so, or why not."""
+        self._stored_for_update = not is_stored
+        with suppress(RequestError):  # the coordinator has gone; it will be heard of
+            if is_stored or self._put_into_store():
+                self._coordinator.ready(prepare, [self._name])
+            else:
+                self._coordinator.unable(prepare, "see what its VMM says")
+
+    def _run_on(self) -> None:
+        # In this order: a VM that runs has no state that could be taken for its own.
+        self._store.remove("state")
+        self._machine.run()
+        tell(f"{self._name} runs on")
 
     def _put_into_store(self) -> bool:
         """Pause the VM and store its state, or let it run on; return whether it is stored."""
@@ -163,7 +242,7 @@ class Vmm:
     # Moving to another build of the VMM. What moves is the state; the RAM stays where it is.
 
     def _listen(self) -> None:
-        """Begin to wait for a successor, in a thread that then sends SIGHUP to this process."""
+        """Begin to wait for a successor."""
         if self._choices.socket is None:
             return
         try:
@@ -174,18 +253,15 @@ class Vmm:
             tell(f"{self._name}: nobody can take it over: {error}")
             return
         self._listening.callback(_wake_up, listener)
-        threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
+        self._begin(self._accept, listener)
 
     def _accept(self, listener: socket.socket) -> None:
         with suppress(OSError):  # there will be no successor
-            self._successor, _ = listener.accept()
-            os.kill(os.getpid(), signal.SIGHUP)
+            self._events.put(listener.accept()[0])
 
-    def _move_to_process(self, is_stored: bool) -> bool:
+    def _move_to_process(self, successor: socket.socket, is_stored: bool) -> bool:
         """Let the VM go on in the process that has connected; return whether it does."""
         self._listening.close()
-        successor, self._successor = self._successor, None
-        assert successor is not None
         with successor:
             try:
                 if is_stored:
@@ -259,6 +335,11 @@ class Vmm:
         return json.dumps(parts).encode()
 
 
+def _put_signals(events: queue.SimpleQueue[Event]) -> None:
+    while True:
+        events.put(signal.sigwait(_SIGNALS))
+
+
 def _wake_up(listener: socket.socket) -> None:
     """End the wait of another thread for a connection."""
     with suppress(OSError):
@@ -324,7 +405,7 @@ def resume(choices: Choices) -> None:
     machine.start()
     tell(f"{name} runs again: paused for {restored.paused / 1e6:.0f} ms by its own clock")
     tell(f"{name}: resumed in {(time.monotonic() - began) * 1000:.0f} ms; {restored}")
-    Vmm(choices, ram, lock, machine, store, state_file).serve()
+    Vmm(choices, ram, lock, machine, store, state_file).serve(restored.paused / 1e9)
 
 
 class Received:
@@ -418,9 +499,17 @@ def main(words: Sequence[str] | None = None) -> int:
             metavar="PATH",
             help="where another VMM can ask for the VM; for take-over, also where it asks",
         )
+        command.add_argument(
+            "--coordinator",
+            type=Path,
+            metavar="PATH",
+            help="take part in the updates of the coordinator that listens there",
+        )
     chosen = parser.parse_args(words)
     keeper = KeeperChoice.NONE if chosen.no_keeper else KeeperChoice.DEFAULT
-    choices = Choices(name=chosen.name, keeper=keeper, socket=chosen.socket)
+    choices = Choices(
+        name=chosen.name, keeper=keeper, socket=chosen.socket, coordinator=chosen.coordinator
+    )
     # In all threads: the main thread waits for them.
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:

@@ -30,6 +30,7 @@ _COMMANDS = {
     "probe": ("probe",),
     "saved": ("save", "restore", "discard"),
     "kexec": ("kexec",),
+    "update": ("update",),
     "vm": ("vm",),
     "demo": ("demo",),
 }

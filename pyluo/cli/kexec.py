@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from pyluo.cli.parsers import Subparsers
 
-__all__ = ["add_parser"]
+__all__ = ["add_image_options", "add_parser", "load_image"]
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -26,23 +26,7 @@ def add_parser(subparsers: Subparsers) -> None:
     load.add_argument(
         "kernel", type=Path, help="a bzImage, a unified kernel image (UKI), or a compressed one"
     )
-    load.add_argument("--initrd", type=Path, metavar="FILE")
-    load.add_argument(
-        "--cmdline",
-        metavar="TEXT",
-        help="the next kernel's command line; by default the one in a UKI",
-    )
-    load.add_argument(
-        "--reuse-cmdline",
-        action="store_true",
-        help="use the running kernel's command line, without repeated words; "
-        "the text of --cmdline is appended",
-    )
-    load.add_argument(
-        "--no-handover",
-        action="store_true",
-        help="load the kernel even if it or its command line turns live update off",
-    )
+    add_image_options(load)
     load.set_defaults(run=_load, parser=load)
     for name, run, text in (
         ("loaded", _loaded, "exit with 0 if a kernel is loaded, else with 1"),
@@ -66,7 +50,29 @@ def add_parser(subparsers: Subparsers) -> None:
     reboot.set_defaults(run=_reboot)
 
 
-def _load(arguments: argparse.Namespace) -> int:
+def add_image_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options for `load_image`, beside the argument `kernel`."""
+    parser.add_argument("--initrd", type=Path, metavar="FILE")
+    parser.add_argument(
+        "--cmdline",
+        metavar="TEXT",
+        help="the next kernel's command line; by default the one in a UKI",
+    )
+    parser.add_argument(
+        "--reuse-cmdline",
+        action="store_true",
+        help="use the running kernel's command line, without repeated words; "
+        "the text of --cmdline is appended",
+    )
+    parser.add_argument(
+        "--no-handover",
+        action="store_true",
+        help="load the kernel even if it or its command line turns live update off",
+    )
+
+
+def load_image(arguments: argparse.Namespace) -> None:
+    """Load the image that the options choose; `parser` is what they were parsed by."""
     try:
         loaded = kexec.load(
             arguments.kernel,
@@ -79,6 +85,10 @@ def _load(arguments: argparse.Namespace) -> int:
         arguments.parser.error("give --cmdline or --reuse-cmdline: the image has no command line")
     for sentence in loaded.unknown:
         print(f"pyluo: {sentence}", file=sys.stderr)
+
+
+def _load(arguments: argparse.Namespace) -> int:
+    load_image(arguments)
     return PASSED
 
 

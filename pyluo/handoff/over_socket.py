@@ -421,7 +421,7 @@ async def receive_async(
 
 @contextmanager
 def listen(
-    path: str | os.PathLike[str], *, timeout: float | None = TIMEOUT
+    path: str | os.PathLike[str], *, timeout: float | None = TIMEOUT, backlog: int = 1
 ) -> Iterator[socket.socket]:
     """Yield a listening socket; close the socket and remove its path after the ``with`` block.
 
@@ -437,6 +437,7 @@ def listen(
         timeout: seconds after which accept() raises TimeoutError; None for no limit. 0 makes
             accept() raise BlockingIOError instead of waiting, as asyncio needs it.
             The lock on the folder is waited for 10 seconds at most.
+        backlog: how many connections may wait to be accepted.
 
     Raises:
         HandoffError: a process listens at the path, or a file of another kind or of another user is
@@ -454,7 +455,7 @@ def listen(
                 _remove_dead_socket(address)
                 listener.bind(address)
                 own = os.lstat(address)
-                listener.listen(1)
+                listener.listen(backlog)
         try:
             listener.settimeout(timeout)
             yield listener

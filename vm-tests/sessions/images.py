@@ -33,9 +33,8 @@ def make_uki(linux: bytes, *sections: tuple[str, bytes]) -> bytes:
     return head + table + body
 
 
-def _make_zboot(kernel: bytes) -> bytes:
-    payload = gzip.compress(kernel, 1)
-    return struct.pack("<4s4sII8x40s", b"MZ", b"zimg", 64, len(payload), b"gzip") + payload
+def _make_zboot(payload: bytes, compression: bytes) -> bytes:
+    return struct.pack("<4s4sII8x40s", b"MZ", b"zimg", 64, len(payload), compression) + payload
 
 
 def _run(*command: str) -> Callable[[bytes], bytes]:
@@ -44,11 +43,19 @@ def _run(*command: str) -> Callable[[bytes], bytes]:
     )
 
 
+def _gzip(kernel: bytes) -> bytes:
+    return gzip.compress(kernel, 1)
+
+
+_zstd = _run("zstd", "-1", "-c")
+
 WRAPPERS: dict[str, Callable[[bytes], bytes]] = {
-    "a gzip file": lambda kernel: gzip.compress(kernel, 1),
+    "a gzip file": _gzip,
     "a xz file": _run("xz", "-0", "-c", "--check=crc32"),
     "a lz4 file": _run("lz4", "-l", "-c"),
-    "an EFI zboot image with gzip": _make_zboot,
+    "a zstd file": _zstd,
+    "an EFI zboot image with gzip": lambda kernel: _make_zboot(_gzip(kernel), b"gzip"),
+    "an EFI zboot image with zstd22": lambda kernel: _make_zboot(_zstd(kernel), b"zstd22"),
     "a unified kernel image": make_uki,
 }
 

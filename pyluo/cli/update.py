@@ -1,0 +1,137 @@
+"""`pyluo update`: update the host's kernel while its VMs live on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pyluo import kexec
+from pyluo.cli.exit import FAILED, PASSED
+from pyluo.cli.kexec import add_image_options, load_image
+from pyluo.update import SOCKET
+
+if TYPE_CHECKING:
+    import argparse
+
+    from pyluo.cli.parsers import Subparsers
+    from pyluo.update.messages import Status, Update
+
+__all__ = ["add_parser"]
+
+_LIMIT = 30.0  # seconds
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the `update` command."""
+    parser = subparsers.add_parser("update", help="update the host's kernel while its VMs live on")
+    actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
+    serve = actions.add_parser("serve", help="coordinate updates: wait for VMMs to take part")
+    run = actions.add_parser("run", help="have all VMs stored, and jump to the next kernel")
+    run.add_argument(
+        "kernel", type=Path, nargs="?", help="the image; by default the one that is loaded"
+    )
+    add_image_options(run)
+    run.add_argument(
+        "--limit",
+        type=float,
+        default=_LIMIT,
+        metavar="SECONDS",
+        help="for all VMs to be stored; else all run on (default: %(default)g)",
+    )
+    run.add_argument(
+        "--dry-run", action="store_true", help="let all VMs run on when they are stored"
+    )
+    run.add_argument("--rounds", type=int, default=1, metavar="N", help="how often, with --dry-run")
+    run.add_argument(
+        "--expect",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="refuse unless VMs of these names take part",
+    )
+    status = actions.add_parser("status", help="say which VMs take part, and lived through it last")
+    for action, function in ((serve, _serve), (run, _run), (status, _status)):
+        action.add_argument(
+            "--socket",
+            type=Path,
+            default=SOCKET,
+            metavar="PATH",
+            help="where the coordinator listens (default: %(default)s)",
+        )
+        action.set_defaults(run=function, parser=action)
+    for action in (run, status):
+        action.add_argument("--json", action="store_true", help="print a JSON object for each line")
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from pyluo.update.coordinator import Coordinator
+
+    def log(text: str) -> None:
+        print(f"pyluo update: {text}", file=sys.stderr, flush=True)
+
+    async def serve() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        with suppress(asyncio.CancelledError):
+            await Coordinator(log=log).serve(arguments.socket)
+
+    asyncio.run(serve())
+    return PASSED
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from pyluo.update.messages import VERSION, Update
+
+    if arguments.rounds != 1 and not arguments.dry_run:
+        arguments.parser.error("--rounds needs --dry-run")
+    if arguments.rounds < 1 or arguments.limit <= 0:
+        arguments.parser.error("--rounds and --limit are above zero")
+    if arguments.kernel is not None:
+        load_image(arguments)
+    request = Update(
+        version=VERSION,
+        limit=arguments.limit,
+        dry_run=arguments.dry_run,
+        rounds=arguments.rounds,
+        expected=arguments.expect,
+    )
+    status = _ask(arguments, request)
+    # There was no jump. Without an answer, that would not be certain: systemd may jump yet.
+    if arguments.kernel is not None:
+        kexec.unload()
+    return status
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from pyluo.update.messages import VERSION, Status
+
+    return _ask(arguments, Status(version=VERSION))
+
+
+def _ask(arguments: argparse.Namespace, request: Update | Status) -> int:
+    """Print the coordinator's answers, and return the exit status."""
+    from pyluo.update.client import ask
+    from pyluo.update.messages import Progress, Update
+
+    failure = ""
+    for answer in ask(arguments.socket, request):
+        if isinstance(answer, Progress):
+            if arguments.json:
+                members = {"seconds": answer.seconds, "name": answer.name, "text": answer.text}
+                print(json.dumps(members), flush=True)
+            else:
+                when = f"{answer.seconds:8.3f} s  " if isinstance(request, Update) else ""
+                print(f"{when}{answer.name or 'host'}: {answer.text}", flush=True)
+        else:
+            failure = answer.failure
+    if arguments.json:
+        print(json.dumps({"failure": failure}), flush=True)
+    elif failure:
+        print(f"pyluo: no update: {failure}", file=sys.stderr)
+    return FAILED if failure else PASSED

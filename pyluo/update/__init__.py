@@ -1,0 +1,12 @@
+"""An update of the host's kernel that several VMMs take part in.
+
+The coordinator tells all of them to pause and store their VMs. When all are ready, the host jumps;
+if one is not, or the kernel refuses, all run on. docs/update-protocol.md has the messages.
+"""
+
+from __future__ import annotations
+
+from pyluo.update.messages import Abort, Jump, Prepare
+from pyluo.update.participant import SOCKET, Participant
+
+__all__ = ["SOCKET", "Abort", "Jump", "Participant", "Prepare"]

@@ -1,0 +1,51 @@
+"""Asking the coordinator for an update, or who takes part."""
+
+from __future__ import annotations
+
+import select
+import socket
+from errno import EBADMSG, ECONNRESET
+from typing import TYPE_CHECKING
+
+from pyluo.handoff import connect
+from pyluo.operation import Operation
+from pyluo.peer import Packet
+from pyluo.update.messages import Done, Progress, Status, Update, decode, encode, error
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator
+
+__all__ = ["ask"]
+
+_ASK = Operation("ask the coordinator")
+
+
+def ask(path: str | os.PathLike[str], request: Update | Status) -> Iterator[Progress | Done]:
+    """Ask the coordinator that listens at `path`, and yield its answers; the last one is `Done`.
+
+    If the host jumps, the iterator does not end. Closing it aborts the update.
+
+    Raises:
+        HandoffError: see `handoff.connect`.
+        RequestError: the coordinator has ended the connection (ECONNRESET), or what it says is no
+            answer (EBADMSG).
+    """
+    with connect(path) as connection:
+        with _ASK.raising(str(path)):
+            connection.send(encode(request), socket.MSG_NOSIGNAL)
+        while True:
+            select.select([connection], [], [])
+            packet = Packet()
+            if packet.receive(connection.fileno()) <= 0:
+                raise _ASK.error(
+                    ECONNRESET, str(path), "It has ended the connection: its log says why"
+                )
+            for file in packet.files:  # it sends none
+                file.close()
+            answer = decode(packet.data)
+            if not isinstance(answer, Progress | Done):
+                raise error(EBADMSG, f"The coordinator says {answer}")
+            yield answer
+            if isinstance(answer, Done):
+                return

@@ -1,0 +1,108 @@
+"""What the coordinator of an update does to the host."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyluo import kexec
+from pyluo.errors import KexecError, SessionNotFoundError
+from pyluo.keepers.keeper import KeeperChoice
+from pyluo.liveupdate import LiveUpdate
+from pyluo.open_sessions import require_sessions
+from pyluo.stores.incoming import IncomingStore
+from pyluo.stores.outgoing import OutgoingStore
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pyluo.keepers.keeper import Keeper
+    from pyluo.session import IncomingSession, OutgoingSession
+
+__all__ = ["Host"]
+
+_RECORD = "pyluo.update"
+_SYSTEMD = Path("/run/systemd/system")  # sd_booted(3)
+_SYSTEMCTL = ("systemctl", "--no-wall", "kexec")
+_DEVICE_WAIT = 10.0  # seconds for another process to close the device
+_STOPPING = 600.0  # seconds for systemd to stop every service
+
+
+class Host:
+    """The host on which the coordinator runs.
+
+    Args:
+        keeper: what keeps the record of an update over the jump.
+    """
+
+    def __init__(self, keeper: Keeper | KeeperChoice = KeeperChoice.DEFAULT) -> None:
+        self._keeper = keeper
+        self._record: OutgoingStore | None = None
+
+    def create_session(self, name: str) -> OutgoingSession:
+        """Create an outgoing session; see `LiveUpdate.create_session`."""
+        with LiveUpdate(wait=_DEVICE_WAIT) as device:
+            return device.create_session(name)
+
+    def retrieve_session(self, name: str) -> IncomingSession:
+        """Retrieve an incoming session; see `LiveUpdate.retrieve_session`."""
+        with LiveUpdate(wait=_DEVICE_WAIT) as device:
+            return device.retrieve_session(name)
+
+    def check(self) -> None:
+        """Refuse an update that cannot succeed, before anybody pauses for it.
+
+        Raises:
+            KexecError: no image is loaded (EINVAL).
+        """
+        if not kexec.loaded():
+            hint = "No image is loaded: see `pyluo kexec load`"
+            raise KexecError(errno.EINVAL, "update", "this host", hint)
+
+    def require(self, sessions: Sequence[str]) -> None:
+        """Refuse to jump unless these outgoing sessions are open; see `require_sessions`."""
+        require_sessions(sessions)
+
+    def record(self, record: dict[str, Any]) -> None:
+        """Keep a record over the jump, for `last`."""
+        self.forget()
+        self._record = OutgoingStore.create(_RECORD, keeper=self._keeper, wait=_DEVICE_WAIT)
+        self._record.set_meta(record)
+
+    def forget(self) -> None:
+        """Drop the record: there was no jump."""
+        store, self._record = self._record, None
+        if store is None:
+            with suppress(SessionNotFoundError):  # a coordinator that died has left it
+                store = OutgoingStore.open(_RECORD, keeper=self._keeper)
+        if store is not None:
+            store.discard()
+
+    def last(self) -> dict[str, Any] | None:
+        """Return the record that came over the jump; None if there is none."""
+        with suppress(SessionNotFoundError):
+            store = IncomingStore.retrieve(_RECORD, keeper=self._keeper, wait=_DEVICE_WAIT)
+            record = store.meta
+            store.finish()
+            return record
+        return None
+
+    def jump(self) -> float:
+        """Jump, or have systemd jump, which stops every service first.
+
+        Returns:
+            After how many seconds systemd must have jumped.
+
+        Raises:
+            KexecError: the kernel or systemd refuses (EINVAL).
+            RequestError: see `kexec.reboot`.
+        """
+        if not _SYSTEMD.exists():
+            kexec.reboot()
+        done = subprocess.run(_SYSTEMCTL, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise KexecError(errno.EINVAL, "systemctl kexec", "this host", done.stderr.strip())
+        return _STOPPING

@@ -186,6 +186,11 @@ def signal_and_wait(name: str, number: int, text: str) -> None:
     wait_for_message(name, text, before + 1)
 
 
+def send_signal(name: str, number: int) -> None:
+    """Send a signal to the VMM."""
+    _processes[name].send_signal(number)
+
+
 def signal_and_wait_for_end(name: str, number: int) -> int:
     """Send a signal to the VMM, which ends it; return its status."""
     _processes[name].send_signal(number)

@@ -1,0 +1,92 @@
+"""VMs of several VMMs live through an update that a coordinator makes; the host is a guest."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+from kvm import guest_vmm
+from kvm.test_mini_vmm import LINES, check
+
+from pyluo.vm import VM, HarnessError
+from update import guest_update
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pyluo.vm import Kernel
+
+NAMES = ("one", "two")
+SMALL = ("--memory", "24", "--cpus", "1", "--coordinator", os.fspath(guest_update.SOCKET))
+DRY_RUNS = 20
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[VM]:
+    subprocess.run(["make", "-s", "-C", guest_vmm.MINI_VMM.parent], check=True)
+    with VM("stable", cpus=2, call_timeout=300.0, silence=120.0) as vm:
+        yield vm
+
+
+def test_two_vms_live_through_an_update_and_what_comes_before_it(host: VM, kernel: Kernel) -> None:
+    image = os.fspath(kernel.image)
+    host.call(guest_update.serve)
+    for name in NAMES:
+        host.call(guest_vmm.start, "run", name, *SMALL)
+    host.call(guest_update.wait_for_log, "takes part", len(NAMES))
+    for name in NAMES:
+        host.call(guest_vmm.wait_for_lines, name, LINES)
+    assert host.call(guest_update.ask, "status")[0] == 0
+
+    # As often as one likes, at no cost.
+    options = ("--reuse-cmdline", "--limit", "60", "--expect", *NAMES)
+    words = ("run", image, *options, "--dry-run")
+    assert host.call(guest_update.ask, *words)[0] == 0
+    before = host.call(guest_update.open_files)
+    status, said = host.call(guest_update.ask, *words, "--rounds", str(DRY_RUNS))
+    assert (status, said[-1]) == (0, {"failure": ""})
+    for name in NAMES:
+        assert [each["text"] for each in said if each.get("name") == name].count(
+            "ready"
+        ) == DRY_RUNS
+    assert host.call(guest_update.open_files) == before
+    for name in NAMES:
+        lines = check(host.call(guest_vmm.wait_for_lines, name, LINES), 1)
+        assert lines[-1]["stopped"] == DRY_RUNS + 1
+
+    # A VMM that hangs: all run on.
+    host.call(guest_vmm.send_signal, "two", signal.SIGSTOP)
+    status, said = host.call(guest_update.ask, "run", image, "--reuse-cmdline", "--limit", "2")
+    assert (status, said[-1]["failure"]) == (1, "two: not ready within 2 s")
+    host.call(guest_vmm.wait_for_lines, "one", LINES)
+    host.call(guest_vmm.send_signal, "two", signal.SIGCONT)
+    host.call(guest_vmm.wait_for_lines, "two", LINES)
+
+    # A coordinator that dies: the VMs run on, and join the next one.
+    assert host.call(guest_update.end_coordinator, signal.SIGKILL) == -signal.SIGKILL
+    host.call(guest_update.serve)
+    host.call(guest_update.wait_for_log, "takes part", 2 * len(NAMES))
+
+    said_before = {name: host.call(guest_vmm.said, name) for name in NAMES}
+    with pytest.raises(HarnessError, match="booted again"):
+        host.call(guest_update.ask, "run", image, *options)
+    host.call(guest_update.serve)
+    for name in NAMES:
+        host.call(guest_vmm.start, "resume", name, *SMALL[-2:])
+    host.call(guest_update.wait_for_log, "is resumed", len(NAMES))
+    for name in NAMES:
+        after = host.call(guest_vmm.wait_for_lines, name, LINES)
+        before_, after_ = check(said_before[name], 1), check(after, 1)
+        assert after_[0]["changed0"] >= before_[-1]["changed0"]
+        assert after_[-1]["stopped"] == before_[-1]["stopped"] + 1
+    status, said = host.call(guest_update.ask, "status")
+    assert status == 0
+    for name, each in zip(NAMES, said, strict=False):
+        assert each["name"] == name
+        assert "takes part, was paused for" in each["text"]
+    for name in NAMES:
+        assert host.call(guest_vmm.signal_and_wait_for_end, name, signal.SIGTERM) == 0
+    assert host.call(guest_update.end_coordinator, signal.SIGTERM) == 0

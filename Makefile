@@ -50,7 +50,7 @@ test: packages check
 
 soak: packages $(BIN)/.dev
 	PYLUO_STORE_HOPS=$(SOAK_HOPS) PYLUO_MACHINE_STEPS=$(SOAK_STEPS) PYLUO_LINE_STEP=1 PYLUO_RENEWALS=300 \
-		$(BIN)/pytest -rA vm-tests/stores/test_interrupted.py vm-tests/stores/test_keepers.py \
+		$(BIN)/pytest -s -rA vm-tests/stores/test_interrupted.py vm-tests/stores/test_keepers.py \
 		vm-tests/stores/test_stores.py::test_a_store_is_renewed_hop_after_hop_and_nothing_is_lost \
 		vm-tests/sessions/test_state_machine.py vm-tests/stores/test_store_machine.py
 	PYLUO_VM_HOPS=$(SOAK_VM_HOPS) $(BIN)/pytest vm-tests/kvm

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import random_requests
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
-from random_requests import settings_of_run
+from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from pyluo import Seal
 from pyluo.vm import VM, GuestCrash
@@ -355,24 +355,14 @@ def test_any_order_of_requests_and_jumps_does_what_the_manual_says(kernel: Kerne
     Machine.crash = None
     with VM(kernel) as vm:
         Machine.vm = vm
-        # Requests that the usual number of steps made too seldom may come in a few more.
-        while (steps := Machine.answers.total()) < STEPS or (
-            find_rare_answers() and steps < 3 * STEPS
-        ):
-            runs = max(-(-(STEPS - steps) // RUN), 2)
-            try:
-                run_state_machine_as_test(
-                    Machine,
-                    settings=settings_of_run(runs, RUN, first=steps == 0, usual=STEPS <= USUAL),
-                )
-            except BaseException:
-                if Machine.crash is None:
-                    raise
-                # Hypothesis repeats the run on the dead guest, and reports only its other answers.
-                Machine.crash.add_note("The run: " + "; ".join(Machine.history))
-                raise Machine.crash from None
-    assert find_rare_answers() == []
-
-
-def find_rare_answers() -> list[tuple[str, str]]:
-    return [key for key, least in ANSWERS.items() if Machine.answers[key] < least]
+        try:
+            random_requests.run(
+                Machine, Machine.answers, ANSWERS, steps=STEPS, usual=USUAL, length=RUN
+            )
+        except BaseException:
+            if Machine.crash is None:
+                raise
+            # Hypothesis repeats the run on the dead guest, and reports only its other answers.
+            Machine.crash.add_note("The run: " + "; ".join(Machine.history))
+            raise Machine.crash from None
+    assert random_requests.find_rare(Machine.answers, ANSWERS) == []

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import random_requests
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
-from random_requests import settings_of_run
+from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from pyluo.vm import VM
 from stores import guest_store_machine
@@ -255,15 +255,5 @@ def test_any_order_of_requests_interruptions_and_jumps_loses_nothing(kernel: Ker
     Machine.answers = Counter()
     with VM(kernel) as vm:
         Machine.vm = vm
-        while (steps := Machine.answers.total()) < STEPS or (
-            find_rare_answers() and steps < 3 * STEPS
-        ):
-            runs = max(-(-(STEPS - steps) // RUN), 2)
-            run_state_machine_as_test(
-                Machine, settings=settings_of_run(runs, RUN, first=steps == 0, usual=STEPS <= USUAL)
-            )
-    assert find_rare_answers() == []
-
-
-def find_rare_answers() -> list[tuple[str, str]]:
-    return [key for key, least in ANSWERS.items() if Machine.answers[key] < least]
+        random_requests.run(Machine, Machine.answers, ANSWERS, steps=STEPS, usual=USUAL, length=RUN)
+    assert random_requests.find_rare(Machine.answers, ANSWERS) == []

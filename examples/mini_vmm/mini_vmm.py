@@ -382,14 +382,18 @@ def run(choices: Choices, *, memory: int, cpus: int, program: Path) -> None:
     Vmm(choices, ram, lock, machine, store, state_file).serve()
 
 
-def resume(choices: Choices) -> None:
+def find(choices: Choices) -> IncomingStore | None:
+    """Return the store of a VM that lived before the jump; None if there was none."""
+    try:
+        return IncomingStore.retrieve(choices.name, keeper=choices.keeper)
+    except SessionNotFoundError:
+        return None
+
+
+def resume(choices: Choices, incoming: IncomingStore) -> None:
     """Go on with a VM that was stored before the jump."""
     began = time.monotonic()
     name = choices.name
-    try:
-        incoming = IncomingStore.retrieve(name, keeper=choices.keeper)
-    except SessionNotFoundError as error:
-        raise Lost(str(error)) from error
     if "state" not in incoming:
         raise Lost("its state was not stored when the host jumped; its RAM is in the store")
     ram = incoming.get_ram("ram")
@@ -480,17 +484,23 @@ def tell(text: str) -> None:
 def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="run a VM that lives through live updates")
     commands = parser.add_subparsers(dest="command", required=True)
-    start = commands.add_parser("run", help="start a VM")
-    start.add_argument("--memory", type=int, default=80, metavar="MIB")
-    start.add_argument("--cpus", type=int, default=2)
-    start.add_argument("--program", type=Path, default=_PROGRAM)
+    new = [
+        commands.add_parser("run", help="start a VM"),
+        commands.add_parser(
+            "run-or-resume", help="go on with the VM if there is one; for a service"
+        ),
+    ]
+    for command in new:
+        command.add_argument("--memory", type=int, default=80, metavar="MIB")
+        command.add_argument("--cpus", type=int, default=2)
+        command.add_argument("--program", type=Path, default=_PROGRAM)
     others = {
         "resume": "go on with a VM after the jump",
         "take-over": "get a VM from the VMM that runs it",
         "inherit": "go on with the VM of the program before; SIGHUP calls this",
     }
-    each = [start, *(commands.add_parser(name, help=text) for name, text in others.items())]
-    for command in each:
+    old = [commands.add_parser(name, help=text) for name, text in others.items()]
+    for command in (*new, *old):
         command.add_argument("name")
         command.add_argument("--no-keeper", action="store_true", help="nothing keeps its store")
         command.add_argument(
@@ -514,12 +524,14 @@ def main(words: Sequence[str] | None = None) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         match chosen.command:
-            case "resume":
-                resume(choices)
             case "take-over":
                 take_over(choices)
             case "inherit":
                 inherit(choices)
+            case "resume" | "run-or-resume" if (incoming := find(choices)) is not None:
+                resume(choices, incoming)
+            case "resume":
+                raise Lost("there is no such VM: it was not stored, or another process has it")
             case _:
                 memory = chosen.memory * _MIB
                 if not PATTERN < memory <= _RAM_LIMIT:

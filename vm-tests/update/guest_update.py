@@ -8,9 +8,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kvm import guest_vmm
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 SOCKET = Path("/run/pyluo/update.socket")
 LOG = Path("/tmp/coordinator.log")
@@ -68,3 +71,28 @@ def ask(*words: str) -> tuple[int, list[dict[str, Any]]]:
 def open_files() -> int:
     """Return how many descriptors the coordinator has open."""
     return len(os.listdir(f"/proc/{_coordinators[-1].pid}/fd"))
+
+
+def wait_until_all_take_part(names: Sequence[str]) -> None:
+    """Wait until the service has these participants."""
+    deadline = time.monotonic() + guest_vmm.PATIENCE
+    while time.monotonic() < deadline:
+        if SOCKET.exists():
+            _, said = ask("status")
+            if {each["name"] for each in said[:-1] if "takes part" in each["text"]} == set(names):
+                return
+        time.sleep(0.5)
+    units = ["journalctl", "--no-pager", "-n", "80"]
+    log = subprocess.run(units, capture_output=True, text=True, check=False).stdout
+    raise AssertionError(f"not all take part:\n{log}")
+
+
+def wait_for_output(path: str, lines: int) -> str:
+    """Wait until a file has so many lines more; return all of it."""
+    deadline = time.monotonic() + guest_vmm.PATIENCE
+    file = Path(path)
+    lines += file.read_text().count("\n")
+    while file.read_text().count("\n") < lines:
+        assert time.monotonic() < deadline, file.read_text()
+        time.sleep(0.1)
+    return file.read_text()

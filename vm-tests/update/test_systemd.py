@@ -1,0 +1,71 @@
+"""VMs live through updates under systemd, by nothing but unit files and `pyluo update run`."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from kvm import guest_vmm
+from kvm.test_mini_vmm import check
+
+import pyluo
+from pyluo.vm import VM, HarnessError, Kernel, Root
+from update import guest_update
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+UNITS = guest_vmm.EXAMPLES / "systemd"
+NAMES = ("one", "two")
+UPDATES = 2
+OUTPUT = "/run/{}.output"
+
+
+def unit(name: str, **settings: str) -> str:
+    """Return a unit of the examples, with the programs where the guest has them."""
+    text = (UNITS / name).read_text()
+    text = text.replace("ExecStart=pyluo ", "ExecStart=python3 -m pyluo ")
+    program = Root.host_path(guest_vmm.MINI_VMM)
+    text = text.replace("mini_vmm.py run-or-resume %i", f"{program} run-or-resume %i --memory 24")
+    path = Root.host_path(Path(pyluo.__file__).parents[1])
+    more = "".join(f"{key}={value}\n" for key, value in settings.items())
+    return text.replace("[Service]\n", f"[Service]\nEnvironment=PYTHONPATH={path}\n{more}")
+
+
+@pytest.fixture(scope="module")
+def guest() -> Iterator[VM]:
+    subprocess.run(["make", "-s", "-C", guest_vmm.MINI_VMM.parent], check=True)
+    units = {"pyluo-update.service": unit("pyluo-update.service")}
+    for name in NAMES:
+        text = unit("mini-vmm@.service", StandardOutput=f"append:{OUTPUT.format(name)}")
+        units[f"mini-vmm-{name}.service"] = text.replace("%i", name)
+    with VM(
+        *("previous",), to="stable", root="sid", memory=2 << 30, cpus=2, units=units,
+        call_timeout=300.0, silence=120.0,
+    ) as vm:  # fmt: skip
+        yield vm
+
+
+def test_vms_of_services_live_through_updates(guest: VM) -> None:
+    before: dict[str, dict[str, int]] = {}
+    for update in range(UPDATES + 1):
+        guest.call(guest_update.wait_until_all_take_part, NAMES)
+        for name in NAMES:
+            lines = check(guest.call(guest_update.wait_for_output, OUTPUT.format(name), 3), 1)
+            if update:
+                assert lines[0]["changed0"] >= before[name]["changed0"]
+                assert lines[-1]["stopped"] == update
+            before[name] = lines[-1]
+        status, said = guest.call(guest_update.ask, "status")
+        assert status == 0
+        told = {each["name"]: each["text"] for each in said[:-1]}
+        assert all(("was paused for" in told[name]) == bool(update) for name in NAMES), told
+        if update < UPDATES:
+            kernel = Kernel.find("previous" if update % 2 else "stable")
+            image = guest.path(kernel.image)
+            words = ("run", image, "--reuse-cmdline", "--limit", "120", "--expect", *NAMES)
+            with pytest.raises(HarnessError, match="booted again"):
+                guest.call(guest_update.ask, *words)
+            assert guest.life.release.startswith("7.2" if update % 2 else "7.3")

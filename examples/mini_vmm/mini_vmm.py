@@ -14,6 +14,7 @@ from the process that was started with this `--socket`, and SIGHUP executes this
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import queue
@@ -51,7 +52,7 @@ _PROGRAM = Path(__file__).with_name("program.elf")
 _MIB = 1 << 20
 _RAM_LIMIT = 3 << 30  # below the interrupt controllers
 _STATE_ROOM = 64 << 10  # bytes of state for each vCPU, and for the rest; it needs some 10 KiB
-_PATIENCE = 30.0  # seconds for the other VMM to answer
+_PATIENCE = 30.0  # seconds for the other VMM to answer, or to close the device
 _REJOIN = 1.0  # seconds until the coordinator is looked for again
 _ENDING = 2.0  # seconds from the end of a process's connections to its own end, at most
 _SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
@@ -106,9 +107,9 @@ class Vmm:
         ram: the VM's RAM.
         lock: the lock on the RAM, by which no other process runs the VM.
         machine: the VM.
-        store: the store, with an entry ``ram``.
-        state_file: the preserved file for the state. There is an entry ``state`` only while the
-            state in it is the VM's present one.
+        store: the store, with the entries ``ram`` and ``state``.
+        state_file: the file of ``state``. There is a state in it only while it is the VM's present
+            one: while the VM is paused.
     """
 
     def __init__(
@@ -130,6 +131,7 @@ class Vmm:
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._coordinator: update.Participant
         self._complaint = ""
+        self._is_stored = False
         self._stored_for_update = False  # and not by SIGUSR1
 
     @property
@@ -155,7 +157,7 @@ class Vmm:
         if self._machine.failure:
             self._store.discard()
             raise Lost(self._machine.failure)
-        is_stored = "state" in self._store
+        is_stored = self._is_stored
         match event:
             case signal.SIGUSR1 if not is_stored:
                 self._put_into_store()
@@ -191,10 +193,9 @@ class Vmm:
     def _take_part(self, path: Path, paused: float | None) -> None:
         """Take part in updates: join whenever there is a coordinator, and pass on what it wants."""
         while True:
-            is_stored = "state" in self._store
             try:
                 with update.Participant.join(
-                    self._name, path=path, stored=is_stored, paused=paused
+                    self._name, path=path, stored=self._is_stored, paused=paused
                 ) as coordinator:
                     paused = None  # it has been told
                     self._events.put(coordinator)
@@ -220,10 +221,14 @@ class Vmm:
                 self._coordinator.unable(prepare, "see what its VMM says")
 
     def _run_on(self) -> None:
-        # In this order: a VM that runs has no state that could be taken for its own.
-        self._store.remove("state")
-        self._machine.run()
+        self._run_machine()
         tell(f"{self._name} runs on")
+
+    def _run_machine(self) -> None:
+        # In this order: a VM that runs has no state that could be taken for its own.
+        kvm.VmState.erase(self._state_file)
+        self._is_stored = False
+        self._machine.run()
 
     def _put_into_store(self) -> bool:
         """Pause the VM and store its state, or let it run on; return whether it is stored."""
@@ -231,11 +236,11 @@ class Vmm:
         self._machine.pause()
         try:
             self._machine.save().write(self._state_file)
-            self._store.add("state", self._state_file, requires=["ram"])
         except (RequestError, ValueError) as error:
-            self._machine.run()
+            self._run_machine()
             tell(f"{self._name} runs on: {error}")
             return False
+        self._is_stored = True
         tell(f"{self._name} is stored: {(time.monotonic() - began) * 1000:.1f} ms")
         return True
 
@@ -280,26 +285,48 @@ class Vmm:
         """Hand the VM over; `take_over` is the other side.
 
         The successor gets the files while the VM runs, and makes all that it can beforehand. Then
-        the VM pauses. It belongs to this process until "go".
+        the VM pauses. It belongs to this process until "go", and to the successor once the state
+        is erased.
 
         Raises:
             StillHere: the successor does not go on with the VM, and never will.
             RequestError: the handoff of the files failed.
+            Lost: the successor died with the VM.
         """
-        handoff.send(successor, self._files(), self._parts())
-        _expect(successor, b"ready")
-        self._machine.pause()
+        peer = handoff.send(successor, self._files(), self._parts())
+        with OwnedFd(os.pidfd_open(peer.pid)) as pidfd:
+            _expect(successor, b"ready")  # so the pidfd is the successor's
+            self._machine.pause()
+            try:
+                self._machine.save().write(self._state_file)
+                successor.send(b"state")
+                _expect(successor, b"restored")
+                successor.send(b"go")
+                try:
+                    _expect(successor, b"runs")
+                except StillHere:
+                    self._take_back(pidfd)
+                    raise
+            except (StillHere, RequestError, OSError):
+                # Should this process die at any moment from here on, the successor finds no state
+                # of a VM that has gone on since.
+                self._run_machine()
+                raise
+
+    def _take_back(self, successor: OwnedFd) -> None:
+        """Make sure that a successor that was told to go on has not, and never will.
+
+        Raises:
+            Lost: it has.
+        """
+        if not has_ended(successor):
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(successor.fileno(), signal.SIGKILL)
+            select.select([successor], [], [])
         try:
-            self._machine.save().write(self._state_file)
-            successor.send(b"state")
-            _expect(successor, b"restored")
-            successor.send(b"go")
-        except BaseException:
-            # In this order: should this process die at any moment from here on, the successor finds
-            # no state of a VM that has gone on since.
-            kvm.VmState.erase(self._state_file)
-            self._machine.run()
-            raise
+            kvm.VmState.read(self._state_file)
+        except RequestError as error:
+            raise Lost("its successor is dead") from error
 
     def _move_through_exec(self) -> None:
         """Execute this file anew, which goes on with the VM; if that fails, let it run on here."""
@@ -316,8 +343,7 @@ class Vmm:
             handoff.exec_with(command, self._files(), self._parts())
         except RequestError as error:
             tell(f"{self._name} runs on: {error}")
-            self._store.remove("state")
-            self._machine.run()
+            self._run_machine()
             self._listen()
 
     def _require_keeper(self) -> None:
@@ -367,13 +393,12 @@ def run(choices: Choices, *, memory: int, cpus: int, program: Path) -> None:
     lock = ram.lock()
     machine = Machine(ram, cpus)
     machine.load(program)
-    store = OutgoingStore.create(choices.name, keeper=choices.keeper)
+    store = OutgoingStore.create(choices.name, keeper=choices.keeper, wait=_PATIENCE)
     try:
         store.add("ram", ram)
-        # Preserved now, so that storing the state needs no memory; the entry comes with the state.
+        # Preserved now, and empty: storing the state needs no memory, and no request.
         state_file = Memfd.create(f"{choices.name}.state", _STATE_ROOM * (cpus + 1))
-        store.add("state", state_file)
-        store.remove("state")
+        store.add("state", state_file, requires=["ram"])
     except BaseException:
         store.discard()
         raise
@@ -385,7 +410,7 @@ def run(choices: Choices, *, memory: int, cpus: int, program: Path) -> None:
 def find(choices: Choices) -> IncomingStore | None:
     """Return the store of a VM that lived before the jump; None if there was none."""
     try:
-        return IncomingStore.retrieve(choices.name, keeper=choices.keeper)
+        return IncomingStore.retrieve(choices.name, keeper=choices.keeper, wait=_PATIENCE)
     except SessionNotFoundError:
         return None
 
@@ -394,18 +419,21 @@ def resume(choices: Choices, incoming: IncomingStore) -> None:
     """Go on with a VM that was stored before the jump."""
     began = time.monotonic()
     name = choices.name
-    if "state" not in incoming:
-        raise Lost("its state was not stored when the host jumped; its RAM is in the store")
     ram = incoming.get_ram("ram")
     lock = ram.lock()
     state_file = incoming.get("state", Memfd)
-    state = kvm.VmState.read(state_file)
+    try:
+        state = kvm.VmState.read(state_file)
+    except RequestError as error:
+        if error.errno != errno.EBADMSG:
+            raise
+        raise Lost("it was not stored when the host jumped; its RAM is in the store") from error
     machine = Machine(ram, len(state.vcpus))
     restored = machine.restore(state)
-    # Until here, nothing has changed, so that this can be tried again. From the removal of the
-    # state on, the VM is in this process only, and nobody else can go on from there.
-    store = incoming.renew()
-    store.remove("state")
+    # Until here, nothing has changed, so that this can be tried again. Once the state is erased,
+    # the VM is in this process only, and nobody else can go on from there.
+    store = incoming.renew(wait=_PATIENCE)
+    kvm.VmState.erase(state_file)
     machine.start()
     tell(f"{name} runs again: paused for {restored.paused / 1e6:.0f} ms by its own clock")
     tell(f"{name}: resumed in {(time.monotonic() - began) * 1000:.0f} ms; {restored}")
@@ -426,6 +454,14 @@ class Received:
     def restore(self) -> kvm.Restored:
         """Give the machine the state."""
         return self.machine.restore(kvm.VmState.read(self.state_file))
+
+    def start(self, other: socket.socket | None = None) -> None:
+        """Run the VM, whose state was restored, and say so to the VMM that had it."""
+        kvm.VmState.erase(self.state_file)
+        if other is not None:
+            with suppress(OSError):  # it is dead
+                other.send(b"runs")
+        self.machine.start()
 
     def serve(self, choices: Choices, store: OutgoingStore, restored: kvm.Restored) -> None:
         """Keep the VM, which runs, until it ends."""
@@ -455,7 +491,7 @@ def take_over(choices: Choices) -> None:
                     raise Lost(f"its VMM goes on with it: {error}") from error
                 # If it died before it paused the VM, or after it had gone on, there is no state.
                 restored = vm.restore()
-    vm.machine.start()
+        vm.start(other)
     vm.serve(choices, OutgoingStore.open(choices.name, keeper=choices.keeper), restored)
 
 
@@ -465,8 +501,7 @@ def inherit(choices: Choices) -> None:
         vm = Received(files)
     restored = vm.restore()
     store = OutgoingStore.open(choices.name, keeper=choices.keeper)
-    store.remove("state")
-    vm.machine.start()
+    vm.start()
     vm.serve(choices, store, restored)
 
 

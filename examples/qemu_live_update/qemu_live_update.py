@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import shutil
 import signal
 import socket
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 _FORMAT = StateFormat("qemuLive", 1)
 _MIB = 1 << 20
 _STATE_ROOM = 8 << 10  # KiB; a state has about 300 KiB, and more with every device and its firmware
-_PATIENCE = 60.0  # seconds for QEMU to start, to store a state, or to load one
+_PATIENCE = 60.0  # seconds for QEMU to start, to give a state or to take one
 _POLL = 0.01  # seconds
 _SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
@@ -220,9 +221,9 @@ class Vm:
     Args:
         name: the name of the VM and of its store.
         qemu: the QEMU.
-        store: the store, with an entry ``ram``.
-        state_file: the preserved file for the state of the devices. There is an entry ``state``
-            only while the state in it is the VM's present one.
+        store: the store, with the entries ``ram`` and ``state``.
+        state_file: the file of ``state``. There is a state in it only while it is the VM's present
+            one: while the VM is paused.
     """
 
     def __init__(self, name: str, qemu: Qemu, store: OutgoingStore, state_file: Memfd) -> None:
@@ -230,6 +231,7 @@ class Vm:
         self._qemu = qemu
         self._store = store
         self._state_file = state_file
+        self._is_stored = False
 
     async def serve(self, signals: asyncio.Queue[int]) -> int:
         """Do what signals ask for, until the VM ends; return the program's status."""
@@ -240,14 +242,12 @@ class Vm:
             if ended.done():
                 number.cancel()
                 return self._end(ended.result())
-            is_stored = "state" in self._store
+            is_stored = self._is_stored
             match number.result():
                 case signal.SIGUSR1 if not is_stored:
                     await self._put_into_store()
                 case signal.SIGUSR2 if is_stored:
-                    # In this order: a VM that runs has no state that could be taken for its own.
-                    self._store.remove("state")
-                    await self._qemu.go_on()
+                    await self._run_on()
                     tell(f"{self._name} runs on")
                 case signal.SIGTERM | signal.SIGINT if is_stored:
                     await self._qemu.end()
@@ -263,19 +263,25 @@ class Vm:
         try:
             async with asyncio.timeout(_PATIENCE):
                 state = await self._qemu.save(_FORMAT.room(self._state_file))
-            _FORMAT.write(self._state_file, state)
-            self._store.add("state", self._state_file, requires=["ram"])
-        except (StateError, RequestError, TimeoutError) as error:
+        except (StateError, TimeoutError) as error:
             with suppress(StateError):  # it has ended: `serve` sees that
-                await self._qemu.go_on()
+                await self._run_on()
             tell(f"{self._name} runs on: {error or 'QEMU took too long'}")
             return
+        _FORMAT.write(self._state_file, state)
+        self._is_stored = True
         took = (time.monotonic() - began) * 1000
         tell(f"{self._name} is stored: {took:.1f} ms, {len(state)} bytes")
 
+    async def _run_on(self) -> None:
+        # In this order: a VM that runs has no state that could be taken for its own.
+        _FORMAT.erase(self._state_file)
+        self._is_stored = False
+        await self._qemu.go_on()
+
     def _end(self, status: int) -> int:
         """Take leave of a QEMU that has ended; return the program's status."""
-        if "state" in self._store:
+        if self._is_stored:
             tell(f"{self._name}: QEMU has ended with status {status}; the VM is stored")
             return 0
         self._store.discard()
@@ -289,13 +295,12 @@ async def run(arguments: argparse.Namespace, keeper: KeeperChoice) -> int:
     signals = listen()
     ram = GuestRam.create(arguments.name, arguments.memory * _MIB)
     lock = ram.lock()
-    store = OutgoingStore.create(arguments.name, keeper=keeper)
+    store = OutgoingStore.create(arguments.name, keeper=keeper, wait=_PATIENCE)
     try:
         store.add("ram", ram)
-        # Preserved now, so that storing the state needs no memory; the entry comes with the state.
+        # Preserved now, and empty: storing the state needs no memory, and no request.
         state_file = Memfd.create(f"{arguments.name}.state", arguments.state_room << 10)
-        store.add("state", state_file)
-        store.remove("state")
+        store.add("state", state_file, requires=["ram"])
         setup = Setup(machine=arguments.machine, options=tuple(arguments.options))
         qemu = await Qemu.start(find(arguments.qemu), setup, ram, lock, incoming=False)
         setup = replace(setup, machine=await qemu.machine())
@@ -314,25 +319,28 @@ async def resume(arguments: argparse.Namespace, keeper: KeeperChoice) -> int:
     signals = listen()
     name = arguments.name
     try:
-        incoming = IncomingStore.retrieve(name, keeper=keeper)
+        incoming = IncomingStore.retrieve(name, keeper=keeper, wait=_PATIENCE)
     except SessionNotFoundError as error:
         raise Lost(str(error)) from error
-    if "state" not in incoming:
-        raise Lost("its state was not stored when the host jumped; its RAM is in the store")
     ram = incoming.get_ram("ram")
     lock = ram.lock()
     state_file = incoming.get("state", Memfd)
-    state = _FORMAT.read(state_file)
+    try:
+        state = _FORMAT.read(state_file)
+    except RequestError as error:
+        if error.errno != errno.EBADMSG:
+            raise
+        raise Lost("it was not stored when the host jumped; its RAM is in the store") from error
     saved = incoming.meta["setup"]
     setup = Setup(machine=saved["machine"], options=tuple(saved["options"]))
     qemu = await Qemu.start(find(arguments.qemu), setup, ram, lock, incoming=True)
     try:
         async with asyncio.timeout(_PATIENCE):
             await qemu.load(state)
-        # Until here, nothing has changed, so that this can be tried again. From the removal of the
-        # state on, the VM is in this QEMU only, and nobody else can go on from there.
-        store = incoming.renew()
-        store.remove("state")
+        # Until here, nothing has changed, so that this can be tried again. Once the state is
+        # erased, the VM is in this QEMU only, and nobody else can go on from there.
+        store = incoming.renew(wait=_PATIENCE)
+        _FORMAT.erase(state_file)
     except BaseException:
         await qemu.end()
         raise

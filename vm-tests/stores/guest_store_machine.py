@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import warnings
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -118,8 +119,11 @@ def source_file(content: int) -> Memfd:
     """Return the file of this content, which the same request again finds again."""
     key = "source", str(content)
     if key not in open_files:
-        open_files[key] = Memfd.create("file", SIZE)
-        open_files[key].write(content.to_bytes(8, "little") * (SIZE // 8), 0)
+        with ExitStack() as stack:
+            file = stack.enter_context(Memfd.create("file", SIZE))
+            file.write(content.to_bytes(8, "little") * (SIZE // 8), 0)
+            # In one line: an attempt that is interrupted must leave no file without its content.
+            open_files[key] = file; stack.pop_all()  # noqa: E702  # fmt: skip
     return open_files[key]
 
 

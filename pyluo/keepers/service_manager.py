@@ -16,6 +16,7 @@ import os
 import select
 import socket
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
@@ -26,7 +27,7 @@ from pyluo.keepers.keeper import Keeper
 from pyluo.operation import Operation
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, MutableMapping
+    from collections.abc import Callable, Mapping, MutableMapping
 
     from pyluo.descriptor import HasFileno
 
@@ -135,7 +136,8 @@ class ServiceManager(Keeper):
             self._files[fd_name] = duplicate
         # FDPOLL=0: systemd would drop a descriptor that poll(2) reports as hung up.
         fds = [self._files[fd_name].fileno()]
-        self._notify(f"FDSTORE=1\nFDNAME={fd_name}\nFDPOLL=0", fds)
+        forget = None if same else partial(self._forget, fd_name)
+        self._notify(f"FDSTORE=1\nFDNAME={fd_name}\nFDPOLL=0", fds, unsent=forget)
         # systemd closes a descriptor for which it has no room, and does not say so.
         if not self._takes_another():
             self._remove(fd_name)
@@ -192,11 +194,23 @@ class ServiceManager(Keeper):
 
     def _remove(self, fd_name: _FdName) -> None:
         self._notify(f"FDSTOREREMOVE=1\nFDNAME={fd_name}", [])
+        self._forget(fd_name)
+
+    def _forget(self, fd_name: _FdName) -> None:
+        """Close this process's duplicate of what the manager does not have."""
         self._files.pop(fd_name).close()
         self._unsure.discard(fd_name)
 
-    def _notify(self, state: str, fds: list[int]) -> None:
-        """Send a notification, and wait until the manager has processed it."""
+    def _notify(
+        self, state: str, fds: list[int], *, unsent: Callable[[], None] | None = None
+    ) -> None:
+        """Send a notification, and wait until the manager has processed it.
+
+        Args:
+            state: the text of the notification.
+            fds: the descriptors in it.
+            unsent: is called if the manager certainly did not get it.
+        """
         # "@" stands for the abstract namespace.
         address = self._address.replace("@", "\0", 1) if self._address[:1] == "@" else self._address
         reader, writer = os.pipe2(os.O_CLOEXEC)
@@ -205,8 +219,13 @@ class ServiceManager(Keeper):
                 _NOTIFY.raising(state.split("\n")[0]),
                 socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender,
             ):
-                sender.connect(address)
-                socket.send_fds(sender, [state.encode()], fds)
+                try:
+                    sender.connect(address)
+                    socket.send_fds(sender, [state.encode()], fds)
+                except OSError:
+                    if unsent is not None:
+                        unsent()
+                    raise
                 # The manager closes this descriptor when it has processed what came before it.
                 socket.send_fds(sender, [b"BARRIER=1"], [writer])
             os.close(writer)

@@ -206,16 +206,15 @@ DEATHS_OF_THE_SUCCESSOR = (
 
 
 def test_a_vm_whose_vmm_dies_while_it_moves_goes_on_in_the_other_one(host: VM) -> None:
-    names = {f"left{number}": where for number, where in enumerate(DEATHS_OF_THE_PREDECESSOR)}
-    for name, where in names.items():
-        socket = os.fspath(guest_vmm.control(name))
+    for number, (where, goes_on) in enumerate(DEATHS_OF_THE_PREDECESSOR.items()):
+        name = f"left{number}"
+        options = (*SMALL, "--socket", os.fspath(guest_vmm.control(name)))
         where = f"Vmm._hand_over:{where}"
-        host.call(guest_vmm.start, "run", name, *SMALL, "--socket", socket, killed_before=where)
+        host.call(guest_vmm.start, "run", name, *options, killed_before=where)
         host.call(guest_vmm.wait_for_lines, name, 1)
-    for name, where in names.items():
         host.call(guest_vmm.start_successor, name)
         assert host.call(guest_vmm.end_of_predecessor, name) == -signal.SIGKILL
-        if DEATHS_OF_THE_PREDECESSOR[where]:
+        if goes_on:
             host.call(guest_vmm.wait_for_message, name, "runs here")
             check(host.call(guest_vmm.wait_for_lines, name, LINES), 1)
             assert host.call(guest_vmm.signal_and_wait_for_end, name, signal.SIGTERM) == 0

@@ -62,13 +62,22 @@ def attempt(operation: str, name: str, *arguments: Any, interrupted_at: int = 0)
     try:
         if interrupted_at:
             before = stores.get(name)
-            if not interrupt(partial(remember, action), interrupted_at):
+            was_interrupted = interrupt(partial(remember, action), interrupted_at)
+            # Whatever the interruption was in the midst of: all others would be kept out.
+            assert not has_device_open(), (operation, name, interrupted_at, was_interrupted)
+            if not was_interrupted:
                 return last[0]
             if before is not None:
                 stores[name] = before
         return "done", action()
     except (RequestError, KeyError) as error:
         return type(error).__name__, getattr(error, "errno", None)
+    finally:
+        assert not has_device_open(), (operation, name)
+
+
+def has_device_open() -> bool:
+    return any(each.session is None and each.pid == os.getpid() for each in open_sessions())
 
 
 last: list[Answer] = [("", None)]

@@ -105,12 +105,11 @@ class Coordinator:
         """Wait for participants, until the task is cancelled.
 
         Args:
-            path: the path of the socket; its folder is made.
+            path: the path of the socket.
 
         Raises:
             HandoffError: see `handoff.listen`.
         """
-        os.makedirs(os.path.dirname(os.path.abspath(path)), mode=0o755, exist_ok=True)
         loop = asyncio.get_running_loop()
         try:
             self._last = await asyncio.to_thread(self._host.last)

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SOCKET", "Participant"]
 
-SOCKET = Path("/run/pyluo/update.socket")
+SOCKET = Path("/run/pyluo-update.socket")
 """Where the coordinator listens, unless both sides are told otherwise."""
 
 _PATIENCE = 30.0  # seconds for the coordinator to answer

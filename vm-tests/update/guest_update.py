@@ -15,7 +15,7 @@ from kvm import guest_vmm
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-SOCKET = Path("/run/pyluo/update.socket")
+SOCKET = Path("/run/pyluo-update.socket")
 LOG = Path("/tmp/coordinator.log")
 COMMAND = [sys.executable, "-m", "pyluo", "update"]
 

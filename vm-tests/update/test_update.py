@@ -54,8 +54,7 @@ def test_two_vms_live_through_an_update_and_what_comes_before_it(host: VM, kerne
         ) == DRY_RUNS
     assert host.call(guest_update.open_files) == before
     for name in NAMES:
-        lines = check(host.call(guest_vmm.wait_for_lines, name, LINES), 1)
-        assert lines[-1]["stopped"] == DRY_RUNS + 1
+        check(host.call(guest_vmm.wait_for_lines, name, LINES), 1)
 
     # A VMM that hangs: all run on.
     host.call(guest_vmm.send_signal, "two", signal.SIGSTOP)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import argparse
 
     from pyluo.cli.parsers import Subparsers
-    from pyluo.update.messages import Status, Update
+    from pyluo.update.messages import Done, Status, Update
 
 __all__ = ["add_parser"]
 
@@ -101,37 +101,37 @@ def _run(arguments: argparse.Namespace) -> int:
         rounds=arguments.rounds,
         expected=arguments.expect,
     )
-    status = _ask(arguments, request)
-    # There was no jump. Without an answer, that would not be certain: systemd may jump yet.
+    done = _ask(arguments, request)
+    if done is None:  # systemd stops the services, this one too, and jumps
+        return PASSED
     if arguments.kernel is not None:
         kexec.unload()
-    return status
+    return FAILED if done.failure else PASSED
 
 
 def _status(arguments: argparse.Namespace) -> int:
     from pyluo.update.messages import VERSION, Status
 
-    return _ask(arguments, Status(version=VERSION))
+    _ask(arguments, Status(version=VERSION))
+    return PASSED
 
 
-def _ask(arguments: argparse.Namespace, request: Update | Status) -> int:
-    """Print the coordinator's answers, and return the exit status."""
+def _ask(arguments: argparse.Namespace, request: Update | Status) -> Done | None:
+    """Print the coordinator's answers, and return the last one; None if the host jumps."""
     from pyluo.update.client import ask
-    from pyluo.update.messages import Progress, Update
+    from pyluo.update.messages import Done, Update
 
-    failure = ""
     for answer in ask(arguments.socket, request):
-        if isinstance(answer, Progress):
+        if isinstance(answer, Done):
             if arguments.json:
-                members = {"seconds": answer.seconds, "name": answer.name, "text": answer.text}
-                print(json.dumps(members), flush=True)
-            else:
-                when = f"{answer.seconds:8.3f} s  " if isinstance(request, Update) else ""
-                print(f"{when}{answer.name or 'host'}: {answer.text}", flush=True)
+                print(json.dumps({"failure": answer.failure}), flush=True)
+            elif answer.failure:
+                print(f"pyluo: no update: {answer.failure}", file=sys.stderr)
+            return answer
+        if arguments.json:
+            members = {"seconds": answer.seconds, "name": answer.name, "text": answer.text}
+            print(json.dumps(members), flush=True)
         else:
-            failure = answer.failure
-    if arguments.json:
-        print(json.dumps({"failure": failure}), flush=True)
-    elif failure:
-        print(f"pyluo: no update: {failure}", file=sys.stderr)
-    return FAILED if failure else PASSED
+            when = f"{answer.seconds:8.3f} s  " if isinstance(request, Update) else ""
+            print(f"{when}{answer.name or 'host'}: {answer.text}", flush=True)
+    return None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pyluo.handoff import connect
 from pyluo.operation import Operation
 from pyluo.peer import Packet
-from pyluo.update.messages import Done, Progress, Status, Update, decode, encode, error
+from pyluo.update.messages import JUMP, Done, Progress, Status, Update, decode, encode, error
 
 if TYPE_CHECKING:
     import os
@@ -22,9 +22,10 @@ _ASK = Operation("ask the coordinator")
 
 
 def ask(path: str | os.PathLike[str], request: Update | Status) -> Iterator[Progress | Done]:
-    """Ask the coordinator that listens at `path`, and yield its answers; the last one is `Done`.
+    """Ask the coordinator that listens at `path`, and yield its answers.
 
-    If the host jumps, the iterator does not end. Closing it aborts the update.
+    The last one is `Done`, or the `Progress` by which a jump is announced: under systemd the
+    coordinator ends before the host jumps. Closing the iterator before that aborts the update.
 
     Raises:
         HandoffError: see `handoff.connect`.
@@ -34,10 +35,13 @@ def ask(path: str | os.PathLike[str], request: Update | Status) -> Iterator[Prog
     with connect(path) as connection:
         with _ASK.raising(str(path)):
             connection.send(encode(request), socket.MSG_NOSIGNAL)
+        is_jumping = False
         while True:
             select.select([connection], [], [])
             packet = Packet()
             if packet.receive(connection.fileno()) <= 0:
+                if is_jumping:
+                    return
                 raise _ASK.error(
                     ECONNRESET, str(path), "It has ended the connection: its log says why"
                 )
@@ -46,6 +50,8 @@ def ask(path: str | os.PathLike[str], request: Update | Status) -> Iterator[Prog
             answer = decode(packet.data)
             if not isinstance(answer, Progress | Done):
                 raise error(EBADMSG, f"The coordinator says {answer}")
+            if isinstance(answer, Progress):
+                is_jumping = answer.text == JUMP
             yield answer
             if isinstance(answer, Done):
                 return

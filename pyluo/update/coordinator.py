@@ -16,6 +16,7 @@ from pyluo.operation import Operation
 from pyluo.peer import Packet, peer_credentials, same_user
 from pyluo.update.host import Host
 from pyluo.update.messages import (
+    JUMP,
     VERSION,
     Abort,
     Answer,
@@ -234,7 +235,7 @@ class Coordinator:
         try:
             for member in self._members.values():
                 self._send(member, Jump(round=self._round))
-            report(self._seconds(), "", "jump")
+            report(self._seconds(), "", JUMP)
             await asyncio.sleep(await asyncio.to_thread(self._host.jump))
             raise UpdateAborted("systemd has not jumped")
         except (UpdateAborted, RequestError):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pyluo.errors import RequestError
 
 __all__ = [
+    "JUMP",
     "VERSION",
     "Abort",
     "Answer",
@@ -41,6 +42,9 @@ __all__ = [
 ]
 
 VERSION = 1
+JUMP = "jump"
+"""The text of the `Progress` that announces the jump."""
+
 _LONGEST = 1024  # bytes of a packet
 _MESSAGE = Operation("update message")
 

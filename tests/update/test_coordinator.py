@@ -10,14 +10,17 @@ import time
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from unittest.mock import ANY
 
 import pytest
 
 from pyluo import KexecError, RequestError, SessionNotFoundError
 from pyluo.cli import main
 from pyluo.update import Abort, Jump, Participant, Prepare
+from pyluo.update.client import ask
 from pyluo.update.coordinator import Coordinator, UpdateAborted
 from pyluo.update.host import Host
+from pyluo.update.messages import JUMP, VERSION, Done, Progress, Update
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
@@ -101,6 +104,15 @@ class Running:
         while not condition():
             assert time.monotonic() < deadline, self.log
             time.sleep(0.005)
+
+    def cut_connections(self) -> None:
+        """End all connections, as the end of the process would."""
+
+        async def cancel() -> None:
+            for task in list(self.coordinator._tasks):
+                task.cancel()
+
+        self.run(cancel())
 
     def end(self) -> None:
         self._serving.cancel()
@@ -418,6 +430,44 @@ def test_the_command_shows_who_takes_part_and_what_happens(
     assert said.count('"name": "one", "text": "ready"') == 2
     assert said.count('"name": "one", "text": "runs on"') == 2
     assert said.endswith('{"failure": ""}\n')
+
+
+def test_a_coordinator_that_ends_while_the_host_jumps_is_no_failure(running: Running) -> None:
+    running.host.refuse.clear()
+    request = Update(version=VERSION, limit=LIMIT, dry_run=False, rounds=1, expected=["one"])
+    with joined(running, "one") as (one,):
+        answers = ask(running.path, request)
+        thread = threading.Thread(target=lambda: one.ready(prepare(one), ["one"]))
+        thread.start()
+        assert [answer.text for answer in answers_until(answers, JUMP)] == ["ready", JUMP]
+        thread.join(LIMIT)
+        running.cut_connections()
+        assert list(answers) == []
+        running.host.refuse.set()
+
+
+def answers_until(answers: Iterator[Progress | Done], text: str) -> Iterator[Progress]:
+    for answer in answers:
+        assert isinstance(answer, Progress)
+        yield answer
+        if answer.text == text:
+            return
+
+
+def test_a_coordinator_that_ends_before_is_a_failure(running: Running) -> None:
+    request = Update(version=VERSION, limit=LIMIT, dry_run=False, rounds=1, expected=["one"])
+    with joined(running, "one") as (one,):
+        answers = ask(running.path, request)
+        thread = threading.Thread(target=lambda: one.ready(prepare(one), ["one"]))
+        running.host.go_on.clear()
+        thread.start()
+        assert next(answers) == Progress(seconds=ANY, name="one", text="ready")
+        running.cut_connections()
+        with pytest.raises(RequestError) as caught:
+            next(answers)
+        assert caught.value.errno == errno.ECONNRESET
+        running.host.go_on.set()
+        thread.join(LIMIT)
 
 
 def test_the_command_says_why_there_was_no_update(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,13 @@ def guest() -> Iterator[VM]:
         yield vm
 
 
+def run(guest: VM, *words: str) -> None:
+    """Have the host updated, and wait while systemd stops the services."""
+    status, answers = guest.call(guest_update.ask, *words)
+    assert (status, answers[-1].get("text")) == (0, "jump"), answers
+    guest.call(time.sleep, guest_vmm.PATIENCE)
+
+
 def test_vms_of_services_live_through_updates(guest: VM) -> None:
     before: dict[str, dict[str, int]] = {}
     for update in range(UPDATES + 1):
@@ -72,5 +80,5 @@ def test_vms_of_services_live_through_updates(guest: VM) -> None:
             image = guest.path(kernel.image)
             words = ("run", image, "--reuse-cmdline", "--limit", "120", "--expect", *NAMES)
             with pytest.raises(HarnessError, match="booted again"):
-                guest.call(guest_update.ask, *words)
+                run(guest, *words)
             assert guest.life.release.startswith("7.2" if update % 2 else "7.3")

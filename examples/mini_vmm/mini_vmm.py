@@ -193,6 +193,7 @@ class Vmm:
     def _take_part(self, path: Path, paused: float | None) -> None:
         """Take part in updates: join whenever there is a coordinator, and pass on what it wants."""
         while True:
+            may_jump = True  # as far as this process can know
             try:
                 with update.Participant.join(
                     self._name, path=path, stored=self._is_stored, paused=paused
@@ -203,12 +204,12 @@ class Vmm:
                     while (wanted := coordinator.receive()) is not None:
                         may_jump = isinstance(wanted, update.Jump)
                         self._events.put(wanted)
-                if not may_jump:
-                    self._events.put(Alone())
             except RequestError as error:
                 if self._complaint != (complaint := str(error)):
                     self._complaint = complaint
                     tell(f"{self._name} takes part in no update: {error}")
+            if not may_jump:
+                self._events.put(Alone())
             time.sleep(_REJOIN)
 
     def _prepare(self, prepare: update.Prepare, is_stored: bool) -> None:
@@ -273,7 +274,7 @@ class Vmm:
                     raise StillHere("it is stored: send SIGUSR2 first")
                 self._require_keeper()
                 self._hand_over(successor)
-            except (StillHere, RequestError, OSError) as error:
+            except (StillHere, RequestError, OSError, ValueError) as error:
                 tell(f"{self._name} stays: {error}")
                 self._listen()
                 return False
@@ -307,7 +308,7 @@ class Vmm:
                 except StillHere:
                     self._take_back(pidfd)
                     raise
-            except (StillHere, RequestError, OSError):
+            except (StillHere, RequestError, OSError, ValueError):
                 # Should this process die at any moment from here on, the successor finds no state
                 # of a VM that has gone on since.
                 self._run_machine()

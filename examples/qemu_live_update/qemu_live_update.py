@@ -193,8 +193,15 @@ class Qemu:
         ours, qemus = socket.socketpair()
         ours.setblocking(False)
         with qemus:
-            self._monitor.send_fd_scm(qemus.fileno())
-            await self._ask("getfd", fdname="state")
+            try:
+                if self.process.returncode is None:
+                    self._monitor.send_fd_scm(qemus.fileno())
+                await self._ask("getfd", fdname="state")
+            except BaseException as error:
+                ours.close()
+                if isinstance(error, OSError):
+                    raise StateError(f"QEMU takes no descriptor: {error}") from error
+                raise
         return ours
 
     async def _wait_for_migration(self) -> None:

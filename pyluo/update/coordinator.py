@@ -7,9 +7,11 @@ import errno
 import os
 import socket
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pyluo._sys import constant
 from pyluo.errors import RequestError
 from pyluo.handoff import listen
 from pyluo.operation import Operation
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
 __all__ = ["Coordinator", "UpdateAborted"]
 
 _UPDATE = Operation("update")
+_NAME_LIMIT = constant("LIVEUPDATE_SESSION_NAME_LENGTH") - 1
 _BACKLOG = 128  # VMMs that connect at the same time
 
 
@@ -116,6 +119,7 @@ class Coordinator:
             self._last = await asyncio.to_thread(self._host.last)
         except RequestError as error:
             self._log(f"no record of an update before: {error}")
+        await self._forget()  # what a coordinator has left that died on this kernel
         with listen(path, timeout=0, backlog=_BACKLOG) as listener:
             self._log(f"listening at {os.fspath(path)}")
             try:
@@ -194,6 +198,7 @@ class Coordinator:
         """
         self._preparing = Prepare(round=self._round, limit=self._limit, dry_run=dry_run)
         for member in list(self._members.values()):
+            member.unable, member.sessions = "", []
             self._send(member, self._preparing)
         told: set[str] = set()
         while True:
@@ -269,9 +274,6 @@ class Coordinator:
         except TimeoutError:
             for member in waiting:
                 report(self._seconds(), member.name, "does not say that it runs on")
-        for member in self._members.values():
-            member.unable = ""
-            member.sessions = []
 
     def _seconds(self) -> float:
         return time.monotonic() - self._began
@@ -317,6 +319,10 @@ class Coordinator:
         match message:
             case Hello():
                 self._welcome(member, message)
+            case Ready() | Unable() if message.round != self._round:
+                pass  # it is too late, and gets an "abort"
+            case Ready(sessions=[]):
+                member.unable = "it names no session that has its VM"
             case Ready():
                 member.sessions = message.sessions
                 member.ready = message.round
@@ -337,8 +343,11 @@ class Coordinator:
         self._changed.set()
 
     def _welcome(self, member: _Member, hello: Hello) -> None:
+        if not 0 < len(os.fsencode(hello.name)) <= _NAME_LIMIT:
+            hint = f"The name of a VM has 1 to {_NAME_LIMIT} bytes, as that of a session"
+            raise _UPDATE.error(errno.EINVAL, "hello", hint)
         other = self._members.get(hello.name)
-        if member.name or not hello.name or (other is not None and not other.gone):
+        if member.name or (other is not None and not other.gone):
             hint = f"Another participant is called {hello.name!r}, or it has two names"
             raise _UPDATE.error(errno.EEXIST, "hello", hint)
         if self._jumping:
@@ -426,7 +435,8 @@ class Coordinator:
             socket.send_fds(member.connection, [encode(message)], list(fds), socket.MSG_NOSIGNAL)
         except OSError as error:
             self._log(f"{member.name or 'a program'} cannot be told {message}: {error}")
-            member.connection.shutdown(socket.SHUT_RDWR)  # which ends `_talk`
+            with suppress(OSError):
+                member.connection.shutdown(socket.SHUT_RDWR)  # which ends `_talk`
 
     async def _receive(self, connection: socket.socket) -> Message | None:
         loop = asyncio.get_running_loop()

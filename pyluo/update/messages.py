@@ -11,7 +11,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from errno import EBADMSG, EPROTONOSUPPORT
-from typing import TYPE_CHECKING, Any, Union, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, NoReturn, Union, get_args, get_type_hints
 
 from pyluo.operation import Operation
 
@@ -234,7 +234,7 @@ def decode(data: bytes) -> Message:
         RequestError: it is none (EBADMSG), or of another version (EPROTONOSUPPORT).
     """
     try:
-        members = json.loads(data)
+        members = json.loads(data, parse_constant=_refuse_constant)
         kind = _CLASSES[members.pop("type")]
         version = members.get("version", VERSION)
         if version != VERSION:
@@ -246,6 +246,10 @@ def decode(data: bytes) -> Message:
     except (AttributeError, KeyError, TypeError, ValueError) as problem:
         raise error(EBADMSG, f"The other program sent {data[:80]!r}") from problem
     return message
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number")
 
 
 def _check(value: object, expected: Any) -> None:

@@ -377,9 +377,45 @@ def test_what_is_no_message_ends_only_its_own_connection(running: Running) -> No
         with joined(running, "two") as (two,):
             two._connection.send(b"nonsense")
             assert two.receive(LIMIT) is None
-        running.start_update(dry_run=True)
+        update = running.start_update(dry_run=True)
         one.ready(prepare(one), ["one"])
         run_on(one)
+        update.result(LIMIT)
+
+
+def test_what_was_said_too_late_does_not_count(running: Running) -> None:
+    with joined(running, "one", "two") as (one, two):
+        update = running.start_update(limit=SOON)
+        late = prepare(one)
+        two.unable(prepare(two), "no room")
+        update.cancel()  # nobody waits for the answers
+        for each in (one, two):
+            run_on(each)
+        again = running.start_update(dry_run=True)
+        wanted = prepare(one)
+        one.unable(late, "too late")
+        two.ready(prepare(two), ["two"])
+        one.ready(wanted, ["one"])
+        for each in (one, two):
+            run_on(each)
+        again.result(LIMIT)
+
+
+def test_a_vm_that_is_in_no_session_is_not_ready(running: Running) -> None:
+    with joined(running, "one") as (one,):
+        update = running.start_update()
+        one.ready(prepare(one), [])
+        assert run_on(one) == "one: it names no session that has its VM"
+        with pytest.raises(UpdateAborted):
+            update.result(LIMIT)
+
+
+@pytest.mark.parametrize("name", ["", "x" * 64, "ü" * 32])
+def test_the_name_of_a_vm_is_one_for_a_session(running: Running, name: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        Participant.join(name, path=running.path)
+    assert caught.value.errno == errno.ECONNRESET
+    assert any("1 to 63 bytes" in line for line in running.log)
 
 
 def test_a_hundred_dry_runs_leak_nothing(running: Running) -> None:

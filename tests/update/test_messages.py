@@ -60,6 +60,13 @@ def test_a_member_of_another_type_is_refused(change: dict[str, object]) -> None:
     assert caught.value.errno == errno.EBADMSG
 
 
+@pytest.mark.parametrize("limit", ["NaN", "Infinity"])
+def test_a_number_that_is_none_is_refused(limit: str) -> None:
+    text = f'{{"type": "Prepare", "round": 1, "limit": {limit}, "dry_run": true}}'
+    with pytest.raises(RequestError, match="Prepare"):
+        decode(text.encode())
+
+
 def test_a_member_that_is_missing_is_refused() -> None:
     with pytest.raises(RequestError, match="Ready"):
         decode(b'{"type": "Ready", "round": 1}')

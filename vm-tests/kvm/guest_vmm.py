@@ -197,6 +197,13 @@ def signal_and_wait_for_end(name: str, number: int) -> int:
     return _processes[name].wait(PATIENCE)
 
 
+def end(name: str) -> None:
+    """End the VM and its VMM, which leaves nothing of it."""
+    status = signal_and_wait_for_end(name, signal.SIGTERM)
+    assert status == 0, f"the VMM ended with status {status}: {messages(name).read_text()}"
+    assert entries_of_outgoing(name) is None
+
+
 def checksums_of_process(name: str) -> list[int]:
     """Return the checksum of each page of the VM's RAM, by a descriptor of the VMM's."""
     folder = Path(f"/proc/{_processes[name].pid}/fd")

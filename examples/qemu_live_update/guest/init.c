@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/klog.h>
 #include <sys/mount.h>
 #include <sys/reboot.h>
 #include <time.h>
@@ -169,6 +170,7 @@ int main(void)
 	uint64_t last = 0, last_real = 0, gap = 0, next = 0, lines = 0;
 	char boot[64];
 
+	klogctl(8, NULL, 1); /* no message of the kernel in the midst of a line, but its panic */
 	if (mount("proc", "/proc", "proc", 0, NULL) || mount("tmp", "/tmp", "tmpfs", 0, NULL))
 		die("mount");
 	read_text("/proc/cmdline", command_line, sizeof(command_line));

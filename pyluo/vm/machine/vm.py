@@ -193,7 +193,7 @@ class VM:
             network=self._network,
             root=self._userland.root,
             mapped=self._userland.mapped,
-            translations=self._userland.translations,
+            translations=max(self._userland.translations, self._memory >> 25),
             files=self._userland.files,
         )
         self._loop = LoopThread()
@@ -659,7 +659,13 @@ def _settings(accelerator: Accelerator) -> str:
     TCG shows the guest the time-stamp counter of this machine. A kernel that measures the counter
     while other processes run here can get a frequency that is off, or none: then its clocks, and
     those of the VMs in it, go wrong.
+
+    TCG emulates SVM, so that VMs can run in the guest. With nested paging, QEMU 7.2 goes wrong if
+    more than one runs: most of the time, a VM or the guest itself ended by a triple fault.
     """
-    if accelerator is not Accelerator.TCG or not (frequency := tsc.frequency()):
+    if accelerator is not Accelerator.TCG:
         return ""
-    return f"tsc_early_khz={frequency}"
+    words = ["kvm_amd.npt=0"]
+    if frequency := tsc.frequency():
+        words.append(f"tsc_early_khz={frequency}")
+    return " ".join(words)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import re
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -9,7 +8,7 @@ import pytest
 from kvm import guest_vmm
 from pyluo.vm import VM
 from pyluo.vm.machine.accelerator import Accelerator, Choice
-from pyluo.vm.machine.qemu import find_binary, version
+from pyluo.vm.machine.qemu import find_binary, nests, version
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,22 +30,10 @@ def host() -> Iterator[VM]:
 
 
 @pytest.fixture(params=[{"one": 1}, {"two": 2}, {"one": 1, "two": 2}], ids=["one", "two", "both"])
-def vms(request: pytest.FixtureRequest) -> dict[str, int]:
+def qemu_vms(request: pytest.FixtureRequest) -> dict[str, int]:
     """The VMs of a test, by name, and how many CPUs each has."""
     vms: dict[str, int] = request.param
-    if len(vms) > 1 and (reason := why_only_one_vm()):
-        pytest.skip(reason)
-    return vms
-
-
-def why_only_one_vm() -> str | None:
-    """Return why no two VMs can run in a guest at once; None if they can."""
     qemu = find_binary()
-    if Choice.make(qemu).accelerator is Accelerator.KVM:
-        return None
-    name = version(qemu)
-    number = re.search(r"version (\d+)", name)
-    if number is None or int(number[1]) >= 10:
-        return None
-    # The manual has the figures.
-    return f"{name} does not emulate two VMs at once"
+    if len(vms) > 1 and Choice.make(qemu).accelerator is Accelerator.TCG and not nests(qemu):
+        pytest.skip(f"{version(qemu)} does not emulate two VMs with firmware at once")
+    return vms

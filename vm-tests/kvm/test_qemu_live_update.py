@@ -71,29 +71,29 @@ def check(said: str, cpus: int) -> list[dict[str, str]]:
 
 
 def test_vms_never_notice_a_reboot_jump_after_jump(
-    host: VM, kernel: Kernel, vms: dict[str, int]
+    host: VM, kernel: Kernel, qemu_vms: dict[str, int]
 ) -> None:
-    said = dict.fromkeys(vms, "")
-    for name, cpus in vms.items():
+    said = dict.fromkeys(qemu_vms, "")
+    for name, cpus in qemu_vms.items():
         start(host, kernel, name, cpus=cpus)
-    for name in vms:
+    for name in qemu_vms:
         host.call(guest_vmm.wait_for_text, name, "vm boot=")
     for _ in range(guest_vmm.hops(2)):
         checksums = {}
-        for name in vms:
+        for name in qemu_vms:
             host.call(guest_vmm.wait_for_lines, name, LINES)
             said_before, checksums[name] = host.call(guest_vmm.store, name)
             said[name] += said_before
         host.live_update()
-        for name in vms:
+        for name in qemu_vms:
             in_store = host.call(guest_vmm.checksums_in_store, name)
             assert changed_pages(checksums[name], in_store) == []
-        for name in vms:
+        for name in qemu_vms:
             resume(host, name)
-        for name, cpus in vms.items():
+        for name, cpus in qemu_vms.items():
             check(said[name] + host.call(guest_vmm.wait_for_lines, name, LINES + 1), cpus)
             assert host.call(guest_vmm.own_memory, name) < 32 << 20
-    for name in vms:
+    for name in qemu_vms:
         host.call(guest_vmm.end, name)
 
 

@@ -179,10 +179,10 @@ class VM:
     def _start(self, accelerator: Accelerator) -> None:
         # Tests import this module in guests, too, where it would take seconds to import these.
         from pyluo.vm.machine.loop_thread import LoopThread
-        from pyluo.vm.machine.qemu import Machine
+        from pyluo.vm.machine.qemu import Machine, find_binary, nests
 
         self._check_options(self._first)
-        self._settings = _settings(accelerator)
+        self._settings = _settings(accelerator, nests=nests(find_binary()))
         machine = Machine(
             image=self._first.image,
             cmdline=self._cmdline(self._first, self._append),
@@ -653,19 +653,20 @@ class VM:
         return line
 
 
-def _settings(accelerator: Accelerator) -> str:
+def _settings(accelerator: Accelerator, *, nests: bool) -> str:
     """Return words for the command line of every kernel that runs under an accelerator.
 
     TCG shows the guest the time-stamp counter of this machine. A kernel that measures the counter
     while other processes run here can get a frequency that is off, or none: then its clocks, and
     those of the VMs in it, go wrong.
 
-    TCG emulates SVM, so that VMs can run in the guest. With nested paging, QEMU 7.2 goes wrong if
-    more than one runs: most of the time, a VM or the guest itself ended by a triple fault.
+    Args:
+        accelerator: the accelerator.
+        nests: see `qemu.nests`; shadow paging in the guest avoids most of what goes wrong.
     """
     if accelerator is not Accelerator.TCG:
         return ""
-    words = ["kvm_amd.npt=0"]
+    words = [] if nests else ["kvm_amd.npt=0"]
     if frequency := tsc.frequency():
         words.append(f"tsc_early_khz={frequency}")
     return " ".join(words)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pyluo.vm.errors import HarnessError
 from pyluo.vm.machine import qemu
 
 if TYPE_CHECKING:
@@ -29,3 +30,11 @@ def test_an_old_qemu_does_not_emulate_a_host_of_vms(
     binary.chmod(0o755)
     assert qemu.version(str(binary)) == version
     assert qemu.nests(str(binary)) is nests
+
+
+def test_a_qemu_that_does_not_run_is_told_of(tmp_path: Path) -> None:
+    binary = tmp_path / "qemu-system-x86_64"
+    binary.write_text("#!/bin/sh\necho cannot open libfdt.so.1 >&2\nexit 127\n")
+    binary.chmod(0o755)
+    with pytest.raises(HarnessError, match=r"status 127: cannot open libfdt\.so\.1"):
+        qemu.nests(str(binary))

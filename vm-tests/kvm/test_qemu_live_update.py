@@ -84,9 +84,10 @@ def wait_until_all_goes_on(host: VM, name: str, said: str = "", cpus: int = 1) -
         said: what it has said before this life of its QEMU; if nothing, what it has said so far.
         cpus: how many CPUs it has.
     """
-    before = parse(said or host.call(guest_vmm.said, name))[-1]
+    count = len(parse(said or host.call(guest_vmm.said, name)))  # none, if its first line was cut
     for _ in range(TRIES):
         lines = check(said + host.call(guest_vmm.wait_for_lines, name, LINES), cpus)
+        before = lines[max(count - 1, 0)]
         still = [what for what in growing(cpus) if int(lines[-1][what]) <= int(before[what])]
         if not still:
             return

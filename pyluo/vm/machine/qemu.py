@@ -55,8 +55,16 @@ def find_binary() -> str:
 
 
 def version(qemu: str) -> str:
-    """Return the first line of `qemu --version`: its name and version."""
-    done = subprocess.run([qemu, "--version"], capture_output=True, text=True, check=True)
+    """Return the first line of `qemu --version`: its name and version.
+
+    Raises:
+        HarnessError: QEMU does not run.
+    """
+    done = subprocess.run([qemu, "--version"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise HarnessError(
+            f"{qemu} --version ended with status {done.returncode}: {done.stderr.strip()}"
+        )
     return done.stdout.partition("\n")[0]
 
 

@@ -179,10 +179,10 @@ class VM:
     def _start(self, accelerator: Accelerator) -> None:
         # Tests import this module in guests, too, where it would take seconds to import these.
         from pyluo.vm.machine.loop_thread import LoopThread
-        from pyluo.vm.machine.qemu import Machine, find_binary, nests
+        from pyluo.vm.machine.qemu import Machine
 
         self._check_options(self._first)
-        self._settings = _settings(accelerator, nests=nests(find_binary()))
+        self._settings = _settings(accelerator)
         machine = Machine(
             image=self._first.image,
             cmdline=self._cmdline(self._first, self._append),
@@ -653,20 +653,21 @@ class VM:
         return line
 
 
-def _settings(accelerator: Accelerator, *, nests: bool) -> str:
+def _settings(accelerator: Accelerator) -> str:
     """Return words for the command line of every kernel that runs under an accelerator.
 
     TCG shows the guest the time-stamp counter of this machine. A kernel that measures the counter
     while other processes run here can get a frequency that is off, or none: then its clocks, and
     those of the VMs in it, go wrong.
 
-    Args:
-        accelerator: the accelerator.
-        nests: see `qemu.nests`; shadow paging in the guest avoids most of what goes wrong.
+    If QEMU does not emulate nested paging well (see `qemu.nests`), the guest uses shadow paging for
+    VMs in it, which avoids most of what goes wrong.
     """
     if accelerator is not Accelerator.TCG:
         return ""
-    words = [] if nests else ["kvm_amd.npt=0"]
+    from pyluo.vm.machine.qemu import find_binary, nests  # see `VM._start`
+
+    words = [] if nests(find_binary()) else ["kvm_amd.npt=0"]
     if frequency := tsc.frequency():
         words.append(f"tsc_early_khz={frequency}")
     return " ".join(words)

@@ -16,6 +16,8 @@ HEADERS = (
     "liveupdate.h",
     "memfd.h",
     "fcntl.h",
+    "if.h",
+    "if_tun.h",
     "iommufd.h",
     "kexec.h",
     "kvm_x86.h",

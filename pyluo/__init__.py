@@ -8,7 +8,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # what every import of pyluo imports must be quick: typing is not
 if TYPE_CHECKING:
-    from pyluo import handoff, iommufd, kexec, kho, kvm, update, vfio
+    from pyluo import handoff, iommufd, kexec, kho, kvm, network, update, vfio
     from pyluo.descriptor import OwnedFd
     from pyluo.errors import (
         AlreadyPreservedError,
@@ -125,6 +125,7 @@ __all__ = [
     "kexec",
     "kho",
     "kvm",
+    "network",
     "session_from_fd",
     "update",
     "vfio",
@@ -156,7 +157,7 @@ _HOMES = {
     "StateFormat": "state_format",
     "session_from_fd": "session",
 }
-_MODULES = ("handoff", "iommufd", "kexec", "kho", "kvm", "update", "vfio")
+_MODULES = ("handoff", "iommufd", "kexec", "kho", "kvm", "network", "update", "vfio")
 
 
 def __getattr__(name: str) -> object:

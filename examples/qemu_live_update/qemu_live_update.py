@@ -20,7 +20,7 @@ import signal
 import socket
 import sys
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -35,6 +35,7 @@ from pyluo import (
     RequestError,
     SessionNotFoundError,
     StateFormat,
+    network,
 )
 
 if TYPE_CHECKING:
@@ -65,11 +66,14 @@ class Setup:
     Attributes:
         machine: the type of the machine. One that has a version, such as pc-q35-7.2, is the same
             in every QEMU that has it.
-        options: QEMU's options for everything but the machine's type, its RAM and its monitor.
+        options: QEMU's options for everything but the machine's type, its RAM, its monitor and its
+            taps.
+        taps: the names of the taps, which are those of QEMU's network backends, too.
     """
 
     machine: str
     options: tuple[str, ...]
+    taps: tuple[str, ...]
 
 
 class Qemu:
@@ -99,28 +103,36 @@ class Qemu:
             raise Lost(f"its RAM consists of {len(ram.memfds)} files, and QEMU takes one")
         file = ram.memfds[0].fileno()
         ours, qemus = socket.socketpair()
-        command = [
-            "setpriv", "--pdeathsig", "KILL", "--", binary,
-            "-machine", f"{setup.machine},memory-backend=ram",
-            "-m", f"size={ram.size >> 10}K",
-            "-object",
-            f"memory-backend-file,id=ram,size={ram.size},mem-path=/proc/self/fd/{file},share=on",
-            "-chardev", f"socket,id=monitor,fd={qemus.fileno()}",
-            "-mon", "chardev=monitor,mode=control",
-            "-S",
-            *(["-incoming", "defer"] if incoming else []),
-            *setup.options,
-        ]  # fmt: skip
-        try:
-            with qemus:
+        with ExitStack() as files, qemus:
+            try:
+                taps = {name: files.enter_context(network.open_tap(name)) for name in setup.taps}
+                command = [
+                    "setpriv", "--pdeathsig", "KILL", "--", binary,
+                    "-machine", f"{setup.machine},memory-backend=ram",
+                    "-m", f"size={ram.size >> 10}K",
+                    "-object", "memory-backend-file,id=ram,share=on,"
+                    f"size={ram.size},mem-path=/proc/self/fd/{file}",
+                    "-chardev", f"socket,id=monitor,fd={qemus.fileno()}",
+                    "-mon", "chardev=monitor,mode=control",
+                    "-S",
+                ]  # fmt: skip
+                for name, tap in taps.items():
+                    command += ["-netdev", f"tap,id={name},fd={tap.fileno()}"]
+                command += ["-incoming", "defer"] if incoming else []
                 process = await asyncio.create_subprocess_exec(
                     *command,
+                    *setup.options,
                     stdin=asyncio.subprocess.DEVNULL,
-                    pass_fds=(file, lock.fileno(), qemus.fileno()),
+                    pass_fds=[
+                        file,
+                        lock.fileno(),
+                        qemus.fileno(),
+                        *(tap.fileno() for tap in taps.values()),
+                    ],
                 )
-        except BaseException:
-            ours.close()
-            raise
+            except BaseException:
+                ours.close()
+                raise
         qemu = cls(process, QMPClient("vm"))
         try:
             async with asyncio.timeout(_PATIENCE):
@@ -308,7 +320,11 @@ async def run(arguments: argparse.Namespace, keeper: KeeperChoice) -> int:
         # Preserved now, and empty: storing the state needs no memory, and no request.
         state_file = Memfd.create(f"{arguments.name}.state", arguments.state_room << 10)
         store.add("state", state_file, requires=["ram"])
-        setup = Setup(machine=arguments.machine, options=tuple(arguments.options))
+        setup = Setup(
+            machine=arguments.machine,
+            options=tuple(arguments.options),
+            taps=tuple(arguments.tap),
+        )
         qemu = await Qemu.start(find(arguments.qemu), setup, ram, lock, incoming=False)
         setup = replace(setup, machine=await qemu.machine())
         store.set_meta({"setup": asdict(setup)})
@@ -339,7 +355,9 @@ async def resume(arguments: argparse.Namespace, keeper: KeeperChoice) -> int:
             raise
         raise Lost("it was not stored when the host jumped; its RAM is in the store") from error
     saved = incoming.meta["setup"]
-    setup = Setup(machine=saved["machine"], options=tuple(saved["options"]))
+    setup = Setup(
+        machine=saved["machine"], options=tuple(saved["options"]), taps=tuple(saved["taps"])
+    )
     qemu = await Qemu.start(find(arguments.qemu), setup, ram, lock, incoming=True)
     try:
         async with asyncio.timeout(_PATIENCE):
@@ -385,6 +403,13 @@ def main(words: Sequence[str] | None = None) -> int:
     start.add_argument("name")
     start.add_argument("--memory", type=int, default=128, metavar="MIB")
     start.add_argument("--machine", default="q35", help="QEMU's type of the machine")
+    start.add_argument(
+        "--tap",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a tap, which is the network backend NAME of the options after --; may be repeated",
+    )
     start.add_argument(
         "--state-room",
         type=int,

@@ -24,7 +24,13 @@ def programs() -> None:
 @pytest.fixture(scope="module")
 def host() -> Iterator[VM]:
     with VM(
-        "previous", to="stable", cpus=2, memory=4 << 30, call_timeout=300.0, silence=120.0
+        "previous",
+        to="stable",
+        cpus=2,
+        memory=4 << 30,
+        network=True,
+        call_timeout=300.0,
+        silence=120.0,
     ) as vm:
         yield vm
 

@@ -7,20 +7,37 @@ import re
 import signal
 from typing import TYPE_CHECKING
 
-from kvm import guest_vmm
+from kvm import guest_bridge, guest_vmm
 from kvm.guest_vmm import changed_pages
+from kvm.stream import Stream
 
 if TYPE_CHECKING:
     from pyluo.vm import VM, Kernel
 
+ADDRESS = "10.0.2.77"  # of a VM, in the network of its host
+MAC = "52:54:00:00:00:77"
+PORT = 7
+JUMPS = 5  # with a connection
 LINES = 3  # of the VM, in each of its lives, at least
 TRIES = 20  # of so many lines; a thread of a VM on a busy host gets its turn late
 
 
 def start(
-    host: VM, kernel: Kernel, name: str, *options: str, cpus: int = 1, killed_before: str = ""
+    host: VM,
+    kernel: Kernel,
+    name: str,
+    *options: str,
+    cpus: int = 1,
+    address: str = "",
+    killed_before: str = "",
 ) -> None:
-    """Start a VM with the kernel of its host."""
+    """Start a VM with the kernel of its host, and with the tap of its name if it has an address."""
+    words = "console=ttyS0 noxsave panic=-1 vm.mib=24"
+    network: list[str] = []
+    if address:
+        words += f" vm.address={address} vm.port={PORT}"
+        network = ["-device", f"virtio-net-pci,netdev={name},mac={MAC},romfile="]
+        options = (*options, "--tap", name)
     qemu = [
         *("-accel", "kvm", "-cpu", "host", "-smp", str(cpus)),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
@@ -28,7 +45,8 @@ def start(
         *("-serial", "chardev:serial"),
         *("-kernel", os.fspath(kernel.image)),
         *("-initrd", os.fspath(guest_vmm.QEMU.with_name("guest.cpio"))),
-        *("-append", "console=ttyS0 noxsave panic=-1 vm.mib=24"),
+        *("-append", words),
+        *network,
     ]
     options = ("--memory", "80", *options, "--", *qemu)
     host.call(
@@ -119,6 +137,27 @@ def test_vms_never_notice_a_reboot_jump_after_jump(
             assert host.call(guest_vmm.own_memory, name) < 32 << 20
     for name in qemu_vms:
         host.call(guest_vmm.end, name)
+
+
+def test_a_connection_with_a_vm_outlives_five_jumps(host: VM, kernel: Kernel) -> None:
+    host.call(guest_bridge.build, ["net"])
+    start(host, kernel, "net", address=ADDRESS)
+    host.call(guest_vmm.wait_for_text, "net", "vm boot=")
+    said = ""
+    with Stream(host.forward(PORT, ADDRESS)) as stream:
+        for _ in range(guest_vmm.hops(JUMPS)):
+            stream.wait_for_more()
+            said_before, _ = host.call(guest_vmm.store, "net")
+            said += said_before
+            host.call(guest_bridge.preserve)
+            host.live_update()
+            host.call(guest_bridge.replay)
+            resume(host, "net")
+            stream.wait_for_more()
+        stream.finish()
+    host.call(guest_vmm.wait_for_text, "net", f" received={stream.sent} ")
+    check(said + host.call(guest_vmm.said, "net"), cpus=1)
+    host.call(guest_vmm.end, "net")
 
 
 # Whether a VM is stored, for the next jump, if its VMM dies before a line.

@@ -1,20 +1,25 @@
 /*
  * The only process of the Linux in the VM. On each CPU, a thread changes a pattern in its part of the
  * memory and checks every word before. The main thread appends records to a file in a tmpfs, reads
- * all of them back, reads the clocks, and says on the console how far everything is.
+ * all of them back, reads the clocks, and says on the console how far everything is. If the VM has a network,
+ * another thread has a connection with a peer, checks every byte that comes, and sends it back.
  */
 #define _GNU_SOURCE
+#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <net/if.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/klog.h>
 #include <sys/mount.h>
 #include <sys/reboot.h>
+#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -35,6 +40,7 @@ struct worker {
 static struct worker workers[MAX_CPUS];
 static volatile uint64_t wrong;	   /* words and records that are not as they were written */
 static uint64_t backwards;	   /* readings of a clock that were less than the one before */
+static volatile uint64_t received; /* bytes of the peer's stream, each as it should be */
 static char command_line[4096];
 
 static void die(const char *what)
@@ -128,6 +134,62 @@ static void use_files(uint64_t number)
 	close(file);
 }
 
+/* The byte at this offset of the peer's stream. */
+static uint8_t stream_byte(uint64_t offset)
+{
+	return offset ^ offset >> 8 ^ offset >> 16;
+}
+
+/* Sends back what a peer sends. The first connection is the only one, and must never end. */
+static void *talk(void *argument)
+{
+	static uint8_t bytes[4096];
+	int connection = accept(*(int *)argument, NULL, NULL);
+	ssize_t length;
+
+	if (connection < 0)
+		die("accept");
+	while ((length = read(connection, bytes, sizeof(bytes))) > 0) {
+		for (ssize_t at = 0; at < length; at++)
+			if (bytes[at] != stream_byte(received + at))
+				__sync_fetch_and_add(&wrong, 1);
+		received += length;
+		for (ssize_t sent = 0, part; sent < length; sent += part)
+			if ((part = write(connection, bytes + sent, length - sent)) < 0)
+				die("write to the peer");
+	}
+	if (!length)
+		errno = ECONNRESET;
+	die("read from the peer");
+	return NULL;
+}
+
+/* Gives the first interface an address of a network of 24 bits, and waits for a peer there. */
+static void start_network(const char *address, uint16_t port)
+{
+	static pthread_t thread;
+	static int listener;
+	struct ifreq request = {.ifr_name = "eth0"};
+	struct sockaddr_in *in = (struct sockaddr_in *)&request.ifr_addr;
+	struct sockaddr_in any = {.sin_family = AF_INET, .sin_port = htons(port)};
+
+	listener = socket(AF_INET, SOCK_STREAM, 0);
+	in->sin_family = AF_INET;
+	if (listener < 0 || inet_pton(AF_INET, address, &in->sin_addr) != 1 ||
+	    ioctl(listener, SIOCSIFADDR, &request))
+		die(address);
+	in->sin_addr.s_addr = htonl(0xffffff00);
+	if (ioctl(listener, SIOCSIFNETMASK, &request))
+		die("SIOCSIFNETMASK");
+	request.ifr_flags = IFF_UP | IFF_RUNNING;
+	if (ioctl(listener, SIOCSIFFLAGS, &request))
+		die("SIOCSIFFLAGS");
+	if (bind(listener, (struct sockaddr *)&any, sizeof(any)) || listen(listener, 1))
+		die("listen");
+	if (pthread_create(&thread, NULL, talk, &listener))
+		die("pthread_create");
+}
+
 /* Returns the value of a word NAME=VALUE of the kernel's command line, or NULL. */
 static const char *find_word(const char *name)
 {
@@ -168,6 +230,8 @@ int main(void)
 {
 	unsigned int cpus = sysconf(_SC_NPROCESSORS_ONLN);
 	uint64_t last = 0, last_real = 0, gap = 0, next = 0, lines = 0;
+	const char *address;
+	uint16_t port;
 	char boot[64];
 
 	klogctl(8, NULL, 1); /* no message of the kernel in the midst of a line, but its panic */
@@ -176,6 +240,9 @@ int main(void)
 	read_text("/proc/cmdline", command_line, sizeof(command_line));
 	read_text("/proc/sys/kernel/random/boot_id", boot, sizeof(boot));
 	start_workers(cpus < MAX_CPUS ? cpus : MAX_CPUS, number_of("vm.mib", 16) << 20);
+	port = number_of("vm.port", 7);
+	if ((address = find_word("vm.address")))
+		start_network(address, port);
 	for (;;) {
 		uint64_t now = read_clock(CLOCK_MONOTONIC), real = read_clock(CLOCK_REALTIME);
 
@@ -191,10 +258,11 @@ int main(void)
 			for (unsigned int cpu = 0; cpu < cpus && cpu < MAX_CPUS; cpu++)
 				printf(" changed%u=%llu", cpu,
 				       (unsigned long long)workers[cpu].changed);
-			printf(" clock=%llu realtime=%llu gap=%llu wrong=%llu backwards=%llu\n",
+			printf(" clock=%llu realtime=%llu gap=%llu received=%llu wrong=%llu "
+			       "backwards=%llu\n",
 			       (unsigned long long)now, (unsigned long long)real,
-			       (unsigned long long)gap, (unsigned long long)wrong,
-			       (unsigned long long)backwards);
+			       (unsigned long long)gap, (unsigned long long)received,
+			       (unsigned long long)wrong, (unsigned long long)backwards);
 			fflush(stdout);
 			gap = 0;
 			next = now + LINE_EVERY;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -567,6 +568,41 @@ class VM:
             GuestCrash: the guest is dead, or QEMU does not answer.
         """
         return self._run(self._running_guest().monitor(command, arguments))
+
+    def forward(self, port: int, address: str = "") -> int:
+        """Forward a port of the host's loopback to a TCP port in the guest's network.
+
+        Connections last over live updates, as far as QEMU is concerned.
+
+        Args:
+            port: the port in the guest's network.
+            address: the address there, such as that of a VM whose host the guest is; by default the
+                guest's own.
+
+        Returns:
+            The port of the host's loopback, which the system has chosen.
+
+        Raises:
+            HarnessError: the guest has no network.
+            GuestCrash: the guest is dead, or QEMU does not answer.
+        """
+        if not self._network:
+            raise HarnessError("the guest has no network", "give it one: VM(network=True)")
+        rule = f"hostfwd_add net tcp:127.0.0.1:0-{address}:{port}"
+        known = self._forwarded()
+        answer = self.qmp("human-monitor-command", **{"command-line": rule})
+        new = self._forwarded() - known
+        if len(new) != 1:
+            raise HarnessError(f"QEMU forwards no port: {answer}", "its address may be no IPv4 one")
+        return new.pop()
+
+    def _forwarded(self) -> set[int]:
+        """Return the ports of the host's loopback that QEMU forwards."""
+        answer = self.qmp("human-monitor-command", **{"command-line": "info usernet"})
+        return {
+            int(port)
+            for port in re.findall(r"TCP\[HOST_FORWARD\] .*?127\.0\.0\.1 +(\d+)", str(answer))
+        }
 
     def _running_guest(self) -> Guest:
         if self._guest is None:

@@ -1,0 +1,305 @@
+"""`record`: describe what the host has made of its network interfaces."""
+
+from __future__ import annotations
+
+import socket
+import time
+from errno import ENODEV
+from typing import TYPE_CHECKING, Any
+
+from pyroute2.netlink import nla_slot
+from pyroute2.netlink.rtnl import ifaddrmsg, ndmsg, rt_proto, rt_scope, rt_type
+from pyroute2.netlink.rtnl.ifinfmsg import IFF_UP
+from pyroute2.netlink.rtnl.ifinfmsg.plugins.vlan import flags as vlan_flags
+from pyroute2.netlink.rtnl.rtmsg import RTNH_F_ONLINK
+
+from pyluo.network.netlink import connect
+from pyluo.network.state import Address, Link, Neighbour, NetworkState, Route
+from pyluo.operation import Operation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from pyluo.network.netlink import Netlink
+    from pyluo.network.state import Attributes
+
+    # A message of pyroute2: a mapping of its fields, with the attributes in "attrs".
+    Message = Any
+
+__all__ = ["MADE", "record"]
+
+_RECORD = Operation("record the network")
+
+MADE = ("bridge", "vlan", "tun", "dummy")
+"""The kinds of interfaces that `replay` makes."""
+
+_LINK = ("IFLA_MTU", "IFLA_TXQLEN", "IFLA_GROUP", "IFLA_IFALIAS")
+# What can be set. The rest of these attributes is what the kernel counts, or finds out by itself.
+_DATA = {
+    "bridge": [
+        "IFLA_BR_" + name
+        for name in (
+            "FORWARD_DELAY", "HELLO_TIME", "MAX_AGE", "AGEING_TIME", "STP_STATE", "PRIORITY",
+            "VLAN_PROTOCOL", "VLAN_FILTERING", "VLAN_DEFAULT_PVID", "VLAN_STATS_ENABLED",
+            "GROUP_FWD_MASK", "MCAST_ROUTER", "MCAST_SNOOPING", "MCAST_QUERY_USE_IFADDR",
+            "MCAST_QUERIER", "MCAST_STATS_ENABLED", "MCAST_HASH_MAX", "MCAST_LAST_MEMBER_CNT",
+            "MCAST_STARTUP_QUERY_CNT", "MCAST_LAST_MEMBER_INTVL", "MCAST_MEMBERSHIP_INTVL",
+            "MCAST_QUERIER_INTVL", "MCAST_QUERY_INTVL", "MCAST_QUERY_RESPONSE_INTVL",
+            "MCAST_STARTUP_QUERY_INTVL", "MCAST_IGMP_VERSION", "MCAST_MLD_VERSION",
+            "NF_CALL_IPTABLES", "NF_CALL_IP6TABLES", "NF_CALL_ARPTABLES",
+        )
+    ],
+    "vlan": [
+        "IFLA_VLAN_" + name
+        for name in ("ID", "PROTOCOL", "FLAGS", "EGRESS_QOS", "INGRESS_QOS")
+    ],
+    "tun": [
+        "IFLA_TUN_" + name
+        for name in ("TYPE", "PI", "VNET_HDR", "MULTI_QUEUE", "PERSIST", "OWNER", "GROUP")
+    ],
+    "dummy": [],
+}  # fmt: skip
+_PORT = [
+    "IFLA_BRPORT_" + name
+    for name in (
+        "PRIORITY", "COST", "MODE", "GUARD", "PROTECT", "FAST_LEAVE", "LEARNING", "UNICAST_FLOOD",
+        "MCAST_FLOOD", "BCAST_FLOOD", "MCAST_TO_UCAST", "PROXYARP", "PROXYARP_WIFI",
+        "MULTICAST_ROUTER", "GROUP_FWD_MASK", "NEIGH_SUPPRESS", "ISOLATED", "LOCKED", "MAB",
+        "VLAN_TUNNEL", "NEIGH_VLAN_SUPPRESS",
+    )
+]  # fmt: skip
+_VLAN_FLAGS = sum(vlan_flags.values())
+# What a kernel without the option refuses to be told, even if it is the default.
+_UNSET_IF_ZERO = ("IFLA_BR_VLAN_FILTERING", "IFLA_BR_VLAN_STATS_ENABLED")
+
+_ADDRESS = ("IFA_ADDRESS", "IFA_LOCAL", "IFA_BROADCAST", "IFA_LABEL", "IFA_RT_PRIORITY")
+_ADDRESS_FLAGS = (
+    ifaddrmsg.IFA_F_NODAD
+    | ifaddrmsg.IFA_F_HOMEADDRESS
+    | ifaddrmsg.IFA_F_MANAGETEMPADDR
+    | ifaddrmsg.IFA_F_NOPREFIXROUTE
+    | ifaddrmsg.IFA_F_MCAUTOJOIN
+)
+_FOREVER = 0xFFFFFFFF  # seconds
+_KERNELS_ADDRESSES = (1, 2, 3)  # IFAPROT_KERNEL_LO, IFAPROT_KERNEL_RA, IFAPROT_KERNEL_LL
+
+_ROUTE_FIELDS = ("family", "dst_len", "src_len", "tos", "table", "proto", "scope", "type")
+_ROUTE = (
+    "RTA_DST", "RTA_SRC", "RTA_GATEWAY", "RTA_VIA", "RTA_PREFSRC", "RTA_PRIORITY", "RTA_TABLE",
+    "RTA_METRICS", "RTA_PREF",
+)  # fmt: skip
+_HOP = ("RTA_GATEWAY", "RTA_VIA")
+_NOT_REPLAYED = ("RTA_ENCAP", "RTA_NH_ID")
+_RTM_F_CLONED = 0x200
+_RT_TABLE_LOCAL = 255
+_TYPES = [rt_type[name] for name in ("unicast", "blackhole", "unreachable", "prohibit", "throw")]
+_OTHERS_ROUTES = [rt_proto[name] for name in ("redirect", "kernel", "ra")]
+
+_NUD_KNOWN = ndmsg.NUD_REACHABLE | ndmsg.NUD_STALE | ndmsg.NUD_DELAY | ndmsg.NUD_PROBE
+_NUD_STATIC = ndmsg.NUD_NOARP  # of an entry of a bridge that was not learned
+
+
+def record(names: Sequence[str] | None = None) -> NetworkState:
+    """Describe the network interfaces, their addresses, routes and neighbours, for `replay`.
+
+    What the kernel or a router has made by itself is not recorded: it comes back by itself.
+
+    Args:
+        names: the names of the interfaces; None for all. Those that they are ports of, or on top
+            of, are recorded as well.
+
+    Raises:
+        RequestError: there is no interface of such a name (ENODEV).
+
+    Source: rtnetlink(7)
+    """
+    with connect(_RECORD) as netlink:
+        messages = {message["index"]: message for message in netlink.get_links()}
+        known = {message.get("ifname"): index for index, message in messages.items()}
+        for name in names or ():
+            if name not in known:
+                raise _RECORD.error(ENODEV, name, "There is no interface of this name")
+        wanted = _with_what_they_need(
+            messages, messages.keys() if names is None else {known[name] for name in names}
+        )
+        links = {index: messages[index].get("ifname") for index in wanted}
+        left_out: list[str] = []
+        routes = sorted(
+            _routes(netlink, links, left_out),
+            key=lambda route: bool(route.hops) or any(name in route.attributes for name in _HOP),
+        )
+        return NetworkState(
+            links=tuple(_links(netlink, [messages[index] for index in wanted], links)),
+            addresses=tuple(_in_order_of_making(_addresses(netlink, links))),
+            routes=tuple(routes),
+            neighbours=tuple(_neighbours(netlink, links)),
+            time=time.time(),
+            left_out=tuple(left_out),
+        )
+
+
+def _with_what_they_need(messages: dict[int, Message], chosen: Any) -> list[int]:
+    """Return the indexes of interfaces, each one after those that it is on top of, or a port of."""
+    ordered: list[int] = []
+
+    def add(index: int) -> None:
+        if index in ordered or index not in messages:
+            return
+        message = messages[index]
+        for other in (_lower(message), message.get("IFLA_MASTER")):
+            if other:
+                add(other)
+        if index not in ordered:
+            ordered.append(index)
+
+    for index in chosen:
+        add(index)
+    return ordered
+
+
+def _lower(message: Message) -> int:
+    """Return the index of the interface that a VLAN is on; 0 if it is not on one of these."""
+    if message.get("IFLA_LINK_NETNSID") is not None or _kind(message) != "vlan":
+        return 0
+    return int(message.get("IFLA_LINK") or 0)
+
+
+def _kind(message: Message) -> str:
+    information = message.get("IFLA_LINKINFO")
+    return (information and information.get("IFLA_INFO_KIND")) or ""
+
+
+def _links(netlink: Netlink, messages: Sequence[Message], names: dict[int, str]) -> Iterator[Link]:
+    vlans = {message["index"]: message for message in netlink.get_vlans()}
+    for message in messages:
+        kind, index = _kind(message), message["index"]
+        information = message.get("IFLA_LINKINFO")
+        data = information and information.get("IFLA_INFO_DATA")
+        port = information and information.get("IFLA_INFO_SLAVE_DATA")
+        is_port = bool(information and information.get("IFLA_INFO_SLAVE_KIND") == "bridge")
+        hardware = message.get("IFLA_PERM_ADDRESS") or ""
+        attributes = _choose(message, _LINK)
+        if kind in MADE and message.get("IFLA_ADDRESS") not in (None, hardware):
+            attributes["IFLA_ADDRESS"] = message.get("IFLA_ADDRESS")
+        yield Link(
+            name=names[index],
+            kind=kind,
+            hardware_address=hardware,
+            is_up=bool(message["flags"] & IFF_UP),
+            master=names.get(message.get("IFLA_MASTER"), "") if is_port else "",
+            lower=names.get(_lower(message), ""),
+            attributes=attributes,
+            data=_choose(data, _DATA[kind]) if kind in MADE else {},
+            port=_choose(port, _PORT) if is_port else {},
+            vlans=list(_vlans(vlans.get(index))),
+        )
+
+
+def _vlans(message: Message | None) -> Iterator[tuple[int, int]]:
+    specification = message and message.get("IFLA_AF_SPEC")
+    for name, value in (specification or {}).get("attrs", ()):
+        if name == "IFLA_BRIDGE_VLAN_INFO":
+            yield value["vid"], value["flags"]
+
+
+def _addresses(netlink: Netlink, links: dict[int, str]) -> Iterator[Address]:
+    for message in netlink.get_addr():
+        lifetimes = message.get("IFA_CACHEINFO") or {}
+        if (
+            message["index"] not in links
+            or message.get("IFA_PROTO") in _KERNELS_ADDRESSES
+            or (message["family"] == socket.AF_INET6 and message["scope"] == rt_scope["link"])
+        ):
+            continue
+        attributes = _choose(message, _ADDRESS)
+        attributes["IFA_FLAGS"] = message.get("IFA_FLAGS", 0) & _ADDRESS_FLAGS
+        if lifetimes.get("ifa_valid", _FOREVER) != _FOREVER:
+            names = ("ifa_preferred", "ifa_valid")
+            attributes["IFA_CACHEINFO"] = {name: lifetimes[name] for name in names}
+        fields = {name: message[name] for name in ("family", "prefixlen", "scope")}
+        yield Address(link=links[message["index"]], fields=fields, attributes=attributes)
+
+
+def _in_order_of_making(addresses: Iterable[Address]) -> list[Address]:
+    """Sort addresses: the kernel lists those of IPv4 in the order in which they were added, and
+    those of IPv6 the other way round.
+    """
+    both = list(addresses)
+    newest_first = [each for each in both if each.fields["family"] == socket.AF_INET6]
+    others = [each for each in both if each.fields["family"] != socket.AF_INET6]
+    return others + newest_first[::-1]
+
+
+def _routes(netlink: Netlink, links: dict[int, str], left_out: list[str]) -> Iterator[Route]:
+    for message in netlink.get_routes():
+        hops = message.get("RTA_MULTIPATH") or []
+        outputs = {message.get("RTA_OIF"), *(hop["oif"] for hop in hops)} - {None}
+        if (
+            message["type"] not in _TYPES
+            or message["proto"] in _OTHERS_ROUTES
+            or message["flags"] & _RTM_F_CLONED
+            or message.get("RTA_TABLE", message["table"]) == _RT_TABLE_LOCAL
+            or not outputs <= links.keys()
+        ):
+            continue
+        if names := [name for name in _NOT_REPLAYED if message.get(name) is not None]:
+            where = f"{message.get('RTA_DST') or 'default'}/{message['dst_len']}"
+            left_out.append(f"the route to {where}, which has {names[0]}")
+            continue
+        yield Route(
+            link=links.get(message.get("RTA_OIF"), ""),
+            fields={name: message[name] for name in _ROUTE_FIELDS}
+            | {"flags": message["flags"] & RTNH_F_ONLINK},
+            attributes=_choose(message, _ROUTE),
+            hops=[
+                {
+                    "link": links[hop["oif"]],
+                    "fields": {"hops": hop["hops"], "flags": hop["flags"] & RTNH_F_ONLINK},
+                    "attributes": _choose(hop, _HOP),
+                }
+                for hop in hops
+            ],
+        )
+
+
+def _neighbours(netlink: Netlink, links: dict[int, str]) -> Iterator[Neighbour]:
+    entries = [*netlink.get_neighbours(), *netlink.fdb("dump")]
+    for message in entries:
+        state, is_bridges = message["state"], message["family"] == socket.AF_BRIDGE
+        if message["ifindex"] not in links or message.get("NDA_LLADDR") is None:
+            continue
+        if is_bridges and not state & _NUD_STATIC:
+            continue  # learned, or the bridge's own
+        if not is_bridges and not state & (ndmsg.NUD_PERMANENT | _NUD_KNOWN):
+            continue
+        fields = {
+            "family": message["family"],
+            "state": ndmsg.NUD_STALE if state & _NUD_KNOWN and not is_bridges else state,
+            "flags": message["flags"],
+        }
+        attributes = _choose(message, ("NDA_DST", "NDA_LLADDR", "NDA_VLAN"))
+        yield Neighbour(link=links[message["ifindex"]], fields=fields, attributes=attributes)
+
+
+def _choose(message: Message | None, names: Sequence[str]) -> Attributes:
+    """Return the attributes of these names that a message has, as JSON represents them."""
+    found: Attributes = {}
+    for name in names:
+        value = None if message is None else message.get(name)
+        if value is None or (value == 0 and name in _UNSET_IF_ZERO):
+            continue
+        found[name] = _plain(value)
+        if name == "IFLA_VLAN_FLAGS":  # the kernel says, and does not accept, that it is for all
+            found[name]["mask"] = _VLAN_FLAGS
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """Return a value of pyroute2 without what only its own decoder needs."""
+    if isinstance(value, dict):
+        return {
+            name: _plain(each) for name, each in value.items() if name not in ("header", "value")
+        }
+    if isinstance(value, list | tuple | nla_slot):
+        return [_plain(each) for each in value]
+    return value

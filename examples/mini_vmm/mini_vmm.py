@@ -53,7 +53,6 @@ _MIB = 1 << 20
 _RAM_LIMIT = 3 << 30  # below the interrupt controllers
 _STATE_ROOM = 64 << 10  # bytes of state for each vCPU, and for the rest; it needs some 10 KiB
 _PATIENCE = 30.0  # seconds for the other VMM to answer, or to close the device
-_REJOIN = 1.0  # seconds until the coordinator is looked for again
 _ENDING = 2.0  # seconds from the end of a process's connections to its own end, at most
 _SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
 
@@ -66,13 +65,8 @@ class StillHere(Exception):
     """The VM did not move to a successor, and goes on in this process."""
 
 
-class Alone:
-    """The coordinator has gone, and was not about to jump."""
-
-
 # What a VMM is asked for: a signal, a successor's connection, or what the coordinator wants.
-Wish = update.Participant | update.Prepare | update.Abort | update.Jump | Alone
-Event = int | socket.socket | Wish
+Event = int | socket.socket | update.Wish
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +124,6 @@ class Vmm:
         self._listening = ExitStack()
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._coordinator: update.Participant
-        self._complaint = ""
         self._is_stored = False
         self._stored_for_update = False  # and not by SIGUSR1
 
@@ -180,7 +173,7 @@ class Vmm:
                     self._run_on()
                 with suppress(RequestError):  # the coordinator has gone; it will be heard of
                     self._coordinator.running(event)
-            case Alone() if is_stored and self._stored_for_update:
+            case update.Left() if is_stored and self._stored_for_update:
                 self._run_on()
         return True
 
@@ -191,26 +184,14 @@ class Vmm:
         threading.Thread(target=function, args=arguments, daemon=True).start()
 
     def _take_part(self, path: Path, paused: float | None) -> None:
-        """Take part in updates: join whenever there is a coordinator, and pass on what it wants."""
-        while True:
-            may_jump = True  # as far as this process can know
-            try:
-                with update.Participant.join(
-                    self._name, path=path, stored=self._is_stored, paused=paused
-                ) as coordinator:
-                    paused = None  # it has been told
-                    self._events.put(coordinator)
-                    may_jump = False
-                    while (wanted := coordinator.receive()) is not None:
-                        may_jump = isinstance(wanted, update.Jump)
-                        self._events.put(wanted)
-            except RequestError as error:
-                if self._complaint != (complaint := str(error)):
-                    self._complaint = complaint
-                    tell(f"{self._name} takes part in no update: {error}")
-            if not may_jump:
-                self._events.put(Alone())
-            time.sleep(_REJOIN)
+        update.take_part(
+            self._name,
+            self._events.put,
+            path=path,
+            is_stored=lambda: self._is_stored,
+            paused=paused,
+            complain=lambda reason: tell(f"{self._name} takes part in no update: {reason}"),
+        )
 
     def _prepare(self, prepare: update.Prepare, is_stored: bool) -> None:
         """Store the VM for an update, and say so, or why not."""

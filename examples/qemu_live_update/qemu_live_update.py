@@ -18,10 +18,14 @@ import errno
 import shutil
 import signal
 import socket
+import struct
 import sys
+import threading
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from qemu.qmp import QMPClient, QMPError
@@ -36,6 +40,7 @@ from pyluo import (
     SessionNotFoundError,
     StateFormat,
     network,
+    update,
 )
 
 if TYPE_CHECKING:
@@ -44,10 +49,12 @@ if TYPE_CHECKING:
     from pyluo import OwnedFd
 
 _FORMAT = StateFormat("qemuLive", 1)
+_PAUSED_AT = struct.Struct("=d")  # before what QEMU gives: CLOCK_REALTIME in seconds since 1970
 _MIB = 1 << 20
 _STATE_ROOM = 8 << 10  # KiB; a state has about 300 KiB, and more with every device and its firmware
 _PATIENCE = 60.0  # seconds for QEMU to start, to give a state or to take one
 _POLL = 0.01  # seconds
+Events = asyncio.Queue["int | update.Wish"]
 _SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
 
@@ -251,48 +258,99 @@ class Vm:
         self._store = store
         self._state_file = state_file
         self._is_stored = False
+        self._stored_for_update = False  # and not by SIGUSR1
+        self._coordinator: update.Participant
 
-    async def serve(self, signals: asyncio.Queue[int]) -> int:
-        """Do what signals ask for, until the VM ends; return the program's status."""
+    def take_part(self, path: Path, events: Events, paused: float | None) -> None:
+        """Take part in the updates of the coordinator that listens at `path`.
+
+        Args:
+            path: the path of its socket.
+            events: what `serve` waits for.
+            paused: for how many seconds the VM did not run, if it has just been resumed.
+        """
+        loop = asyncio.get_running_loop()
+        wishes = partial(
+            update.take_part,
+            self._name,
+            lambda wish: loop.call_soon_threadsafe(events.put_nowait, wish),
+            path=path,
+            is_stored=lambda: self._is_stored,
+            paused=paused,
+            complain=lambda reason: tell(f"{self._name} takes part in no update: {reason}"),
+        )
+        threading.Thread(target=wishes, daemon=True).start()
+
+    async def serve(self, events: Events) -> int:
+        """Do what is asked for, until the VM ends; return the program's status."""
         ended = asyncio.create_task(self._qemu.process.wait())
         while True:
-            number = asyncio.create_task(signals.get())
-            await asyncio.wait([ended, number], return_when=asyncio.FIRST_COMPLETED)
+            event = asyncio.create_task(events.get())
+            await asyncio.wait([ended, event], return_when=asyncio.FIRST_COMPLETED)
             if ended.done():
-                number.cancel()
+                event.cancel()
                 return self._end(ended.result())
-            is_stored = self._is_stored
-            match number.result():
-                case signal.SIGUSR1 if not is_stored:
-                    await self._put_into_store()
-                case signal.SIGUSR2 if is_stored:
-                    await self._run_on()
-                    tell(f"{self._name} runs on")
-                case signal.SIGTERM | signal.SIGINT if is_stored:
-                    await self._qemu.end()
-                    return 0
-                case signal.SIGTERM | signal.SIGINT:
-                    await self._qemu.end()
-                    self._store.discard()
-                    return 0
+            if await self._do(event.result()):
+                return 0
 
-    async def _put_into_store(self) -> None:
-        """Pause the VM and store its state, or let it run on if that fails."""
-        began = time.monotonic()
+    async def _do(self, event: int | update.Wish) -> bool:
+        """Do what an event asks for; return whether the VM has ended."""
+        is_stored = self._is_stored
+        match event:
+            case signal.SIGUSR1 if not is_stored:
+                await self._put_into_store()
+            case signal.SIGUSR2 if is_stored:
+                await self._run_on()
+            case signal.SIGTERM | signal.SIGINT:
+                await self._qemu.end()
+                if not is_stored:
+                    self._store.discard()
+                return True
+            case update.Participant():
+                self._coordinator = event
+            case update.Prepare():
+                await self._prepare(event, is_stored)
+            case update.Abort():
+                if is_stored and self._stored_for_update:
+                    await self._run_on()
+                with suppress(RequestError):  # the coordinator has gone; it will be heard of
+                    self._coordinator.running(event)
+            case update.Left() if is_stored and self._stored_for_update:
+                await self._run_on()
+        return False
+
+    async def _prepare(self, prepare: update.Prepare, is_stored: bool) -> None:
+        """Store the VM for an update, and say so, or why not."""
+        self._stored_for_update = not is_stored
+        with suppress(RequestError):  # the coordinator has gone; it will be heard of
+            if is_stored or await self._put_into_store():
+                self._coordinator.ready(prepare, [self._name])
+            else:
+                self._coordinator.unable(prepare, "see what its VMM says")
+
+    async def _put_into_store(self) -> bool:
+        """Pause the VM and store its state, or let it run on; return whether it is stored."""
+        began, paused_at = time.monotonic(), _PAUSED_AT.pack(time.time())
         try:
             async with asyncio.timeout(_PATIENCE):
-                state = await self._qemu.save(_FORMAT.room(self._state_file))
+                room = _FORMAT.room(self._state_file) - len(paused_at)
+                state = await self._qemu.save(room)
         except (StateError, TimeoutError) as error:
             with suppress(StateError):  # it has ended: `serve` sees that
-                await self._run_on()
+                await self._go_on()
             tell(f"{self._name} runs on: {error or 'QEMU took too long'}")
-            return
-        _FORMAT.write(self._state_file, state)
+            return False
+        _FORMAT.write(self._state_file, paused_at + state)
         self._is_stored = True
         took = (time.monotonic() - began) * 1000
         tell(f"{self._name} is stored: {took:.1f} ms, {len(state)} bytes")
+        return True
 
     async def _run_on(self) -> None:
+        await self._go_on()
+        tell(f"{self._name} runs on")
+
+    async def _go_on(self) -> None:
         # In this order: a VM that runs has no state that could be taken for its own.
         _FORMAT.erase(self._state_file)
         self._is_stored = False
@@ -311,7 +369,7 @@ class Vm:
 
 async def run(arguments: argparse.Namespace, keeper: KeeperChoice) -> int:
     """Start a VM, and keep it until it ends."""
-    signals = listen()
+    events = listen()
     ram = GuestRam.create(arguments.name, arguments.memory * _MIB)
     lock = ram.lock()
     store = OutgoingStore.create(arguments.name, keeper=keeper, wait=_PATIENCE)
@@ -333,13 +391,16 @@ async def run(arguments: argparse.Namespace, keeper: KeeperChoice) -> int:
         store.discard()
         raise
     tell(f"{arguments.name} runs: machine {setup.machine}")
-    return await Vm(arguments.name, qemu, store, state_file).serve(signals)
+    vm = Vm(arguments.name, qemu, store, state_file)
+    if arguments.coordinator is not None:
+        vm.take_part(arguments.coordinator, events, paused=None)
+    return await vm.serve(events)
 
 
 async def resume(arguments: argparse.Namespace, keeper: KeeperChoice) -> int:
     """Go on with a VM that was stored before the jump."""
     began = time.monotonic()
-    signals = listen()
+    events = listen()
     name = arguments.name
     try:
         incoming = IncomingStore.retrieve(name, keeper=keeper, wait=_PATIENCE)
@@ -349,11 +410,13 @@ async def resume(arguments: argparse.Namespace, keeper: KeeperChoice) -> int:
     lock = ram.lock()
     state_file = incoming.get("state", Memfd)
     try:
-        state = _FORMAT.read(state_file)
+        stored = _FORMAT.read(state_file)
     except RequestError as error:
         if error.errno != errno.EBADMSG:
             raise
         raise Lost("it was not stored when the host jumped; its RAM is in the store") from error
+    [paused_at] = _PAUSED_AT.unpack_from(stored)
+    state = stored[_PAUSED_AT.size :]
     saved = incoming.meta["setup"]
     setup = Setup(
         machine=saved["machine"], options=tuple(saved["options"]), taps=tuple(saved["taps"])
@@ -372,15 +435,18 @@ async def resume(arguments: argparse.Namespace, keeper: KeeperChoice) -> int:
     await qemu.go_on()
     took = (time.monotonic() - began) * 1000
     tell(f"{name} runs again: resumed in {took:.0f} ms, {len(state)} bytes of state")
-    return await Vm(name, qemu, store, state_file).serve(signals)
+    vm = Vm(name, qemu, store, state_file)
+    if arguments.coordinator is not None:
+        vm.take_part(arguments.coordinator, events, paused=time.time() - paused_at)
+    return await vm.serve(events)
 
 
-def listen() -> asyncio.Queue[int]:
+def listen() -> Events:
     """Return a queue that gets the number of each signal from now on."""
-    signals: asyncio.Queue[int] = asyncio.Queue()
+    events: Events = asyncio.Queue()
     for number in _SIGNALS:
-        asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, number)
-    return signals
+        asyncio.get_running_loop().add_signal_handler(number, events.put_nowait, number)
+    return events
 
 
 def find(binary: str) -> str:
@@ -417,15 +483,23 @@ def main(words: Sequence[str] | None = None) -> int:
         metavar="KIB",
         help="memory for the state of its devices",
     )
-    commands.add_parser("resume", help="go on with a VM after the jump").add_argument("name")
+    after = commands.add_parser("resume", help="go on with a VM after the jump")
+    after.add_argument("name")
+    for command in (start, after):
+        command.add_argument(
+            "--coordinator",
+            type=Path,
+            metavar="PATH",
+            help="take part in the updates of the coordinator that listens there",
+        )
     # argparse takes no list of options after an option: those after -- are QEMU's.
     words = sys.argv[1:] if words is None else words
     own = words.index("--") if "--" in words else len(words)
     chosen = parser.parse_args(words[:own], argparse.Namespace(options=words[own + 1 :]))
     keeper = KeeperChoice.NONE if chosen.no_keeper else KeeperChoice.DEFAULT
-    command = run if chosen.command == "run" else resume
+    action = run if chosen.command == "run" else resume
     try:
-        return asyncio.run(command(chosen, keeper))
+        return asyncio.run(action(chosen, keeper))
     except (RequestError, Lost, StateError, TimeoutError) as error:
         tell(f"{chosen.name}: {error or 'QEMU took too long'}")
         return 1

@@ -31,6 +31,12 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser("update", help="update the host's kernel while its VMs live on")
     actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
     serve = actions.add_parser("serve", help="coordinate updates: wait for VMMs to take part")
+    serve.add_argument(
+        "--network",
+        action="store_true",
+        help="make the host's bridges, VLANs, taps, addresses and routes again after the jump "
+        "(needs pyluo[net])",
+    )
     run = actions.add_parser("run", help="have all VMs stored, and jump to the next kernel")
     run.add_argument(
         "kernel", type=Path, nargs="?", help="the image; by default the one that is loaded"
@@ -70,6 +76,9 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def _serve(arguments: argparse.Namespace) -> int:
     from pyluo.update.coordinator import Coordinator
+    from pyluo.update.host import Host
+
+    host = Host(network=arguments.network)
 
     def log(text: str) -> None:
         print(f"pyluo update: {text}", file=sys.stderr, flush=True)
@@ -79,7 +88,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         assert task is not None
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
         with suppress(asyncio.CancelledError):
-            await Coordinator(log=log).serve(arguments.socket)
+            await Coordinator(host, log).serve(arguments.socket)
 
     asyncio.run(serve())
     return PASSED

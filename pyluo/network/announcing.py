@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pyroute2.netlink.rtnl.ifaddrmsg import IFA_F_TENTATIVE
 from pyroute2.netlink.rtnl.ifinfmsg import IFF_LOOPBACK, IFF_NOARP, IFF_UP
 
-from pyluo.network.netlink import connect
+from pyluo.network.netlink import connect, off_event_loops
 from pyluo.operation import Operation
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ _ALL_NODES = "ff02::1"
 _HOP_LIMIT = 255
 
 
+@off_event_loops
 def announce(names: Sequence[str]) -> None:
     """Send gratuitous ARP, and unsolicited neighbour advertisements, for all addresses.
 

@@ -2,20 +2,43 @@
 
 from __future__ import annotations
 
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from pyluo.operation import Operation
 
-__all__ = ["Netlink", "connect", "request"]
+__all__ = ["connect", "off_event_loops", "request"]
 
-Netlink = IPRoute
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def off_event_loops(function: Callable[P, R]) -> Callable[P, R]:
+    """Make a function that uses netlink callable where an event loop runs as well.
+
+    pyroute2 runs an event loop of its own, of which a thread can have only one: then the function
+    runs in another thread, which has the same network namespace, and the caller waits for it.
+    """
+
+    @wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return function(*args, **kwargs)
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(function, *args, **kwargs).result()
+
+    return called
 
 
 @contextmanager

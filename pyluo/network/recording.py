@@ -13,14 +13,15 @@ from pyroute2.netlink.rtnl.ifinfmsg import IFF_UP
 from pyroute2.netlink.rtnl.ifinfmsg.plugins.vlan import flags as vlan_flags
 from pyroute2.netlink.rtnl.rtmsg import RTNH_F_ONLINK
 
-from pyluo.network.netlink import connect
+from pyluo.network.netlink import connect, off_event_loops
 from pyluo.network.state import Address, Link, Neighbour, NetworkState, Route
 from pyluo.operation import Operation
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from pyluo.network.netlink import Netlink
+    from pyroute2 import IPRoute
+
     from pyluo.network.state import Attributes
 
     # A message of pyroute2: a mapping of its fields, with the attributes in "attrs".
@@ -99,6 +100,7 @@ _NUD_KNOWN = ndmsg.NUD_REACHABLE | ndmsg.NUD_STALE | ndmsg.NUD_DELAY | ndmsg.NUD
 _NUD_STATIC = ndmsg.NUD_NOARP  # of an entry of a bridge that was not learned
 
 
+@off_event_loops
 def record(names: Sequence[str] | None = None) -> NetworkState:
     """Describe the network interfaces, their addresses, routes and neighbours, for `replay`.
 
@@ -169,7 +171,7 @@ def _kind(message: Message) -> str:
     return (information and information.get("IFLA_INFO_KIND")) or ""
 
 
-def _links(netlink: Netlink, messages: Sequence[Message], names: dict[int, str]) -> Iterator[Link]:
+def _links(netlink: IPRoute, messages: Sequence[Message], names: dict[int, str]) -> Iterator[Link]:
     vlans = {message["index"]: message for message in netlink.get_vlans()}
     for message in messages:
         kind, index = _kind(message), message["index"]
@@ -202,7 +204,7 @@ def _vlans(message: Message | None) -> Iterator[tuple[int, int]]:
             yield value["vid"], value["flags"]
 
 
-def _addresses(netlink: Netlink, links: dict[int, str]) -> Iterator[Address]:
+def _addresses(netlink: IPRoute, links: dict[int, str]) -> Iterator[Address]:
     for message in netlink.get_addr():
         lifetimes = message.get("IFA_CACHEINFO") or {}
         if (
@@ -230,7 +232,7 @@ def _in_order_of_making(addresses: Iterable[Address]) -> list[Address]:
     return others + newest_first[::-1]
 
 
-def _routes(netlink: Netlink, links: dict[int, str], left_out: list[str]) -> Iterator[Route]:
+def _routes(netlink: IPRoute, links: dict[int, str], left_out: list[str]) -> Iterator[Route]:
     for message in netlink.get_routes():
         hops = message.get("RTA_MULTIPATH") or []
         outputs = {message.get("RTA_OIF"), *(hop["oif"] for hop in hops)} - {None}
@@ -262,7 +264,7 @@ def _routes(netlink: Netlink, links: dict[int, str], left_out: list[str]) -> Ite
         )
 
 
-def _neighbours(netlink: Netlink, links: dict[int, str]) -> Iterator[Neighbour]:
+def _neighbours(netlink: IPRoute, links: dict[int, str]) -> Iterator[Neighbour]:
     entries = [*netlink.get_neighbours(), *netlink.fdb("dump")]
     for message in entries:
         state, is_bridges = message["state"], message["family"] == socket.AF_BRIDGE

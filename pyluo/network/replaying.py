@@ -21,7 +21,7 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from pyluo.errors import RequestError
 from pyluo.network.announcing import announce
-from pyluo.network.netlink import connect, request
+from pyluo.network.netlink import connect, off_event_loops, request
 from pyluo.network.recording import MADE
 from pyluo.network.tap import create_tap
 from pyluo.operation import Operation
@@ -29,7 +29,8 @@ from pyluo.operation import Operation
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pyluo.network.netlink import Netlink
+    from pyroute2 import IPRoute
+
     from pyluo.network.state import Address, Attributes, Link, Neighbour, NetworkState, Route
 
 __all__ = ["replay"]
@@ -41,6 +42,7 @@ _CREATE = _CHANGE | NLM_F_CREATE | NLM_F_EXCL
 _REPLACE = _CHANGE | NLM_F_CREATE | NLM_F_REPLACE
 
 
+@off_event_loops
 def replay(state: NetworkState) -> None:
     """Make of the network interfaces what `record` found, and announce their addresses.
 
@@ -69,7 +71,7 @@ class _Replay:
         failures: what has failed so far.
     """
 
-    def __init__(self, netlink: Netlink, state: NetworkState) -> None:
+    def __init__(self, netlink: IPRoute, state: NetworkState) -> None:
         self._netlink = netlink
         self._state = state
         self._indexes: dict[str, int] = {}  # of the interfaces, by the names in the record

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pyluo._sys import Ioctl, PlainIoctl, constant
 from pyluo.descriptor import OwnedFd
 from pyluo.errors import NotPermittedError, RequestError
-from pyluo.network.netlink import connect
+from pyluo.network.netlink import connect, off_event_loops
 from pyluo.operation import Operation
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ _SETOWNER = PlainIoctl("TUNSETOWNER", RequestError)
 _SETGROUP = PlainIoctl("TUNSETGROUP", RequestError)
 
 
+@off_event_loops
 def open_tap(name: str) -> OwnedFd:
     """Open a queue of a tap that exists.
 

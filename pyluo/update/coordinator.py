@@ -119,6 +119,8 @@ class Coordinator:
             self._last = await asyncio.to_thread(self._host.last)
         except RequestError as error:
             self._log(f"no record of an update before: {error}")
+        for failure in self._failures_of_network():
+            self._log(failure)
         await self._forget()  # what a coordinator has left that died on this kernel
         with listen(path, timeout=0, backlog=_BACKLOG) as listener:
             self._log(f"listening at {os.fspath(path)}")
@@ -369,7 +371,7 @@ class Coordinator:
         if self._last is not None and name in self._last["participants"]:
             resumed = self._last.setdefault("resumed", {})
             resumed[name] = {"paused": paused, "after": time.time() - self._last["jump"]}
-            self._log(f"{name} is resumed: paused for {paused:.3f} s by its own clock")
+            self._log(f"{name} is resumed: paused for {paused:.3f} s")
 
     async def _give_session(
         self, member: _Member, request: CreateSession | RetrieveSession
@@ -415,6 +417,11 @@ class Coordinator:
             failure = str(error)
         self._send(member, Done(failure=failure))
 
+    def _failures_of_network(self) -> list[str]:
+        """Return what could not be made again of the network, in words."""
+        failures: list[str] = (self._last or {}).get("network", [])
+        return failures
+
     def _tell_status(self, member: _Member) -> None:
         last = self._last or {"participants": {}}
         resumed = last.get("resumed", {})
@@ -425,6 +432,8 @@ class Coordinator:
             elif name in last["participants"]:
                 text += ", has not been resumed since the last update"
             self._send(member, Progress(seconds=0.0, name=name, text=text))
+        for failure in self._failures_of_network():
+            self._send(member, Progress(seconds=0.0, name="", text=failure))
         self._send(member, Done(failure=""))
 
     def _send(self, member: _Member, message: Message, fds: Sequence[int] = ()) -> None:

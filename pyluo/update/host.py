@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyluo import kexec
-from pyluo.errors import KexecError, SessionNotFoundError
+from pyluo.errors import KexecError, RequestError, SessionNotFoundError
 from pyluo.keepers.keeper import KeeperChoice
 from pyluo.liveupdate import LiveUpdate
+from pyluo.memfd import Memfd
 from pyluo.open_sessions import require_sessions
 from pyluo.stores.incoming import IncomingStore
 from pyluo.stores.outgoing import OutgoingStore
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Host"]
 
 _RECORD = "pyluo.update"
+_NETWORK = "network"  # the entry of that store
 _SYSTEMD = Path("/run/systemd/system")  # sd_booted(3)
 _SYSTEMCTL = ("systemctl", "--no-wall", "kexec")
 _DEVICE_WAIT = 10.0  # seconds for another process to close the device
@@ -36,10 +38,20 @@ class Host:
 
     Args:
         keeper: what keeps the record of an update over the jump.
+        network: whether to make the host's network again after the jump; see `pyluo.network`, which
+            needs pyroute2.
+
+    Raises:
+        ImportError: pyroute2 is not installed.
     """
 
-    def __init__(self, keeper: Keeper | KeeperChoice = KeeperChoice.DEFAULT) -> None:
+    def __init__(
+        self, keeper: Keeper | KeeperChoice = KeeperChoice.DEFAULT, *, network: bool = False
+    ) -> None:
+        if network:
+            import pyluo.network  # noqa: F401 # now, and not when all VMs are paused
         self._keeper = keeper
+        self._network = network
         self._record: OutgoingStore | None = None
 
     def create_session(self, name: str) -> OutgoingSession:
@@ -67,10 +79,17 @@ class Host:
         require_sessions(sessions)
 
     def record(self, record: dict[str, Any]) -> None:
-        """Keep a record over the jump, for `last`."""
+        """Keep a record over the jump, for `last`, and what the network is like."""
         self.forget()
         self._record = OutgoingStore.create(_RECORD, keeper=self._keeper, wait=_DEVICE_WAIT)
         self._record.set_meta(record)
+        if self._network:
+            from pyluo import network
+
+            state = network.record().pack()
+            with Memfd.create(_NETWORK, len(state)) as file:
+                file.write(state, 0)
+                self._record.add(_NETWORK, file)
 
     def forget(self) -> None:
         """Drop the record: there was no jump."""
@@ -82,13 +101,32 @@ class Host:
             store.discard()
 
     def last(self) -> dict[str, Any] | None:
-        """Return the record that came over the jump; None if there is none."""
+        """Return the record that came over the jump, and make the network again; None if none came.
+
+        If the network was recorded, and not all of it could be made again, the record says so, in
+        its member "network".
+        """
         with suppress(SessionNotFoundError):
             store = IncomingStore.retrieve(_RECORD, keeper=self._keeper, wait=_DEVICE_WAIT)
             record = store.meta
-            store.finish()
+            if _NETWORK in store:
+                record["network"] = self._replay(store)
+            store.finish(destroy=list(store))
             return record
         return None
+
+    def _replay(self, store: IncomingStore) -> list[str]:
+        """Make the network again; return what could not be made."""
+        from pyluo import network
+
+        try:
+            with store.get(_NETWORK, Memfd) as file:
+                network.replay(network.NetworkState.read(file))
+        except ExceptionGroup as group:
+            return [str(error) for error in group.exceptions]
+        except RequestError as error:
+            return [str(error)]
+        return []
 
     def jump(self) -> float:
         """Jump, or have systemd jump, which stops every service first.

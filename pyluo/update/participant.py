@@ -87,8 +87,8 @@ class Participant:
             path: where the coordinator listens.
             stored: whether the VM is paused and stored, because it joins again after the end of
                 another connection.
-            paused: for how many seconds the VM did not run, by its own clock, if it has just been
-                resumed after a jump.
+            paused: for how many seconds the VM did not run, as its VMM measured it, if it has just
+                been resumed after a jump.
 
         Raises:
             HandoffError: see `handoff.connect`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import json
 import os
@@ -136,9 +137,14 @@ def _plain(value: Any) -> Any:
     return value
 
 
+async def _record() -> network.NetworkState:
+    """Record the network where an event loop runs."""
+    return network.record()
+
+
 def preserve() -> tuple[OutgoingStore, dict[str, list[Any]], tuple[str, ...]]:
     """Put a record into a store; return what iproute2 says as well."""
-    state = network.record()
+    state = asyncio.run(_record())
     file = Memfd.create("network", ROOM)
     state.write(file)
     store = OutgoingStore.create("network", keeper=KeeperChoice.NONE)

@@ -1,4 +1,4 @@
-"""`pyluo demo`: show a live update of a guest that preserves a memfd."""
+"""`pyluo demo`: show a live update of a guest that preserves a memfd, or a whole VM."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ if TYPE_CHECKING:
 
     from pyluo.cli.parsers import Subparsers
     from pyluo.vm.run.round_trip import RoundTrip
+    from pyluo.vm.run.vm_round_trip import VmLine, VmRoundTrip
 
 __all__ = ["add_parser"]
+
+_SIZE = 4 << 20  # bytes
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -25,19 +28,24 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--to", metavar="KERNEL", help="the kernel to jump to (default: the same kernel)"
     )
-    parser.add_argument(
-        "--size", type=size, default="4M", help="the size of the memfd (default: 4M)"
-    )
+    parser.add_argument("--size", type=size, help="the size of the memfd (default: 4M)")
     parser.add_argument("--corrupt", action="store_true", help="flip a byte, to see the check fail")
+    parser.add_argument(
+        "--vm",
+        action="store_true",
+        help="carry a running VM of QEMU through it instead, whose host the guest is",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=_run, parser=parser)
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if arguments.vm:
+        return _run_vm(arguments)
     from pyluo.vm.run.round_trip import run_round_trip
 
     result = run_round_trip(
-        arguments.kernel, arguments.to, size=arguments.size, corrupt=arguments.corrupt
+        arguments.kernel, arguments.to, size=arguments.size or _SIZE, corrupt=arguments.corrupt
     )
     if arguments.json:
         data = dataclasses.asdict(result)
@@ -45,6 +53,40 @@ def _run(arguments: argparse.Namespace) -> int:
     else:
         _print(result)
     return PASSED if result.passed else FAILED
+
+
+def _run_vm(arguments: argparse.Namespace) -> int:
+    from pyluo.vm.run.vm_round_trip import run_vm_round_trip
+
+    if arguments.corrupt or arguments.size is not None:
+        arguments.parser.error("--size and --corrupt are about the memfd, which --vm has not")
+    result = run_vm_round_trip(arguments.kernel, arguments.to)
+    if arguments.json:
+        print(json.dumps(dataclasses.asdict(result) | {"passed": result.passed}))
+    else:
+        _print_vm(result)
+    return PASSED if result.passed else FAILED
+
+
+def _print_vm(result: VmRoundTrip) -> None:
+    print(f"Linux {result.before} live-updated to Linux {result.after}, with a VM in QEMU.\n")
+    said = {"first line of the VM": result.first}
+    print(f"    0.000 s  {'VM told to pause':30}{_describe(result.last)}")
+    for event in result.events:
+        line = _describe(said[event.name]) if event.name in said else ""
+        print(f"  {event.at:7.3f} s  {event.name:30}{line}".rstrip())
+    print(f"{'... and later':43}{_describe(result.later)}\n")
+    if result.passed:
+        print("PASSED: the VM never booted again, and found its memory and files as they were")
+    else:
+        print(f"FAILED: the VM said {result.last}, {result.first}, {result.later}")
+
+
+def _describe(line: VmLine) -> str:
+    return (
+        f"VM: line {line.number}, its clock {line.clock:.3f} s, {line.changed} pages changed, "
+        f"{line.wrong} words wrong"
+    )
 
 
 def _print(result: RoundTrip) -> None:

@@ -51,6 +51,7 @@ def test_status_tells_a_program_the_same(capsys: pytest.CaptureFixture[str]) -> 
         ["vm", "live-update", "--hops", "0"],
         ["vm", "live-update", "--before", "echo 'x"],
         ["demo", "--size", "4X"],
+        ["demo", "--vm", "--corrupt"],
     ],
 )
 def test_a_wrong_command_line_is_a_matter_of_usage(

@@ -1,0 +1,26 @@
+"""`pyluo demo --vm`: a VM lives through an update of its host, as a newcomer sees it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+
+def test_the_demo_with_a_vm_passes_and_tells_what_happened_in_order() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pyluo", "demo", "--vm", "--json"], capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["passed"] is True
+    last, first, later = (report[name] for name in ("last", "first", "later"))
+    assert last["boot"] == first["boot"] == later["boot"]
+    assert last["number"] < first["number"] < later["number"]
+    assert [event["name"] for event in report["events"]] == [
+        "VM stored", "loaded", "reboot called", "first sign of the new kernel", "worker up",
+        "VM resumed", "first line of the VM",
+    ]  # fmt: skip
+    times = [event["at"] for event in report["events"]]
+    assert times == sorted(times)
+    assert times[0] > 0

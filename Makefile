@@ -78,7 +78,7 @@ lint: $(BIN)/.dev
 
 clean:
 	rm -rf .venv build dist pyluo.egg-info pyluo/_ffi.c pyluo/_ffi.o pyluo/_ffi.*.so .hypothesis
-	rm -rf examples/mini_vmm/program.elf examples/qemu_live_update/build
+	rm -rf examples/*/program.elf examples/qemu_live_update/build
 	rm -f examples/qemu_live_update/guest.cpio
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find pyluo examples tests vm-tests -name __pycache__ -prune -exec rm -rf {} +

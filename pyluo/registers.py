@@ -108,6 +108,9 @@ class MappedRegisters(Registers):
             raise ValueError("the mapping is closed")
         return self._exported.address
 
+    def __len__(self) -> int:
+        return len(self._memory)
+
     @property
     def closed(self) -> bool:
         """Whether the mapping is closed."""

@@ -15,7 +15,7 @@ from pyluo import kvm
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pyluo import GuestRam
+    from pyluo import GuestRam, IncomingStore, OutgoingStore
 
 __all__ = ["PATTERN", "Machine", "SerialPort", "VcpuFailure"]
 
@@ -70,7 +70,15 @@ class SerialPort:
 
 
 class Machine:
-    """A VM, its vCPUs with a thread each, and its serial port. It is paused until `run`."""
+    """A VM, its vCPUs with a thread each, and its serial port. It is paused until `run`.
+
+    A machine with more than that overrides `record` and `rebuild`.
+
+    Attributes:
+        moves: whether it can move to another process of the same kernel by its state alone.
+    """
+
+    moves = True
 
     def __init__(self, ram: GuestRam, cpus: int) -> None:
         self.serial = SerialPort()
@@ -96,6 +104,15 @@ class Machine:
             vcpu.set_special_registers(_in_64_bit_mode(vcpu.get_special_registers()))
             vcpu.set_registers(kvm.Registers(rip=entry, rdi=vcpu.number))
             vcpu.start()
+
+    def record(self, store: OutgoingStore) -> None:
+        """Add to a store, which has the RAM, what another kernel needs to make the machine again.
+
+        What `save` returns is not part of that.
+        """
+
+    def rebuild(self, store: IncomingStore) -> None:
+        """Make again what `record` has recorded."""
 
     def start(self) -> None:
         """Start the threads, and run the VM."""

@@ -24,6 +24,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ from pyluo import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
 _PROGRAM = Path(__file__).with_name("program.elf")
 _MIB = 1 << 20
@@ -65,6 +66,8 @@ class StillHere(Exception):
     """The VM did not move to a successor, and goes on in this process."""
 
 
+# Makes a machine with this RAM and so many vCPUs.
+MakeMachine = Callable[[GuestRam, int], Machine]
 # What a VMM is asked for: a signal, a successor's connection, or what the coordinator wants.
 Event = int | socket.socket | update.Wish
 
@@ -215,8 +218,8 @@ class Vmm:
     def _put_into_store(self) -> bool:
         """Pause the VM and store its state, or let it run on; return whether it is stored."""
         began = time.monotonic()
-        self._machine.pause()
         try:
+            self._machine.pause()
             self._machine.save().write(self._state_file)
         except (RequestError, ValueError) as error:
             self._run_machine()
@@ -253,7 +256,7 @@ class Vmm:
             try:
                 if is_stored:
                     raise StillHere("it is stored: send SIGUSR2 first")
-                self._require_keeper()
+                self._require_movable()
                 self._hand_over(successor)
             except (StillHere, RequestError, OSError, ValueError) as error:
                 tell(f"{self._name} stays: {error}")
@@ -313,7 +316,7 @@ class Vmm:
     def _move_through_exec(self) -> None:
         """Execute this file anew, which goes on with the VM; if that fails, let it run on here."""
         try:
-            self._require_keeper()
+            self._require_movable()
         except StillHere as error:
             tell(f"{self._name} stays: {error}")
             return
@@ -328,7 +331,9 @@ class Vmm:
             self._run_machine()
             self._listen()
 
-    def _require_keeper(self) -> None:
+    def _require_movable(self) -> None:
+        if not self._machine.moves:
+            raise StillHere("it has a device, which only a jump can carry over")
         if self._store.keeper is None:
             raise StillHere("its store has no keeper, who could give it to another program")
 
@@ -369,11 +374,11 @@ def _expect(connection: socket.socket, word: bytes) -> None:
         raise StillHere(f"the other VMM says {got.decode(errors='replace') or 'nothing'}")
 
 
-def run(choices: Choices, *, memory: int, cpus: int, program: Path) -> None:
+def run(choices: Choices, make: MakeMachine, *, memory: int, cpus: int, program: Path) -> None:
     """Start a VM, and keep it until it is told to end."""
     ram = GuestRam.create(choices.name, memory)
     lock = ram.lock()
-    machine = Machine(ram, cpus)
+    machine = make(ram, cpus)
     machine.load(program)
     store = OutgoingStore.create(choices.name, keeper=choices.keeper, wait=_PATIENCE)
     try:
@@ -381,6 +386,7 @@ def run(choices: Choices, *, memory: int, cpus: int, program: Path) -> None:
         # Preserved now, and empty: storing the state needs no memory, and no request.
         state_file = Memfd.create(f"{choices.name}.state", _STATE_ROOM * (cpus + 1))
         store.add("state", state_file, requires=["ram"])
+        machine.record(store)
     except BaseException:
         store.discard()
         raise
@@ -397,7 +403,7 @@ def find(choices: Choices) -> IncomingStore | None:
         return None
 
 
-def resume(choices: Choices, incoming: IncomingStore) -> None:
+def resume(choices: Choices, make: MakeMachine, incoming: IncomingStore) -> None:
     """Go on with a VM that was stored before the jump."""
     began = time.monotonic()
     name = choices.name
@@ -410,7 +416,8 @@ def resume(choices: Choices, incoming: IncomingStore) -> None:
         if error.errno != errno.EBADMSG:
             raise
         raise Lost("it was not stored when the host jumped; its RAM is in the store") from error
-    machine = Machine(ram, len(state.vcpus))
+    machine = make(ram, len(state.vcpus))
+    machine.rebuild(incoming)
     restored = machine.restore(state)
     # Until here, nothing has changed, so that this can be tried again. Once the state is erased,
     # the VM is in this process only, and nobody else can go on from there.
@@ -498,7 +505,17 @@ def tell(text: str) -> None:
     print(f"mini_vmm: {text}", file=sys.stderr, flush=True)
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def memory_size(text: str) -> int:
+    """Return the size of a VM's RAM, in bytes, that a number of MiB means."""
+    size = int(text) * _MIB
+    if not PATTERN < size <= _RAM_LIMIT:
+        limits = f"more than {PATTERN // _MIB} and up to {_RAM_LIMIT // _MIB} MiB"
+        raise argparse.ArgumentTypeError(f"{text} MiB: a VM has {limits}")
+    return size
+
+
+def make_parser(program: Path) -> argparse.ArgumentParser:
+    """Return the parser of a VMM whose VMs run `program`, unless told otherwise."""
     parser = argparse.ArgumentParser(description="run a VM that lives through live updates")
     commands = parser.add_subparsers(dest="command", required=True)
     new = [
@@ -508,9 +525,9 @@ def main(words: Sequence[str] | None = None) -> int:
         ),
     ]
     for command in new:
-        command.add_argument("--memory", type=int, default=80, metavar="MIB")
+        command.add_argument("--memory", type=memory_size, default="80", metavar="MIB")
         command.add_argument("--cpus", type=int, default=2)
-        command.add_argument("--program", type=Path, default=_PROGRAM)
+        command.add_argument("--program", type=Path, default=program)
     others = {
         "resume": "go on with a VM after the jump",
         "take-over": "get a VM from the VMM that runs it",
@@ -532,7 +549,11 @@ def main(words: Sequence[str] | None = None) -> int:
             metavar="PATH",
             help="take part in the updates of the coordinator that listens there",
         )
-    chosen = parser.parse_args(words)
+    return parser
+
+
+def carry_out(chosen: argparse.Namespace, make: MakeMachine) -> int:
+    """Do what a command line chose; return the program's status."""
     keeper = KeeperChoice.NONE if chosen.no_keeper else KeeperChoice.DEFAULT
     choices = Choices(
         name=chosen.name, keeper=keeper, socket=chosen.socket, coordinator=chosen.coordinator
@@ -546,18 +567,20 @@ def main(words: Sequence[str] | None = None) -> int:
             case "inherit":
                 inherit(choices)
             case "resume" | "run-or-resume" if (incoming := find(choices)) is not None:
-                resume(choices, incoming)
+                resume(choices, make, incoming)
             case "resume":
                 raise Lost("there is no such VM: it was not stored, or another process has it")
             case _:
-                memory = chosen.memory * _MIB
-                if not PATTERN < memory <= _RAM_LIMIT:
-                    parser.error(f"--memory is more than {PATTERN // _MIB} and up to 3072 MiB")
-                run(choices, memory=memory, cpus=chosen.cpus, program=chosen.program)
+                size, cpus, program = chosen.memory, chosen.cpus, chosen.program
+                run(choices, make, memory=size, cpus=cpus, program=program)
     except (RequestError, Lost, StillHere, VcpuFailure) as error:
         tell(f"{chosen.name}: {error}")
         return 1
     return 0
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    return carry_out(make_parser(_PROGRAM).parse_args(words), Machine)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,17 @@ struct kvm_irq_level {
 	uint32_t level;
 };
 
+struct kvm_irqfd {
+	uint32_t fd;
+	uint32_t gsi;
+	uint32_t flags;
+	uint32_t resamplefd;
+	uint8_t pad[16];
+};
+
+#define KVM_IRQFD_FLAG_DEASSIGN (1 << 0)
+#define KVM_IRQFD_FLAG_RESAMPLE (1 << 1)
+
 struct kvm_irqchip {
 	uint32_t chip_id;
 	uint32_t pad;
@@ -228,6 +239,7 @@ struct kvm_create_device {
 #define KVM_IRQ_LINE _IOW(0xAE, 0x61, struct kvm_irq_level)
 #define KVM_GET_IRQCHIP _IOWR(0xAE, 0x62, struct kvm_irqchip)
 #define KVM_SET_IRQCHIP _IOR(0xAE, 0x63, struct kvm_irqchip)
+#define KVM_IRQFD _IOW(0xAE, 0x76, struct kvm_irqfd)
 #define KVM_CREATE_PIT2 _IOW(0xAE, 0x77, struct kvm_pit_config)
 #define KVM_SET_CLOCK _IOW(0xAE, 0x7b, struct kvm_clock_data)
 #define KVM_GET_CLOCK _IOR(0xAE, 0x7c, struct kvm_clock_data)

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from pyluo._sys import Ioctl, PlainIoctl, constant
-from pyluo.descriptor import OwnedFd
+from pyluo.descriptor import OwnedFd, fileno_of
 from pyluo.errors import KvmError
 from pyluo.kvm.system import CHECK_EXTENSION, Capability
 from pyluo.kvm.vcpu import Vcpu
 
 if TYPE_CHECKING:
+    from pyluo.descriptor import Descriptor
     from pyluo.guest_ram import RamMapping
     from pyluo.kvm.system import Kvm
+    from pyluo.registers import MappedRegisters
 
 __all__ = ["Clock", "VirtualMachine"]
 
@@ -38,6 +40,13 @@ _SET_REGION = Ioctl(
 )
 _CREATE_PIT = Ioctl("KVM_CREATE_PIT2", "kvm_pit_config", KvmError, size=None)
 _IRQ_LINE = Ioctl("KVM_IRQ_LINE", "kvm_irq_level", KvmError, size=None)
+_IRQFD = Ioctl(
+    "KVM_IRQFD",
+    "kvm_irqfd",
+    KvmError,
+    {errno.EBUSY: "The eventfd raises a line already"},
+    size=None,
+)
 _GET_CLOCK = Ioctl("KVM_GET_CLOCK", "kvm_clock_data", KvmError, size=None)
 _SET_CLOCK = Ioctl("KVM_SET_CLOCK", "kvm_clock_data", KvmError, size=None)
 _READONLY = constant("KVM_MEM_READONLY")
@@ -84,7 +93,7 @@ class VirtualMachine(OwnedFd):
         self, fd: int, msr_indices: tuple[int, ...], run_size: int, *, adjusts_tsc: bool
     ) -> None:
         super().__init__(fd)
-        self._slots: dict[int, RamMapping] = {}
+        self._slots: dict[int, RamMapping | MappedRegisters] = {}
         self.msr_indices = msr_indices
         self.run_size = run_size
         self.adjusts_tsc = adjusts_tsc
@@ -131,20 +140,20 @@ class VirtualMachine(OwnedFd):
     def set_memory(
         self,
         slot: int,
-        ram: RamMapping,
+        ram: RamMapping | MappedRegisters,
         address: int,
         *,
         offset: int = 0,
         length: int | None = None,
         readonly: bool = False,
     ) -> None:
-        """Show a part of a mapped RAM to the VM.
+        """Show a part of a mapped RAM to the VM, or registers of a device.
 
         The VM keeps the mapping alive.
 
         Args:
             slot: a number for this piece of memory, from 0.
-            ram: the mapping; see `GuestRam.map`.
+            ram: the mapping; see `GuestRam.map`, and for a device `Region.map` in `pyluo.vfio`.
             address: the physical address in the VM, a multiple of the page size.
             offset: where in the mapping the piece begins, in bytes; a multiple of the page size.
             length: the length in bytes; by default the piece reaches to the end of the mapping.
@@ -200,6 +209,41 @@ class VirtualMachine(OwnedFd):
         Source: include/uapi/linux/kvm.h, KVM_IRQ_LINE. Linux 2.6.25.
         """
         _IRQ_LINE(self.fileno(), f"line {line}", irq=line, level=int(level))
+
+    def connect_irq(self, event: Descriptor | int, line: int) -> None:
+        """Let an eventfd raise an interrupt line, with an edge for each time it is signalled.
+
+        The kernel does so by itself, for example for interrupts of a device that VFIO signals. The
+        eventfd's owner need not keep it open.
+
+        Args:
+            event: the eventfd.
+            line: as for `set_irq_line`.
+
+        Raises:
+            KvmError: the eventfd raises a line of this VM already (EBUSY), or is none (EINVAL).
+
+        Source: include/uapi/linux/kvm.h, KVM_IRQFD. Linux 2.6.32.
+        """
+        number = fileno_of(event)
+        _IRQFD(self.fileno(), f"descriptor {number}, line {line}", fd=number, gsi=line)
+
+    def disconnect_irq(self, event: Descriptor | int, line: int) -> None:
+        """Undo `connect_irq`; what was signalled before has reached the interrupt controller then.
+
+        Raises:
+            KvmError: see `connect_irq`.
+
+        Source: include/uapi/linux/kvm.h, KVM_IRQFD, KVM_IRQFD_FLAG_DEASSIGN. Linux 2.6.32.
+        """
+        number = fileno_of(event)
+        _IRQFD(
+            self.fileno(),
+            f"descriptor {number}, line {line}",
+            fd=number,
+            gsi=line,
+            flags=constant("KVM_IRQFD_FLAG_DEASSIGN"),
+        )
 
     def get_clock(self) -> Clock:
         """Read the kvmclock.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="package", autouse=True)
 def programs() -> None:
     """What runs in the VMs."""
-    for vmm in (guest_vmm.MINI_VMM, guest_vmm.QEMU):
+    for vmm in (guest_vmm.MINI_VMM, guest_vmm.PASSTHROUGH, guest_vmm.QEMU):
         subprocess.run(["make", "-s", "-C", vmm.parent], check=True)
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MINI_VMM = EXAMPLES / "mini_vmm" / "mini_vmm.py"
+PASSTHROUGH = EXAMPLES / "passthrough_vm" / "passthrough_vm.py"
 QEMU = EXAMPLES / "qemu_live_update" / "qemu_live_update.py"
 KILLED = Path(__file__).with_name("killed_vmm.py")
 SHELL_PATH = os.pathsep.join([os.path.dirname(sys.executable), "/usr/bin", "/bin"])
@@ -61,12 +62,18 @@ def messages(name: str) -> Path:
 
 
 def start(
-    command: str, name: str, *options: str, vmm: Path = MINI_VMM, killed_before: str = ""
+    command: str,
+    name: str,
+    *options: str,
+    vmm: Path = MINI_VMM,
+    device: str = "",
+    killed_before: str = "",
 ) -> None:
-    """Start a VMM; see killed_vmm.py for `killed_before`."""
+    """Start a VMM, which gives a new VM a device; see killed_vmm.py for `killed_before`."""
     for log in (output(name), messages(name)):
         log.write_bytes(b"")
-    _processes[name] = _start(name, [command, name, *options], vmm, killed_before)
+    before = ["--device", device] if device else []
+    _processes[name] = _start(name, [*before, command, name, *options], vmm, killed_before)
 
 
 def _start(
@@ -305,6 +312,7 @@ def kill_vmms() -> None:
     """Kill all VMMs that shells have started."""
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit() and any(
-            os.fsencode(vmm.name) in (folder / "cmdline").read_bytes() for vmm in (MINI_VMM, QEMU)
+            os.fsencode(vmm.name) in (folder / "cmdline").read_bytes()
+            for vmm in (MINI_VMM, PASSTHROUGH, QEMU)
         ):
             os.kill(int(folder.name), signal.SIGKILL)

@@ -33,6 +33,7 @@ HEADERS = {
     "kexec.h": r"KEXEC_\w+",
     "kvm.h": (
         r"KVM_DEV_(?:TYPE_VFIO|VFIO_FILE\w*)|KVM_API_VERSION|KVM_EXIT_\w+|KVM_MP_STATE_\w+|KVM_CLOCK_\w+|KVM_MEM_(?:LOG|READ)\w+"
+        r"|KVM_IRQFD(?:_FLAG_\w+)?"
         r"|KVM_CREATE_(?:VM|VCPU|IRQCHIP|PIT2|GUEST_MEMFD|DEVICE)|KVM_(?:RUN|CHECK_EXTENSION|IRQ_LINE)"
         r"|KVM_GET_(?:API_VERSION|VCPU_MMAP_SIZE|MSR_INDEX_LIST|SUPPORTED_CPUID|XSAVE2|DEVICE_ATTR)"
         r"|KVM_SET_(?:USER_MEMORY_REGION|TSS_ADDR|DEVICE_ATTR)|KVM_HAS_DEVICE_ATTR|KVM_KVMCLOCK_CTRL"
@@ -45,6 +46,8 @@ HEADERS = {
         r"KVM_(?:NR_)?IRQCHIP\w+|KVM_SREGS2_\w+|KVM_APIC_REG_SIZE|KVM_CPUID_FLAG_SIGNIFCANT_INDEX"
         r"|KVM_VCPUEVENT_\w+|KVM_VCPU_TSC_\w+"
     ),
+    "if.h": r"IFNAMSIZ",
+    "if_tun.h": r"TUNSET(?:IFF|PERSIST|OWNER|GROUP)|IFF_(?:TUN|TAP|MULTI_QUEUE|NO_PI|VNET_HDR)",
     "mempolicy.h": r"MPOL_\w+",
     "mman.h": r"MAP_(?:FIXED|NORESERVE)|MADV_(?:HUGEPAGE|POPULATE_\w+)",
     "pci_regs.h": (
@@ -58,9 +61,10 @@ HEADERS = {
 STRUCTS = {
     "iommufd.h": r"\w+",
     "liveupdate.h": r"liveupdate_\w+",
+    "if.h": r"ifmap|ifreq",
     "kexec.h": r"kexec_\w+",
     "kvm.h": (
-        r"kvm_(?:create_guest_memfd|create_device|userspace_memory_region|irq_level|irqchip|pit_config|run"
+        r"kvm_(?:create_guest_memfd|create_device|userspace_memory_region|irq_level|irqfd|irqchip|pit_config|run"
         r"|mp_state|clock_data|device_attr)"
     ),
     "kvm_x86.h": (

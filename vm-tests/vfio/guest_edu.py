@@ -14,10 +14,9 @@ from pyluo.iommufd import Ioas, IommuFd, IommuObject
 from pyluo.vfio import PciDevice, PciIrq, PciRegion, VfioDevice
 
 VENDOR, DEVICE = 0x1234, 0x11E8
-GUEST = {
-    "devices": ["intel-iommu,intremap=on,aw-bits=39", "edu"],
-    "append": "intel_iommu=on vfio-pci.ids=1234:11e8",
-}
+DEVICES = ["intel-iommu,intremap=on,aw-bits=39", "edu"]
+APPEND = "intel_iommu=on vfio-pci.ids=1234:11e8"
+GUEST = {"devices": DEVICES, "append": APPEND}
 """The options of a guest with the device: an IOMMU, the device, and vfio-pci as its driver.
 
 The width of addresses is set because newer versions of QEMU have another default.

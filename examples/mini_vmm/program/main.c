@@ -3,9 +3,9 @@
  * byte before it changes it, reads its clocks, takes timer interrupts, and keeps values in registers
  * that nothing but a faithful VMM preserves. The first one says on the serial port how far they are.
  */
-#include <stdint.h>
+#include "program.h"
 
-/* What the VMM leaves at BOOT; see Program in mini_vmm.py. */
+/* What the VMM leaves at BOOT; see machine.py. */
 struct boot {
 	uint32_t cpus;
 	uint32_t pages;
@@ -20,8 +20,6 @@ struct boot {
 
 #define SERIAL 0x3f8
 #define PIT 0x40
-#define LAPIC 0xfee00000ul
-#define IOAPIC 0xfec00000ul
 #define VECTOR_TIMER 0x40
 #define VECTOR_PIT 0x41
 #define VECTOR_SPURIOUS 0xff
@@ -56,6 +54,19 @@ struct cpu {
 	volatile uint64_t last_tsc;
 	volatile uint64_t gap;       /* the greatest step of the clock since it was last said, ns */
 } __attribute__((aligned(128)));
+
+/* A program that drives a device defines these. */
+__attribute__((weak)) void start_device(void)
+{
+}
+
+__attribute__((weak)) void use_device(void)
+{
+}
+
+__attribute__((weak)) void say_device(void)
+{
+}
 
 static struct cpu cpus[MAX_CPUS];
 static volatile uint64_t pit_ticks;
@@ -105,11 +116,6 @@ static inline void add(volatile uint64_t *counter, uint64_t value)
 	asm volatile("lock addq %1, %0" : "+m"(*counter) : "r"(value) : "memory");
 }
 
-static inline volatile uint32_t *lapic(uint32_t offset)
-{
-	return (volatile uint32_t *)(LAPIC + offset);
-}
-
 /* A line of text, which goes to the serial port in one string instruction. */
 static char line[512];
 static unsigned int length;
@@ -120,7 +126,7 @@ static void say(const char *text)
 		line[length++] = *text++;
 }
 
-static void say_number(const char *name, uint64_t value)
+void say_number(const char *name, uint64_t value)
 {
 	char digits[20];
 	int count = 0;
@@ -147,10 +153,6 @@ static void send_line(void)
 	asm volatile("rep outsb" : "+S"(next), "+c"(count) : "d"((uint16_t)SERIAL) : "memory");
 	length = 0;
 }
-
-struct frame {
-	uint64_t ip, cs, flags, sp, ss;
-};
 
 __attribute__((interrupt)) static void on_timer(struct frame *frame)
 {
@@ -203,7 +205,7 @@ static struct {
 	uint32_t high, reserved;
 } gates[256] __attribute__((aligned(16)));
 
-static void set_gate(int vector, void *handler)
+void set_gate(int vector, void *handler)
 {
 	uint64_t address = (uint64_t)handler;
 
@@ -237,18 +239,24 @@ static void set_gates(void)
 	set_gate(VECTOR_SPURIOUS, on_spurious);
 }
 
-static void start_pit(void)
+void route_pin(unsigned int pin, uint8_t vector)
 {
-	unsigned int divisor = 1193182 / TIMER_HZ;
 	volatile uint32_t *select = (volatile uint32_t *)IOAPIC;
 	volatile uint32_t *window = (volatile uint32_t *)(IOAPIC + 0x10);
 
+	*select = 0x10 + 2 * pin + 1;
+	*window = 0;
+	*select = 0x10 + 2 * pin;
+	*window = vector;
+}
+
+static void start_pit(void)
+{
+	unsigned int divisor = 1193182 / TIMER_HZ;
+
 	out8(0x21, 0xff); /* the PICs have nothing to do */
 	out8(0xa1, 0xff);
-	*select = 0x10 + 1; /* the first pin: to the first vCPU, edge-triggered */
-	*window = 0;
-	*select = 0x10;
-	*window = VECTOR_PIT;
+	route_pin(0, VECTOR_PIT);
 	out8(PIT + 3, 0x34);
 	out8(PIT, divisor);
 	out8(PIT, divisor >> 8);
@@ -375,6 +383,7 @@ static void report(uint64_t number)
 	say_number("wrong", wrong);
 	say_number("backwards", backwards);
 	say_number("registers", registers);
+	say_device();
 	send_line();
 	cpu->gap = 0;
 }
@@ -387,6 +396,7 @@ void main(uint64_t number)
 	if (number == 0) {
 		set_gates();
 		start_pit();
+		start_device();
 		ready = 1;
 	}
 	while (!ready)
@@ -403,6 +413,8 @@ void main(uint64_t number)
 			cpu->changed++;
 			check_clocks(cpu);
 			check_registers(number);
+			if (number == 0)
+				use_device();
 			if (number == 0 && cpu->ticks / LINES_EVERY != said) {
 				said = cpu->ticks / LINES_EVERY;
 				report(number);

@@ -27,6 +27,7 @@ __all__ = ["main"]
 # imported, because importing all of them takes half a second in an emulated guest.
 _COMMANDS = {
     "status": ("status",),
+    "doctor": ("doctor",),
     "probe": ("probe",),
     "saved": ("save", "restore", "discard"),
     "kexec": ("kexec",),

@@ -217,7 +217,7 @@ def test_packages_are_named_where_there_is_no_apt(
 def test_a_full_disk_is_told_before_anything_is_fetched(
     monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
-    monkeypatch.setattr(build, "_NEEDED_SPACE", 1 << 60)
+    monkeypatch.setattr(build, "NEEDED_SPACE", 1 << 60)
     with pytest.raises(HarnessError, match=r"GB of free space.*XDG_CACHE_HOME"):
         build.build(Tree(Path(__file__).parent), ())
     assert list((cache / "kernels").iterdir()) == []

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pyluo.vm import VM
+
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from pyluo.vm import VM
 
 MODULE = [sys.executable, "-m", "pyluo"]
 
@@ -26,6 +26,36 @@ def test_status_on_a_host_that_can_live_update(shared_vm: VM) -> None:
     assert status["updates"] == 0
     text = shared_vm.run([*MODULE, "status"])
     assert f"Linux {shared_vm.life.release} can live-update" in text.stdout.decode()
+
+
+def test_the_doctor_finds_a_guest_ready(shared_vm: VM) -> None:
+    done = shared_vm.run([*MODULE, "doctor", "live-update", "--json"])
+    assert done.returncode == 0, done.stderr
+    checks = {check["subject"]: check for check in json.loads(done.stdout)["live-update"]}
+    for subject in (
+        "kernel",
+        "access to the device",
+        "memory",
+        "loading the next kernel",
+        "memfds",
+    ):
+        assert checks[subject]["verdict"] == "ready", checks[subject]
+    # The guest has no IOMMU, and says how to get one.
+    assert checks["IOMMU"]["verdict"] == "limited"
+    assert "intel_iommu=on" in checks["IOMMU"]["remedy"]
+
+
+def test_the_doctor_says_what_keeps_a_kernel_from_a_live_update() -> None:
+    with VM(append="liveupdate=off") as vm:
+        vm.run(["sh", "-c", "echo 1 >/proc/sys/kernel/kexec_load_disabled"])
+        vm.run(["sh", "-c", "echo 2 >/proc/sys/vm/memfd_noexec"])
+        done = vm.run([*MODULE, "doctor", "live-update", "--json"])
+    assert done.returncode == 1
+    checks = json.loads(done.stdout)["live-update"]
+    missing = {each["subject"]: each["found"] for each in checks if each["verdict"] == "missing"}
+    assert "liveupdate=on" in missing["kernel"]
+    assert missing["loading the next kernel"] == "kernel.kexec_load_disabled is 1"
+    assert "vm.memfd_noexec=2" in missing["memfds"]
 
 
 def test_kexec_loads_looks_and_unloads(shared_vm: VM) -> None:

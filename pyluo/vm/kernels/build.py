@@ -32,9 +32,11 @@ if TYPE_CHECKING:
 
     from pyluo.vm.kernels.source import FileState, Source
 
-__all__ = ["build", "run_step", "toolchain"]
+__all__ = ["NEEDED_SPACE", "build", "missing_packages", "run_step", "toolchain"]
 
-_NEEDED_SPACE = 3 << 30  # bytes: 1.8 GB of source, 0.4 GB of objects, and some to spare
+NEEDED_SPACE = 3 << 30
+"""How many bytes a build needs: 1.8 GB for the source, 0.4 GB for objects, and some to spare."""
+
 _USUAL_COUNT = 2000  # about how many objects a full build compiles
 _COMPILED = re.compile(r"  (CC|AS|HOSTCC) ")
 _TOOLS = {
@@ -309,23 +311,28 @@ def _digest(source: str, fragments: Sequence[Fragment]) -> str:
 
 
 def _check_tools(fragments: Sequence[Fragment]) -> None:
+    if missing := missing_packages(fragments):
+        raise HarnessError(f"building a kernel needs {' '.join(missing)}", how_to_install(missing))
+
+
+def missing_packages(fragments: Sequence[Fragment] = ()) -> list[str]:
+    """Return what Debian calls the packages that building a kernel needs, and that are missing."""
     missing = [package for tool, package in _TOOLS.items() if shutil.which(tool) is None]
     if not _LIBELF.exists():
         missing.append("libelf-dev")
     if any(each.option == _SIGNING and each.value == "y" for each in merge(fragments)):
         missing += ["openssl"] if shutil.which("openssl") is None else []
         missing += ["libssl-dev"] if not _LIBSSL.exists() else []
-    if missing:
-        raise HarnessError(f"building a kernel needs {' '.join(missing)}", how_to_install(missing))
+    return missing
 
 
 def _check_space(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     free = shutil.disk_usage(folder).free
-    if free < _NEEDED_SPACE:
+    if free < NEEDED_SPACE:
         raise HarnessError(
             f"{folder} has {free / 1e9:.1f} GB of free space, and a build needs "
-            f"{_NEEDED_SPACE / 1e9:.1f} GB",
+            f"{NEEDED_SPACE / 1e9:.1f} GB",
             "free some space, or set XDG_CACHE_HOME to a folder that has enough",
         )
 

@@ -21,7 +21,7 @@ from pyluo.errors import RequestError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["main"]
+__all__ = ["main", "make_parser"]
 
 # The commands of each module, in the order of the help. Only the module of the command that runs is
 # imported, because importing all of them takes half a second in an emulated guest.
@@ -34,8 +34,12 @@ _COMMANDS = {
     "update": ("update",),
     "vm": ("vm",),
     "demo": ("demo",),
+    "completion": ("completion",),
 }
-_HARNESS_MODULES = frozenset({"jinja2", "pyroute2", "pytest", "qemu", "rich"})  # in pyluo[vm]
+# Which extra of the package installs the modules that a command may lack.
+_EXTRAS = {"pyroute2": "net", "shtab": "completion"} | dict.fromkeys(
+    ("jinja2", "pytest", "qemu", "rich"), "vm"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status_if_lost
 
 
-def _make_parser(words: Sequence[str]) -> argparse.ArgumentParser:
+def make_parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
     """Return the parser for a command line; it has all commands unless the first word is one."""
     parser = _Parser(prog="pyluo", description="Live update of the Linux kernel.")
     parser.add_argument("--version", action=_Version, help="show pyluo's version and exit")
@@ -68,7 +72,7 @@ def _make_parser(words: Sequence[str]) -> argparse.ArgumentParser:
 
 def _run(words: Sequence[str]) -> int:
     try:
-        arguments = _make_parser(words).parse_args(words)
+        arguments = make_parser(words).parse_args(words)
         code: int = arguments.run(arguments)
     except RequestError as error:
         return _print_error(str(error), FAILED)
@@ -77,9 +81,10 @@ def _run(words: Sequence[str]) -> int:
     except BrokenPipeError:  # the reader of the output is gone
         return UNAVAILABLE
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in _HARNESS_MODULES:
+        extra = _EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
             raise
-        return _print_error(f"this needs {error.name}: pip install 'pyluo[vm]'", UNAVAILABLE)
+        return _print_error(f"this needs {error.name}: pip install 'pyluo[{extra}]'", UNAVAILABLE)
     except Exception as error:
         return _print_error(str(error), _harness_status(error))
     return code

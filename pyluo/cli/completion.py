@@ -1,0 +1,57 @@
+"""`pyluo completion`: print what a shell needs to complete pyluo's command line."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pyluo.cli.exit import PASSED
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pyluo.cli.parsers import Subparsers
+
+__all__ = ["add_parser"]
+
+# Where each shell looks for completions of a user.
+_PLACES = {
+    "bash": "~/.local/share/bash-completion/completions/pyluo",
+    "fish": "~/.config/fish/completions/pyluo.fish",
+    "zsh": "a file _pyluo in a folder of $fpath",
+}
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the `completion` command."""
+    places = "; ".join(f"for {shell}: {place}" for shell, place in _PLACES.items())
+    parser = subparsers.add_parser(
+        "completion",
+        help="print a script that completes pyluo's command line in a shell",
+        epilog=f"Where the script belongs: {places}.",
+    )
+    parser.add_argument("shell", choices=list(_PLACES), help="the shell")
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    import shtab
+
+    from pyluo.cli import make_parser
+
+    parser = make_parser()
+    for action in _actions(parser):
+        if action.type is Path:
+            action.complete = shtab.FILE  # type: ignore[attr-defined]
+    print(shtab.complete(parser, shell=arguments.shell))
+    return PASSED
+
+
+def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """Yield the actions of a parser and of its commands."""
+    for action in parser._actions:
+        yield action
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from _actions(command)

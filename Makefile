@@ -5,6 +5,7 @@
 #              `debug`, which it builds, for hours: see SOAK_* below
 # make bench   measure times, as ratios of one another: see BENCH_ROUNDS below
 # make man     write the manual page pyluo.1 into build/
+# make types   check by pyright that an installed pyluo has whole types (fetches pyright by pip and npm)
 # make lint    run ruff, mypy and import-linter
 # make clean   remove what the other targets made here; the kernels and roots in the cache stay
 
@@ -39,7 +40,7 @@ ALONE := vm-tests/kvm vm-tests/update
 BENCH_ROUNDS ?= 5
 
 .DELETE_ON_ERROR:
-.PHONY: demo check test soak bench man lint clean packages check-packages
+.PHONY: demo check test soak bench man types lint clean packages check-packages
 
 demo: packages $(BIN)/.vm
 	@$(BIN)/pyluo demo
@@ -82,6 +83,12 @@ man: $(BIN)/.dev
 	$(BIN)/argparse-manpage --module pyluo.cli --function make_parser --prog pyluo \
 		--project-name pyluo --manual-title "User Commands" --output build/pyluo.1
 
+types: $(BIN)/python
+	$(PYTHON) -m venv --clear build/types
+	build/types/bin/pip install -q --disable-pip-version-check '.[vm]' 'pyright[nodejs]'
+	cd build/types && VIRTUAL_ENV=$$PWD PATH=$$PWD/bin:$$PATH \
+		pyright --ignoreexternal --verifytypes pyluo
+
 clean:
 	rm -rf .venv build dist pyluo.egg-info pyluo/_ffi.c pyluo/_ffi.o pyluo/_ffi.*.so .hypothesis
 	rm -rf examples/*/program.elf examples/qemu_live_update/build
@@ -111,7 +118,7 @@ check-packages:
 	if [ $$# != 0 ]; then echo "missing: apt install $$*" >&2; exit 1; fi
 
 # The environment is rebuilt if one of its sources changes.
-WITHOUT_ROOT := $(if $(filter-out check lint man,$(or $(MAKECMDGOALS),demo)),,yes)
+WITHOUT_ROOT := $(if $(filter-out check lint man types,$(or $(MAKECMDGOALS),demo)),,yes)
 $(BIN)/python: | $(if $(WITHOUT_ROOT),check-packages,packages)
 	$(PYTHON) -m venv .venv
 

@@ -264,9 +264,9 @@ class Struct:
     __slots__ = ("_pointer", "name", "size")
 
     def __init__(self, name: str) -> None:
-        self.name = name
+        self.name: str = name
         self._pointer = f"struct {name} *"
-        self.size = int(ffi.sizeof(f"struct {name}"))
+        self.size: int = int(ffi.sizeof(f"struct {name}"))
 
     def offset(self, *members: str) -> int:
         """Return the offset of a member in bytes; of a member of a member, if several are given."""
@@ -336,9 +336,9 @@ class Exported:
             raise TypeError("a writable buffer is needed, such as a mapping made with mmap")
         self._buffer = ffi.from_buffer("char[]", buffer)
         self._writable = writable
-        self.pid = os.getpid()
-        self.address = int(ffi.cast("uintptr_t", self._buffer))
-        self.length = len(self._buffer)
+        self.pid: int = os.getpid()
+        self.address: int = int(ffi.cast("uintptr_t", self._buffer))
+        self.length: int = len(self._buffer)
         self._exported = True
 
     def load(self, offset: int, bits: int) -> int:
@@ -421,7 +421,7 @@ class Ioctl(Operation):
     ) -> None:
         extensible: dict[int, Refusal] = {errno.E2BIG: KernelTooOldError} if size else {}
         super().__init__(name, kind, extensible | dict(refusals or {}))
-        self.struct = Struct(struct)
+        self.struct: Struct = Struct(struct)
         self._number = constant(name)
         self._size_field = size
 

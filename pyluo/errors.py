@@ -81,7 +81,7 @@ class RequestError(OSError):
         self.operation = operation
         self.subject = subject
         # Fill in the release now, because the exception may be pickled and shown on another kernel.
-        self.hint = (hint or self.default_hint).replace("{release}", os.uname().release)
+        self.hint: str = (hint or self.default_hint).replace("{release}", os.uname().release)
 
     def __str__(self) -> str:
         on = f" on {self.subject}" if self.subject else ""

@@ -169,9 +169,9 @@ class GuestRam:
         if len({(stat.st_dev, stat.st_ino) for stat in stats}) < len(stats):
             raise ValueError("the same memfd is there twice")
         self._bounds = [0, *accumulate(sizes)]
-        self.size = self._bounds[-1]
+        self.size: int = self._bounds[-1]
         self._set_policies(numa)
-        self.transparent_huge_pages = transparent_huge_pages
+        self.transparent_huge_pages: bool = transparent_huge_pages
         self._memfds = tuple(memfds)
 
     @classmethod
@@ -486,7 +486,7 @@ class GuestRam:
         return 0 if self._page_size == _PAGE else self._page_size
 
     def _set_policies(self, policies: Iterable[NumaPolicy]) -> None:
-        self.numa = tuple(policies)
+        self.numa: tuple[NumaPolicy, ...] = tuple(policies)
         for policy in self.numa:
             length = self.size - policy.offset if policy.length is None else policy.length
             if length <= 0 or policy.offset + length > self.size:

@@ -46,8 +46,8 @@ class Operation:
         kind: type[RequestError] = RequestError,
         refusals: Mapping[int, Refusal] | None = None,
     ) -> None:
-        self.name = name
-        self.kind = kind
+        self.name: str = name
+        self.kind: type[RequestError] = kind
         self.refusals: dict[int, tuple[type[RequestError], str]] = {}
         for errno, refusal in (refusals or {}).items():
             if isinstance(refusal, tuple):

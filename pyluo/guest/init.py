@@ -27,9 +27,9 @@ from pyluo.guest.heartbeat import Heartbeat
 os.environ["PATH"] = commands.PATH
 mounts.mount_all()
 commands.show_warnings()
-child = os.fork()
+child: int = os.fork()
 if not child:
     worker.run_worker()
-status = Heartbeat().beat_until(child)
+status: int = Heartbeat().beat_until(child)
 print(f"pyluo: the worker ended, wait status {status:#x}", flush=True)
 sys.exit(1)

@@ -17,10 +17,10 @@ from pyluo.guest import commands, worker
 from pyluo.guest.heartbeat import Heartbeat
 
 commands.show_warnings()
-child = os.fork()
+child: int = os.fork()
 if not child:
-    hosts = os.environ["PYLUO_PATH"].split(":")
+    hosts: list[str] = os.environ["PYLUO_PATH"].split(":")
     worker.run_worker([entry for entry in sys.path if entry not in hosts])
-status = Heartbeat().beat_until(child)
+status: int = Heartbeat().beat_until(child)
 print(f"pyluo: the worker ended, wait status {status:#x}", flush=True)
 sys.exit(1)

@@ -46,9 +46,9 @@ class Handoff:
         missing: tuple[str, ...] = (),
     ) -> None:
         self._files = dict(files)
-        self.state = state
-        self.peer = peer
-        self.missing = missing
+        self.state: bytes = state
+        self.peer: Peer | None = peer
+        self.missing: tuple[str, ...] = missing
 
     @property
     def files(self) -> Mapping[str, OwnedFd]:

@@ -68,14 +68,14 @@ class OpenImage:
                 unwrapped (ENOEXEC), or is too large (EFBIG).
             KexecError: the file cannot be opened (ENOENT and others).
         """
-        self.path = os.fspath(path)
+        self.path: str = os.fspath(path)
         self.wrappers: tuple[str, ...] = ()
-        self.initrd = -1
+        self.initrd: int = -1
         self.command_line: str | None = None
         self.header: BzImageHeader | None = None
-        self.is_plain = False
+        self.is_plain: bool = False
         with OPEN_IMAGE.raising(self.path):
-            self.kernel = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self.kernel: int = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             with READ_IMAGE.raising(self.path):
                 self._unwrap()

@@ -106,9 +106,9 @@ class Vcpu(OwnedFd):
         self, fd: int, number: int, run_size: int, msr_indices: tuple[int, ...], xsave_size: int
     ) -> None:
         super().__init__(fd)
-        self.number = number
-        self.msr_indices = msr_indices
-        self.xsave_size = max(xsave_size, Struct("kvm_xsave").size)
+        self.number: int = number
+        self.msr_indices: tuple[int, ...] = msr_indices
+        self.xsave_size: int = max(xsave_size, Struct("kvm_xsave").size)
         self._thread: int | None = None
         with raising("mmap", f"vCPU {number}"):
             self._area = mmap.mmap(fd, run_size)

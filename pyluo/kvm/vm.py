@@ -94,9 +94,9 @@ class VirtualMachine(OwnedFd):
     ) -> None:
         super().__init__(fd)
         self._slots: dict[int, RamMapping | MappedRegisters] = {}
-        self.msr_indices = msr_indices
-        self.run_size = run_size
-        self.adjusts_tsc = adjusts_tsc
+        self.msr_indices: tuple[int, ...] = msr_indices
+        self.run_size: int = run_size
+        self.adjusts_tsc: bool = adjusts_tsc
 
     @classmethod
     def create(cls, kvm: Kvm) -> Self:

@@ -82,12 +82,12 @@ class Contents:
         last_token: int = 0,
     ) -> None:
         self.entries: dict[str, Entry] = {}
-        self.meta = meta or {}
+        self.meta: dict[str, Any] = meta or {}
         self.dependents: dict[str, set[str]] = {}
         self.tokens: set[int] = set()
-        self.last_token = 0
+        self.last_token: int = 0
         self.add(entries)
-        self.unsettled = frozenset(unsettled)
+        self.unsettled: frozenset[str] = frozenset(unsettled)
         self.last_token = max(self.last_token, last_token)
 
     def add(self, entries: Iterable[Entry]) -> None:

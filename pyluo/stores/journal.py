@@ -63,7 +63,7 @@ class Journal:
     """
 
     def __init__(self, name: str, keep: Callable[[], None]) -> None:
-        self.contents = Contents()
+        self.contents: Contents = Contents()
         self._keep = keep
         self._name = name
         self._segments: dict[int, _Segment] = {}

@@ -177,7 +177,7 @@ class ConfigSpace(Region):
 
     __slots__ = ()
 
-    widths = (8, 16, 32)
+    widths: tuple[int, ...] = (8, 16, 32)
 
     @property
     def vendor_id(self) -> int:

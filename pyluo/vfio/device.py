@@ -170,7 +170,7 @@ class VfioDevice(OwnedFd):
         self._iommu_device: IommuDevice | None = None
         self._attached: dict[int | None, IommuObject] = {}
         self._mappings: weakref.WeakSet[RegionMapping] = weakref.WeakSet()
-        self.may_sleep = False
+        self.may_sleep: bool = False
 
     @classmethod
     def open(cls, device: PciDevice | str | os.PathLike[str]) -> Self:

@@ -64,7 +64,7 @@ class Irq:
 
     def __init__(self, device: OpenDevice, info: IrqInfo) -> None:
         self._device = device
-        self.info = info
+        self.info: IrqInfo = info
 
     def enable(self, eventfds: Sequence[Descriptor | int | None], *, first: int = 0) -> None:
         """Connect vectors to eventfds, and enable this type of interrupts.

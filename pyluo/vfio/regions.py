@@ -84,7 +84,7 @@ class Region(Registers):
 
     def __init__(self, device: MappableDevice, info: RegionInfo) -> None:
         self._device = device
-        self.info = info
+        self.info: RegionInfo = info
 
     def read(self, length: int, offset: int) -> bytes:
         """Return exactly `length` bytes from `offset`; the kernel chooses the width of accesses.
@@ -246,7 +246,7 @@ class RegionMapping(MappedRegisters):
             subject=subject(device, f"region {info.index}: {area}"),
         )
         self._device = device
-        self.area = area
+        self.area: Area = area
         device.add_mapping(self)
 
     def close(self) -> None:

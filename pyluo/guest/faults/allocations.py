@@ -43,7 +43,7 @@ class NthFails:
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.injected = False
+        self.injected: bool = False
         self._fd = -1
 
     def __enter__(self) -> Self:

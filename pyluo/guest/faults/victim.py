@@ -68,13 +68,13 @@ class Victim:
     ) -> None:
         parent_end, child_end = socket.socketpair()
         self._alive = True
-        self.pid = os.fork()
+        self.pid: int = os.fork()
         if not self.pid:
             parent_end.close()
             _run_steps(steps, stop_at, share, child_end)
         child_end.close()
         with parent_end:
-            self.shared = self._wait(parent_end, stop_at, share)
+            self.shared: dict[str, int] = self._wait(parent_end, stop_at, share)
 
     def kill(self) -> None:
         """Kill the process by SIGKILL, and wait until it ended; killing it twice does nothing."""

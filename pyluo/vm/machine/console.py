@@ -60,7 +60,7 @@ class Console:
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
         self._more = asyncio.Event()
         self.reports: list[Report] = []
-        self.last_output = time.monotonic()
+        self.last_output: float = time.monotonic()
         self.left: float | None = None
 
     async def read(self, stream: asyncio.StreamReader) -> None:

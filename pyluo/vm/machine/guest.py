@@ -71,18 +71,18 @@ class Guest:
         silence: float | None = None,
         vmcores: Path | None = None,
     ) -> None:
-        self.process = QemuProcess(machine)
-        self.console = Console(
+        self.process: QemuProcess = QemuProcess(machine)
+        self.console: Console = Console(
             self._note_new_kernel,
             lambda report: self.watch.take_report(report),
             lambda report: self.watch.take_fatal_report(report),
         )
-        self.lives = Lives(kernel, self.console)
+        self.lives: Lives = Lives(kernel, self.console)
         self._qmp = QMPClient("pyluo")
         # It logs the end of its tasks as errors, and all that matters here is raised.
         self._qmp.logger.setLevel(logging.CRITICAL + 1)
         self._vitals = Vitals(self.console)
-        self.watch = Watch(
+        self.watch: Watch = Watch(
             self.process,
             self.console,
             self._qmp,

@@ -54,7 +54,7 @@ class Lives:
         self._next: Kernel | None = None
         self._next_began = False
         self.current: Life | None = None
-        self.number = 1
+        self.number: int = 1
 
     @property
     def kernel(self) -> Kernel:

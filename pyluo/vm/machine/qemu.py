@@ -28,6 +28,7 @@ from pyluo.vm.machine.accelerator import Accelerator
 from pyluo.vm.packages import how_to_install
 
 if TYPE_CHECKING:
+    import io
     from collections.abc import Mapping
 
 __all__ = ["BINARY", "Machine", "QemuProcess", "find_binary", "nests", "version"]
@@ -205,7 +206,7 @@ class QemuProcess:
 
     def __init__(self, machine: Machine) -> None:
         binary = find_binary()
-        self.folder = Path(tempfile.gettempdir(), f"pyluo-{secrets.token_hex(8)}")
+        self.folder: Path = Path(tempfile.gettempdir(), f"pyluo-{secrets.token_hex(8)}")
         self._alive = self._status = -1
         self.sockets: dict[str, socket.socket] = {}
         qemu_sockets: list[socket.socket] = []
@@ -224,7 +225,7 @@ class QemuProcess:
         console, console_input = os.pipe()
         with suppress(OSError):  # the user may have reached the limit for large pipes
             fcntl.fcntl(console_input, fcntl.F_SETPIPE_SZ, _CONSOLE_BUFFER)
-        self.console = os.fdopen(console, "rb", buffering=0)
+        self.console: io.FileIO = os.fdopen(console, "rb", buffering=0)
         path = f"/dev/fd/{console_input},logfile={_escape(self.console_log)}"
         command += ["-chardev", f"file,id=console,path={path}"]
         alive, self._alive = os.pipe()
@@ -259,7 +260,7 @@ class QemuProcess:
                 os.close(texts)
             for other in qemu_sockets:
                 other.close()
-        self.pid = 0
+        self.pid: int = 0
         self._reports: asyncio.StreamReader | None = None
 
     @property

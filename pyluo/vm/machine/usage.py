@@ -105,4 +105,4 @@ class Usage:
         return self.before.get(id(guest), Position())
 
 
-usage = Usage()
+usage: Usage = Usage()

@@ -78,7 +78,7 @@ class HostUserland:
     """
 
     def __init__(self, network: bool) -> None:
-        self.root = Path("/")
+        self.root: Path = Path("/")
         self.mapped = False
         self.files: Mapping[str, str] | None = None
         self.options: Sequence[str] = ()
@@ -195,8 +195,8 @@ class RootUserland:
     """
 
     def __init__(self, root: Root, network: bool, units: Mapping[str, str]) -> None:
-        self.root = root.folder
-        self.mapped = root.owned
+        self.root: Path = root.folder
+        self.mapped: bool = root.owned
         self.options: Sequence[str] = _SYSTEMD_OPTIONS
         self.settings: Sequence[str] = _SETTINGS
         self.has_systemd = True

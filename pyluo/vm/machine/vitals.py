@@ -32,7 +32,7 @@ class Vitals:
         self._console = console
         self._last_beat = time.monotonic()
         self._writer: asyncio.StreamWriter | None = None
-        self.excused = self._last_beat
+        self.excused: float = self._last_beat
         self.traces_shown: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def listen(self, stream: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -150,7 +150,7 @@ class VM:
         self._notes = count(1)  # numbers the lines that `check` writes to the kernel's log
         self._settings = ""
         self._used = False  # whether there was a request or a jump since the last check
-        self.requests = 0
+        self.requests: int = 0
         self._loop: LoopThread | None = None
         self._guest: Guest | None = None
 

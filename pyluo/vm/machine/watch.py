@@ -83,12 +83,12 @@ class Watch:
         self._shutdown: asyncio.Future[str] = loop.create_future()  # QEMU's ShutdownCause
         self._awaited: set[asyncio.Future[Any]] = set()
         self._tasks: list[asyncio.Task[None]] = []
-        self.dying = False
+        self.dying: bool = False
         self.death: asyncio.Future[GuestCrash | HarnessError] = loop.create_future()
         self.expected: frozenset[Cause] = frozenset()
-        self.silence = float("inf")
-        self.death_raised = False
-        self.reports_before_request = 0
+        self.silence: float = float("inf")
+        self.death_raised: bool = False
+        self.reports_before_request: int = 0
 
     @property
     def dead(self) -> bool:

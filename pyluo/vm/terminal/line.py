@@ -31,7 +31,7 @@ class Line:
         self._boot_id = ""
         self._outgoing = b""
         self._incoming = b""
-        self.closed = False
+        self.closed: bool = False
 
     def fileno(self) -> int:
         """Return the descriptor of the port, for poll(2)."""

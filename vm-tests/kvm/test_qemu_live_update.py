@@ -147,13 +147,16 @@ def test_a_connection_with_a_vm_outlives_five_jumps(host: VM, kernel: Kernel) ->
     with Stream(host.forward(PORT, ADDRESS)) as stream:
         for _ in range(guest_vmm.hops(JUMPS)):
             stream.wait_for_more()
-            said_before, _ = host.call(guest_vmm.store, "net")
+            said_before, checksums = host.call(guest_vmm.store, "net")
             said += said_before
             host.call(guest_bridge.preserve)
             host.live_update()
+            in_store = host.call(guest_vmm.checksums_in_store, "net")
+            assert changed_pages(checksums, in_store) == []
             host.call(guest_bridge.replay)
             resume(host, "net")
             stream.wait_for_more()
+            assert host.call(guest_vmm.own_memory, "net") < 32 << 20
         stream.finish()
         host.call(guest_vmm.wait_for_text, "net", f" received={stream.sent} ")
         check(said + host.call(guest_vmm.said, "net"), cpus=1)

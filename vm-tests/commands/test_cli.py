@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 from typing import TYPE_CHECKING
 
 import pytest
@@ -88,6 +89,28 @@ def test_the_demo_fails_when_a_byte_is_flipped() -> None:
     done = pyluo("demo", "--corrupt")
     assert done.returncode == 1
     assert b"FAILED" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["true", "echo c >/proc/sysrq-trigger"])
+def test_a_report_has_all_about_a_run_whatever_came_of_it(tmp_path: Path, command: str) -> None:
+    file = tmp_path / "report.tar.gz"
+    words = ["--before", "true", "--after", f"sh -c '{command}'"]
+    done = pyluo("vm", "live-update", *words, "--report", os.fspath(file))
+    assert done.returncode == (0 if command == "true" else 1), done.stderr
+    with tarfile.open(file) as archive:
+        texts = {
+            name.removeprefix("pyluo-report/"): archive.extractfile(name).read().decode()  # type: ignore[union-attr]
+            for name in archive.getnames()
+        }
+    assert ("GuestCrash" in texts["outcome.txt"]) == (command != "true")
+    assert ("sysrq: Trigger a crash" in texts["guest-1/console.txt"]) == (command != "true")
+    [jump] = json.loads(texts["guest-1/jumps.json"])["jumps"]
+    assert jump["blackout"] > 0
+    [config] = [name for name in texts if name.startswith("kernels/")]
+    assert "CONFIG_LIVEUPDATE=y" in texts[config].splitlines()
+    assert texts["command.txt"].startswith("pyluo vm live-update --before true")
+    assert {"pyluo", "python", "host"} == set(json.loads(texts["versions.json"]))
+    assert os.path.expanduser("~") + "/" not in "".join(texts.values())
 
 
 @pytest.mark.parametrize(("command", "status"), [("exit 5", 5), ("kill -9 $$", 137)])

@@ -280,8 +280,9 @@ def test_the_bodies_of_marked_tests_run_in_the_guest(
     outcome.stdout.fnmatch_lines(["*usefixtures('vm')*"])
 
 
-def test_the_readmes_own_test_passes_as_it_stands(pytester: pytest.Pytester) -> None:
-    blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+@pytest.mark.parametrize("page", [README, README.with_name("CONTRIBUTING.md")])
+def test_a_pages_own_test_passes_as_it_stands(pytester: pytest.Pytester, page: Path) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
     (example,) = (block for block in blocks if "def test_" in block)
     pytester.makepyfile(example)
     pytester.runpytest_subprocess().assert_outcomes(passed=1)

@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from pyluo.cli.exit import FAILED, PASSED, USAGE
-from pyluo.cli.vm import program
+from pyluo.cli.vm import program, report
 from pyluo.vm.machine import options
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def add_parser(subparsers: Subparsers) -> None:
     update = subparsers.add_parser("live-update", help="live-update a guest, once or many times")
     options.add(update.add_argument)
     program.add_timeout(update)
+    report.add_option(update)
     update.add_argument(
         "--before",
         type=_split_command,
@@ -51,7 +52,8 @@ def _live_update(arguments: argparse.Namespace) -> int:
 
     guest = options.GuestOptions.of(arguments)
     kernel, to = guest.find_kernel(), guest.find_next()
-    tally = hops.run_hops(lambda: guest.guest(kernel, to), arguments.hops)
+    with report.written(arguments.report, [kernel, to]):
+        tally = hops.run_hops(lambda: guest.guest(kernel, to), arguments.hops)
     if arguments.json:
         failures = [{"cause": each.cause.value, "text": str(each)} for each in tally.failures]
         data = {"hops": tally.hops, "landed": tally.landed, "median_blackout": tally.median}
@@ -65,7 +67,9 @@ def _live_update(arguments: argparse.Namespace) -> int:
 def _run_before_and_after(arguments: argparse.Namespace) -> int:
     """Run a program on the first kernel and another one on the last; return the exit status."""
     before, after = (command or ["true"] for command in (arguments.before, arguments.after))
-    with options.GuestOptions.of(arguments).guest() as vm:
+    guest = options.GuestOptions.of(arguments)
+    kernel, to = guest.find_kernel(), guest.find_next()
+    with report.written(arguments.report, [kernel, to]), guest.guest(kernel, to) as vm:
         if status := program.relay(vm, before, arguments.timeout):
             return status
         for _ in range(arguments.hops):

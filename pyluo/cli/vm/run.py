@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pyluo.cli.vm import program
+from pyluo.cli.vm import program, report
 from pyluo.vm.machine import options
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ def add_parser(subparsers: Subparsers) -> None:
     run = subparsers.add_parser("run", help="run a program in a fresh guest")
     options.add(run.add_argument, without=["to"])
     program.add_timeout(run)
+    report.add_option(run)
     run.add_argument(
         "command", nargs="+", metavar="CMD", help="the program and its arguments, after --"
     )
@@ -27,5 +28,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    with options.GuestOptions.of(arguments).guest() as vm:
+    guest = options.GuestOptions.of(arguments)
+    kernel = guest.find_kernel()
+    with report.written(arguments.report, [kernel]), guest.guest(kernel) as vm:
         return program.relay(vm, arguments.command, arguments.timeout)

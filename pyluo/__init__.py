@@ -8,7 +8,8 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # what every import of pyluo imports must be quick: typing is not
 if TYPE_CHECKING:
-    from pyluo import handoff, iommufd, kexec, kho, kvm, network, update, vfio
+    from pyluo import handoff, iommufd, kexec, kho, kvm, update, vfio
+    from pyluo import network as network
     from pyluo.descriptor import OwnedFd
     from pyluo.errors import (
         AlreadyPreservedError,
@@ -125,7 +126,6 @@ __all__ = [
     "kexec",
     "kho",
     "kvm",
-    "network",
     "session_from_fd",
     "update",
     "vfio",

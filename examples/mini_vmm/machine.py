@@ -75,10 +75,10 @@ class Machine:
     A machine with more than that overrides `record` and `rebuild`.
 
     Attributes:
-        moves: whether it can move to another process of the same kernel by its state alone.
+        is_movable: whether it can move to another process of the same kernel by its state alone.
     """
 
-    moves = True
+    is_movable = True
 
     def __init__(self, ram: GuestRam, cpus: int) -> None:
         self.serial = SerialPort()

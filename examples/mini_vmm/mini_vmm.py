@@ -69,7 +69,7 @@ class StillHere(Exception):
 # Makes a machine with this RAM and so many vCPUs.
 MakeMachine = Callable[[GuestRam, int], Machine]
 # What a VMM is asked for: a signal, a successor's connection, or what the coordinator wants.
-Event = int | socket.socket | update.Wish
+Event = int | socket.socket | update.Event
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +176,7 @@ class Vmm:
                     self._run_on()
                 with suppress(RequestError):  # the coordinator has gone; it will be heard of
                     self._coordinator.running(event)
-            case update.Left() if is_stored and self._stored_for_update:
+            case update.CoordinatorLost() if is_stored and self._stored_for_update:
                 self._run_on()
         return True
 
@@ -198,9 +198,10 @@ class Vmm:
 
     def _prepare(self, prepare: update.Prepare, is_stored: bool) -> None:
         """Store the VM for an update, and say so, or why not."""
-        self._stored_for_update = not is_stored
+        if not is_stored:
+            self._stored_for_update = self._put_into_store()
         with suppress(RequestError):  # the coordinator has gone; it will be heard of
-            if is_stored or self._put_into_store():
+            if self._is_stored:
                 self._coordinator.ready(prepare, [self._name])
             else:
                 self._coordinator.unable(prepare, "see what its VMM says")
@@ -212,7 +213,7 @@ class Vmm:
     def _run_machine(self) -> None:
         # In this order: a VM that runs has no state that could be taken for its own.
         kvm.VmState.erase(self._state_file)
-        self._is_stored = False
+        self._is_stored = self._stored_for_update = False
         self._machine.run()
 
     def _put_into_store(self) -> bool:
@@ -332,7 +333,7 @@ class Vmm:
             self._listen()
 
     def _require_movable(self) -> None:
-        if not self._machine.moves:
+        if not self._machine.is_movable:
             raise StillHere("it has a device, which only a jump can carry over")
         if self._store.keeper is None:
             raise StillHere("its store has no keeper, who could give it to another program")

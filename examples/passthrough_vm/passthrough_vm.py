@@ -52,7 +52,7 @@ class PassthroughMachine(Machine):
         address: the PCI address of the device, if the VM is new.
     """
 
-    moves = False  # the device would have to: see `pyluo.handoff`
+    is_movable = False  # the device would have to: see `pyluo.handoff`
 
     def __init__(self, ram: GuestRam, cpus: int, address: str | None = None) -> None:
         super().__init__(ram, cpus)
@@ -60,7 +60,7 @@ class PassthroughMachine(Machine):
         self._address = address
         self._device: VfioDevice
         self._event = OwnedFd(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
-        self._is_connected = False
+        self._line_is_connected = self._msi_is_enabled = False
 
     def record(self, store: OutgoingStore) -> None:
         """Give the VM the device, and add to the store where it is and what it reaches."""
@@ -77,14 +77,12 @@ class PassthroughMachine(Machine):
         """Give the VM the device that it had, which reaches what it reached."""
         iommufd = self._open(str(store.meta[_KEY]))
         IoasLayout.load(store).rebuild(iommufd, store, [self._device])
+        self._connect()  # now, while this can still be tried again
 
     def run(self) -> None:
-        """Connect the device's interrupts, let it do DMA, and run the VM."""
-        if not self._is_connected:
-            self._device.config.set_bus_master(True)
-            self.vm.connect_irq(self._event, _LINE)
-            self._device.irq(PciIrq.MSI).enable([self._event])
-            self._is_connected = True
+        """Let the device do DMA, and run the VM."""
+        self._connect()
+        self._device.config.set_bus_master(True)
         super().run()
 
     def pause(self) -> None:
@@ -100,11 +98,26 @@ class PassthroughMachine(Machine):
             if time.monotonic() > until:
                 raise RequestError(errno.ETIMEDOUT, "wait for the device", str(self._device))
             time.sleep(_POLL)
-        # In this order: each interrupt is in the VM's interrupt controller when this returns.
-        self._device.irq(PciIrq.MSI).disable()
-        self.vm.disconnect_irq(self._event, _LINE)
+        self._disconnect()
         self._device.config.set_bus_master(False)
-        self._is_connected = False
+
+    def _connect(self) -> None:
+        """Connect the device's interrupts with the VM, as far as they are not."""
+        if not self._line_is_connected:
+            self.vm.connect_irq(self._event, _LINE)
+            self._line_is_connected = True
+        if not self._msi_is_enabled:
+            self._device.irq(PciIrq.MSI).enable([self._event])
+            self._msi_is_enabled = True
+
+    def _disconnect(self) -> None:
+        """Undo `_connect`: each interrupt is in the VM's interrupt controller then."""
+        if self._msi_is_enabled:
+            self._device.irq(PciIrq.MSI).disable()
+            self._msi_is_enabled = False
+        if self._line_is_connected:
+            self.vm.disconnect_irq(self._event, _LINE)
+            self._line_is_connected = False
 
     def _open(self, address: str) -> IommuFd:
         """Open the device, show its registers to the VM, and bind it to a new iommufd."""

@@ -48,13 +48,13 @@ if TYPE_CHECKING:
 
     from pyluo import OwnedFd
 
-_FORMAT = StateFormat("qemuLive", 1)
+_FORMAT = StateFormat("qemuLive", 2)
 _PAUSED_AT = struct.Struct("=d")  # before what QEMU gives: CLOCK_REALTIME in seconds since 1970
 _MIB = 1 << 20
 _STATE_ROOM = 8 << 10  # KiB; a state has about 300 KiB, and more with every device and its firmware
 _PATIENCE = 60.0  # seconds for QEMU to start, to give a state or to take one
 _POLL = 0.01  # seconds
-Events = asyncio.Queue["int | update.Wish"]
+Events = asyncio.Queue["int | update.Event"]
 _SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
 
@@ -293,7 +293,7 @@ class Vm:
             if await self._do(event.result()):
                 return 0
 
-    async def _do(self, event: int | update.Wish) -> bool:
+    async def _do(self, event: int | update.Event) -> bool:
         """Do what an event asks for; return whether the VM has ended."""
         is_stored = self._is_stored
         match event:
@@ -315,15 +315,16 @@ class Vm:
                     await self._run_on()
                 with suppress(RequestError):  # the coordinator has gone; it will be heard of
                     self._coordinator.running(event)
-            case update.Left() if is_stored and self._stored_for_update:
+            case update.CoordinatorLost() if is_stored and self._stored_for_update:
                 await self._run_on()
         return False
 
     async def _prepare(self, prepare: update.Prepare, is_stored: bool) -> None:
         """Store the VM for an update, and say so, or why not."""
-        self._stored_for_update = not is_stored
+        if not is_stored:
+            self._stored_for_update = await self._put_into_store()
         with suppress(RequestError):  # the coordinator has gone; it will be heard of
-            if is_stored or await self._put_into_store():
+            if self._is_stored:
                 self._coordinator.ready(prepare, [self._name])
             else:
                 self._coordinator.unable(prepare, "see what its VMM says")
@@ -353,7 +354,7 @@ class Vm:
     async def _go_on(self) -> None:
         # In this order: a VM that runs has no state that could be taken for its own.
         _FORMAT.erase(self._state_file)
-        self._is_stored = False
+        self._is_stored = self._stored_for_update = False
         await self._qemu.go_on()
 
     def _end(self, status: int) -> int:

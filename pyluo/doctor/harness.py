@@ -47,20 +47,24 @@ def _check_qemu() -> Iterator[Check]:
 
     try:
         qemu = find_binary()
-        yield Check("QEMU", Verdict.READY, version(qemu))
-        choice = Choice.make(qemu)
-        is_emulated = choice.accelerator is Accelerator.TCG
-        found = f"{choice.accelerator.value} ({choice.reason})"
-        remedy = "guests are emulated, which takes some three times as long" if is_emulated else ""
-        verdict = Verdict.LIMITED if is_emulated else Verdict.READY
-        yield Check("accelerator", verdict, found, remedy)
-        if is_emulated and not nests(qemu):
-            found = f"{version(qemu)} does not emulate two VMs in one guest"
-            yield Check("VMs in guests", Verdict.LIMITED, found, "use QEMU 10 or newer")
+        described = version(qemu)
     except HarnessError as error:
         yield Check("QEMU", Verdict.MISSING, error.problem, error.remedy)
-    except (OSError, subprocess.SubprocessError) as error:
-        yield Check("QEMU", Verdict.MISSING, str(error), "install it anew")
+        return
+    yield Check("QEMU", Verdict.READY, described)
+    try:
+        choice = Choice.make(qemu)
+    except (HarnessError, OSError, subprocess.SubprocessError) as error:
+        remedy = error.remedy if isinstance(error, HarnessError) else "PYLUO_ACCEL=tcg does without"
+        yield Check("accelerator", Verdict.MISSING, str(error), remedy)
+        return
+    is_emulated = choice.accelerator is Accelerator.TCG
+    verdict = Verdict.LIMITED if is_emulated else Verdict.READY
+    remedy = "guests are emulated, which takes some three times as long" if is_emulated else ""
+    yield Check("accelerator", verdict, f"{choice.accelerator.value} ({choice.reason})", remedy)
+    if is_emulated and not nests(qemu):
+        found = f"{described} does not emulate two VMs in one guest"
+        yield Check("VMs in guests", Verdict.LIMITED, found, "use QEMU 10 or newer")
 
 
 def _check_guests() -> Check:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import resource
-import shutil
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 from pyluo import guards, kho
 from pyluo.build_config import BuildConfig
 from pyluo.doctor.check import Check, Verdict
+from pyluo.keepers.systemd import systemd_is_running
 from pyluo.liveupdate import DEVICE
 from pyluo.memfd import forbids_executable_memfds
 
@@ -24,7 +24,6 @@ __all__ = ["check_live_update"]
 _MIB = 1 << 20
 _LITTLE_MEMORY = 64 * _MIB  # bytes that can still be preserved
 _USUAL_FILES = 1024  # the usual limit of open files
-_SYSTEMD = Path("/run/systemd/system")  # sd_booted(3)
 _KEEPS_SESSIONS = 261  # the first version of systemd that carries them over `systemctl kexec`
 _LOAD_DISABLED = Path("/proc/sys/kernel/kexec_load_disabled")
 _LOCKDOWN = Path("/sys/kernel/security/lockdown")
@@ -156,12 +155,10 @@ def _check_kvm() -> Check:
 
 def _check_systemd() -> Check:
     subject = "systemd"
-    if not _SYSTEMD.exists():
+    if not systemd_is_running():
         found = "it is not the first process: a holder process keeps sessions, pyluo itself jumps"
         return Check(subject, Verdict.READY, found)
-    command = shutil.which("systemctl") or "systemctl"
-    done = subprocess.run([command, "--version"], capture_output=True, text=True, check=False)
-    match = re.match(r"systemd (\d+)", done.stdout)
+    match = re.match(r"systemd (\d+)", _ask_systemctl("--version")[1])
     if match is None:
         return Check(subject, Verdict.LIMITED, "its version is unknown", "see systemctl --version")
     version = int(match[1])
@@ -179,8 +176,16 @@ def _describe_coordinator() -> str:
 
 
 def _serves() -> bool:
-    command = ["systemctl", "is-active", "--quiet", "pyluo-update.service"]
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    return _ask_systemctl("is-active", "--quiet", "pyluo-update.service")[0] == 0
+
+
+def _ask_systemctl(*words: str) -> tuple[int, str]:
+    """Return the status and the output of systemctl; 127 and nothing if there is none."""
+    try:
+        done = subprocess.run(["systemctl", *words], capture_output=True, text=True, check=False)
+    except OSError:
+        return 127, ""
+    return done.returncode, done.stdout
 
 
 def _read(path: Path) -> str:

@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any
 from pyluo.descriptor import OwnedFd
 from pyluo.errors import KeeperError, NotPermittedError, RequestError
 from pyluo.keepers.keeper import Keeper
+from pyluo.keepers.systemd import systemd_is_running
 from pyluo.liveupdate import LiveUpdate
 from pyluo.operation import Operation, raising
 from pyluo.peer import peer_credentials, same_user
@@ -303,7 +304,7 @@ def _out_of_the_service() -> list[str]:
         group = file.read().strip().rpartition(":")[2]
         services = [part for part in group.split("/") if part.endswith(".service")]
         of_user = [part for part in services if part.startswith("user@")]
-        if len(services) == len(of_user) or not os.path.isdir("/run/systemd/system"):
+        if len(services) == len(of_user) or not systemd_is_running():
             return []
         if shutil.which("systemd-run"):
             manager = ["--user"] if of_user else []

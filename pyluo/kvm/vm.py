@@ -213,8 +213,8 @@ class VirtualMachine(OwnedFd):
     def connect_irq(self, event: Descriptor | int, line: int) -> None:
         """Let an eventfd raise an interrupt line, with an edge for each time it is signalled.
 
-        The kernel does so by itself, for example for interrupts of a device that VFIO signals. The
-        eventfd's owner need not keep it open.
+        The kernel does so by itself, for example for interrupts of a device that VFIO signals. When
+        the last descriptor of the eventfd is closed, that ends, whoever still signals it.
 
         Args:
             event: the eventfd.

@@ -5,20 +5,25 @@ from __future__ import annotations
 import ipaddress
 import socket
 import struct
+import time
 from typing import TYPE_CHECKING
 
-from pyroute2.netlink.rtnl.ifaddrmsg import IFA_F_TENTATIVE
+from pyroute2.netlink.rtnl.ifaddrmsg import IFA_F_DADFAILED, IFA_F_TENTATIVE
 from pyroute2.netlink.rtnl.ifinfmsg import IFF_LOOPBACK, IFF_NOARP, IFF_UP
 
+from pyluo.errors import RequestError
 from pyluo.network.netlink import connect, off_event_loops
 from pyluo.operation import Operation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["announce"]
+__all__ = ["announce", "announce_interfaces"]
 
 _ANNOUNCE = Operation("announce addresses")
+_POLL = 0.1  # seconds
+_SILENT = IFF_LOOPBACK | IFF_NOARP  # interfaces without neighbours
+_TENTATIVE = IFA_F_TENTATIVE | IFA_F_DADFAILED
 _ETHERTYPE_ARP = 0x0806
 _ETHERNET = struct.Struct("!6s6sH")
 _ARP = struct.Struct("!HHBBH6s4s6s4s")  # RFC 826
@@ -33,37 +38,86 @@ _HOP_LIMIT = 255
 
 
 @off_event_loops
-def announce(names: Sequence[str]) -> None:
+def announce(names: Sequence[str], *, wait: float = 0.0) -> None:
     """Send gratuitous ARP, and unsolicited neighbour advertisements, for all addresses.
 
-    Interfaces that are down, or have no neighbours, are passed over.
+    Whoever hears them sends to this host again at once. Interfaces that are down, or have no
+    neighbours, are passed over. What is sent by hardware without a carrier is lost.
 
     Args:
         names: the names of the interfaces.
+        wait: for how many seconds to wait for a carrier, which hardware has a while after it was
+            brought up; what has one is announced at once, and again after such a wait.
 
     Raises:
-        RequestError: the caller may not send such packets, without CAP_NET_RAW (EPERM).
+        ExceptionGroup: of a RequestError for each address that cannot be announced: the caller may
+            not send such packets, without CAP_NET_RAW (EPERM).
 
     Source: RFC 5227, 3; RFC 4861, 7.2.6
     """
+    announce_interfaces([index for name in names if (index := _find(name))])
+    until = time.monotonic() + wait
+    has_waited = False
+    while time.monotonic() < until and not all(map(_has_carrier, names)):
+        has_waited = True
+        time.sleep(_POLL)  # an interface without a driver that tells of its carrier has one
+    if has_waited:
+        announce_interfaces([index for name in names if (index := _find(name))])
+
+
+def announce_interfaces(indexes: Sequence[int]) -> None:
+    """Announce the addresses of interfaces, as `announce` does.
+
+    Args:
+        indexes: the indexes of the interfaces.
+
+    Raises:
+        ExceptionGroup: as `announce`.
+    """
+    failures: list[RequestError] = []
     with connect(_ANNOUNCE) as netlink:
+        links = {link["index"]: link for link in netlink.get_links()}
         addresses = list(netlink.get_addr())
-        for link in netlink.get_links():
-            flags, name = link["flags"], link.get("ifname")
-            if name not in names or not flags & IFF_UP or flags & (IFF_LOOPBACK | IFF_NOARP):
-                continue
-            hardware = bytes.fromhex((link.get("IFLA_ADDRESS") or "").replace(":", ""))
-            if len(hardware) != 6:
-                continue
-            for message in addresses:
-                # The kernel still asks whether somebody else has it, and then announces it.
-                is_tentative = message.get("IFA_FLAGS", 0) & IFA_F_TENTATIVE
-                if message["index"] != link["index"] or is_tentative:
-                    continue
+    for message in addresses:
+        link = links.get(message["index"])
+        # A tentative one is announced by the kernel, once nobody else turns out to have it.
+        if (
+            link is None
+            or message["index"] not in indexes
+            or message.get("IFA_FLAGS", 0) & _TENTATIVE
+        ):
+            continue
+        hardware = bytes.fromhex((link.get("IFLA_ADDRESS") or "").replace(":", ""))
+        if not link["flags"] & IFF_UP or link["flags"] & _SILENT or len(hardware) != 6:
+            continue
+        address = message.get("IFA_LOCAL") or message.get("IFA_ADDRESS")
+        try:
+            with _ANNOUNCE.raising(f"{address} of {link.get('ifname')}"):
                 if message["family"] == socket.AF_INET:
-                    _send_arp(name, hardware, message.get("IFA_LOCAL"))
+                    _send_arp(link.get("ifname"), hardware, address)
                 else:
-                    _send_advertisement(link["index"], hardware, message.get("IFA_ADDRESS"))
+                    _send_advertisement(link["index"], hardware, address)
+        except RequestError as error:
+            failures.append(error)
+    if failures:
+        raise ExceptionGroup("not all addresses could be announced", failures)
+
+
+def _find(name: str) -> int:
+    """Return the index of an interface; 0 if there is none."""
+    try:
+        return socket.if_nametoindex(name)
+    except OSError:
+        return 0
+
+
+def _has_carrier(name: str) -> bool:
+    """Return whether an interface has a carrier, or is down or gone."""
+    try:
+        with open(f"/sys/class/net/{name}/carrier") as file:
+            return file.read().strip() == "1"
+    except OSError:
+        return True
 
 
 def _send_arp(name: str, hardware: bytes, text: str) -> None:

@@ -1,4 +1,4 @@
-"""Requests to the kernel's network by netlink, with the errors of pyluo."""
+"""Requests to the kernel's network by netlink, and what its messages say."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from pyluo.operation import Operation
 
-__all__ = ["connect", "off_event_loops", "request"]
+__all__ = ["connect", "off_event_loops", "read_data", "read_kind", "read_vlans", "request"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -71,3 +71,36 @@ def request(netlink: IPRoute, kind: int, flags: int, message: Any) -> None:
     message["header"]["flags"] = flags
     # pyroute2's only synchronous call for a message that somebody else has made.
     netlink.nlm_request_batch([message])
+
+
+def read_kind(message: Any) -> str:
+    """Return the kind of an interface; empty for hardware.
+
+    Args:
+        message: the message that describes the interface.
+    """
+    information = message.get("IFLA_LINKINFO")
+    return (information and information.get("IFLA_INFO_KIND")) or ""
+
+
+def read_data(message: Any, name: str = "IFLA_INFO_DATA") -> Any:
+    """Return what the kernel tells of the kind of an interface; None if nothing.
+
+    Args:
+        message: the message that describes the interface.
+        name: "IFLA_INFO_SLAVE_DATA" for what it tells of a port.
+    """
+    information = message.get("IFLA_LINKINFO")
+    return information and information.get(name)
+
+
+def read_vlans(message: Any) -> Iterator[tuple[int, int]]:
+    """Yield the number and the flags of each VLAN that a bridge, or a port of one, lets through.
+
+    Args:
+        message: the message of `IPRoute.get_vlans` that describes the interface; None if none does.
+    """
+    specification = message and message.get("IFLA_AF_SPEC")
+    for name, value in (specification or {}).get("attrs", ()):
+        if name == "IFLA_BRIDGE_VLAN_INFO":
+            yield value["vid"], value["flags"]

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 import time
 from errno import ENODEV
 from typing import TYPE_CHECKING, Any
 
 from pyroute2.netlink import nla_slot
-from pyroute2.netlink.rtnl import ifaddrmsg, ndmsg, rt_proto, rt_scope, rt_type
+from pyroute2.netlink.rtnl import ifaddrmsg, ndmsg, rt_proto, rt_type
 from pyroute2.netlink.rtnl.ifinfmsg import IFF_UP
 from pyroute2.netlink.rtnl.ifinfmsg.plugins.vlan import flags as vlan_flags
 from pyroute2.netlink.rtnl.rtmsg import RTNH_F_ONLINK
 
-from pyluo.network.netlink import connect, off_event_loops
+from pyluo.network.netlink import connect, off_event_loops, read_data, read_kind, read_vlans
 from pyluo.network.state import Address, Link, Neighbour, NetworkState, Route
 from pyluo.operation import Operation
 
@@ -24,10 +25,12 @@ if TYPE_CHECKING:
 
     from pyluo.network.state import Attributes
 
+    Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
     # A message of pyroute2: a mapping of its fields, with the attributes in "attrs".
     Message = Any
 
-__all__ = ["MADE", "record"]
+__all__ = ["FOREVER", "MADE", "record"]
 
 _RECORD = Operation("record the network")
 
@@ -81,7 +84,9 @@ _ADDRESS_FLAGS = (
     | ifaddrmsg.IFA_F_NOPREFIXROUTE
     | ifaddrmsg.IFA_F_MCAUTOJOIN
 )
-_FOREVER = 0xFFFFFFFF  # seconds
+FOREVER = 0xFFFFFFFF
+"""The lifetime of an address without an end, in seconds."""
+
 _KERNELS_ADDRESSES = (1, 2, 3)  # IFAPROT_KERNEL_LO, IFAPROT_KERNEL_RA, IFAPROT_KERNEL_LL
 
 _ROUTE_FIELDS = ("family", "dst_len", "src_len", "tos", "table", "proto", "scope", "type")
@@ -90,11 +95,11 @@ _ROUTE = (
     "RTA_METRICS", "RTA_PREF",
 )  # fmt: skip
 _HOP = ("RTA_GATEWAY", "RTA_VIA")
-_NOT_REPLAYED = ("RTA_ENCAP", "RTA_NH_ID")
+_NOT_REPLAYED = ("RTA_ENCAP", "RTA_NH_ID", "RTA_FLOW")
 _RTM_F_CLONED = 0x200
 _RT_TABLE_LOCAL = 255
 _TYPES = [rt_type[name] for name in ("unicast", "blackhole", "unreachable", "prohibit", "throw")]
-_OTHERS_ROUTES = [rt_proto[name] for name in ("redirect", "kernel", "ra")]
+_OTHERS_ROUTES = [rt_proto[name] for name in ("redirect", "ra")]
 
 _NUD_KNOWN = ndmsg.NUD_REACHABLE | ndmsg.NUD_STALE | ndmsg.NUD_DELAY | ndmsg.NUD_PROBE
 _NUD_STATIC = ndmsg.NUD_NOARP  # of an entry of a bridge that was not learned
@@ -125,14 +130,15 @@ def record(names: Sequence[str] | None = None) -> NetworkState:
             messages, messages.keys() if names is None else {known[name] for name in names}
         )
         links = {index: messages[index].get("ifname") for index in wanted}
-        left_out: list[str] = []
+        left_out = list(_describe_what_is_left_out(messages, links))
+        addresses = list(netlink.get_addr())
         routes = sorted(
-            _routes(netlink, links, left_out),
+            _routes(netlink, links, _prefixes(addresses), left_out),
             key=lambda route: bool(route.hops) or any(name in route.attributes for name in _HOP),
         )
         return NetworkState(
             links=tuple(_links(netlink, [messages[index] for index in wanted], links)),
-            addresses=tuple(_in_order_of_making(_addresses(netlink, links))),
+            addresses=tuple(_in_order_of_making(_addresses(addresses, links))),
             routes=tuple(routes),
             neighbours=tuple(_neighbours(netlink, links)),
             time=time.time(),
@@ -161,24 +167,31 @@ def _with_what_they_need(messages: dict[int, Message], chosen: Any) -> list[int]
 
 def _lower(message: Message) -> int:
     """Return the index of the interface that a VLAN is on; 0 if it is not on one of these."""
-    if message.get("IFLA_LINK_NETNSID") is not None or _kind(message) != "vlan":
+    if message.get("IFLA_LINK_NETNSID") is not None or read_kind(message) != "vlan":
         return 0
     return int(message.get("IFLA_LINK") or 0)
 
 
-def _kind(message: Message) -> str:
-    information = message.get("IFLA_LINKINFO")
-    return (information and information.get("IFLA_INFO_KIND")) or ""
+def _describe_what_is_left_out(
+    messages: dict[int, Message], links: dict[int, str]
+) -> Iterator[str]:
+    """Yield words for what the interfaces have, and `replay` does not give them."""
+    for index, name in links.items():
+        message = messages[index]
+        master = messages.get(message.get("IFLA_MASTER"))
+        if master is not None and read_kind(master) != "bridge":
+            kind = read_kind(master) or "interface"
+            yield f"{name} is a part of the {kind} {master.get('ifname')}"
+        hardware = message.get("IFLA_PERM_ADDRESS")
+        if hardware and message.get("IFLA_ADDRESS") != hardware:
+            yield f"{name} has another hardware address than its own: {message.get('IFLA_ADDRESS')}"
 
 
 def _links(netlink: IPRoute, messages: Sequence[Message], names: dict[int, str]) -> Iterator[Link]:
     vlans = {message["index"]: message for message in netlink.get_vlans()}
     for message in messages:
-        kind, index = _kind(message), message["index"]
-        information = message.get("IFLA_LINKINFO")
-        data = information and information.get("IFLA_INFO_DATA")
-        port = information and information.get("IFLA_INFO_SLAVE_DATA")
-        is_port = bool(information and information.get("IFLA_INFO_SLAVE_KIND") == "bridge")
+        kind, index = read_kind(message), message["index"]
+        is_port = read_data(message, "IFLA_INFO_SLAVE_KIND") == "bridge"
         hardware = message.get("IFLA_PERM_ADDRESS") or ""
         attributes = _choose(message, _LINK)
         if kind in MADE and message.get("IFLA_ADDRESS") not in (None, hardware):
@@ -191,33 +204,22 @@ def _links(netlink: IPRoute, messages: Sequence[Message], names: dict[int, str])
             master=names.get(message.get("IFLA_MASTER"), "") if is_port else "",
             lower=names.get(_lower(message), ""),
             attributes=attributes,
-            data=_choose(data, _DATA[kind]) if kind in MADE else {},
-            port=_choose(port, _PORT) if is_port else {},
-            vlans=list(_vlans(vlans.get(index))),
+            data=_choose(read_data(message), _DATA[kind]) if kind in MADE else {},
+            port=_choose(read_data(message, "IFLA_INFO_SLAVE_DATA"), _PORT) if is_port else {},
+            vlans=list(read_vlans(vlans.get(index))),
         )
 
 
-def _vlans(message: Message | None) -> Iterator[tuple[int, int]]:
-    specification = message and message.get("IFLA_AF_SPEC")
-    for name, value in (specification or {}).get("attrs", ()):
-        if name == "IFLA_BRIDGE_VLAN_INFO":
-            yield value["vid"], value["flags"]
-
-
-def _addresses(netlink: IPRoute, links: dict[int, str]) -> Iterator[Address]:
-    for message in netlink.get_addr():
-        lifetimes = message.get("IFA_CACHEINFO") or {}
-        if (
-            message["index"] not in links
-            or message.get("IFA_PROTO") in _KERNELS_ADDRESSES
-            or (message["family"] == socket.AF_INET6 and message["scope"] == rt_scope["link"])
-        ):
+def _addresses(messages: Sequence[Message], links: dict[int, str]) -> Iterator[Address]:
+    for message in messages:
+        if message["index"] not in links or message.get("IFA_PROTO") in _KERNELS_ADDRESSES:
             continue
         attributes = _choose(message, _ADDRESS)
         attributes["IFA_FLAGS"] = message.get("IFA_FLAGS", 0) & _ADDRESS_FLAGS
-        if lifetimes.get("ifa_valid", _FOREVER) != _FOREVER:
-            names = ("ifa_preferred", "ifa_valid")
-            attributes["IFA_CACHEINFO"] = {name: lifetimes[name] for name in names}
+        lifetimes = message.get("IFA_CACHEINFO") or {}
+        left = {name: lifetimes.get(name, FOREVER) for name in ("ifa_preferred", "ifa_valid")}
+        if min(left.values()) != FOREVER:
+            attributes["IFA_CACHEINFO"] = left
         fields = {name: message[name] for name in ("family", "prefixlen", "scope")}
         yield Address(link=links[message["index"]], fields=fields, attributes=attributes)
 
@@ -232,21 +234,48 @@ def _in_order_of_making(addresses: Iterable[Address]) -> list[Address]:
     return others + newest_first[::-1]
 
 
-def _routes(netlink: IPRoute, links: dict[int, str], left_out: list[str]) -> Iterator[Route]:
+def _prefixes(addresses: Sequence[Message]) -> set[tuple[int, Network]]:
+    """Return the networks to which the kernel has made a route for an address by itself."""
+    return {
+        (message["index"], _network(message.get("IFA_ADDRESS"), message["prefixlen"]))
+        for message in addresses
+        if not message.get("IFA_FLAGS", 0) & ifaddrmsg.IFA_F_NOPREFIXROUTE
+    }
+
+
+def _network(address: str, length: int) -> Network:
+    return ipaddress.ip_network(f"{address}/{length}", strict=False)
+
+
+def _is_the_kernels(route: Message, prefixes: set[tuple[int, Network]]) -> bool:
+    """Return whether the kernel, or a router, makes a route again by itself.
+
+    Other programs call their routes the kernel's, too: NetworkManager, for an address for which it
+    asked the kernel to make none.
+    """
+    if route["proto"] != rt_proto["kernel"]:
+        return route["proto"] in _OTHERS_ROUTES or bool(route["flags"] & _RTM_F_CLONED)
+    if route["type"] not in _TYPES or route.get("RTA_DST") is None:
+        return True
+    network = _network(route.get("RTA_DST"), route["dst_len"])
+    is_of_ipv6_itself = network.version == 6 and (network.is_link_local or network.is_multicast)
+    return is_of_ipv6_itself or (route.get("RTA_OIF"), network) in prefixes
+
+
+def _routes(
+    netlink: IPRoute,
+    links: dict[int, str],
+    prefixes: set[tuple[int, Network]],
+    left_out: list[str],
+) -> Iterator[Route]:
     for message in netlink.get_routes():
         hops = message.get("RTA_MULTIPATH") or []
         outputs = {message.get("RTA_OIF"), *(hop["oif"] for hop in hops)} - {None}
-        if (
-            message["type"] not in _TYPES
-            or message["proto"] in _OTHERS_ROUTES
-            or message["flags"] & _RTM_F_CLONED
-            or message.get("RTA_TABLE", message["table"]) == _RT_TABLE_LOCAL
-            or not outputs <= links.keys()
-        ):
+        if _is_the_kernels(message, prefixes) or not outputs <= links.keys():
             continue
-        if names := [name for name in _NOT_REPLAYED if message.get(name) is not None]:
+        if reason := _reason_to_leave_out(message):
             where = f"{message.get('RTA_DST') or 'default'}/{message['dst_len']}"
-            left_out.append(f"the route to {where}, which has {names[0]}")
+            left_out.append(f"the route to {where}, which has {reason}")
             continue
         yield Route(
             link=links.get(message.get("RTA_OIF"), ""),
@@ -262,6 +291,15 @@ def _routes(netlink: IPRoute, links: dict[int, str], left_out: list[str]) -> Ite
                 for hop in hops
             ],
         )
+
+
+def _reason_to_leave_out(route: Message) -> str:
+    """Return what a route has that `replay` cannot give it; empty if nothing."""
+    if route.get("RTA_TABLE", route["table"]) == _RT_TABLE_LOCAL or route["type"] not in _TYPES:
+        return f"the type {rt_type.get(route['type'], route['type'])}"
+    if (route.get("RTA_CACHEINFO") or {}).get("rta_expires"):
+        return "an end"
+    return next((name for name in _NOT_REPLAYED if route.get(name) is not None), "")
 
 
 def _neighbours(netlink: IPRoute, links: dict[int, str]) -> Iterator[Neighbour]:

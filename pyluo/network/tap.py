@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pyluo._sys import Ioctl, PlainIoctl, constant
 from pyluo.descriptor import OwnedFd
 from pyluo.errors import NotPermittedError, RequestError
-from pyluo.network.netlink import connect, off_event_loops
+from pyluo.network.netlink import connect, off_event_loops, read_data, read_kind
 from pyluo.operation import Operation
 
 if TYPE_CHECKING:
@@ -63,10 +63,10 @@ def open_tap(name: str) -> OwnedFd:
         found = [each for each in netlink.get_links() if each.get("ifname") == name]
     if not found:
         raise _SETIFF.error(errno.ENODEV, name, "There is no interface of this name")
-    information = found[0].get("IFLA_LINKINFO")
-    if information is None or information.get("IFLA_INFO_KIND") != "tun":
+    data = read_data(found[0])
+    if read_kind(found[0]) != "tun" or data.get("IFLA_TUN_TYPE") != constant("IFF_TAP"):
         raise _SETIFF.error(errno.EINVAL, name, "It is no tap")
-    return _attach(name, dict(information.get("IFLA_INFO_DATA")["attrs"]))
+    return _attach(name, dict(data["attrs"]))
 
 
 def create_tap(link: Link) -> None:

@@ -6,17 +6,17 @@ if one is not, or the kernel refuses, all run on. docs/update-protocol.md has th
 
 from __future__ import annotations
 
-from pyluo.update.membership import Left, Wish, take_part
+from pyluo.update.membership import CoordinatorLost, Event, take_part
 from pyluo.update.messages import Abort, Jump, Prepare
 from pyluo.update.participant import SOCKET, Participant
 
 __all__ = [
     "SOCKET",
     "Abort",
+    "CoordinatorLost",
+    "Event",
     "Jump",
-    "Left",
     "Participant",
     "Prepare",
-    "Wish",
     "take_part",
 ]

@@ -174,10 +174,11 @@ class Coordinator:
                 await self._prepare(dry_run, report)
                 if not dry_run:
                     await self._jump(report)
-            except (UpdateAborted, RequestError) as error:
-                await self._let_run(str(error), report)
+            except Exception as error:  # whatever it is, nobody must wait for ever
+                reason = str(error) or repr(error)
+                await self._let_run(reason, report)
                 await self._forget()
-                raise UpdateAborted(str(error)) from error
+                raise UpdateAborted(reason) from error
             except asyncio.CancelledError:
                 # systemd ends this process before it jumps: then nobody must run on.
                 if not self._jumping:
@@ -190,7 +191,7 @@ class Coordinator:
     async def _forget(self) -> None:
         try:
             await asyncio.to_thread(self._host.forget)
-        except RequestError as error:
+        except Exception as error:
             self._log(f"the record of the update is still there: {error}")
 
     async def _prepare(self, dry_run: bool, report: Report) -> None:
@@ -211,7 +212,8 @@ class Coordinator:
             if not dry_run:
                 members = {name: member.sessions for name, member in self._members.items()}
                 record = {"participants": members, "jump": time.time(), "ready": self._seconds()}
-                await asyncio.to_thread(self._host.record, record)
+                for each in await asyncio.to_thread(self._host.record, record):
+                    report(self._seconds(), "", f"not carried over: {each}")
             if not self._unready():
                 return
 
@@ -245,7 +247,7 @@ class Coordinator:
             report(self._seconds(), "", JUMP)
             await asyncio.sleep(await asyncio.to_thread(self._host.jump))
             raise UpdateAborted("systemd has not jumped")
-        except (UpdateAborted, RequestError):
+        except Exception:
             self._jumping = False
             raise
 
@@ -413,8 +415,8 @@ class Coordinator:
                     expected=wanted.expected,
                     report=report,
                 )
-        except (UpdateAborted, RequestError) as error:
-            failure = str(error)
+        except Exception as error:
+            failure = str(error) or repr(error)
         self._send(member, Done(failure=failure))
 
     def _failures_of_network(self) -> list[str]:

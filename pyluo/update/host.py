@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import errno
 import subprocess
+import threading
 from contextlib import suppress
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pyluo import kexec
-from pyluo.errors import KexecError, RequestError, SessionNotFoundError
+from pyluo.errors import KexecError, SessionNotFoundError
 from pyluo.keepers.keeper import KeeperChoice
+from pyluo.keepers.systemd import systemd_is_running
 from pyluo.liveupdate import LiveUpdate
 from pyluo.memfd import Memfd
 from pyluo.open_sessions import require_sessions
@@ -27,9 +29,9 @@ __all__ = ["Host"]
 
 _RECORD = "pyluo.update"
 _NETWORK = "network"  # the entry of that store
-_SYSTEMD = Path("/run/systemd/system")  # sd_booted(3)
 _SYSTEMCTL = ("systemctl", "--no-wall", "kexec")
 _DEVICE_WAIT = 10.0  # seconds for another process to close the device
+_CARRIER = 30.0  # seconds for the hardware to have a carrier after the jump
 _STOPPING = 600.0  # seconds for systemd to stop every service
 
 
@@ -78,18 +80,28 @@ class Host:
         """Refuse to jump unless these outgoing sessions are open; see `require_sessions`."""
         require_sessions(sessions)
 
-    def record(self, record: dict[str, Any]) -> None:
-        """Keep a record over the jump, for `last`, and what the network is like."""
+    def record(self, record: dict[str, Any]) -> Sequence[str]:
+        """Keep a record over the jump, for `last`, and what the network is like.
+
+        Returns:
+            What of the network cannot be made again after the jump, in words.
+
+        Raises:
+            RequestError: see `OutgoingStore.create` and `OutgoingStore.add`.
+        """
         self.forget()
         self._record = OutgoingStore.create(_RECORD, keeper=self._keeper, wait=_DEVICE_WAIT)
         self._record.set_meta(record)
-        if self._network:
-            from pyluo import network
+        if not self._network:
+            return ()
+        from pyluo import network
 
-            state = network.record().pack()
-            with Memfd.create(_NETWORK, len(state)) as file:
-                file.write(state, 0)
-                self._record.add(_NETWORK, file)
+        state = network.record()
+        data = state.pack()
+        with Memfd.create(_NETWORK, len(data)) as file:
+            file.write(data, 0)
+            self._record.add(_NETWORK, file)
+        return state.left_out
 
     def forget(self) -> None:
         """Drop the record: there was no jump."""
@@ -105,6 +117,9 @@ class Host:
 
         If the network was recorded, and not all of it could be made again, the record says so, in
         its member "network".
+
+        Raises:
+            RequestError: see `IncomingStore.retrieve`.
         """
         with suppress(SessionNotFoundError):
             store = IncomingStore.retrieve(_RECORD, keeper=self._keeper, wait=_DEVICE_WAIT)
@@ -116,16 +131,23 @@ class Host:
         return None
 
     def _replay(self, store: IncomingStore) -> list[str]:
-        """Make the network again; return what could not be made."""
-        from pyluo import network
+        """Make the network again; return what could not be made.
 
+        Nothing that goes wrong here may keep the VMs from their sessions.
+        """
         try:
+            from pyluo import network
+
             with store.get(_NETWORK, Memfd) as file:
-                network.replay(network.NetworkState.read(file))
+                state = network.NetworkState.read(file)
+            network.replay(state)
         except ExceptionGroup as group:
             return [str(error) for error in group.exceptions]
-        except RequestError as error:
-            return [str(error)]
+        except Exception as error:
+            return [f"the network: {error}"]
+        # Neighbours hear of it once the hardware has a carrier again.
+        announcing = partial(network.announce, [link.name for link in state.links], wait=_CARRIER)
+        threading.Thread(target=announcing, daemon=True).start()
         return []
 
     def jump(self) -> float:
@@ -138,7 +160,7 @@ class Host:
             KexecError: the kernel or systemd refuses (EINVAL).
             RequestError: see `kexec.reboot`.
         """
-        if not _SYSTEMD.exists():
+        if not systemd_is_running():
             kexec.reboot()
         done = subprocess.run(_SYSTEMCTL, capture_output=True, text=True, check=False)
         if done.returncode:

@@ -13,22 +13,22 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable
 
-__all__ = ["Left", "Wish", "take_part"]
+__all__ = ["CoordinatorLost", "Event", "take_part"]
 
 _REJOIN = 1.0  # seconds until the coordinator is looked for again
 
 
-class Left:
+class CoordinatorLost:
     """The coordinator has gone, and was not about to jump: a VM that it had stored runs on."""
 
 
-Wish = Participant | Prepare | Abort | Jump | Left
+Event = Participant | Prepare | Abort | Jump | CoordinatorLost
 """What a VMM is told: whom to answer from now on, or what to do."""
 
 
 def take_part(
     name: str,
-    put: Callable[[Wish], object],
+    deliver: Callable[[Event], object],
     *,
     path: str | os.PathLike[str] = SOCKET,
     is_stored: Callable[[], bool],
@@ -41,8 +41,8 @@ def take_part(
 
     Args:
         name: the name of the VM; see `Participant.join`.
-        put: is called with each `Participant` that the VMM has joined, then with what that one
-            receives, and with a `Left` if its connection ends and the host does not jump.
+        deliver: is called with each `Participant` that the VMM has joined, then with what that one
+            receives, and with a `CoordinatorLost` if its connection ends without a jump.
         path: where the coordinator listens.
         is_stored: returns whether the VM is paused and stored.
         paused: for how many seconds the VM did not run, as its VMM measured it, if it has just been
@@ -57,15 +57,15 @@ def take_part(
                 name, path=path, stored=is_stored(), paused=paused
             ) as coordinator:
                 paused = None  # it has been told
-                put(coordinator)
+                deliver(coordinator)
                 may_jump = False
                 while (wanted := coordinator.receive()) is not None:
                     may_jump = isinstance(wanted, Jump)
-                    put(wanted)
+                    deliver(wanted)
         except RequestError as error:
             if complaint != str(error):
                 complaint = str(error)
                 complain(complaint)
         if not may_jump:
-            put(Left())
+            deliver(CoordinatorLost())
         time.sleep(_REJOIN)

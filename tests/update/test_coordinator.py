@@ -53,8 +53,9 @@ class Rehearsal(Host):
         if missing := set(sessions) - self.held:
             raise SessionNotFoundError(errno.ENOENT, "require sessions", str(missing))
 
-    def record(self, record: Any) -> None:
+    def record(self, record: Any) -> tuple[()]:
         self.recorded.append(record)
+        return ()
 
     def forget(self) -> None:
         self.recorded.clear()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 CPUS = 2
 LINES = 3  # of the VM, in each of its lives, at least
+TRIES = 20  # of so many lines
 COPIES = 3  # from the VM's RAM to the device and back, in each life, at least
 
 
@@ -46,7 +47,7 @@ def wait_for_copies(host: VM, said: str = "") -> None:
     """
     lines = parse(said + host.call(guest_vmm.said, "vm0"))
     before = lines[-1]["copies"] if lines else 0
-    while True:
+    for _ in range(TRIES):
         lines = check(said + host.call(guest_vmm.wait_for_lines, "vm0", LINES), CPUS)
         for name in ("damaged", "late"):
             assert {line[name] for line in lines} == {0}, name
@@ -55,6 +56,7 @@ def wait_for_copies(host: VM, said: str = "") -> None:
         assert last["interrupts"] in range(2 * last["copies"], 2 * last["copies"] + 2)
         if last["copies"] >= before + COPIES:
             return
+    raise AssertionError(f"the device does not go on: {last}")
 
 
 def test_a_vm_drives_its_device_before_and_after_each_jump(host: VM) -> None:

@@ -21,11 +21,12 @@ from pyluo.network import Link
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from collections.abc import Set as AbstractSet
 
     from pyluo import OwnedFd
 
 CLONE_NEWNET = 0x40000000
-STEP = 53  # lines from one interruption to the next
+STEP = 97  # lines from one interruption to the next
 ROOM = 64 << 10  # bytes of the file with the record
 COMMANDS = """
 link set dev dummy0 name uplink
@@ -46,16 +47,23 @@ link set dev point up
 link add name br1 type bridge stp_state 1 forward_delay 400
 address add 10.7.0.1/24 dev br0
 address add 10.7.0.2/24 dev br0 label br0:two
-address add 10.8.0.1/32 dev service noprefixroute
+address add 10.8.0.1/24 dev service noprefixroute
 address add 10.9.0.1 peer 10.9.0.2/32 dev point
 address add fd00::1/64 dev br0 nodad
 address add fd00::5/64 dev br0 nodad valid_lft 5000 preferred_lft 4000
+address add fd00::7/64 dev br0 nodad preferred_lft 0
+address add fe80::1/64 dev br0 nodad
+address add fd08::1 peer fd08::2/128 dev br0 nodad
 route add 10.20.0.0/16 via 10.7.0.254 metric 55 mtu 1200
 route add 10.21.0.0/16 via 10.7.0.254 tos 0x10 src 10.7.0.2
 route add default via 10.7.0.253 metric 900
 -6 route add fd03::/64 nexthop via fd00::98 weight 3 nexthop via fd00::97
 route add 10.23.0.0/16 via 10.99.0.1 dev br0 onlink
 route add blackhole 10.24.0.0/16
+route add 10.8.0.0/24 dev service scope link proto kernel
+route append 10.26.0.0/16 via 10.7.0.250 metric 5
+route append 10.26.0.0/16 via 10.7.0.249 metric 5
+route add local 10.77.0.1 dev lo
 route add 10.25.0.0/16 dev point scope link proto 42
 -6 route add fd01::/64 via fd00::99 metric 77
 -6 route add unreachable fd02::/64
@@ -68,6 +76,8 @@ vlan del dev vm0 vid 7
 vlan add dev vm0 vid 30 pvid untagged
 vlan add dev vm0 vid 31
 vlan add dev br0 vid 31 self
+vlan del dev br0 vid 7 self
+vlan del dev br1 vid 1 self
 fdb add 02:00:00:00:00:77 dev vm0 master static vlan 31
 """
 # What counts, or is found out by the kernel.
@@ -75,10 +85,11 @@ _CHANGING = {
     "tentative",
     "ifindex", "link_index", "stats64", "gc_timer", "hello_timer", "tcn_timer", "bridge_id",
     "root_id", "topology_change_timer", "message_age_timer", "forward_delay_timer", "hold_timer",
-    "id", "no", "designated_port", "designated_bridge", "operstate", "valid_life_time",
+    "designated_port", "designated_bridge", "operstate", "valid_life_time",
     "preferred_life_time", "root_port", "port_id", "carrier_changes", "promiscuity", "allmulti",
     "updated", "used", "parentdev", "parentbus", "designated_root", "root_path_cost",
 }  # fmt: skip
+_OF_PORTS = {"id", "no"}
 
 _taps: list[OwnedFd] = []
 
@@ -119,21 +130,30 @@ def describe() -> dict[str, list[Any]]:
 
 
 def _is_made(entry: dict[str, Any]) -> bool:
-    """Return whether the kernel or a router does not make something by itself."""
-    return entry.get("protocol") not in ("kernel", "ra")
+    """Return whether neither the kernel nor a router makes something by itself, nor pyluo leaves it
+    out.
+    """
+    if entry.get("type") == "local":
+        return False
+    # The kernel has made no such route, whatever it is called.
+    return entry.get("protocol") not in ("kernel", "ra") or entry.get("dst") == "10.8.0.0/24"
 
 
 def _is_static(entry: dict[str, Any]) -> bool:
     return entry.get("state") == "static"
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, changing: AbstractSet[str] = _CHANGING) -> Any:
     if isinstance(value, dict):
-        kept = {name: _plain(each) for name, each in value.items() if name not in _CHANGING}
+        kept = {
+            name: _plain(each, _CHANGING | _OF_PORTS if name == "info_slave_data" else changing)
+            for name, each in value.items()
+            if name not in changing
+        }
         # A reachable neighbour must be asked once more.
         return kept | ({"state": ["STALE"]} if kept.get("state") == ["REACHABLE"] else {})
     if isinstance(value, list):
-        return [_plain(each) for each in value]
+        return [_plain(each, changing) for each in value]
     return value
 
 

@@ -148,11 +148,14 @@ def _build() -> None:
             "the VM of the demo is an example of the source, which is not here",
             "run it in a checkout: git clone, and `make demo` once",
         )
-    done = subprocess.run(
-        ["make", "-s", "-C", _EXAMPLE], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
+    try:
+        command = ["make", "-s", "-C", os.fspath(_EXAMPLE)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        problem = done.stderr.strip() if done.returncode else ""
+    except OSError as error:
+        problem = str(error)
+    if problem:
         raise HarnessError(
-            f"the VM of the demo cannot be built: {done.stderr.strip()}",
+            f"the VM of the demo cannot be built: {problem}",
             "it needs gcc, make and cpio: `make demo` installs them",
         )

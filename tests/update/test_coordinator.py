@@ -37,6 +37,8 @@ class Rehearsal(Host):
         super().__init__()
         self.held = {"one", "two"}  # the sessions that are open
         self.recorded: list[Any] = []
+        self.broken = False
+        self.left_out: list[str] = []
         self.jumping = threading.Event()
         self.refuse = threading.Event()
         self.refuse.set()
@@ -53,9 +55,11 @@ class Rehearsal(Host):
         if missing := set(sessions) - self.held:
             raise SessionNotFoundError(errno.ENOENT, "require sessions", str(missing))
 
-    def record(self, record: Any) -> tuple[()]:
+    def record(self, record: Any) -> list[str]:
+        if self.broken:
+            raise KeyError("a mistake in a library")
         self.recorded.append(record)
-        return ()
+        return self.left_out
 
     def forget(self) -> None:
         self.recorded.clear()
@@ -244,6 +248,30 @@ def test_a_kernel_that_refuses_lets_all_run_on(running: Running) -> None:
         with pytest.raises(UpdateAborted, match="reboot"):
             update.result(LIMIT)
     assert running.host.recorded == []
+
+
+def test_a_mistake_of_the_coordinator_lets_all_run_on(running: Running) -> None:
+    running.host.broken = True
+    with joined(running, "one") as [one]:
+        update = running.start_update()
+        one.ready(prepare(one), ["one"])
+        assert "a mistake in a library" in run_on(one)
+        with pytest.raises(UpdateAborted, match="a mistake in a library"):
+            update.result(LIMIT)
+    assert not running.host.jumping.is_set()
+
+
+def test_what_is_not_carried_over_is_told_before_the_jump(running: Running) -> None:
+    running.host.left_out = ["the route to 10.0.0.0/8"]
+    with joined(running, "one") as [one]:
+        update = running.start_update()
+        one.ready(prepare(one), ["one"])
+        assert isinstance(one.receive(LIMIT), Jump)
+        run_on(one)
+        with pytest.raises(UpdateAborted):
+            update.result(LIMIT)
+    told = [text for name, text in running.reports if not name]
+    assert told == ["not carried over: the route to 10.0.0.0/8", JUMP]
 
 
 def test_who_comes_meanwhile_has_to_be_ready_too(running: Running) -> None:

@@ -146,6 +146,11 @@ def wait_for_end(name: str) -> tuple[int, str]:
     return _processes[name].wait(PATIENCE), messages(name).read_text()
 
 
+def told(name: str) -> str:
+    """Return what the VMM has said."""
+    return messages(name).read_text()
+
+
 def said(name: str) -> str:
     """Return what the VM has said in this life of its VMM; a line can be cut at either end."""
     return output(name).read_text()

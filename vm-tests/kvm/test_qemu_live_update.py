@@ -57,10 +57,10 @@ def start(
     )
 
 
-def resume(host: VM, name: str, killed_before: str = "") -> None:
+def resume(host: VM, name: str, *options: str, killed_before: str = "") -> None:
     host.call(
         guest_vmm.start,
-        *("resume", name),
+        *("resume", name, *options),
         vmm=guest_vmm.QEMU,
         killed_before=killed_before and f"resume:{killed_before}",
     )

@@ -22,12 +22,12 @@ COMMAND = [sys.executable, "-m", "pyluo", "update"]
 _coordinators: list[subprocess.Popen[bytes]] = []
 
 
-def serve() -> None:
+def serve(*options: str) -> None:
     """Start the coordinator, and wait until it listens."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     with LOG.open("ab") as log:
         _coordinators.append(
-            subprocess.Popen([*COMMAND, "serve"], stdout=log, stderr=log, env=environment)
+            subprocess.Popen([*COMMAND, "serve", *options], stdout=log, stderr=log, env=environment)
         )
     deadline = time.monotonic() + guest_vmm.PATIENCE
     while not SOCKET.exists():

@@ -8,8 +8,10 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
-from kvm import guest_vmm
+from kvm import guest_bridge, guest_vmm
+from kvm.stream import Stream
 from kvm.test_mini_vmm import LINES, check
+from kvm.test_qemu_live_update import ADDRESS, PORT, resume, start
 
 from pyluo.vm import VM, HarnessError
 from update import guest_update
@@ -90,3 +92,44 @@ def test_two_vms_live_through_an_update_and_what_comes_before_it(host: VM, kerne
     for name in NAMES:
         assert host.call(guest_vmm.signal_and_wait_for_end, name, signal.SIGTERM) == 0
     assert host.call(guest_update.end_coordinator, signal.SIGTERM) == 0
+
+
+def test_a_vm_of_qemu_keeps_its_connection_over_an_update(kernel: Kernel) -> None:
+    """The coordinator makes the host's network again, before the VM comes back."""
+    image = os.fspath(kernel.image)
+    words = ("run", image, "--reuse-cmdline", "--limit", "120", "--expect", "net")
+    joins = ("--coordinator", os.fspath(guest_update.SOCKET))
+    for vmm in (guest_vmm.MINI_VMM, guest_vmm.QEMU):
+        subprocess.run(["make", "-s", "-C", vmm.parent], check=True)
+    with VM(
+        "stable", cpus=2, memory=4 << 30, network=True, call_timeout=300.0, silence=120.0
+    ) as host:
+        host.call(guest_bridge.build, ["net"])
+        host.call(guest_update.serve, "--network")
+        start(host, kernel, "net", *joins, address=ADDRESS)
+        host.call(guest_vmm.wait_for_text, "net", "vm boot=")
+        with Stream(host.forward(PORT, ADDRESS)) as stream:
+            stream.wait_for_more()
+            assert host.call(guest_update.ask, *words, "--dry-run")[0] == 0
+            stream.wait_for_more()
+
+            # A VM that was stored by hand stays stored if the coordinator ends.
+            host.call(guest_vmm.signal_and_wait, "net", signal.SIGUSR1, "is stored")
+            assert host.call(guest_update.end_coordinator, signal.SIGTERM) == 0
+            host.call(guest_update.serve, "--network")
+            host.call(guest_update.wait_for_log, "net takes part", 2)
+            assert "runs on" not in host.call(guest_vmm.told, "net").rpartition("is stored")[2]
+            host.call(guest_vmm.go_on, "net")
+            stream.wait_for_more()
+
+            with pytest.raises(HarnessError, match="booted again"):
+                pytest.fail(f"no jump: {host.call(guest_update.ask, *words)}")
+            host.call(guest_update.serve, "--network")
+            resume(host, "net", *joins)
+            host.call(guest_update.wait_for_log, "is resumed")
+            stream.wait_for_more()
+            stream.finish()
+            status, said = host.call(guest_update.ask, "status")
+            # Nothing of the network is missing: that would be a line of its own.
+            assert (status, [each["name"] for each in said[:-1]]) == (0, ["net"])
+            host.call(guest_vmm.end, "net")

@@ -11,6 +11,7 @@ import sys
 import zlib
 from functools import partial
 from itertools import count
+from opcode import opmap
 from types import FunctionType
 from typing import TYPE_CHECKING
 
@@ -67,6 +68,7 @@ class Shelf(Keeper):
 SHELF = [each.__code__ for each in vars(Shelf).values() if isinstance(each, FunctionType)]
 keeper: Keeper | KeeperChoice = ALONE
 PACKAGE = os.path.dirname(pyluo.__file__)
+_PUSH_EXC_INFO = opmap["PUSH_EXC_INFO"]
 TEXT = "y" * 40_000  # as metadata, it needs a new segment of the table
 
 
@@ -89,7 +91,7 @@ def interrupt(action: Callable[[], object], number: int) -> bool:
             return None
         if event == "line":
             lines += 1
-            if lines >= number and not is_spared(frame):
+            if lines >= number and not is_spared(frame) and not is_out_of_reach(frame):
                 sys.settrace(None)
                 raise Interrupted
         return trace
@@ -114,6 +116,15 @@ def is_spared(frame: FrameType | None) -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def is_out_of_reach(frame: FrameType) -> bool:
+    """Return whether a frame is about to handle an exception, where no signal handler can run.
+
+    CPython (3.11 to 3.13) loses the exception, with all that its frames refer to, if a trace
+    function raises there: where the line of a ``with`` comes again because its block has raised.
+    """
+    return frame.f_code.co_code[frame.f_lasti] == _PUSH_EXC_INFO
 
 
 def use_a_shelf() -> None:

@@ -34,6 +34,9 @@ Answer = tuple[str, Any]
 
 def clear(names: list[str]) -> None:
     """End all stores and sessions that an earlier run left."""
+    for each in open_sessions():  # a step that failed may have left the device open
+        if each.pid == os.getpid() and each.session is None:
+            os.close(each.fd)
     for file in open_files.values():
         file.close()
     open_files.clear()

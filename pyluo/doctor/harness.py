@@ -54,9 +54,11 @@ def _check_qemu() -> Iterator[Check]:
     yield Check("QEMU", Verdict.READY, described)
     try:
         choice = Choice.make(qemu)
-    except (HarnessError, OSError, subprocess.SubprocessError) as error:
-        remedy = error.remedy if isinstance(error, HarnessError) else "PYLUO_ACCEL=tcg does without"
-        yield Check("accelerator", Verdict.MISSING, str(error), remedy)
+    except HarnessError as error:
+        yield Check("accelerator", Verdict.MISSING, error.problem, error.remedy)
+        return
+    except (OSError, subprocess.SubprocessError) as error:
+        yield Check("accelerator", Verdict.MISSING, str(error), "PYLUO_ACCEL=tcg does without KVM")
         return
     is_emulated = choice.accelerator is Accelerator.TCG
     verdict = Verdict.LIMITED if is_emulated else Verdict.READY

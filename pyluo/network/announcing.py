@@ -38,16 +38,16 @@ _HOP_LIMIT = 255
 
 
 @off_event_loops
-def announce(names: Sequence[str], *, wait: float = 0.0) -> None:
+def announce(names: Sequence[str] | None = None, *, wait: float = 0.0) -> None:
     """Send gratuitous ARP, and unsolicited neighbour advertisements, for all addresses.
 
     Whoever hears them sends to this host again at once. Interfaces that are down, or have no
     neighbours, are passed over. What is sent by hardware without a carrier is lost.
 
     Args:
-        names: the names of the interfaces.
-        wait: for how many seconds to wait for a carrier, which hardware has a while after it was
-            brought up; what has one is announced at once, and again after such a wait.
+        names: the names of the interfaces; None for all.
+        wait: for how many seconds to wait for carriers, which hardware has a while after it was
+            brought up: each interface is announced again when it has one.
 
     Raises:
         ExceptionGroup: of a RequestError for each address that cannot be announced: the caller may
@@ -55,14 +55,15 @@ def announce(names: Sequence[str], *, wait: float = 0.0) -> None:
 
     Source: RFC 5227, 3; RFC 4861, 7.2.6
     """
-    announce_interfaces([index for name in names if (index := _find(name))])
+    chosen = [name for _, name in socket.if_nameindex()] if names is None else names
+    pending = {name for name in chosen if not _has_carrier(name)}
+    announce_interfaces([index for name in chosen if (index := _find(name))])
     until = time.monotonic() + wait
-    has_waited = False
-    while time.monotonic() < until and not all(map(_has_carrier, names)):
-        has_waited = True
+    while pending and time.monotonic() < until:
         time.sleep(_POLL)  # an interface without a driver that tells of its carrier has one
-    if has_waited:
-        announce_interfaces([index for name in names if (index := _find(name))])
+        came = {name for name in pending if _has_carrier(name)}
+        announce_interfaces([index for name in came if (index := _find(name))])
+        pending -= came
 
 
 def announce_interfaces(indexes: Sequence[int]) -> None:

@@ -26,11 +26,12 @@ if TYPE_CHECKING:
     from pyluo.network.state import Attributes
 
     Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+    Prefix = tuple[int, Network, int]  # the index of an interface, a network and a priority
 
     # A message of pyroute2: a mapping of its fields, with the attributes in "attrs".
     Message = Any
 
-__all__ = ["FOREVER", "MADE", "record"]
+__all__ = ["FOREVER", "MADE", "UNSET_IF_ZERO", "record"]
 
 _RECORD = Operation("record the network")
 
@@ -73,8 +74,8 @@ _PORT = [
     )
 ]  # fmt: skip
 _VLAN_FLAGS = sum(vlan_flags.values())
-# What a kernel without the option refuses to be told, even if it is the default.
-_UNSET_IF_ZERO = ("IFLA_BR_VLAN_FILTERING", "IFLA_BR_VLAN_STATS_ENABLED")
+UNSET_IF_ZERO = ("IFLA_BR_VLAN_FILTERING", "IFLA_BR_VLAN_STATS_ENABLED")
+"""What a kernel without the option refuses to be told, even if it is the default."""
 
 _ADDRESS = ("IFA_ADDRESS", "IFA_LOCAL", "IFA_BROADCAST", "IFA_LABEL", "IFA_RT_PRIORITY")
 _ADDRESS_FLAGS = (
@@ -96,7 +97,11 @@ _ROUTE = (
 )  # fmt: skip
 _HOP = ("RTA_GATEWAY", "RTA_VIA")
 _NOT_REPLAYED = ("RTA_ENCAP", "RTA_NH_ID", "RTA_FLOW")
+_FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _RTM_F_CLONED = 0x200
+_RT_TABLE_MAIN = 254
+_PRIORITIES = {socket.AF_INET: 0, socket.AF_INET6: 256}  # of the kernel's own routes
+_PRIORITY_OF_NONE = 0xFFFFFFFF  # of the route that IPv6 has if it has no default route
 _RT_TABLE_LOCAL = 255
 _TYPES = [rt_type[name] for name in ("unicast", "blackhole", "unreachable", "prohibit", "throw")]
 _OTHERS_ROUTES = [rt_proto[name] for name in ("redirect", "ra")]
@@ -131,7 +136,7 @@ def record(names: Sequence[str] | None = None) -> NetworkState:
         )
         links = {index: messages[index].get("ifname") for index in wanted}
         left_out = list(_describe_what_is_left_out(messages, links))
-        addresses = list(netlink.get_addr())
+        addresses = [each for each in netlink.get_addr() if each["family"] in _FAMILIES]
         routes = sorted(
             _routes(netlink, links, _prefixes(addresses), left_out),
             key=lambda route: bool(route.hops) or any(name in route.attributes for name in _HOP),
@@ -234,10 +239,14 @@ def _in_order_of_making(addresses: Iterable[Address]) -> list[Address]:
     return others + newest_first[::-1]
 
 
-def _prefixes(addresses: Sequence[Message]) -> set[tuple[int, Network]]:
+def _prefixes(addresses: Sequence[Message]) -> set[Prefix]:
     """Return the networks to which the kernel has made a route for an address by itself."""
     return {
-        (message["index"], _network(message.get("IFA_ADDRESS"), message["prefixlen"]))
+        (
+            message["index"],
+            _network(message.get("IFA_ADDRESS") or message.get("IFA_LOCAL"), message["prefixlen"]),
+            message.get("IFA_RT_PRIORITY") or _PRIORITIES[message["family"]],
+        )
         for message in addresses
         if not message.get("IFA_FLAGS", 0) & ifaddrmsg.IFA_F_NOPREFIXROUTE
     }
@@ -247,25 +256,35 @@ def _network(address: str, length: int) -> Network:
     return ipaddress.ip_network(f"{address}/{length}", strict=False)
 
 
-def _is_the_kernels(route: Message, prefixes: set[tuple[int, Network]]) -> bool:
+def _is_the_kernels(route: Message, prefixes: set[Prefix]) -> bool:
     """Return whether the kernel, or a router, makes a route again by itself.
 
     Other programs call their routes the kernel's, too: NetworkManager, for an address for which it
-    asked the kernel to make none.
+    asked the kernel to make none, and whoever copies a route into another table.
     """
-    if route["proto"] != rt_proto["kernel"]:
-        return route["proto"] in _OTHERS_ROUTES or bool(route["flags"] & _RTM_F_CLONED)
-    if route["type"] not in _TYPES or route.get("RTA_DST") is None:
+    if route["flags"] & _RTM_F_CLONED or route["proto"] in _OTHERS_ROUTES:
         return True
+    if route["proto"] != rt_proto["kernel"]:
+        return False
+    if route["type"] not in _TYPES or _has_an_end(route):
+        return True
+    if route.get("RTA_DST") is None:
+        return bool(route.get("RTA_PRIORITY") == _PRIORITY_OF_NONE)
     network = _network(route.get("RTA_DST"), route["dst_len"])
     is_of_ipv6_itself = network.version == 6 and (network.is_link_local or network.is_multicast)
-    return is_of_ipv6_itself or (route.get("RTA_OIF"), network) in prefixes
+    priority = route.get("RTA_PRIORITY") or _PRIORITIES.get(route["family"])
+    is_main = route.get("RTA_TABLE", route["table"]) == _RT_TABLE_MAIN
+    return is_of_ipv6_itself or (is_main and (route.get("RTA_OIF"), network, priority) in prefixes)
+
+
+def _has_an_end(route: Message) -> bool:
+    return bool((route.get("RTA_CACHEINFO") or {}).get("rta_expires"))
 
 
 def _routes(
     netlink: IPRoute,
     links: dict[int, str],
-    prefixes: set[tuple[int, Network]],
+    prefixes: set[Prefix],
     left_out: list[str],
 ) -> Iterator[Route]:
     for message in netlink.get_routes():
@@ -297,9 +316,11 @@ def _reason_to_leave_out(route: Message) -> str:
     """Return what a route has that `replay` cannot give it; empty if nothing."""
     if route.get("RTA_TABLE", route["table"]) == _RT_TABLE_LOCAL or route["type"] not in _TYPES:
         return f"the type {rt_type.get(route['type'], route['type'])}"
-    if (route.get("RTA_CACHEINFO") or {}).get("rta_expires"):
+    if _has_an_end(route):
         return "an end"
-    return next((name for name in _NOT_REPLAYED if route.get(name) is not None), "")
+    parts = [route, *(route.get("RTA_MULTIPATH") or ())]
+    found = (name for name in _NOT_REPLAYED for part in parts if part.get(name) is not None)
+    return next(found, "")
 
 
 def _neighbours(netlink: IPRoute, links: dict[int, str]) -> Iterator[Neighbour]:
@@ -326,7 +347,7 @@ def _choose(message: Message | None, names: Sequence[str]) -> Attributes:
     found: Attributes = {}
     for name in names:
         value = None if message is None else message.get(name)
-        if value is None or (value == 0 and name in _UNSET_IF_ZERO):
+        if value is None or (value == 0 and name in UNSET_IF_ZERO):
             continue
         found[name] = _plain(value)
         if name == "IFLA_VLAN_FLAGS":  # the kernel says, and does not accept, that it is for all

@@ -37,7 +37,7 @@ from pyluo.network.netlink import (
     read_vlans,
     request,
 )
-from pyluo.network.recording import FOREVER, MADE
+from pyluo.network.recording import FOREVER, MADE, UNSET_IF_ZERO
 from pyluo.network.tap import create_tap
 from pyluo.operation import Operation
 
@@ -58,6 +58,7 @@ _FIXED = {
     "vlan": ("IFLA_VLAN_ID", "IFLA_VLAN_PROTOCOL"),
     "tun": ("IFLA_TUN_TYPE", "IFLA_TUN_MULTI_QUEUE", "IFLA_TUN_OWNER", "IFLA_TUN_GROUP"),
 }
+_OF_OPENING = ("IFLA_TUN_VNET_HDR", "IFLA_TUN_PI")  # who opens a tap sets these
 _CHANGE = NLM_F_REQUEST | NLM_F_ACK
 _CREATE = _CHANGE | NLM_F_CREATE | NLM_F_EXCL
 _APPEND = _CHANGE | NLM_F_CREATE | NLM_F_APPEND
@@ -118,9 +119,14 @@ class _Replay:
         for address in state.addresses:
             subject = f"address {address.attributes.get('IFA_ADDRESS')} of {address.link}"
             self._attempt_with(address.link, subject, self._add_address, address, passed)
+        made: set[tuple[Any, ...]] = set()
         for route in state.routes:
             to = f"{route.attributes.get('RTA_DST', 'default')}/{route.fields['dst_len']}"
-            self._attempt_with(route.link, f"the route to {to}", self._add_route, route)
+            subject, place = f"the route to {to}", _place(route)
+            # The first takes the place of what is there; others stand beside it.
+            flags = _APPEND if place in made else _REPLACE
+            made.add(place)
+            self._attempt_with(route.link, subject, self._add_route, route, flags)
         for neighbour in state.neighbours:
             name = neighbour.attributes.get("NDA_DST") or neighbour.attributes["NDA_LLADDR"]
             subject = f"neighbour {name} of {neighbour.link}"
@@ -161,11 +167,23 @@ class _Replay:
             create_tap(link)
         elif found is None:
             self._send(link, _CREATE, _information("INFO", link.kind, link.data))
-        elif link.kind in ("bridge", "vlan"):
-            self._send(link, _CHANGE, _information("INFO", link.kind, link.data), found)
+        else:
+            self._adjust(link, found)
         if found is None:
             [found] = self._netlink.link_lookup(ifname=link.name)
         self._indexes[link.name] = found
+
+    def _adjust(self, link: Link, index: int) -> None:
+        """Give an interface that is there the settings of its kind."""
+        [message] = [each for each in self._netlink.get_links() if each["index"] == index]
+        present, data = read_data(message), dict(link.data)
+        match link.kind:
+            case "tun":
+                if any(present.get(name) != data.get(name) for name in _OF_OPENING):
+                    create_tap(link)
+            case "bridge" | "vlan":
+                data |= {name: 0 for name in UNSET_IF_ZERO if present.get(name)} | link.data
+                self._send(link, _CHANGE, _information("INFO", link.kind, data), index)
 
     def _find(self, link: Link) -> int | None:
         """Return the index of an interface that is there already; None if there is none."""
@@ -254,7 +272,7 @@ class _Replay:
         message["attrs"] = list(attributes.items())
         request(self._netlink, RTM_NEWADDR, _REPLACE, message)
 
-    def _add_route(self, route: Route) -> None:
+    def _add_route(self, route: Route, flags: int) -> None:
         message = rtmsg()
         message.update(route.fields)
         attributes = dict(route.attributes)
@@ -271,9 +289,8 @@ class _Replay:
                 for hop in route.hops
             ]
         message["attrs"] = list(attributes.items())
-        # Beside others with the same prefix, and not in place of them.
         with _suppress_existing():
-            request(self._netlink, RTM_NEWROUTE, _APPEND, message)
+            request(self._netlink, RTM_NEWROUTE, flags, message)
 
     def _add_neighbour(self, neighbour: Neighbour) -> None:
         message = ndmsg()
@@ -284,6 +301,13 @@ class _Replay:
         flags = _CREATE if neighbour.fields["state"] == NUD_STALE else _REPLACE
         with _suppress_existing():
             request(self._netlink, RTM_NEWNEIGH, flags, message)
+
+
+def _place(route: Route) -> tuple[Any, ...]:
+    """Return what only one route has, or several that stand beside each other."""
+    names = ("RTA_DST", "RTA_TABLE", "RTA_PRIORITY")
+    fields = (route.fields[name] for name in ("family", "dst_len", "tos"))
+    return (*fields, *(route.attributes.get(name) for name in names))
 
 
 @contextmanager

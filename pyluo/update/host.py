@@ -142,13 +142,15 @@ class Host:
                 state = network.NetworkState.read(file)
             network.replay(state)
         except ExceptionGroup as group:
-            return [str(error) for error in group.exceptions]
+            failures = [str(error) for error in group.exceptions]
         except Exception as error:
             return [f"the network: {error}"]
+        else:
+            failures = []
         # Neighbours hear of it once the hardware has a carrier again.
-        announcing = partial(network.announce, [link.name for link in state.links], wait=_CARRIER)
+        announcing = partial(network.announce, wait=_CARRIER)
         threading.Thread(target=announcing, daemon=True).start()
-        return []
+        return failures
 
     def jump(self) -> float:
         """Jump, or have systemd jump, which stops every service first.

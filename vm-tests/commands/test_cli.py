@@ -102,7 +102,9 @@ def test_a_report_has_all_about_a_run_whatever_came_of_it(tmp_path: Path, comman
             name.removeprefix("pyluo-report/"): archive.extractfile(name).read().decode()  # type: ignore[union-attr]
             for name in archive.getnames()
         }
+    assert texts["outcome.txt"].startswith("exit status 0 before the jump\n")
     assert ("GuestCrash" in texts["outcome.txt"]) == (command != "true")
+    assert ("exit status 0 after the jump" in texts["outcome.txt"]) == (command == "true")
     assert ("sysrq: Trigger a crash" in texts["guest-1/console.txt"]) == (command != "true")
     [jump] = json.loads(texts["guest-1/jumps.json"])["jumps"]
     assert jump["blackout"] > 0

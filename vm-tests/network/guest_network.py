@@ -203,7 +203,12 @@ def replay_interrupted() -> int:
             if not _replay_until(state, number):
                 return interrupted
             network.replay(state)
-            assert network.record(names).links == state.links, number
+            found = network.record(names)
+            assert found.links == state.links, number
+            assert found.routes == state.routes, number
+            assert [each.link for each in found.addresses] == [
+                each.link for each in state.addresses
+            ], number
     raise AssertionError("the replay never came to its end")
 
 
@@ -291,10 +296,13 @@ def replay_onto_others() -> tuple[list[str], list[str]]:
         name="eth9", kind="", hardware_address="02:00:00:00:00:09", is_up=True, master="", lower="",
         attributes={},
     )  # fmt: skip
-    state = network.record(["vm0", "service"])
+    state = network.record(["vm0", "vm1", "service"])
     state = replace(state, links=(*state.links, hardware))
     with _new_namespace():
         run("ip", "link", "add", "name", "br0", "type", "dummy")
+        run("ip", "link", "add", "name", "uplink", "type", "dummy")
+        run("ip", "link", "add", "link", "uplink", "name", "service", "type", "vlan", "id", "10")
+        run("ip", "tuntap", "add", "dev", "vm1", "mode", "tap")
         try:
             network.replay(state)
         except ExceptionGroup as group:

@@ -36,7 +36,8 @@ def clear(names: list[str]) -> None:
     """End all stores and sessions that an earlier run left."""
     for each in open_sessions():  # a step that failed may have left the device open
         if each.pid == os.getpid() and each.session is None:
-            os.close(each.fd)
+            with open(os.devnull) as nothing:
+                os.dup2(nothing.fileno(), each.fd)  # its owner may close the number later
     for file in open_files.values():
         file.close()
     open_files.clear()

@@ -118,6 +118,8 @@ def test_a_vm_of_qemu_keeps_its_connection_over_an_update(kernel: Kernel) -> Non
             assert host.call(guest_update.end_coordinator, signal.SIGTERM) == 0
             host.call(guest_update.serve, "--network")
             host.call(guest_update.wait_for_log, "net takes part", 2)
+            # Nor does it run on after a round that it was stored for already.
+            assert host.call(guest_update.ask, *words, "--dry-run")[0] == 0
             assert "runs on" not in host.call(guest_vmm.told, "net").rpartition("is stored")[2]
             host.call(guest_vmm.go_on, "net")
             stream.wait_for_more()

@@ -52,8 +52,10 @@ def _live_update(arguments: argparse.Namespace) -> int:
 
     guest = options.GuestOptions.of(arguments)
     kernel, to = guest.find_kernel(), guest.find_next()
-    with report.written(arguments.report, [kernel, to]):
+    with report.written(arguments.report, [kernel, to]) as outcome:
         tally = hops.run_hops(lambda: guest.guest(kernel, to), arguments.hops)
+        outcome.append(f"{tally.landed} of {tally.hops} live updates came back")
+        outcome += map(str, tally.failures)
     if arguments.json:
         failures = [{"cause": each.cause.value, "text": str(each)} for each in tally.failures]
         data = {"hops": tally.hops, "landed": tally.landed, "median_blackout": tally.median}
@@ -69,12 +71,18 @@ def _run_before_and_after(arguments: argparse.Namespace) -> int:
     before, after = (command or ["true"] for command in (arguments.before, arguments.after))
     guest = options.GuestOptions.of(arguments)
     kernel, to = guest.find_kernel(), guest.find_next()
-    with report.written(arguments.report, [kernel, to]), guest.guest(kernel, to) as vm:
-        if status := program.relay(vm, before, arguments.timeout):
-            return status
-        for _ in range(arguments.hops):
-            vm.live_update()
-        return program.relay(vm, after, arguments.timeout)
+    with (
+        report.written(arguments.report, [kernel, to]) as outcome,
+        guest.guest(kernel, to) as vm,
+    ):
+        status = program.relay(vm, before, arguments.timeout)
+        outcome.append(f"exit status {status} before the jump")
+        if not status:
+            for _ in range(arguments.hops):
+                vm.live_update()
+            status = program.relay(vm, after, arguments.timeout)
+            outcome.append(f"exit status {status} after the jump")
+        return status
 
 
 def _split_command(command: str) -> list[str]:

@@ -13,6 +13,7 @@ import tarfile
 import time
 import traceback
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from pyluo.vm.machine.usage import usage
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from pyluo.vm.kernels.kernel import Kernel
     from pyluo.vm.machine.timeline import GuestLog
@@ -40,8 +41,10 @@ def add_option(parser: argparse.ArgumentParser) -> None:
 
 
 @contextmanager
-def written(path: Path | None, kernels: Sequence[Kernel | None] = ()) -> Iterator[None]:
+def written(path: Path | None, kernels: Sequence[Kernel | None]) -> Iterator[list[str]]:
     """Write the archive at the end of the block, however the block ends.
+
+    The block adds to the list what came of the run, in lines.
 
     Args:
         path: the path of the archive; None to write none.
@@ -50,42 +53,57 @@ def written(path: Path | None, kernels: Sequence[Kernel | None] = ()) -> Iterato
     Raises:
         OSError: the file cannot be written; raised at the start of the block.
     """
+    outcome: list[str] = []
     if path is None:
-        yield
+        yield outcome
         return
     with tarfile.open(path, "w:gz") as archive:
         usage.begin_test()
-        outcome = "no exception\n"
         try:
-            yield
+            yield outcome
         except BaseException:
-            outcome = traceback.format_exc()
+            outcome.append(traceback.format_exc())
             raise
         finally:
-            files = _describe_run(outcome, usage.find_logs())
-            for kernel in filter(None, kernels):
+            parts = {"outcome.txt": lambda: "\n".join([*outcome, ""]), **_parts(usage.find_logs())}
+            for number, kernel in enumerate(filter(None, kernels), 1):
                 if kernel.config is not None:
-                    files[f"kernels/{kernel.release}.config"] = kernel.config.read_text()
-            for name, text in files.items():
-                _add(archive, name, text)
+                    name = f"kernels/{number}-{kernel.release}.config"
+                    parts[name] = partial(kernel.config.read_text, errors="surrogateescape")
+            for name, describe in parts.items():
+                _add(archive, name, _try(describe))
 
 
-def _describe_run(outcome: str, logs: Sequence[GuestLog]) -> dict[str, str]:
-    """Return the texts of the archive about the run, by their names."""
-    from pyluo.doctor.harness import check_harness
-
-    checks = [dataclasses.asdict(check) for check in check_harness()]
-    files = {
-        "command.txt": shlex.join(["pyluo", *sys.argv[1:]]) + "\n",
-        "outcome.txt": outcome,
-        "versions.json": _to_json(_versions()),
-        "host.json": _to_json(checks),
+def _parts(logs: Sequence[GuestLog]) -> dict[str, Callable[[], str]]:
+    """Return what gives the texts of the archive about the run, by their names."""
+    parts: dict[str, Callable[[], str]] = {
+        "command.txt": lambda: shlex.join(["pyluo", *sys.argv[1:]]) + "\n",
+        "versions.json": lambda: _to_json(_versions()),
+        "host.json": _describe_host,
     }
     for number, log in enumerate(logs, 1):
-        files[f"guest-{number}/console.txt"] = log.console
-        jumps = [dataclasses.asdict(jump) | {"blackout": jump.blackout} for jump in log.jumps]
-        files[f"guest-{number}/jumps.json"] = _to_json({"kernel": log.kernel, "jumps": jumps})
-    return files
+        parts[f"guest-{number}/console.txt"] = partial(str, log.console)
+        parts[f"guest-{number}/jumps.json"] = partial(_describe_jumps, log)
+    return parts
+
+
+def _try(describe: Callable[[], str]) -> str:
+    """Return a text, or why there is none: what is reported must not be lost by its report."""
+    try:
+        return describe()
+    except Exception:
+        return traceback.format_exc()
+
+
+def _describe_host() -> str:
+    from pyluo.doctor.harness import check_harness
+
+    return _to_json([dataclasses.asdict(check) for check in check_harness()])
+
+
+def _describe_jumps(log: GuestLog) -> str:
+    jumps = [dataclasses.asdict(jump) | {"blackout": jump.blackout} for jump in log.jumps]
+    return _to_json({"kernel": log.kernel, "jumps": jumps})
 
 
 def _versions() -> dict[str, str]:
@@ -104,7 +122,8 @@ def _to_json(data: Any) -> str:
 
 def _add(archive: tarfile.TarFile, name: str, text: str) -> None:
     """Add a text to an archive, without the name of the user's folder."""
-    data = text.replace(os.path.expanduser("~"), "~").encode(errors="surrogateescape")
+    home = os.path.expanduser("~").rstrip("/")
+    data = (text.replace(f"{home}/", "~/") if home else text).encode(errors="surrogateescape")
     member = tarfile.TarInfo(f"pyluo-report/{name}")
     member.size = len(data)
     member.mtime = int(time.time())

@@ -206,7 +206,9 @@ def kernel_header(header: str) -> str:
 
 
 def including(header: str, *lines: str) -> str:
-    return "\n".join([f"#include <{kernel_header(header)}>", "#include <stddef.h>", *lines])
+    # linux/if_tun.h does not include what its ioctls are made of.
+    needed = ["#include <stddef.h>", "#include <linux/ioctl.h>"]
+    return "\n".join([*needed, f"#include <{kernel_header(header)}>", *lines])
 
 
 def constants(header: str) -> list[str]:

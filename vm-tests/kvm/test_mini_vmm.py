@@ -144,7 +144,7 @@ def test_a_vmm_that_dies_while_it_resumes_a_vm_can_be_started_again(host: VM) ->
     said, checksums = host.call(guest_vmm.store, "again")
     host.live_update()
     places = lines_of_resume()
-    assert len(places) == 9
+    assert len(places) == 10
     for place in places:
         host.call(guest_vmm.start, "resume", "again", killed_before=place)
         assert host.call(guest_vmm.wait_for_end, "again") == (-signal.SIGKILL, ""), place

@@ -20,7 +20,7 @@ unexport PYTHONDONTWRITEBYTECODE
 CHECK_PACKAGES := python3-venv python3-dev gcc libc6-dev make bc bison flex libelf-dev lz4 perl \
 	rsync xz-utils
 # libssl-dev, openssl and sbsigntool are for the kernel `signed` and its images.
-PACKAGES := $(CHECK_PACKAGES) cpio debian-archive-keyring libcap-dev libssl-dev openssl \
+PACKAGES := $(CHECK_PACKAGES) cpio debian-archive-keyring iproute2 libcap-dev libssl-dev openssl \
 	qemu-system-x86 kexec-tools mmdebstrap sbsigntool uidmap zstd
 
 # The length of a soak: live updates of one store, of VMs, steps of each state machine, rounds of

@@ -91,8 +91,6 @@ _CHANGING = {
 }  # fmt: skip
 _OF_PORTS = {"id", "no"}
 
-_taps: list[OwnedFd] = []
-
 
 def build() -> None:
     """Make what a host of VMs has, and a bit of everything else."""

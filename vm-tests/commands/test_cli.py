@@ -115,6 +115,17 @@ def test_a_report_has_all_about_a_run_whatever_came_of_it(tmp_path: Path, comman
     assert os.path.expanduser("~") + "/" not in "".join(texts.values())
 
 
+def test_a_report_has_the_death_of_a_guest_that_was_only_counted(tmp_path: Path) -> None:
+    file = tmp_path / "report.tar.gz"
+    no_root = "initcall_blacklist=init_v9fs"
+    done = pyluo("vm", "live-update", "--append", no_root, "--report", os.fspath(file))
+    assert done.returncode == 1, done.stderr
+    with tarfile.open(file) as archive:
+        outcome = archive.extractfile("pyluo-report/outcome.txt").read().decode()  # type: ignore[union-attr]
+    assert outcome.startswith("0 of 0 live updates came back\n")
+    assert "Unable to mount root fs" in outcome
+
+
 @pytest.mark.parametrize(("command", "status"), [("exit 5", 5), ("kill -9 $$", 137)])
 def test_run_relays_output_and_status(command: str, status: int) -> None:
     done = pyluo("vm", "run", "--", "sh", "-c", f"echo out; echo err >&2; {command}")

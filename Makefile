@@ -4,6 +4,7 @@
 # make soak    test the state machines, the store, the crashes of guests and the kernel
 #              `debug`, which it builds, for hours: see SOAK_* below
 # make bench   measure times, as ratios of one another: see BENCH_ROUNDS below
+# make docs    make a site of the manual, build/docs/index.html; a warning is an error
 # make man     write the manual page pyluo.1 into build/
 # make types   check by pyright that an installed pyluo has whole types (fetches pyright by pip and npm)
 # make lint    run ruff, mypy and import-linter
@@ -40,7 +41,7 @@ ALONE := vm-tests/kvm vm-tests/update
 BENCH_ROUNDS ?= 5
 
 .DELETE_ON_ERROR:
-.PHONY: demo check test soak bench man types lint clean packages check-packages
+.PHONY: demo check test soak bench docs man types lint clean packages check-packages
 
 demo: packages $(BIN)/.vm
 	@$(BIN)/pyluo demo
@@ -77,6 +78,10 @@ lint: $(BIN)/.dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(BIN)/.dev
+	$(BIN)/python docs/make_reference.py --check
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/docs
 
 man: $(BIN)/.dev
 	mkdir -p build
@@ -118,7 +123,7 @@ check-packages:
 	if [ $$# != 0 ]; then echo "missing: apt install $$*" >&2; exit 1; fi
 
 # The environment is rebuilt if one of its sources changes.
-WITHOUT_ROOT := $(if $(filter-out check lint man types,$(or $(MAKECMDGOALS),demo)),,yes)
+WITHOUT_ROOT := $(if $(filter-out check docs lint man types,$(or $(MAKECMDGOALS),demo)),,yes)
 $(BIN)/python: | $(if $(WITHOUT_ROOT),check-packages,packages)
 	$(PYTHON) -m venv .venv
 

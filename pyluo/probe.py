@@ -67,6 +67,10 @@ def probe(device: LiveUpdate | None = None) -> list[Finding]:
 
     Raises:
         RequestError: see `LiveUpdate` and `LiveUpdate.create_session`.
+
+    Source: include/uapi/linux/liveupdate.h, LIVEUPDATE_SESSION_PRESERVE_FD; of the kinds:
+    memfd_create(2), eventfd(2), include/uapi/linux/kvm.h, KVM_CREATE_VM and KVM_CREATE_GUEST_MEMFD.
+    Linux 6.19.
     """
     if device is None:
         with LiveUpdate() as opened:

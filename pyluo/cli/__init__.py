@@ -26,14 +26,14 @@ __all__ = ["main", "make_parser"]
 # The commands of each module, in the order of the help. Only the module of the command that runs is
 # imported, because importing all of them takes half a second in an emulated guest.
 _COMMANDS = {
-    "status": ("status",),
+    "demo": ("demo",),
     "doctor": ("doctor",),
+    "status": ("status",),
     "probe": ("probe",),
     "saved": ("save", "restore", "discard"),
     "kexec": ("kexec",),
     "update": ("update",),
     "vm": ("vm",),
-    "demo": ("demo",),
     "completion": ("completion",),
 }
 # Which extra of the package installs the modules that a command may lack.

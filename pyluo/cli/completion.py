@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyluo.cli.exit import PASSED
+from pyluo.cli.parsers import add_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,17 +20,17 @@ __all__ = ["add_parser"]
 _PLACES = {
     "bash": "~/.local/share/bash-completion/completions/pyluo",
     "fish": "~/.config/fish/completions/pyluo.fish",
-    "zsh": "a file _pyluo in a folder of $fpath",
+    "zsh": "~/.zfunc/_pyluo  # a folder of $fpath",
 }
 
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the `completion` command."""
-    places = "; ".join(f"for {shell}: {place}" for shell, place in _PLACES.items())
-    parser = subparsers.add_parser(
+    parser = add_command(
+        subparsers,
         "completion",
-        help="print a script that completes pyluo's command line in a shell",
-        epilog=f"Where the script belongs: {places}.",
+        "Print a script that completes pyluo's command line in a shell",
+        *(f"pyluo completion {shell} > {place}" for shell, place in _PLACES.items()),
     )
     parser.add_argument("shell", choices=list(_PLACES), help="the shell")
     parser.set_defaults(run=_run)

@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING
 
 from pyluo.cli.exit import FAILED, PASSED
+from pyluo.cli.parsers import add_command
 from pyluo.vm.machine.options import size
 
 if TYPE_CHECKING:
@@ -23,7 +24,14 @@ _SIZE = 4 << 20  # bytes
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the `demo` command."""
-    parser = subparsers.add_parser("demo", help="carry a memfd through a real live update, in QEMU")
+    parser = add_command(
+        subparsers,
+        "demo",
+        "Carry a memfd, or a VM, through a real live update, in QEMU",
+        "pyluo demo",
+        "pyluo demo --vm",
+        more="The first run builds a kernel.",
+    )
     parser.add_argument("--kernel", default="stable", metavar="KERNEL", help="the kernel to boot")
     parser.add_argument(
         "--to", metavar="KERNEL", help="the kernel to jump to (default: the same kernel)"

@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING
 
 from pyluo.cli.exit import FAILED, PASSED
+from pyluo.cli.parsers import add_command
 from pyluo.doctor import Check, Verdict, check_live_update
 
 if TYPE_CHECKING:
@@ -27,8 +28,12 @@ _QUESTIONS = {
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the `doctor` command."""
-    parser = subparsers.add_parser(
-        "doctor", help="check what live updates, or the harness, need, and say how to mend it"
+    parser = add_command(
+        subparsers,
+        "doctor",
+        "Check what live updates, or the harness, need, and say how to mend it",
+        "pyluo doctor",
+        "pyluo doctor live-update --json",
     )
     parser.add_argument(
         "part",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pyluo import kexec
 from pyluo.cli.exit import FAILED, PASSED
+from pyluo.cli.parsers import add_command
 from pyluo.open_sessions import require_sessions
 
 if TYPE_CHECKING:
@@ -20,22 +21,50 @@ __all__ = ["add_image_options", "add_parser", "load_image"]
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the `kexec` command."""
-    parser = subparsers.add_parser("kexec", help="load the next kernel, or jump to it")
+    parser = add_command(
+        subparsers,
+        "kexec",
+        "Load the next kernel, or jump to it",
+        "pyluo kexec load /boot/vmlinuz-next --reuse-cmdline",
+        "pyluo kexec reboot",
+    )
     actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
-    load = actions.add_parser("load", help="load the next kernel with kexec_file_load(2)")
+    load = add_command(
+        actions,
+        "load",
+        "Load the next kernel with kexec_file_load(2)",
+        "pyluo kexec load /boot/vmlinuz-next --reuse-cmdline",
+        "pyluo kexec load bzImage --initrd initrd.img --cmdline 'liveupdate=on root=/dev/vda1'",
+        more="Refuses an image or a command line that would take nothing over.",
+    )
     load.add_argument(
         "kernel", type=Path, help="a bzImage, a unified kernel image (UKI), or a compressed one"
     )
     add_image_options(load)
     load.set_defaults(run=_load, parser=load)
-    for name, run, text in (
-        ("loaded", _loaded, "exit with 0 if a kernel is loaded, else with 1"),
-        ("unload", _unload, "unload the kernel that was loaded"),
-    ):
-        actions.add_parser(name, help=text).set_defaults(run=run)
-    reboot = actions.add_parser(
+    loaded = add_command(
+        actions,
+        "loaded",
+        "Exit with 0 if a kernel is loaded, else with 1",
+        "pyluo kexec loaded",
+        "pyluo kexec loaded && pyluo kexec reboot",
+    )
+    loaded.set_defaults(run=_loaded)
+    unload = add_command(
+        actions,
+        "unload",
+        "Unload the kernel that was loaded",
+        "pyluo kexec unload",
+        "pyluo kexec loaded && pyluo kexec unload",
+    )
+    unload.set_defaults(run=_unload)
+    reboot = add_command(
+        actions,
         "reboot",
-        help="jump now, without stopping processes first; open outgoing sessions are preserved",
+        "Jump now, without stopping processes first",
+        "pyluo kexec reboot",
+        "pyluo kexec reboot --require vm0 vm1",
+        more="Open outgoing sessions are preserved.",
     )
     reboot.add_argument(
         "--trust-image", action="store_true", help="jump even if pyluo did not load the kernel"

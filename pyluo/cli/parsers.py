@@ -1,14 +1,46 @@
-"""The type of the object that argparse's `add_subparsers` returns; commands are added to it."""
+"""What the parsers of all commands have in common: a summary, and examples."""
 
 from __future__ import annotations
 
+import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import argparse
-
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 else:
     Subparsers = object
 
-__all__ = ["Subparsers"]
+__all__ = ["Subparsers", "add_command"]
+
+
+def add_command(
+    subparsers: Subparsers, name: str, summary: str, *examples: str, more: str = "", notes: str = ""
+) -> argparse.ArgumentParser:
+    """Add a command, or an action of one, and return its parser.
+
+    Args:
+        subparsers: what `add_subparsers` returned: an object to which commands are added.
+        name: the name of the command.
+        summary: what the command does, as a sentence without a period.
+        examples: whole command lines, as typed in a shell.
+        more: further sentences for the help of the command itself.
+        notes: text behind the examples.
+    """
+    shown = "\n".join(f"  {example}" for example in examples)
+    # argparse only wraps lines in the default formatter, which would join the examples.
+    return subparsers.add_parser(
+        name,
+        help=summary[0].lower() + summary[1:],
+        description=f"{summary}.{' ' * bool(more)}{more}",
+        epilog=f"examples:\n{shown}\n{notes and chr(10)}{notes}",
+        formatter_class=_Formatter,
+    )
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Wraps descriptions, and leaves what lies behind the options as it is."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if text.startswith("examples:\n"):
+            return "".join(indent + line for line in text.splitlines(keepends=True))
+        return super()._fill_text(text, width, indent)

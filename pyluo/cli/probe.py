@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from pyluo import probe
 from pyluo.cli.exit import PASSED
+from pyluo.cli.parsers import add_command
 
 if TYPE_CHECKING:
     import argparse
@@ -21,7 +22,14 @@ __all__ = ["add_parser"]
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the `probe` command."""
-    parser = subparsers.add_parser("probe", help="print which kinds of file this kernel preserves")
+    parser = add_command(
+        subparsers,
+        "probe",
+        "Print which kinds of file this kernel preserves",
+        "pyluo probe",
+        "pyluo probe --json",
+        more="Asks the running kernel, with a session of its own that it discards.",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_run)
 

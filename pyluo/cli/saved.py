@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from pyluo import saved
 from pyluo.cli.exit import PASSED, USAGE
+from pyluo.cli.parsers import add_command
 from pyluo.errors import RequestError
 
 if TYPE_CHECKING:
@@ -26,12 +27,24 @@ __all__ = ["add_parser"]
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the commands `save`, `restore` and `discard`."""
-    save = subparsers.add_parser("save", help="preserve copies of files for the next kernel")
+    save = add_command(
+        subparsers,
+        "save",
+        "Preserve copies of files for the next kernel",
+        "pyluo save notes /etc/hosts ~/notes.txt",
+        "pyluo save vm0 disk.img && pyluo kexec reboot --require vm0",
+        more="A keeper holds them until `pyluo kexec reboot`.",
+    )
     save.add_argument("name", metavar="NAME", help="the name of the session; 1 to 63 bytes")
     save.add_argument("files", type=Path, nargs="+", metavar="FILE")
     save.set_defaults(run=_save)
-    restore = subparsers.add_parser(
-        "restore", help="write the saved files to a folder, after the jump"
+    restore = add_command(
+        subparsers,
+        "restore",
+        "Write the saved files to a folder, after the jump",
+        "pyluo restore notes ~/restored",
+        "pyluo restore vm0 /var/lib/vms",
+        more="Their contents are compared with checksums; if this fails, it can be run again.",
     )
     restore.add_argument("name", metavar="NAME")
     restore.add_argument(
@@ -42,7 +55,14 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     restore.add_argument("--force", action="store_true", help="replace files of the same names")
     restore.set_defaults(run=_restore)
-    discard = subparsers.add_parser("discard", help="drop the saved files")
+    discard = add_command(
+        subparsers,
+        "discard",
+        "Drop the saved files",
+        "pyluo discard notes",
+        "pyluo discard vm0 --force",
+        more="Before the jump or after it. What was saved is lost.",
+    )
     discard.add_argument("name", metavar="NAME")
     discard.add_argument(
         "--force",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from pyluo import guards, kexec, kho
 from pyluo.cli.exit import FAILED, PASSED
+from pyluo.cli.parsers import add_command
 from pyluo.open_sessions import OpenSession, open_sessions
 
 if TYPE_CHECKING:
@@ -25,7 +26,14 @@ __all__ = ["add_parser"]
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the `status` command."""
-    parser = subparsers.add_parser("status", help="print whether this system can live-update")
+    parser = add_command(
+        subparsers,
+        "status",
+        "Print whether this system can live-update",
+        "pyluo status",
+        "pyluo status --json",
+        more="Also who holds which sessions, and how much memory can still be preserved.",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_run)
 

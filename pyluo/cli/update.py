@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from pyluo import kexec
 from pyluo.cli.exit import FAILED, PASSED
 from pyluo.cli.kexec import add_image_options, load_image
+from pyluo.cli.parsers import add_command
 from pyluo.update import SOCKET
 
 if TYPE_CHECKING:
@@ -28,16 +29,36 @@ _LIMIT = 30.0  # seconds
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the `update` command."""
-    parser = subparsers.add_parser("update", help="update the host's kernel while its VMs live on")
+    parser = add_command(
+        subparsers,
+        "update",
+        "Update the host's kernel while its VMs live on",
+        "pyluo update serve --network",
+        "pyluo update run /boot/vmlinuz-next --reuse-cmdline",
+    )
     actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
-    serve = actions.add_parser("serve", help="coordinate updates: wait for VMMs to take part")
+    serve = add_command(
+        actions,
+        "serve",
+        "Coordinate updates: wait for VMMs to take part",
+        "pyluo update serve",
+        "pyluo update serve --network --socket /run/vms/update.socket",
+        more="Runs all the time, as a service: examples/systemd/pyluo-update.service.",
+    )
     serve.add_argument(
         "--network",
         action="store_true",
         help="make the host's bridges, VLANs, taps, addresses and routes again after the jump "
         "(needs pyluo[net])",
     )
-    run = actions.add_parser("run", help="have all VMs stored, and jump to the next kernel")
+    run = add_command(
+        actions,
+        "run",
+        "Have all VMs stored, and jump to the next kernel",
+        "pyluo update run /boot/vmlinuz-next --reuse-cmdline --expect vm0 vm1",
+        "pyluo update run --dry-run --rounds 10",
+        more="If one VM cannot be stored in time, or the kernel refuses, all of them run on.",
+    )
     run.add_argument(
         "kernel", type=Path, nargs="?", help="the image; by default the one that is loaded"
     )
@@ -60,7 +81,13 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="NAME",
         help="refuse unless VMs of these names take part",
     )
-    status = actions.add_parser("status", help="say which VMs take part, and lived through it last")
+    status = add_command(
+        actions,
+        "status",
+        "Say which VMs take part, and lived through it last",
+        "pyluo update status",
+        "pyluo update status --json",
+    )
     for action, function in ((serve, _serve), (run, _run), (status, _status)):
         action.add_argument(
             "--socket",

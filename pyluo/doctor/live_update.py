@@ -167,7 +167,7 @@ def _check_systemd() -> Check:
         remedy = f"use {_KEEPS_SESSIONS} or newer, or jump by `pyluo kexec reboot`"
         return Check(subject, Verdict.LIMITED, found, remedy)
     found = f"version {version} carries the sessions of services over `systemctl kexec`"
-    remedy = "" if _serves() else "their units need what docs/manual.md says under Keepers"
+    remedy = "" if _serves() else "their units need what docs/guides/stores.md says under Keepers"
     return Check(subject, Verdict.READY, f"{found}; {_describe_coordinator()}", remedy)
 
 

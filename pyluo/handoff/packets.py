@@ -1,4 +1,4 @@
-"""The packets of a handoff through a socket; docs/handoff-protocol.md describes the protocol."""
+"""The packets of a handoff through a socket: see docs/reference/handoff-protocol.md."""
 
 from __future__ import annotations
 

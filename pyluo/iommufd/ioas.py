@@ -545,7 +545,7 @@ class Ioas(IommuObject):
             IommuError: False is set too late, when a device already has access to mappings
                 (EINVAL), or when a mapping is not aligned to pages (EADDRINUSE).
 
-        Source: include/uapi/linux/iommufd.h, IOMMU_OPTION_HUGE_PAGES. Linux 6.2.
+        Source: include/uapi/linux/iommufd.h, IOMMU_OPTION, IOMMU_OPTION_HUGE_PAGES. Linux 6.2.
         """
         reply = _OPTION(
             self._iommufd.fileno(), str(self), option_id=_HUGE_PAGES, op=_OP_GET, object_id=self.id

@@ -190,7 +190,8 @@ class IommuContext(OwnedFd):
             NotPermittedError: setting it needs CAP_SYS_RESOURCE (EPERM).
             IommuError: the iommufd has objects already (EBUSY).
 
-        Source: include/uapi/linux/iommufd.h, IOMMU_OPTION_RLIMIT_MODE. Linux 6.2.
+        Source: include/uapi/linux/iommufd.h, IOMMU_OPTION, IOMMU_OPTION_RLIMIT_MODE. Linux
+        6.2.
         """
         reply = _OPTION(self.fileno(), option_id=_RLIMIT_MODE, op=_OP_GET)
         return Accounting(reply.integer("val64"))

@@ -117,7 +117,9 @@ def save(
     Raises:
         KvmError: the kernel refused a request.
 
-    Source: Documentation/virt/kvm/api.rst. Linux 5.19.
+    Source: Documentation/virt/kvm/api.rst, KVM_GET_CPUID2, KVM_GET_DEBUGREGS, KVM_GET_IRQCHIP,
+    KVM_GET_LAPIC, KVM_GET_MP_STATE, KVM_GET_MSRS, KVM_GET_PIT2, KVM_GET_VCPU_EVENTS, KVM_GET_XCRS,
+    KVM_GET_XSAVE2. Linux 5.19.
     """
     saved = tuple(_save_vcpu(vcpu) for vcpu in vcpus)
     parts = {name: _get_chip(vm, number) for name, number in _CHIPS.items()}
@@ -145,7 +147,10 @@ def restore(
         ValueError: the vCPUs are not those of the state.
         KvmError: this CPU or this kernel cannot have such a state (EINVAL).
 
-    Source: Documentation/virt/kvm/api.rst; Documentation/virt/kvm/devices/vcpu.rst. Linux 5.19.
+    Source: Documentation/virt/kvm/api.rst, KVM_SET_DEBUGREGS, KVM_SET_IRQCHIP, KVM_SET_LAPIC,
+    KVM_SET_MP_STATE, KVM_SET_MSRS, KVM_SET_PIT2, KVM_SET_VCPU_EVENTS, KVM_SET_XCRS, KVM_SET_XSAVE;
+    Documentation/virt/kvm/devices/vcpu.rst, KVM_HAS_DEVICE_ATTR, KVM_GET_DEVICE_ATTR,
+    KVM_SET_DEVICE_ATTR. Linux 5.19.
     """
     numbers = [vcpu.number for vcpu in state.vcpus]
     if [vcpu.number for vcpu in vcpus] != numbers:

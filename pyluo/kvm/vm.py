@@ -107,7 +107,7 @@ class VirtualMachine(OwnedFd):
                 or memory (ENOMEM).
 
         Source: include/uapi/linux/kvm.h, KVM_CREATE_VM, KVM_CREATE_IRQCHIP, KVM_CREATE_PIT2,
-        KVM_SET_TSC_KHZ. Linux 5.19.
+        KVM_GET_VCPU_MMAP_SIZE, KVM_SET_TSS_ADDR, KVM_SET_TSC_KHZ. Linux 5.19.
         """
         if lacking := [each.name for each in _NEEDED if not kvm.check(each)]:
             hint = f"This kernel, or this CPU, lacks {', '.join(lacking)}"
@@ -123,7 +123,7 @@ class VirtualMachine(OwnedFd):
             _CREATE_IRQCHIP(vm.fileno(), "a VM")
             _CREATE_PIT(vm.fileno(), "a VM")
             # 0 means the present frequency of the host. KVM's default can be an earlier estimate of
-            # it, with which the clocks of the vCPUs would be wrong: see docs/kernel-bugs.md.
+            # it, with which the clocks of the vCPUs would be wrong: see kernel-bugs.md.
             _SET_TSC_KHZ(vm.fileno(), "a VM")
         except BaseException:
             vm.close()

@@ -81,7 +81,8 @@ def replay(state: NetworkState) -> None:
             interface is not there (ENODEV), or another one has its name (EEXIST), or several have
             its hardware address (ENOTUNIQ).
 
-    Source: rtnetlink(7)
+    Source: rtnetlink(7); include/uapi/linux/if_tun.h, TUNSETPERSIST, TUNSETOWNER, TUNSETGROUP.
+    Linux 3.8.
     """
     with connect(_REPLAY) as netlink:
         replaying = _Replay(netlink, state)

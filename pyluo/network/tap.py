@@ -57,7 +57,7 @@ def open_tap(name: str) -> OwnedFd:
         RequestError: there is no interface of this name (ENODEV), or it is no tap (EINVAL); another
             process has it open (EBUSY).
 
-    Source: include/uapi/linux/if_tun.h, TUNSETIFF
+    Source: include/uapi/linux/if_tun.h, TUNSETIFF. Linux 3.8.
     """
     with connect(_SETIFF) as netlink:
         found = [each for each in netlink.get_links() if each.get("ifname") == name]

@@ -1,4 +1,4 @@
-"""The records of a store's table, and their encoding; see docs/store-format.md."""
+"""The records of a store's table, and their encoding; see docs/reference/store-format.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables of versions 1 and 2, which pyluo reads and never writes; see docs/store-format.md."""
+"""Tables of versions 1 and 2, which pyluo reads and never writes: see store-format.md."""
 
 from __future__ import annotations
 

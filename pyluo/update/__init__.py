@@ -1,7 +1,8 @@
 """An update of the host's kernel that several VMMs take part in.
 
 The coordinator tells all of them to pause and store their VMs. When all are ready, the host jumps;
-if one is not, or the kernel refuses, all run on. docs/update-protocol.md has the messages.
+if one is not, or the kernel refuses, all run on. The messages are in
+docs/reference/update-protocol.md.
 """
 
 from __future__ import annotations

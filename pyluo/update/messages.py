@@ -1,8 +1,8 @@
 """The messages between the coordinator of an update and the VMMs that take part.
 
-docs/update-protocol.md describes who says what when. Each message is one packet of a Unix socket of
-type SOCK_SEQPACKET: a JSON object, whose member ``type`` is the name of a class here, and whose
-other members are the class's fields.
+docs/reference/update-protocol.md describes who says what when. Each message is one packet of a Unix
+socket of type SOCK_SEQPACKET: a JSON object, whose member ``type`` is the name of a class here, and
+whose other members are the class's fields.
 """
 
 from __future__ import annotations

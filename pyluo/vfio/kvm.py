@@ -88,7 +88,7 @@ class KvmVfio(OwnedFd):
             VfioError: the VM has the device already (EEXIST); the descriptor is not of a VFIO
                 device (EINVAL).
 
-        Source: include/uapi/linux/kvm.h, KVM_DEV_VFIO_FILE_ADD. Linux 6.6.
+        Source: include/uapi/linux/kvm.h, KVM_SET_DEVICE_ATTR, KVM_DEV_VFIO_FILE_ADD. Linux 6.6.
         """
         self._change(_FILE_ADD, device)
 
@@ -98,7 +98,7 @@ class KvmVfio(OwnedFd):
         Raises:
             VfioError: the VM does not have the device (ENOENT).
 
-        Source: include/uapi/linux/kvm.h, KVM_DEV_VFIO_FILE_DEL. Linux 6.6.
+        Source: include/uapi/linux/kvm.h, KVM_SET_DEVICE_ATTR, KVM_DEV_VFIO_FILE_DEL. Linux 6.6.
         """
         self._change(_FILE_DEL, device)
 

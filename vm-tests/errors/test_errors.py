@@ -1,4 +1,4 @@
-"""Tests of the rows of docs/errors.md: each class of exception, raised by the real thing."""
+"""Tests of the rows of docs/reference/errors.md: each exception, raised by the real thing."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ REFUSABLE = [("socket", "user"), ("socket", "process"), ("exec", "user")]
 
 
 def bug(reason: str) -> pytest.MarkDecorator:
-    """Expect a failure that docs/kernel-bugs.md describes; a fixed kernel fails the test."""
+    """Expect a failure that kernel-bugs.md describes; a fixed kernel fails the test."""
     return pytest.mark.xfail(strict=True, raises=AssertionError, reason=reason)
 
 

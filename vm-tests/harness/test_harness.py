@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs/tutorials/first-test.md"]
+TUTORIAL = ROOT / "docs/tutorials/first-live-update.md"
 
 
 @pytest.mark.parametrize(
@@ -280,12 +282,26 @@ def test_the_bodies_of_marked_tests_run_in_the_guest(
     outcome.stdout.fnmatch_lines(["*usefixtures('vm')*"])
 
 
-@pytest.mark.parametrize("page", [README, README.with_name("CONTRIBUTING.md")])
+@pytest.mark.parametrize("page", PAGES)
 def test_a_pages_own_test_passes_as_it_stands(pytester: pytest.Pytester, page: Path) -> None:
     blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
     (example,) = (block for block in blocks if "def test_" in block)
     pytester.makepyfile(example)
     pytester.runpytest_subprocess().assert_outcomes(passed=1)
+
+
+def test_the_tutorials_script_works_as_it_stands() -> None:
+    [script] = re.findall(r"^```sh\n(.*?)^```", TUTORIAL.read_text(), re.MULTILINE | re.DOTALL)
+    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
+    done = subprocess.run(
+        ["sh", "-ec", script],
+        env=os.environ | {"PATH": path, "SHELL": "/bin/sh"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith("this was in memory\n"), done.stdout
+    assert "1 live update" in done.stderr
 
 
 def test_another_projects_fixture_called_vm_is_left_alone(pytester: pytest.Pytester) -> None:

@@ -1,7 +1,7 @@
 """Tests of known kernel bugs, each expected to fail; one that passes turns the run red.
 
-docs/kernel-bugs.md describes each bug. A precondition that does not hold raises `Unmet`, which is
-not an expected failure.
+docs/reference/kernel-bugs.md describes each bug. A precondition that does not hold raises `Unmet`,
+which is not an expected failure.
 """
 
 from __future__ import annotations

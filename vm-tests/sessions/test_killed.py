@@ -18,7 +18,7 @@ from sessions import guest_killed
 if TYPE_CHECKING:
     from pyluo.vm import Kernel
 
-MANUAL = Path(__file__).parents[2] / "docs" / "manual.md"
+MANUAL = Path(__file__).parents[2] / "docs" / "explanation" / "who-dies-when.md"
 HEADING = "## Who dies when, and what is lost"
 WORDS = {
     "lost": "lost",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pyluo.cli.parsers import add_command
 from pyluo.cli.vm import bisect, kernel, live_update, matrix, root, run, selftests, shell
 
 if TYPE_CHECKING:
@@ -17,7 +18,13 @@ __all__ = ["add_parser"]
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the `vm` command and its actions."""
-    parser = subparsers.add_parser("vm", help="build kernels and roots, and live-update guests")
+    parser = add_command(
+        subparsers,
+        "vm",
+        "Build kernels and roots, and live-update guests",
+        "pyluo vm shell --to previous",
+        "pyluo vm live-update --kernel previous --to stable --hops 10",
+    )
     actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
     for action in (kernel, root, run, shell, live_update, selftests, matrix, bisect):
         action.add_parser(actions)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyluo.cli.exit import UNTESTABLE
+from pyluo.cli.parsers import add_command
 from pyluo.cli.vm import program
 from pyluo.vm.machine import options
 
@@ -22,12 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["add_parser"]
 
 
-_EXAMPLE = """\
-in a kernel tree:
-
-  git bisect start BAD GOOD
-  git bisect run pyluo vm bisect path/to/test_guests.py::test_seals
-
+_NOTES = """\
 Exit status: 0 the tests passed; 1 a test failed, or its guest died; 125 the kernel does not compile
 or boot, or the harness or the command line was at fault, so that git skips the commit. Ctrl-C ends
 the bisection.
@@ -36,11 +32,13 @@ the bisection.
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the `bisect` action."""
-    bisect = subparsers.add_parser(
+    bisect = add_command(
+        subparsers,
         "bisect",
-        help="build the kernel tree in this folder, test it, and exit as `git bisect run` expects",
-        epilog=_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "Build the kernel tree in this folder, test it, and exit as `git bisect run` expects",
+        "git bisect start BAD GOOD && git bisect run pyluo vm bisect tests/test_seals.py",
+        "git bisect run pyluo vm bisect --from stable --match 'seal'",
+        notes=_NOTES,
     )
     options.add(bisect.add_argument, without=["kernel", "to"])
     side = bisect.add_mutually_exclusive_group()

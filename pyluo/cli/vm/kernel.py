@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from pyluo.cli.exit import PASSED
+from pyluo.cli.parsers import add_command
 from pyluo.vm.machine import options
 
 if TYPE_CHECKING:
@@ -18,9 +19,22 @@ __all__ = ["add_parser"]
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the `kernel` action."""
-    kernel = subparsers.add_parser("kernel", help="fetch, configure and build kernels")
+    kernel = add_command(
+        subparsers,
+        "kernel",
+        "Fetch, configure and build kernels",
+        "pyluo vm kernel build stable previous",
+        "pyluo vm kernel build --config CONFIG_KASAN=y ~/linux",
+    )
     verbs = kernel.add_subparsers(title="verbs", required=True, metavar="VERB")
-    build = verbs.add_parser("build", help="build kernels, unless the cache has them")
+    build = add_command(
+        verbs,
+        "build",
+        "Build kernels, unless the cache has them",
+        "pyluo vm kernel build stable previous",
+        "pyluo vm kernel build --update --json stable",
+        more="The cache is $XDG_CACHE_HOME/pyluo.",
+    )
     build.add_argument(
         "names", nargs="*", default=["stable"], metavar="NAME",
         help="a name in kernels.toml, or the path of a tree or a tarball",

@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from pyluo.cli.exit import FAILED, PASSED, USAGE
+from pyluo.cli.parsers import add_command
 from pyluo.cli.vm import program, report
 from pyluo.vm.machine import options
 
@@ -20,7 +21,14 @@ __all__ = ["add_parser"]
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the `live-update` action."""
-    update = subparsers.add_parser("live-update", help="live-update a guest, once or many times")
+    update = add_command(
+        subparsers,
+        "live-update",
+        "Live-update a guest, once or many times",
+        "pyluo vm live-update --kernel previous --to stable --hops 50",
+        "pyluo vm live-update --before 'pyluo save x /etc/hosts' --after 'pyluo restore x /tmp'",
+        more="Shows how long each jump took; programs can run before the first and after the last.",
+    )
     options.add(update.add_argument)
     program.add_timeout(update)
     report.add_option(update)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pyluo.cli.exit import FAILED, PASSED, UNAVAILABLE
+from pyluo.cli.parsers import add_command
 from pyluo.cli.vm import program, verdicts
 from pyluo.vm.machine import options
 
@@ -30,7 +31,13 @@ _WIDE = 200  # columns
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the `matrix` action."""
-    matrix = subparsers.add_parser("matrix", help="run tests between every two of several kernels")
+    matrix = add_command(
+        subparsers,
+        "matrix",
+        "Run tests between every two of several kernels",
+        "pyluo vm matrix --from previous,stable --html page.html",
+        "pyluo vm matrix --from ~/linux --to stable --hops 1 tests/test_seals.py",
+    )
     options.add(matrix.add_argument, without=["kernel", "to"])
     matrix.add_argument(
         "--from", dest="origins", type=_parse_names, default=_KERNELS, metavar="KERNEL,...",

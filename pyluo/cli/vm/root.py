@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from pyluo.cli.exit import PASSED
+from pyluo.cli.parsers import add_command
 
 if TYPE_CHECKING:
     import argparse
@@ -17,9 +18,21 @@ __all__ = ["add_parser"]
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the `root` action."""
-    root = subparsers.add_parser("root", help="make roots for guests, other than the host's own")
+    root = add_command(
+        subparsers,
+        "root",
+        "Make roots for guests, other than the host's own",
+        "pyluo vm root build sid",
+        "pyluo vm run --root sid -- systemctl --version",
+    )
     verbs = root.add_subparsers(title="verbs", required=True, metavar="VERB")
-    build = verbs.add_parser("build", help="make roots, unless the cache has them")
+    build = add_command(
+        verbs,
+        "build",
+        "Make roots, unless the cache has them",
+        "pyluo vm root build sid",
+        "pyluo vm root build --update sid",
+    )
     build.add_argument("names", nargs="+", metavar="NAME", help="a name in roots.toml")
     build.add_argument("--update", action="store_true", help="ask the archive for newer versions")
     build.add_argument("--json", action="store_true", help="print JSON")

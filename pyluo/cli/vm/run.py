@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pyluo.cli.parsers import add_command
 from pyluo.cli.vm import program, report
 from pyluo.vm.machine import options
 
@@ -17,7 +18,14 @@ __all__ = ["add_parser"]
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the `run` action."""
-    run = subparsers.add_parser("run", help="run a program in a fresh guest")
+    run = add_command(
+        subparsers,
+        "run",
+        "Run a program in a fresh guest",
+        "pyluo vm run -- uname -a",
+        "pyluo vm run --kernel ~/linux --cpus 2 --memory 2G -- ./my_selftest",
+        more="The guest has the host's files, read-only; the exit status is the program's own.",
+    )
     options.add(run.add_argument, without=["to"])
     program.add_timeout(run)
     report.add_option(run)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pyluo.cli.exit import FAILED, PASSED, USAGE
+from pyluo.cli.parsers import add_command
 from pyluo.cli.vm import program, verdicts
 from pyluo.vm.machine import options
 
@@ -20,7 +21,14 @@ __all__ = ["add_parser"]
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the `selftests` action."""
-    tests = subparsers.add_parser("selftests", help="run the kernel's own selftests")
+    tests = add_command(
+        subparsers,
+        "selftests",
+        "Run the kernel's own selftests",
+        "pyluo vm selftests --kernel previous --to stable",
+        "pyluo vm selftests iommu --junit iommu.xml",
+        more="They are built from the kernel's own source, and each program runs in a fresh guest.",
+    )
     # Their programs are linked with the host's libraries.
     options.add(tests.add_argument, without=["root"])
     tests.set_defaults(kernel=None)  # each suite has its own default kernel

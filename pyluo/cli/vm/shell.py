@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pyluo.cli.parsers import add_command
 from pyluo.vm.machine import options
 
 if TYPE_CHECKING:
@@ -18,12 +19,14 @@ __all__ = ["add_parser"]
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the `shell` action."""
-    shell = subparsers.add_parser(
+    shell = add_command(
+        subparsers,
         "shell",
-        help="open a terminal in a fresh guest; the terminal keeps working across live updates",
-        description="Open a terminal in a fresh guest; the terminal keeps working across live "
-        "updates. Ctrl-] ? shows the keys that the host handles. If stdin is not a terminal, it is "
-        "run as a script.",
+        "Open a terminal in a fresh guest; the terminal keeps working across live updates",
+        "pyluo vm shell --to previous",
+        "pyluo vm shell --kernel ~/linux -- bash",
+        more="Ctrl-] ? shows the keys that the host handles. If stdin is not a terminal, it is run "
+        "as a script.",
     )
     options.add(shell.add_argument)
     shell.add_argument(

@@ -1,0 +1,89 @@
+"""The snippets, command lines and links of the manual and of the other pages."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pyluo.cli import make_parser
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted(
+    page
+    for pattern in ("*.md", "docs/**/*.md", "examples/*/*.md", ".github/**/*.md")
+    for page in ROOT.glob(pattern)
+)
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+# What stands for something else in a command line.
+STANDS_FOR = {"NAME": "vm0", "SUITE": "iommu", "DIR": "/tmp", "FILE": "/tmp/file", "N": "3"}
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    return [text for language, text in FENCE.findall(page.read_text()) if language in languages]
+
+
+def command_lines(page: Path) -> Iterator[str]:
+    """Yield the command lines of a page: in blocks of a shell, or indented by four columns."""
+    text = page.read_text()
+    without_fences = FENCE.sub("", text)
+    shown = [*blocks(page, "sh", "yaml"), *re.findall(r"^    (.*)$", without_fences, re.MULTILINE)]
+    for line in "\n".join(shown).splitlines():
+        if found := re.search(r"(?:^|[\s/])(pyluo [a-z].*)$", line):
+            yield found[1]
+
+
+def test_there_are_pages_and_command_lines() -> None:
+    assert len(PAGES) > 50
+    assert sum(len(list(command_lines(page))) for page in PAGES) > 25
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_what_snippets_import_is_there(page: Path) -> None:
+    for block in blocks(page, "python"):
+        for node in ast.walk(ast.parse(block)):
+            if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("pyluo"):
+                continue
+            module = importlib.import_module(node.module or "")
+            for alias in node.names:
+                if not hasattr(module, alias.name):
+                    importlib.import_module(f"{module.__name__}.{alias.name}")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_the_parser_takes_each_command_line(page: Path) -> None:
+    for line in command_lines(page):
+        words = shlex.split(re.split(r" (?:&&|\|\|?|<<?|>>?|;) ?|; |<<", line)[0], comments=True)
+        words = [STANDS_FOR.get(word.strip(".…"), word) for word in words[1:]]
+        make_parser(words).parse_args(words)  # which shows what is wrong, and exits
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", page.read_text())):
+        path, _, heading = target.partition("#")
+        if ":" in path:
+            continue
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), target
+        if heading:
+            headings = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
+            slugs = {re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in headings}
+            assert heading in slugs, target
+
+
+def test_the_reference_is_up_to_date() -> None:
+    command = [sys.executable, str(ROOT / "docs" / "make_reference.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

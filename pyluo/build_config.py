@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
 __all__ = ["BuildConfig"]
@@ -31,12 +29,15 @@ class BuildConfig:
         """
         release = os.uname().release
         for pattern in _RUNNING:
-            path = Path(pattern.format(release=release))
             try:
-                data = path.read_bytes()
+                with open(pattern.format(release=release), "rb") as file:
+                    data = file.read()
             except OSError:
                 continue
-            data = gzip.decompress(data) if path.suffix == ".gz" else data
+            if pattern.endswith(".gz"):
+                import gzip  # here, because it takes a moment to load
+
+                data = gzip.decompress(data)
             return cls(data.decode(errors="surrogateescape"))
         return None
 

@@ -39,7 +39,6 @@ from pyluo import (
     RequestError,
     SessionNotFoundError,
     StateFormat,
-    network,
     update,
 )
 
@@ -56,6 +55,13 @@ _PATIENCE = 60.0  # seconds for QEMU to start, to give a state or to take one
 _POLL = 0.01  # seconds
 Events = asyncio.Queue["int | update.Event"]
 _SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+
+
+def open_tap(name: str) -> OwnedFd:
+    """Open a tap. Only a VM with a tap waits for the library for networks, which loads slowly."""
+    from pyluo import network
+
+    return network.open_tap(name)
 
 
 class Lost(Exception):
@@ -112,7 +118,7 @@ class Qemu:
         ours, qemus = socket.socketpair()
         with ExitStack() as files, qemus:
             try:
-                taps = {name: files.enter_context(network.open_tap(name)) for name in setup.taps}
+                taps = {name: files.enter_context(open_tap(name)) for name in setup.taps}
                 command = [
                     "setpriv", "--pdeathsig", "KILL", "--", binary,
                     "-machine", f"{setup.machine},memory-backend=ram",

@@ -6,7 +6,7 @@ life begins with a hundred modules. The same Python writes the archive, on the h
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import marshal
 import os
 import sys
@@ -15,6 +15,7 @@ from importlib.machinery import ExtensionFileLoader, ModuleSpec, PathFinder, Sou
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from importlib.abc import Loader
     from types import CodeType
 
     # The module's file, whether the module is a package, the state of the file, and the place and
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["install", "is_fresh", "read_index", "write"]
 
 _PYLUO = "pyluo"
+# Modules that others import and hardly ever use: executed when they are first used.
+# `dataclasses` imports `inspect`, which imports six more, for classes without a docstring.
+_LAZY = frozenset({"inspect"})
 _TRAILER = 8  # bytes at the end: where the index begins, which is behind the codes
 
 
@@ -50,9 +54,11 @@ class _Finder:
         file, is_package, state, at, length = entry
         if name.partition(".")[0] == _PYLUO and _state(file) != state:
             return None
-        loader: ExtensionFileLoader | _Loader = ExtensionFileLoader(name, file)
+        loader: Loader = ExtensionFileLoader(name, file)
         if length:
             loader = _Loader(name, file, os.pread(self._fd, length, at))
+        if name in _LAZY:
+            loader = importlib.util.LazyLoader(loader)
         spec = ModuleSpec(name, loader, origin=file, is_package=is_package)
         spec.has_location = True
         if spec.submodule_search_locations is not None:

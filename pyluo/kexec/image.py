@@ -10,7 +10,6 @@ import errno
 import os
 import struct
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from pyluo.errors import ImageRejectedError, KexecError, RequestError
@@ -287,6 +286,8 @@ def _read_addons(path: str, release: str | None) -> list[str]:
 
     Source: systemd-stub(7), ESP/.../foo.efi.extra.d/*.addon.efi
     """
+    from pathlib import Path  # here, because it takes a moment to load
+
     lines = []
     for addon in sorted(Path(f"{path}.extra.d").glob("*.addon.efi")):
         with OPEN_IMAGE.raising(os.fspath(addon)), addon.open("rb") as file:
@@ -300,6 +301,8 @@ def _read_addons(path: str, release: str | None) -> list[str]:
 
 def _find_bzimage(fd: int, path: str, unwrapped: bool) -> str:
     """Return words for what to load in place of an uncompressed kernel; with its path, if found."""
+    from pathlib import Path
+
     reason = "It is an ELF file, which kexec_file_load(2) cannot load on x86: load "
     release = _read_release(fd)
     candidates = [Path("/boot") / f"vmlinuz-{release}", Path(f"/lib/modules/{release}/vmlinuz")]

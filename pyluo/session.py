@@ -330,6 +330,16 @@ class OutgoingSession(_Session):
 
         The kernel has no request for this. It looks at the token before it looks at the file, so a
         request to preserve no file at all tells.
+
+        Args:
+            token: the token to look for.
+
+        Raises:
+            LuoError: the kernel refused the request otherwise, as after the session was discarded.
+            ValueError: no session can have this token.
+
+        Source: kernel/liveupdate/luo_file.c, luo_preserve_file();
+        include/uapi/linux/liveupdate.h, LIVEUPDATE_SESSION_PRESERVE_FD. Linux 6.19.
         """
         _check_token(token)
         number = _PRESERVE_FD.attempt(self.fileno(), fd=-1, token=token).errno

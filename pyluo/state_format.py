@@ -99,7 +99,7 @@ class StateFormat:
         """Return the exception for a state that cannot be used.
 
         Args:
-            number: EBADMSG or EPROTONOSUPPORT.
+            number: the errno, EBADMSG or EPROTONOSUPPORT.
             hint: what is wrong with it.
         """
         return _READ.error(number, f"a state of format {self._name}", hint)

@@ -99,6 +99,9 @@ class IommuFd(IommuContext):
     def vfio_ioas(self) -> Ioas | None:
         """The IOAS that VFIO's container interface uses on this descriptor; None if there is none.
 
+        Raises:
+            IommuError: the kernel has no such interface (ENOTTY, EOPNOTSUPP).
+
         Source: include/uapi/linux/iommufd.h, IOMMU_VFIO_IOAS. Linux 6.2.
         """
         reply = _VFIO_IOAS.attempt(self.fileno(), op=_VFIO_GET)

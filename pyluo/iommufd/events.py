@@ -198,6 +198,8 @@ class FaultQueue(_EventObject):
             IommuError: an HWPT that this process allocated still reports to the queue, and
                 nothing has changed; or another process has the descriptor, or allocated an HWPT
                 with this queue, and the descriptor was only closed here (EBUSY).
+
+        Source: include/uapi/linux/iommufd.h, IOMMU_DESTROY. Linux 6.11.
         """
         if not self.destroyed and any(not hwpt.destroyed for hwpt in self._served):
             raise DESTROY.error(errno.EBUSY, str(self))

@@ -422,6 +422,10 @@ def can_invalidate(target: IommuObject, data_type: int) -> bool:
 
     The kernel is asked to carry out no entries of this type.
 
+    Raises:
+        KernelTooOldError: the kernel knows no invalidations (ENOTTY).
+        IommuError: another process has destroyed the object (ENOENT).
+
     Source: include/uapi/linux/iommufd.h, IOMMU_HWPT_INVALIDATE. Linux 6.8.
     """
     reply = _INVALIDATE.attempt(target.iommufd.fileno(), hwpt_id=target.id, data_type=data_type)

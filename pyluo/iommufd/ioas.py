@@ -160,6 +160,8 @@ class Ioas(IommuObject):
 
         If the kernel cannot unmap a range, because a hardware queue uses it, the buffer is kept
         until the process ends.
+
+        Source: include/uapi/linux/iommufd.h, IOMMU_IOAS_UNMAP. Linux 6.2.
         """
         for mapping in self._find_own_memory():
             reply = _UNMAP.attempt(
@@ -204,6 +206,9 @@ class Ioas(IommuObject):
 
     def iova_ranges(self) -> IovaRanges:
         """Return the ranges in which memory can be mapped; attaching and detaching changes them.
+
+        Raises:
+            IommuError: the IOAS was destroyed (ENOENT).
 
         Source: include/uapi/linux/iommufd.h, IOMMU_IOAS_IOVA_RANGES. Linux 6.2.
         """

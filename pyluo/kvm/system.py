@@ -102,6 +102,9 @@ class Kvm(OwnedFd):
     def supported_cpuid(self) -> tuple[CpuidEntry, ...]:
         """Return what CPUID can tell a VM, as far as this CPU and KVM support it.
 
+        Raises:
+            KvmError: the kernel refused the request, or has more entries than it may (E2BIG).
+
         Source: include/uapi/linux/kvm.h, KVM_GET_SUPPORTED_CPUID. Linux 2.6.28.
         """
         room = 64

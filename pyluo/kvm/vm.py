@@ -203,7 +203,7 @@ class VirtualMachine(OwnedFd):
         vCPUs run.
 
         Args:
-            line: 0 to 15 for a pin of the PICs and of the I/O APIC, up to 23 for one of the latter.
+            line: the number of a pin: 0 to 15 of the PICs and the I/O APIC, to 23 of the latter.
             level: the level.
 
         Source: include/uapi/linux/kvm.h, KVM_IRQ_LINE. Linux 2.6.25.
@@ -263,7 +263,7 @@ class VirtualMachine(OwnedFd):
         """Set the kvmclock.
 
         Args:
-            nanoseconds: what it is to show.
+            nanoseconds: what it is to show, in nanoseconds.
             realtime: when it showed that, in nanoseconds since 1970; the time that has passed since
                 then, by CLOCK_REALTIME of this kernel, is added. None if it shows that now.
 

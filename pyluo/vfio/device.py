@@ -199,6 +199,8 @@ class VfioDevice(OwnedFd):
         Raises:
             RequestError: the descriptor is not open (EBADF), or does not refer to a VFIO device
                 (ENODEV). The caller still owns the descriptor.
+
+        Source: include/uapi/linux/vfio.h, VFIO_DEVICE_GET_INFO. Linux 6.6.
         """
         with raising("fstat", f"descriptor {fd}"):
             os.fstat(fd)

@@ -185,6 +185,11 @@ class Features:
             feature: the feature.
             get: whether the feature must support "get" requests.
             set: whether the feature must support "set" requests.
+
+        Raises:
+            VfioError: the device refused the request otherwise than by saying that it lacks this.
+
+        Source: include/uapi/linux/vfio.h, VFIO_DEVICE_FEATURE_PROBE. Linux 5.7.
         """
         access = (_GET if get else 0) | (_SET if set else 0)
         reply = attempt(self._device, _FEATURE, flags=feature | _PROBE | access)
@@ -206,6 +211,13 @@ class Features:
 
         Returns:
             The result of the request; `feature_data` returns the feature's struct in it.
+
+        Raises:
+            FeatureNotSupportedError: the device, its driver or the kernel does not have the feature
+                (ENOTTY, EOPNOTSUPP).
+            VfioError: the device refused the request; the errno depends on the feature.
+
+        Source: include/uapi/linux/vfio.h, VFIO_DEVICE_FEATURE. Linux 5.7.
         """
         reply = attempt(self._device, _FEATURE, "", data, flags=feature | _GET)
         self._raise_if_failed(feature, reply)
@@ -220,6 +232,13 @@ class Features:
 
         Returns:
             The result of the request; `feature_data` returns the feature's struct in it.
+
+        Raises:
+            FeatureNotSupportedError: the device, its driver or the kernel does not have the feature
+                (ENOTTY, EOPNOTSUPP).
+            VfioError: the device refused the request; the errno depends on the feature.
+
+        Source: include/uapi/linux/vfio.h, VFIO_DEVICE_FEATURE. Linux 5.7.
         """
         reply = attempt(self._device, _FEATURE, "", data, flags=feature | _SET)
         self._raise_if_failed(feature, reply)
@@ -291,5 +310,8 @@ class Features:
 
 
 def feature_data(reply: Request) -> bytes:
-    """Return the feature's own struct in a reply: the bytes after struct vfio_device_feature."""
+    """Return the feature's own struct in a reply: the bytes after struct vfio_device_feature.
+
+    Source: include/uapi/linux/vfio.h, VFIO_DEVICE_FEATURE. Linux 5.7.
+    """
     return reply.data()[_FEATURE.struct.size :]

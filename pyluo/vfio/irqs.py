@@ -73,7 +73,7 @@ class Irq:
         If the call fails, the given vectors are disabled, except that INTx stays unchanged.
 
         Args:
-            eventfds: one for each vector, beginning with the vector `first`; None for a vector that
+            eventfds: an eventfd for each vector, from the vector `first` on; None for a vector that
                 signals nothing.
             first: the number of the first vector.
 
@@ -83,6 +83,8 @@ class Irq:
                 system has too few vectors left, see the hint (ENOSPC); the device shares the INTx
                 line with a device that cannot share it (EBUSY).
             ValueError: the device has no such vectors, or `eventfds` is empty.
+
+        Source: include/uapi/linux/vfio.h, VFIO_DEVICE_SET_IRQS. Linux 3.6.
         """
         self._check_vectors(first, len(eventfds))
         if not eventfds:

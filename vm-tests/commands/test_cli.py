@@ -165,11 +165,15 @@ def test_live_update_runs_a_program_on_each_side() -> None:
     assert done.stdout.decode().split() == releases
 
 
-def test_live_updates_are_counted() -> None:
-    done = pyluo("vm", "live-update", "--hops", "2", "--cpus", "2", "--json")
+def test_live_updates_are_counted_and_shown_as_they_happen() -> None:
+    done = pyluo("vm", "live-update", "--hops", "2", "--cpus", "2", "--watch", "--json")
     assert done.returncode == 0, done.stderr
     tally = json.loads(done.stdout)
     assert (tally["hops"], tally["landed"], tally["failures"]) == (2, 2, [])
+    shown = [line.strip().partition(" s  ")[2] or line for line in done.stderr.decode().split("\n")]
+    jump = ["loaded", "reboot called", "first sign of the new kernel", "worker up"]
+    expected = ["cold boot", *jump[2:], "live update 1", *jump, "live update 2", *jump]
+    assert [line for line in shown if line in expected] == expected
 
 
 def test_live_updates_that_were_never_tried_are_no_success() -> None:

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 from pyluo.cli.exit import FAILED, PASSED, USAGE
 from pyluo.cli.parsers import add_command
 from pyluo.cli.vm import program, report
+from pyluo.vm import progress
 from pyluo.vm.machine import options
 
 if TYPE_CHECKING:
     from pyluo.cli.parsers import Subparsers
+    from pyluo.vm import VM, Kernel, Timeline
 
 __all__ = ["add_parser"]
 
@@ -26,6 +28,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "live-update",
         "Live-update a guest, once or many times",
         "pyluo vm live-update --kernel previous --to stable --hops 50",
+        "pyluo vm live-update --watch --cpus 2",
         "pyluo vm live-update --before 'pyluo save x /etc/hosts' --after 'pyluo restore x /tmp'",
         more="Shows how long each jump took; programs can run before the first and after the last.",
     )
@@ -45,6 +48,11 @@ def add_parser(subparsers: Subparsers) -> None:
         "--hops", type=options.count, default=1, metavar="N", help="how many jumps (default: 1)"
     )
     update.add_argument(
+        "--watch",
+        action="store_true",
+        help="say on stderr when each event of a live update happens",
+    )
+    update.add_argument(
         "--json", action="store_true", help="print JSON; not with --before or --after"
     )
     update.set_defaults(run=_live_update)
@@ -61,7 +69,7 @@ def _live_update(arguments: argparse.Namespace) -> int:
     guest = options.GuestOptions.of(arguments)
     kernel, to = guest.find_kernel(), guest.find_next()
     with report.written(arguments.report, [kernel, to]) as outcome:
-        tally = hops.run_hops(lambda: guest.guest(kernel, to), arguments.hops)
+        tally = hops.run_hops(lambda: _make_guest(arguments, kernel, to), arguments.hops)
         outcome.append(f"{tally.landed} of {tally.hops} live updates came back")
         outcome += map(str, tally.failures)
     if arguments.json:
@@ -81,7 +89,7 @@ def _run_before_and_after(arguments: argparse.Namespace) -> int:
     kernel, to = guest.find_kernel(), guest.find_next()
     with (
         report.written(arguments.report, [kernel, to]) as outcome,
-        guest.guest(kernel, to) as vm,
+        _make_guest(arguments, kernel, to) as vm,
     ):
         status = program.relay(vm, before, arguments.timeout)
         outcome.append(f"exit status {status} before the jump")
@@ -91,6 +99,28 @@ def _run_before_and_after(arguments: argparse.Namespace) -> int:
             status = program.relay(vm, after, arguments.timeout)
             outcome.append(f"exit status {status} after the jump")
         return status
+
+
+def _make_guest(arguments: argparse.Namespace, kernel: Kernel, to: Kernel | None) -> VM:
+    vm = options.GuestOptions.of(arguments).guest(kernel, to)
+    if arguments.watch:
+        vm.on_event = _Watcher()
+    return vm
+
+
+class _Watcher:
+    """Says on stderr when each event of a guest's boot and of its live updates happens."""
+
+    def __init__(self) -> None:
+        self._lives = 0
+
+    def __call__(self, timeline: Timeline) -> None:
+        """Show the last event."""
+        if len(timeline.events) == 1:
+            progress.say(f"live update {self._lives}" if self._lives else "cold boot")
+            self._lives += 1
+        event = timeline.events[-1]
+        progress.say(f"{event.at - timeline.started:9.3f} s  {event.name}")
 
 
 def _split_command(command: str) -> list[str]:

@@ -61,6 +61,7 @@ class Guest:
         console: the guest's serial console.
         lives: the lives of the guest so far.
         watch: decides when the guest is dead.
+        on_event: is called with the timeline after each of its events, in the event loop's thread.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class Guest:
         self._hello: asyncio.Future[wire.Message] = asyncio.get_running_loop().create_future()
         self._started = time.monotonic()
         self._events: list[timeline.Event] = []
+        self.on_event: Callable[[timeline.Timeline], None] = lambda _: None
         self._writers: list[asyncio.StreamWriter] = []
         self._console_transport: asyncio.ReadTransport | None = None
         self._checked_reports = 0
@@ -337,9 +339,9 @@ class Guest:
 
     def _take_message(self, message: wire.Message) -> None:
         if mark := message.get("mark"):
-            self._events.append(timeline.Event(mark, time.monotonic()))
+            self._add_event(mark, time.monotonic())
         elif hello := message.get("hello"):
-            self._events.append(timeline.Event(timeline.WORKER_UP, time.monotonic()))
+            self._add_event(timeline.WORKER_UP, time.monotonic())
             self._take_hello(hello)
         else:
             answer = self._answers.pop(message.get("answer", 0), None)
@@ -367,7 +369,11 @@ class Guest:
 
     def _note_new_kernel(self, at: float) -> None:
         self.lives.note_new_kernel()
-        self._events.append(timeline.Event(timeline.NEW_KERNEL, at))
+        self._add_event(timeline.NEW_KERNEL, at)
+
+    def _add_event(self, name: str, at: float) -> None:
+        self._events.append(timeline.Event(name, at))
+        self.on_event(self.timeline)
 
 
 async def _connect(

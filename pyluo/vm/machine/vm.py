@@ -97,6 +97,8 @@ class VM:
 
     Attributes:
         requests: how many requests the guest was sent, including jumps.
+        on_event: is called with the timeline of a live update after each of its events, from
+            another thread; set it before the block begins.
 
     Raises:
         ValueError: there are `units`, but no `root`.
@@ -151,6 +153,7 @@ class VM:
         self._settings = ""
         self._used = False  # whether there was a request or a jump since the last check
         self.requests: int = 0
+        self.on_event: Callable[[Timeline], None] = lambda _: None
         self._loop: LoopThread | None = None
         self._guest: Guest | None = None
 
@@ -225,6 +228,7 @@ class VM:
         from pyluo.vm.machine.guest import Guest
 
         self._guest = Guest(machine, self._first, self._expects, self._silence, self._vmcores)
+        self._guest.on_event = self.on_event
 
     def __exit__(
         self,

@@ -23,6 +23,8 @@ CHECK_PACKAGES := python3-venv python3-dev gcc libc6-dev make bc bison flex libe
 # libssl-dev, openssl and sbsigntool are for the kernel `signed` and its images.
 PACKAGES := $(CHECK_PACKAGES) cpio debian-archive-keyring iproute2 libcap-dev libssl-dev openssl \
 	qemu-system-x86 kexec-tools mmdebstrap sbsigntool uidmap zstd
+# Tests look at the pages of results in it.
+BROWSER := chromium
 
 # The length of a soak: live updates of one store, of VMs, steps of each state machine, rounds of
 # crashes.
@@ -41,7 +43,7 @@ ALONE := vm-tests/kvm vm-tests/update
 BENCH_ROUNDS ?= 5
 
 .DELETE_ON_ERROR:
-.PHONY: demo check test soak bench docs man types lint clean packages check-packages
+.PHONY: demo check test soak bench docs man types lint clean browser packages check-packages
 
 demo: packages $(BIN)/.vm
 	@$(BIN)/pyluo demo
@@ -49,7 +51,7 @@ demo: packages $(BIN)/.vm
 check: lint
 	$(BIN)/pytest -n auto --dist worksteal tests
 
-test: packages check
+test: packages browser check docs
 	$(BIN)/pyluo vm kernel build stable previous selftest signed
 	$(BIN)/pyluo vm root build sid
 	$(BIN)/pytest -n auto --dist worksteal --durations 20 --ignore $(DEBUG_TESTS) \
@@ -107,8 +109,8 @@ MISSING := missing() { for package; do \
 		|| echo $$package; done; }
 
 # Asks for a password only if a package is missing.
-packages:
-	@$(MISSING); set -- $$(missing $(PACKAGES)); \
+packages browser:
+	@$(MISSING); set -- $$(missing $(if $(filter browser,$@),$(BROWSER),$(PACKAGES))); \
 	if [ $$# != 0 ]; then \
 		echo installing $$*; \
 		root=; [ "$$(id -u)" = 0 ] || root=sudo; \

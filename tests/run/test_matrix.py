@@ -245,9 +245,9 @@ def test_the_page_has_every_cell_jump_and_log_and_needs_no_other_file() -> None:
     page = _Page(text)
     assert page.open == []
     assert page.tags["section"] == 8
-    assert page.tags["svg"] == 8
+    assert page.classes["bar"] == 16
     assert page.tags["td"] == 3 * 2 + 4 * 3  # 3 for each kernel; in each row, the hops and 2 cells
-    assert page.classes["cross"] == 8
+    assert page.classes["lost"] == 8
     # Both jumps load and leave, but only one lands; the legend has one of each too.
     assert {style: page.classes[style] for style in ("load", "leave", "jump", "boot")} == {
         "load": 17, "leave": 17, "jump": 9, "boot": 9,
@@ -275,16 +275,22 @@ def test_the_page_lists_the_subtests_below_their_test() -> None:
 
 def test_a_timeline_is_drawn_in_proportion() -> None:
     page = render([Cell(Route(OLD, NEW, 1), run(PASSED))])
-    drawn = re.findall(r'<rect class="(\w+)" x="([\d.]+)" y="3" width="([\d.]+)"', page)
-    bars = {style: (float(start) - 220, float(width)) for style, start, width in drawn}
-    second = 640 / 3.75  # the longest timeline of a page takes the whole width
-    assert bars == {
-        "load": pytest.approx((0, 0.5 * second)),
-        "leave": pytest.approx((0.5 * second, 0.5 * second)),
-        "jump": pytest.approx((1.0 * second, 0.5 * second)),
-        "boot": pytest.approx((1.5 * second, 2.0 * second)),
-        "restore": pytest.approx((3.5 * second, 0.25 * second)),
+    first, second = re.findall(r'<div class="bar">(.*?)</div>', page)
+    bars = {
+        style: float(width)
+        for style, width in re.findall(r'<i class="(\w+)" style="width: ([\d.]+)%"', first)
     }
+    whole = 100 / 3.75  # the longest timeline of a page takes the whole width
+    assert bars == {
+        "load": pytest.approx(0.5 * whole, abs=0.01),
+        "leave": pytest.approx(0.5 * whole, abs=0.01),
+        "jump": pytest.approx(0.5 * whole, abs=0.01),
+        "boot": pytest.approx(2.0 * whole, abs=0.01),
+        "restore": pytest.approx(0.25 * whole, abs=0.01),
+    }
+    assert len(re.findall("<i ", second)) == 2
+    # In words as well, for who has no mouse or does not see colours.
+    assert "booting the new kernel 2.00 s" in page
 
 
 def test_a_matrix_of_kernels_that_are_not_there_is_no_verdict(

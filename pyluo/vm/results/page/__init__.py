@@ -1,6 +1,7 @@
 """Render a matrix as a page of HTML with its table, timelines and consoles.
 
-The page needs no other files and contains no scripts. The timelines are bars in SVG.
+The page needs no other files and contains no scripts. It is readable on a phone, in the dark and on
+paper, and without a mouse: what a bar stands for is also in words.
 """
 
 from __future__ import annotations

@@ -6,11 +6,12 @@ import os
 
 from pyluo.guest import wire
 
-__all__ = ["CONTROL", "HEARTBEAT", "TERMINAL", "Port", "mark", "open_by_name"]
+__all__ = ["CONTROL", "HEARTBEAT", "PAUSED", "TERMINAL", "Port", "mark", "mark_vm", "open_by_name"]
 
 CONTROL = "pyluo.control"
 HEARTBEAT = "pyluo.heartbeat"
 TERMINAL = "pyluo.terminal"
+PAUSED = "paused"  # the event of a VM with which a gap begins
 _PORTS = "/sys/class/virtio-ports"
 
 
@@ -115,6 +116,29 @@ def mark(event: str) -> None:
         RuntimeError: this is not the worker's process, which runs the functions that the host
             calls.
     """
+    _send_mark({"mark": event})
+
+
+def mark_vm(vm: str, event: str, *, clock: int | None = None, counter: int | None = None) -> None:
+    """Add an event of a VM, whose host this guest is, to the host's timeline.
+
+    A gap begins with the event `PAUSED`; further events before the jump belong to it, and those
+    after the jump that carried the VM over. The clock and the counter of a VM must not go back in a
+    gap: the next check of the guest raises a `VmRegression` if they do.
+
+    Args:
+        vm: the name of the VM.
+        event: the name of the event, a word for the VM's state: "stored", "resumed".
+        clock: the VM's own clock in nanoseconds, if it is known.
+        counter: the number that the VM has counted to, if it is known.
+
+    Raises:
+        RuntimeError: see `mark`.
+    """
+    _send_mark({"mark": event, "vm": vm, "clock": clock, "counter": counter})
+
+
+def _send_mark(message: wire.Message) -> None:
     if _port is None:
-        raise RuntimeError("mark() works only in a function that the host called in a guest")
-    _port.send({"mark": event})
+        raise RuntimeError("marks work only in a function that the host called in a guest")
+    _port.send(message)

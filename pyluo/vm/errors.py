@@ -127,6 +127,10 @@ def _restore(
     return failure
 
 
+class VmRegression(AssertionError):
+    """The clock or the counter of a VM went back in a live update of its host, which is a guest."""
+
+
 class HarnessError(Exception):
     """The harness could not do its work, so that there is no verdict on the kernel or the test.
 

@@ -13,7 +13,15 @@ import pytest
 
 from pyluo.cli import main
 from pyluo.vm import Complaint, Death, Event, Kernel, Timeline
-from pyluo.vm.machine.timeline import LOADED, NEW_KERNEL, REBOOT_CALLED, WORKER_UP, GuestLog, Jump
+from pyluo.vm.machine.timeline import (
+    LOADED,
+    NEW_KERNEL,
+    REBOOT_CALLED,
+    WORKER_UP,
+    GuestLog,
+    Jump,
+    VmEvent,
+)
 from pyluo.vm.results import junit, ktap_reader, ktap_writer
 from pyluo.vm.results.cell import Cell, Direction, Route
 from pyluo.vm.results.page import render
@@ -291,6 +299,26 @@ def test_a_timeline_is_drawn_in_proportion() -> None:
     assert len(re.findall("<i ", second)) == 2
     # In words as well, for who has no mouse or does not see colours.
     assert "booting the new kernel 2.00 s" in page
+
+
+def test_the_gap_of_each_vm_is_below_its_live_update() -> None:
+    events = (
+        VmEvent("vm0", "paused", 98.75, clock=5_000_000_000, counter=40),
+        VmEvent("vm0", "resumed", 105.0, clock=9_000_000_000, counter=41),
+        VmEvent("vm1", "paused", 99.5, counter=7),
+        VmEvent("vm1", "resumed", 104.5, counter=6),
+    )
+    jump = Jump("old", "new", True, Timeline(LANDED.started, LANDED.events, events))
+    log = GuestLog("old", (jump,), "")
+    page = render([Cell(Route(OLD, NEW, 1), run(Verdict("t", Outcome.FAILED, guests=(log,))))])
+    update, one, two = re.findall(r'<div class="bar"><span style="width: ([\d.]+)%"></span>', page)
+    whole = 100 / 6.25  # from the first pause to the last resumption
+    assert (float(update), float(one), float(two)) == pytest.approx((1.25 * whole, 0, 0.75 * whole))
+    widths = [float(width) for width in re.findall(r'class="vm" style="width: ([\d.]+)%"', page)]
+    assert widths == pytest.approx([6.25 * whole, 5.0 * whole])
+    assert "vm0: 6.25 s; its own clock: 4.000 s; its counter: +1" in page
+    assert "paused -1.25 s · resumed +5.00 s" in page
+    assert "the counter of the VM vm1 went back: 7 when it was paused, 6 when it was" in page
 
 
 def test_a_matrix_of_kernels_that_are_not_there_is_no_verdict(

@@ -19,7 +19,9 @@ import pytest
 
 from harness import guest_actions
 from pyluo import RequestError
+from pyluo.guest.port import PAUSED, mark_vm
 from pyluo.vm import VM, HarnessError, Kernel
+from pyluo.vm.errors import VmRegression
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -280,6 +282,26 @@ def test_the_bodies_of_marked_tests_run_in_the_guest(
     outcome.stdout.fnmatch_lines(["E*assert 2 == 1"])
     outcome.stdout.fnmatch_lines(["*told so in the guest*"])
     outcome.stdout.fnmatch_lines(["*usefixtures('vm')*"])
+
+
+def test_the_gap_of_a_vm_spans_the_jump_and_a_vm_that_goes_back_fails_the_test(vm: VM) -> None:
+    vm.call(mark_vm, "a", PAUSED, clock=1_000, counter=5)
+    vm.call(mark_vm, "a", "running on", clock=900)  # without a jump
+    with pytest.raises(VmRegression, match="the clock of the VM a went back: 1000 when"):
+        vm.check()
+    vm.call(mark_vm, "a", PAUSED, clock=2_000, counter=6)
+    vm.call(mark_vm, "b", PAUSED, counter=9)
+    vm.live_update()
+    vm.call(mark_vm, "b", "resumed", counter=8)
+    vm.call(mark_vm, "a", "resumed", clock=3_000, counter=6)
+    a, b = vm.timeline.gaps
+    assert [event.name for event in a.events] == [PAUSED, "resumed"]
+    assert a.events[0].at < vm.timeline.started < a.events[1].at
+    assert (a.counted, b.counted) == (0, -1)
+    assert vm.jumps[-1].timeline == vm.timeline
+    with pytest.raises(VmRegression, match="the counter of the VM b went back: 9 when"):
+        vm.check()
+    vm.check()  # it was raised
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -120,7 +120,7 @@ def test_vms_never_notice_a_reboot_jump_after_jump(
         start(host, kernel, name, cpus=cpus)
     for name in qemu_vms:
         host.call(guest_vmm.wait_for_text, name, "vm boot=")
-    for _ in range(guest_vmm.hops(2)):
+    for _ in range(guest_vmm.hops(1)):
         checksums = {}
         for name in qemu_vms:
             host.call(guest_vmm.wait_for_lines, name, LINES)

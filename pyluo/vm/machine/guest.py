@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 from qemu.qmp import QMPClient, QMPError
 
-from pyluo.guest import wire
+from pyluo.guest import port, wire
 from pyluo.vm.errors import Death, GuestCrash, HarnessError, KernelComplaint
 from pyluo.vm.machine import postmortem, timeline
 from pyluo.vm.machine.console import Console
 from pyluo.vm.machine.lives import Lives
 from pyluo.vm.machine.postmortem import Postmortem
 from pyluo.vm.machine.qemu import Machine, QemuProcess
+from pyluo.vm.machine.timeline import Gap, VmEvent
 from pyluo.vm.machine.trace import trace
 from pyluo.vm.machine.vitals import Vitals
 from pyluo.vm.machine.watch import Watch
@@ -101,6 +102,8 @@ class Guest:
         self._hello: asyncio.Future[wire.Message] = asyncio.get_running_loop().create_future()
         self._started = time.monotonic()
         self._events: list[timeline.Event] = []
+        self._vm_events: list[VmEvent] = []
+        self._next_gaps: dict[str, list[VmEvent]] = {}  # of VMs that wait for a jump
         self.on_event: Callable[[timeline.Timeline], None] = lambda _: None
         self._writers: list[asyncio.StreamWriter] = []
         self._console_transport: asyncio.ReadTransport | None = None
@@ -177,6 +180,8 @@ class Guest:
                 raise await self.watch.cause_of_death()
             self._started = time.monotonic()
             self._events = []
+            self._vm_events = [event for gap in self._next_gaps.values() for event in gap]
+            self._next_gaps.clear()
             before = self._hello
             self._hello = asyncio.get_running_loop().create_future()
             self.lives.begin_jump(kernel)
@@ -281,7 +286,12 @@ class Guest:
     @property
     def timeline(self) -> timeline.Timeline:
         """The events since the guest was started, or since the last time it was told to jump."""
-        return timeline.Timeline(self._started, tuple(self._events))
+        return timeline.Timeline(self._started, tuple(self._events), tuple(self._vm_events))
+
+    @property
+    def gaps_without_jump(self) -> tuple[Gap, ...]:
+        """The gaps of VMs that were paused since the last jump."""
+        return tuple(Gap(name, tuple(events)) for name, events in self._next_gaps.items())
 
     async def close(self) -> None:
         """Kill QEMU and close all channels."""
@@ -338,7 +348,10 @@ class Guest:
                     self._take_message(message)
 
     def _take_message(self, message: wire.Message) -> None:
-        if mark := message.get("mark"):
+        if (mark := message.get("mark")) and "vm" in message:
+            readings = message["clock"], message["counter"]
+            self._add_vm_event(VmEvent(message["vm"], mark, time.monotonic(), *readings))
+        elif mark:
             self._add_event(mark, time.monotonic())
         elif hello := message.get("hello"):
             self._add_event(timeline.WORKER_UP, time.monotonic())
@@ -370,6 +383,12 @@ class Guest:
     def _note_new_kernel(self, at: float) -> None:
         self.lives.note_new_kernel()
         self._add_event(timeline.NEW_KERNEL, at)
+
+    def _add_vm_event(self, event: VmEvent) -> None:
+        if event.name == port.PAUSED:
+            self._next_gaps[event.vm] = [event]
+        else:
+            self._next_gaps.get(event.vm, self._vm_events).append(event)
 
     def _add_event(self, name: str, at: float) -> None:
         self._events.append(timeline.Event(name, at))

@@ -1,10 +1,11 @@
-"""The times of the events in a live update."""
+"""The times of the events in a live update, and of the VMs that the guest is the host of."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
-__all__ = ["Event", "GuestLog", "Jump", "Timeline"]
+__all__ = ["Event", "Gap", "GuestLog", "Jump", "Timeline", "VmEvent"]
 
 LOADED = "loaded"
 REBOOT_CALLED = "reboot called"
@@ -28,6 +29,70 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
+class VmEvent:
+    """Something that happened to a VM whose host the guest is, and what the VM itself knew then.
+
+    Attributes:
+        vm: the name of the VM.
+        name: the name of the event.
+        at: when the harness learned of the event, in seconds on its host's monotonic clock.
+        clock: the VM's own clock in nanoseconds; None if nobody has read it.
+        counter: what the VM counts; None if nobody has read it.
+    """
+
+    vm: str
+    name: str
+    at: float
+    clock: int | None = None
+    counter: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """The gap in a VM's life over a live update of its host.
+
+    Attributes:
+        vm: the name of the VM.
+        events: what happened to it, in order: it was paused before the jump, and went on after it.
+    """
+
+    vm: str
+    events: tuple[VmEvent, ...]
+
+    @property
+    def length(self) -> float:
+        """Seconds from the first of its events to the last, on the clock of the harness."""
+        return self.events[-1].at - self.events[0].at
+
+    @property
+    def clock(self) -> float | None:
+        """Seconds that the VM's own clock went on in the gap; None if it was not read twice."""
+        read = [event.clock for event in self.events if event.clock is not None]
+        return (read[-1] - read[0]) / 1e9 if len(read) > 1 else None
+
+    @property
+    def counted(self) -> int | None:
+        """How far the VM's counter went on; None if it was not read twice."""
+        read = [event.counter for event in self.events if event.counter is not None]
+        return read[-1] - read[0] if len(read) > 1 else None
+
+    @property
+    def regressions(self) -> tuple[str, ...]:
+        """A sentence for each time that the VM's clock or its counter went back."""
+        found = []
+        for what in ("clock", "counter"):
+            read = [event for event in self.events if getattr(event, what) is not None]
+            for before, after in pairwise(read):
+                first, second = getattr(before, what), getattr(after, what)
+                if second < first:
+                    found.append(
+                        f"the {what} of the VM {self.vm} went back: {first} when it was "
+                        f"{before.name}, {second} when it was {after.name}"
+                    )
+        return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
 class Timeline:
     """The events of one live update, in order.
 
@@ -35,10 +100,21 @@ class Timeline:
         started: when the harness asked for the live update, in seconds on the host's monotonic
             clock.
         events: the events since then.
+        vm_events: the events of VMs whose host the guest is; a VM is paused before `started`.
     """
 
     started: float
     events: tuple[Event, ...]
+    vm_events: tuple[VmEvent, ...] = ()
+
+    @property
+    def gaps(self) -> tuple[Gap, ...]:
+        """The gap in the life of each VM, in the order in which they were paused."""
+        names = dict.fromkeys(event.vm for event in self.vm_events)
+        return tuple(
+            Gap(name, tuple(event for event in self.vm_events if event.vm == name))
+            for name in names
+        )
 
     def at(self, name: str) -> float:
         """Return the seconds from the start to the first event of this name.

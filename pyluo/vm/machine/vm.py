@@ -16,7 +16,7 @@ from pyluo.build_config import BuildConfig
 from pyluo.guest import commands, wire
 from pyluo.guest.wire import GuestObject
 from pyluo.vm import progress
-from pyluo.vm.errors import GuestCrash, HarnessError
+from pyluo.vm.errors import GuestCrash, HarnessError, VmRegression
 from pyluo.vm.kernels.kernel import Kernel
 from pyluo.vm.machine import bytecode, imports, kvm, tsc
 from pyluo.vm.machine.accelerator import Accelerator, Choice
@@ -152,6 +152,7 @@ class VM:
         self._notes = count(1)  # numbers the lines that `check` writes to the kernel's log
         self._settings = ""
         self._used = False  # whether there was a request or a jump since the last check
+        self._regressions: set[str] = set()  # of VMs, that were raised
         self.requests: int = 0
         self.on_event: Callable[[Timeline], None] = lambda _: None
         self._loop: LoopThread | None = None
@@ -389,6 +390,7 @@ class VM:
             GuestCrash: the guest died of something unexpected, and this was not raised before.
             HarnessError: the watch over the guest failed, and this was not raised before; or the
                 kernel's warnings do not appear on the console.
+            VmRegression: the clock or the counter of a VM in the guest went back.
         """
         guest = self._running_guest()
         note_came = True
@@ -405,6 +407,17 @@ class VM:
                 "a program in the guest has lowered the console's log level, as `dmesg -n` does: "
                 "leave it at 6",
             )
+        self._check_vms(guest)
+
+    def _check_vms(self, guest: Guest) -> None:
+        """Raise an error if a VM went back, which was not raised before."""
+        gaps = [gap for jump in self.jumps for gap in jump.timeline.gaps]
+        gaps += [*guest.timeline.gaps, *guest.gaps_without_jump]
+        found = dict.fromkeys(text for gap in gaps for text in gap.regressions)
+        new = [text for text in found if text not in self._regressions]
+        self._regressions.update(new)
+        if new:
+            raise VmRegression("; ".join(new))
 
     @contextmanager
     def expecting(self, *causes: Cause) -> Iterator[None]:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from pyluo.vm.errors import cause_of
-from pyluo.vm.machine.timeline import Event, GuestLog, Jump, Timeline
+from pyluo.vm.machine.timeline import Event, GuestLog, Jump, Timeline, VmEvent
 from pyluo.vm.results.verdict import Outcome, Verdict
 
 if TYPE_CHECKING:
@@ -53,5 +53,7 @@ def _verdict_from_data(data: dict[str, Any]) -> Verdict:
 
 
 def _jump_from_data(data: dict[str, Any]) -> Jump:
-    events = tuple(Event(each["name"], each["at"]) for each in data["timeline"]["events"])
-    return Jump(**data | {"timeline": Timeline(data["timeline"]["started"], events)})
+    told = data["timeline"]
+    events = tuple(Event(**each) for each in told["events"])
+    vm_events = tuple(VmEvent(**each) for each in told["vm_events"])
+    return Jump(**data | {"timeline": Timeline(told["started"], events, vm_events)})

@@ -33,6 +33,7 @@ _PHASES = {
     timeline.WORKER_UP: ("booting the new kernel", "boot"),
 }
 _MARKED = "restore"
+_VM = "vm"
 _NAME_LIMIT = 13  # characters of each of the two names in a label
 
 
@@ -47,17 +48,33 @@ class _Bar:
 
 
 @dataclass(frozen=True, slots=True)
+class _VmRow:
+    """The row of a VM below that of a live update: its bar, and what is said of it."""
+
+    bar: _Bar
+    label: str
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
 class _Row:
-    """A row of a drawing: the bars of one live update."""
+    """A row of a drawing: the bars of one live update, and the VMs that it carried over.
+
+    Attributes:
+        before: seconds that a VM was paused before the update began.
+    """
 
     label: str
     bars: list[_Bar]
     landed: bool
     blackout: float | None
+    before: float
+    vms: list[_VmRow]
 
     @property
-    def end(self) -> float:
-        return self.bars[-1].end if self.bars else 0.0
+    def length(self) -> float:
+        ends = [bar.end for bar in (*self.bars[-1:], *(vm.bar for vm in self.vms))]
+        return self.before + max(ends, default=0.0)
 
 
 def render(cells: Sequence[Cell]) -> str:
@@ -75,7 +92,7 @@ def render(cells: Sequence[Cell]) -> str:
     )
     environment.globals |= {"rows": _rows, "Outcome": Outcome}
     ends = [
-        row.end
+        row.length
         for cell in cells
         for verdict in cell.run.verdicts
         for guest in verdict.guests
@@ -91,7 +108,11 @@ def render(cells: Sequence[Cell]) -> str:
             )
         ),
         outcomes=Counter(cell.outcome.value for cell in cells),
-        phases=[*dict.fromkeys(_PHASES.values()), ("what the guest marked", _MARKED)],
+        phases=[
+            *dict.fromkeys(_PHASES.values()),
+            ("what the guest marked", _MARKED),
+            ("a VM stands still", _VM),
+        ],
         longest=max(ends, default=0.0),
     )
 
@@ -103,9 +124,28 @@ def _rows(jumps: Sequence[Jump]) -> list[_Row]:
             _bars(jump),
             jump.landed,
             jump.blackout,
+            max((-vm.bar.start for vm in vms), default=0.0),
+            vms,
         )
         for number, jump in enumerate(jumps, 1)
+        for vms in [_vm_rows(jump)]
     ]
+
+
+def _vm_rows(jump: Jump) -> list[_VmRow]:
+    started = jump.timeline.started
+    rows = []
+    for gap in jump.timeline.gaps:
+        start, end = (gap.events[place].at - started for place in (0, -1))
+        label = f"{gap.vm}: {gap.length:.2f} s"
+        if gap.clock is not None:
+            label += f"; its own clock: {gap.clock:.3f} s"
+        if gap.counted is not None:
+            label += f"; its counter: +{gap.counted}"
+        words = " · ".join(f"{event.name} {event.at - started:+.2f} s" for event in gap.events)
+        regressed = "; ".join(gap.regressions)
+        rows.append(_VmRow(_Bar(gap.vm, _VM, start, end), label, regressed or words))
+    return rows
 
 
 def _shorten(name: str) -> str:

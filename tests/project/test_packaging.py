@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -52,6 +55,18 @@ def test_a_wheel_made_from_the_sdist_works_on_its_own(tmp_path: Path) -> None:
     folder, kernels = ran.stdout.splitlines()
     assert folder == os.fspath(tmp_path / "installed" / "pyluo")
     assert {"stable", "previous", "debug"} <= set(kernels.split())
+
+
+def test_the_newest_changes_are_those_of_this_version_and_the_next_ones_can_be_added() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    released = re.findall(r"^## (\S+), [\d-]+$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert released[0] == project["version"] == version("pyluo")
+    kinds = {path.name.split(".")[-2] for path in (ROOT / "changes").glob("+*")}
+    assert kinds <= {"broken", "new", "mended"}
+    draft = [sys.executable, "-m", "towncrier", "build", "--draft", "--version", "9.9.9"]
+    done = subprocess.run(draft, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "## 9.9.9" in done.stdout
 
 
 def _sources() -> set[Path]:

@@ -5,6 +5,7 @@
 #              `debug`, which it builds, for hours: see SOAK_* below
 # make bench   measure times, as ratios of one another: see BENCH_ROUNDS below
 # make docs    make a site of the manual, build/docs/index.html; a warning is an error
+# make sdist   build the sdist, the same bytes each time; sbom: what an installation consists of
 # make man     write the manual page pyluo.1 into build/
 # make types   check by pyright that an installed pyluo has whole types (fetches pyright by pip and npm)
 # make lint    run ruff, mypy and import-linter
@@ -43,7 +44,7 @@ ALONE := vm-tests/kvm vm-tests/update
 BENCH_ROUNDS ?= 5
 
 .DELETE_ON_ERROR:
-.PHONY: demo check test soak bench docs man types lint clean browser packages check-packages
+.PHONY: demo check test soak bench docs man sbom sdist types lint clean browser packages check-packages
 
 demo: packages $(BIN)/.vm
 	@$(BIN)/pyluo demo
@@ -90,6 +91,17 @@ man: $(BIN)/.dev
 	$(BIN)/argparse-manpage --module pyluo.cli --function make_parser --prog pyluo \
 		--project-name pyluo --manual-title "User Commands" --output build/pyluo.1
 
+sdist: $(BIN)/.dev
+	$(BIN)/python release/sdist.py
+
+# A bill of materials in CycloneDX's format, of what pip installs with pyluo[vm].
+sbom: $(BIN)/python
+	$(PYTHON) -m venv --clear build/sbom build/cyclonedx
+	build/sbom/bin/pip install -q --disable-pip-version-check '.[vm]'
+	build/cyclonedx/bin/pip install -q --disable-pip-version-check cyclonedx-bom
+	build/cyclonedx/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
+		--output-file build/pyluo.cdx.json build/sbom
+
 types: $(BIN)/python
 	$(PYTHON) -m venv --clear build/types
 	build/types/bin/pip install -q --disable-pip-version-check '.[vm]' 'pyright[nodejs]'
@@ -125,7 +137,7 @@ check-packages:
 	if [ $$# != 0 ]; then echo "missing: apt install $$*" >&2; exit 1; fi
 
 # The environment is rebuilt if one of its sources changes.
-WITHOUT_ROOT := $(if $(filter-out check docs lint man types,$(or $(MAKECMDGOALS),demo)),,yes)
+WITHOUT_ROOT := $(if $(filter-out check docs lint man sbom sdist types,$(or $(MAKECMDGOALS),demo)),,yes)
 $(BIN)/python: | $(if $(WITHOUT_ROOT),check-packages,packages)
 	$(PYTHON) -m venv .venv
 

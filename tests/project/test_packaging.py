@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
@@ -12,6 +13,8 @@ import tomllib
 import zipfile
 from importlib.metadata import version
 from pathlib import Path
+
+from release import sdist
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = (
@@ -57,6 +60,28 @@ def test_a_wheel_made_from_the_sdist_works_on_its_own(tmp_path: Path) -> None:
     assert {"stable", "previous", "debug"} <= set(kernels.split())
 
 
+def test_the_sdist_is_the_same_whenever_and_wherever_it_is_made() -> None:
+    archives = []
+    for time, owner in ((1, 1000), (2, 0)):
+        made = io.BytesIO()
+        with tarfile.open(fileobj=made, mode="w:gz") as archive:
+            for name in ("b", "a")[:: 1 if owner else -1]:
+                member = tarfile.TarInfo(name)
+                member.mtime, member.uid, member.uname, member.size = time, owner, f"u{owner}", 5
+                member.mode = 0o640 if owner else 0o644
+                archive.addfile(member, io.BytesIO(b"hello"))
+        archives.append(made.getvalue())
+    assert archives[0] != archives[1]
+    first, second = (sdist.repack(each, time=1_700_000_000) for each in archives)
+    assert first == second
+    with tarfile.open(fileobj=io.BytesIO(first)) as archive:
+        members = archive.getmembers()
+        assert [(each.name, each.mtime, each.mode) for each in members] == [
+            ("a", 1_700_000_000, 0o644), ("b", 1_700_000_000, 0o644),
+        ]  # fmt: skip
+        assert archive.extractfile("b").read() == b"hello"  # type: ignore[union-attr]
+
+
 def test_the_newest_changes_are_those_of_this_version_and_the_next_ones_can_be_added() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     released = re.findall(r"^## (\S+), [\d-]+$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
@@ -73,7 +98,16 @@ def _sources() -> set[Path]:
     """Return the files that the Makefile and the README need besides the package."""
     return {
         path
-        for folder in ("benchmarks", "docs", "examples", "kernel-config", "tests", "vm-tests")
+        for folder in (
+            "benchmarks",
+            "changes",
+            "docs",
+            "examples",
+            "kernel-config",
+            "release",
+            "tests",
+            "vm-tests",
+        )
         for path in (each.relative_to(ROOT) for each in (ROOT / folder).rglob("*.*"))
         if not any(part == "__pycache__" or part.startswith(".") for part in path.parts)
     }

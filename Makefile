@@ -5,7 +5,9 @@
 #              `debug`, which it builds, for hours: see SOAK_* below
 # make bench   measure times, as ratios of one another: see BENCH_ROUNDS below
 # make docs    make a site of the manual, build/docs/index.html; a warning is an error
-# make sdist   build the sdist, the same bytes each time; sbom: what an installation consists of
+# make sdist   build the sdist, the same bytes each time
+# make wheel   build the wheels for x86-64 and aarch64, and use the first one; needs a cross compiler
+# make sbom    write a bill of materials: what an installation consists of
 # make man     write the manual page pyluo.1 into build/
 # make types   check by pyright that an installed pyluo has whole types (fetches pyright by pip and npm)
 # make lint    run ruff, mypy and import-linter
@@ -44,7 +46,7 @@ ALONE := vm-tests/kvm vm-tests/update
 BENCH_ROUNDS ?= 5
 
 .DELETE_ON_ERROR:
-.PHONY: demo check test soak bench docs man sbom sdist types lint clean browser packages check-packages
+.PHONY: demo check test soak bench docs man sbom sdist types wheel lint clean browser packages check-packages
 
 demo: packages $(BIN)/.vm
 	@$(BIN)/pyluo demo
@@ -94,6 +96,9 @@ man: $(BIN)/.dev
 sdist: $(BIN)/.dev
 	$(BIN)/python release/sdist.py
 
+wheel: $(BIN)/.dev
+	$(BIN)/python release/wheels.py
+
 # A bill of materials in CycloneDX's format, of what pip installs with pyluo[vm].
 sbom: $(BIN)/python
 	$(PYTHON) -m venv --clear build/sbom build/cyclonedx
@@ -137,7 +142,7 @@ check-packages:
 	if [ $$# != 0 ]; then echo "missing: apt install $$*" >&2; exit 1; fi
 
 # The environment is rebuilt if one of its sources changes.
-WITHOUT_ROOT := $(if $(filter-out check docs lint man sbom sdist types,$(or $(MAKECMDGOALS),demo)),,yes)
+WITHOUT_ROOT := $(if $(filter-out check docs lint man sbom sdist types wheel,$(or $(MAKECMDGOALS),demo)),,yes)
 $(BIN)/python: | $(if $(WITHOUT_ROOT),check-packages,packages)
 	$(PYTHON) -m venv .venv
 

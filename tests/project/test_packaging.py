@@ -109,5 +109,6 @@ def _sources() -> set[Path]:
             "vm-tests",
         )
         for path in (each.relative_to(ROOT) for each in (ROOT / folder).rglob("*.*"))
-        if not any(part == "__pycache__" or part.startswith(".") for part in path.parts)
+        if not any(part in ("__pycache__", "build") or part[0] == "." for part in path.parts)
+        and path.suffix not in (".elf", ".cpio")  # what the examples' Makefiles make
     }

@@ -1,6 +1,7 @@
 # make demo    show a live update, after installing what it needs
 # make check   run the linters and the tests that need no guest; asks for no root
-# make test    the same, and then the tests with guests
+# make test    the same, and then the tests with guests, but for the next ones
+# make test-vms  test VMs in guests: half an hour, as an emulated host emulates them slowly
 # make soak    test the state machines, the store, the crashes of guests and the kernel
 #              `debug`, which it builds, for hours: see SOAK_* below
 # make bench   measure times, as ratios of one another: see BENCH_ROUNDS below
@@ -39,14 +40,16 @@ SOAK_ROUNDS ?= 20
 # Not for `make test`: the kernel for these takes twice as long to build as any other.
 DEBUG_TESTS := vm-tests/deaths/test_debug_kernel.py
 
-# VMs in guests: beside another guest on the same cores they all but stand still.
-ALONE := vm-tests/kvm vm-tests/update
+# VMs in guests. Of these, `make test` has the tests that an author of a VMM would start from.
+VMS := vm-tests/kvm vm-tests/update
+FIRST_VMS := vm-tests/kvm/test_examples.py
+OTHERS := $(filter-out $(VMS:%=%/) vm-tests/__pycache__/,$(wildcard vm-tests/*/))
 
 # How often each time is measured.
 BENCH_ROUNDS ?= 5
 
 .DELETE_ON_ERROR:
-.PHONY: demo check test soak bench docs man sbom sdist types wheel lint clean browser packages check-packages
+.PHONY: demo check test test-vms soak bench docs man sbom sdist types wheel lint clean browser packages check-packages
 
 demo: packages $(BIN)/.vm
 	@$(BIN)/pyluo demo
@@ -58,15 +61,19 @@ test: packages browser check docs
 	$(BIN)/pyluo vm kernel build stable previous selftest signed
 	$(BIN)/pyluo vm root build sid
 	$(BIN)/pytest -n auto --dist worksteal --durations 20 --ignore $(DEBUG_TESTS) \
-		$(ALONE:%=--ignore %) vm-tests
-	$(BIN)/pytest --durations 20 $(ALONE)
+		$(OTHERS) $(FIRST_VMS)
+
+test-vms: packages $(BIN)/.dev
+	$(BIN)/pyluo vm kernel build stable previous
+	$(BIN)/pyluo vm root build sid
+	$(BIN)/pytest -n 2 --dist loadfile --durations 20 $(VMS)
 
 soak: packages $(BIN)/.dev
 	PYLUO_STORE_HOPS=$(SOAK_HOPS) PYLUO_MACHINE_STEPS=$(SOAK_STEPS) PYLUO_LINE_STEP=1 PYLUO_RENEWALS=300 \
 		$(BIN)/pytest -s -rA vm-tests/stores/test_interrupted.py vm-tests/stores/test_keepers.py \
 		vm-tests/stores/test_stores.py::test_a_store_is_renewed_hop_after_hop_and_nothing_is_lost \
 		vm-tests/sessions/test_state_machine.py vm-tests/stores/test_store_machine.py
-	PYLUO_VM_HOPS=$(SOAK_VM_HOPS) $(BIN)/pytest vm-tests/kvm
+	PYLUO_VM_HOPS=$(SOAK_VM_HOPS) $(BIN)/pytest -n 2 --dist loadfile $(VMS)
 	PYLUO_ROUNDS=$(SOAK_ROUNDS) $(BIN)/pytest vm-tests/deaths/test_deaths.py
 	$(BIN)/pyluo vm kernel build debug
 	PYLUO_ROUNDS=$(SOAK_ROUNDS) $(BIN)/pytest $(DEBUG_TESTS)

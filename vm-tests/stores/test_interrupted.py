@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pyluo.vm import Kernel
 
 
-STEP = int(os.environ.get("PYLUO_LINE_STEP", "7"))
+STEP = int(os.environ.get("PYLUO_LINE_STEP", "11"))
 
 
 # More than the lines of a renewal, without a keeper and with one.

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from pyluo.vm import Kernel
 
-HOPS = int(os.environ.get("PYLUO_STORE_HOPS", "20"))
+HOPS = int(os.environ.get("PYLUO_STORE_HOPS", "12"))
 NAMES = [f"s{number}" for number in range(8)]
 SPOILED = ["nonsense", "newer", "a record"]
 

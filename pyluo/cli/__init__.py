@@ -37,7 +37,7 @@ _COMMANDS = {
     "completion": ("completion",),
 }
 # Which extra of the package installs the modules that a command may lack.
-_EXTRAS = {"pyroute2": "net", "shtab": "completion"} | dict.fromkeys(
+_EXTRAS = {"matplotlib": "plot", "pyroute2": "net", "shtab": "completion"} | dict.fromkeys(
     ("jinja2", "pytest", "qemu", "rich"), "vm"
 )
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from pyluo.cli.exit import FAILED, PASSED
 from pyluo.cli.parsers import add_command
 from pyluo.vm.machine.options import size
+from pyluo.vm.machine.timeline import Jump
 
 if TYPE_CHECKING:
     import argparse
@@ -43,6 +44,11 @@ def add_parser(subparsers: Subparsers) -> None:
         action="store_true",
         help="carry a running VM of QEMU through it instead, whose host the guest is",
     )
+    parser.add_argument(
+        "--plot",
+        metavar="FILE",
+        help="draw the live update in time, as .svg or .png (needs pyluo[plot])",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_run, parser=parser)
 
@@ -55,6 +61,11 @@ def _run(arguments: argparse.Namespace) -> int:
     result = run_round_trip(
         arguments.kernel, arguments.to, size=arguments.size or _SIZE, corrupt=arguments.corrupt
     )
+    if arguments.plot:
+        from pyluo.vm.results import plot
+
+        jump = Jump(arguments.kernel, arguments.to or arguments.kernel, True, result.timeline)
+        plot.draw([jump], arguments.plot)
     if arguments.json:
         data = dataclasses.asdict(result)
         print(json.dumps(data | {"passed": result.passed, "blackout": result.timeline.blackout}))
@@ -66,8 +77,8 @@ def _run(arguments: argparse.Namespace) -> int:
 def _run_vm(arguments: argparse.Namespace) -> int:
     from pyluo.vm.run.vm_round_trip import run_vm_round_trip
 
-    if arguments.corrupt or arguments.size is not None:
-        arguments.parser.error("--size and --corrupt are about the memfd, which --vm has not")
+    if arguments.corrupt or arguments.plot or arguments.size is not None:
+        arguments.parser.error("--size, --corrupt and --plot are about the memfd, not about a VM")
     result = run_vm_round_trip(arguments.kernel, arguments.to)
     if arguments.json:
         print(json.dumps(dataclasses.asdict(result) | {"passed": result.passed}))

@@ -165,8 +165,9 @@ def test_live_update_runs_a_program_on_each_side() -> None:
     assert done.stdout.decode().split() == releases
 
 
-def test_live_updates_are_counted_and_shown_as_they_happen() -> None:
-    done = pyluo("vm", "live-update", "--hops", "2", "--cpus", "2", "--watch", "--json")
+def test_live_updates_are_counted_shown_as_they_happen_and_drawn(tmp_path: Path) -> None:
+    words = ["--hops", "2", "--cpus", "2", "--watch", "--json", "--plot", f"{tmp_path}/drawn.svg"]
+    done = pyluo("vm", "live-update", *words)
     assert done.returncode == 0, done.stderr
     tally = json.loads(done.stdout)
     assert (tally["hops"], tally["landed"], tally["failures"]) == (2, 2, [])
@@ -174,6 +175,9 @@ def test_live_updates_are_counted_and_shown_as_they_happen() -> None:
     jump = ["loaded", "reboot called", "first sign of the new kernel", "worker up"]
     expected = ["cold boot", *jump[2:], "live update 1", *jump, "live update 2", *jump]
     assert [line for line in shown if line in expected] == expected
+    drawn = (tmp_path / "drawn.svg").read_text()
+    assert "1: stable to stable, blackout" in drawn
+    assert "2: stable to stable, blackout" in drawn
 
 
 def test_live_updates_that_were_never_tried_are_no_success() -> None:

@@ -53,6 +53,11 @@ def add_parser(subparsers: Subparsers) -> None:
         help="say on stderr when each event of a live update happens",
     )
     update.add_argument(
+        "--plot",
+        metavar="FILE",
+        help="draw the live updates in time, as .svg or .png (needs pyluo[plot])",
+    )
+    update.add_argument(
         "--json", action="store_true", help="print JSON; not with --before or --after"
     )
     update.set_defaults(run=_live_update)
@@ -64,6 +69,7 @@ def _live_update(arguments: argparse.Namespace) -> int:
             print("pyluo: --json excludes --before and --after", file=sys.stderr)
             return USAGE
         return _run_before_and_after(arguments)
+    from pyluo.vm.results import plot
     from pyluo.vm.run import hops
 
     guest = options.GuestOptions.of(arguments)
@@ -72,6 +78,8 @@ def _live_update(arguments: argparse.Namespace) -> int:
         tally = hops.run_hops(lambda: _make_guest(arguments, kernel, to), arguments.hops)
         outcome.append(f"{tally.landed} of {tally.hops} live updates came back")
         outcome += map(str, tally.failures)
+    if arguments.plot:
+        plot.draw(tally.jumps, arguments.plot)
     if arguments.json:
         failures = [{"cause": each.cause.value, "text": str(each)} for each in tally.failures]
         data = {"hops": tally.hops, "landed": tally.landed, "median_blackout": tally.median}
@@ -84,6 +92,8 @@ def _live_update(arguments: argparse.Namespace) -> int:
 
 def _run_before_and_after(arguments: argparse.Namespace) -> int:
     """Run a program on the first kernel and another one on the last; return the exit status."""
+    from pyluo.vm.results import plot
+
     before, after = (command or ["true"] for command in (arguments.before, arguments.after))
     guest = options.GuestOptions.of(arguments)
     kernel, to = guest.find_kernel(), guest.find_next()
@@ -98,6 +108,8 @@ def _run_before_and_after(arguments: argparse.Namespace) -> int:
                 vm.live_update()
             status = program.relay(vm, after, arguments.timeout)
             outcome.append(f"exit status {status} after the jump")
+        if arguments.plot:
+            plot.draw(vm.jumps, arguments.plot)
         return status
 
 

@@ -13,6 +13,7 @@ from pyluo.vm.errors import GuestFailure, HarnessError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pyluo.vm.machine.timeline import Jump
     from pyluo.vm.machine.vm import VM
 
 __all__ = ["Tally", "run_hops"]
@@ -28,12 +29,14 @@ class Tally:
         blackouts: the blackout of each live update that succeeded, in seconds.
         failures: the failure of each other live update, of a guest that did not boot, and what a
             kernel complained of after the last live update.
+        jumps: the live updates that the kernel did not refuse, with their timelines.
     """
 
     asked: int
     hops: int = 0
     blackouts: list[float] = field(default_factory=list)
     failures: list[GuestFailure] = field(default_factory=list)
+    jumps: list[Jump] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
@@ -82,6 +85,7 @@ def run_hops(boot: Callable[[], VM], hops: int) -> Tally:
 
 
 def _jump_until_death(vm: VM, hops: int, tally: Tally, move_bar: progress.MoveBar) -> None:
+    before = len(tally.jumps)
     while tally.hops < hops:
         tally.hops += 1
         try:
@@ -97,6 +101,7 @@ def _jump_until_death(vm: VM, hops: int, tally: Tally, move_bar: progress.MoveBa
             vm.close()
             return
         finally:
+            tally.jumps[before:] = vm.jumps
             move_bar(tally.hops)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from pyluo.vm.machine import timeline
+from pyluo.vm.results.phases import STYLES, VM, Phase, phases
 from pyluo.vm.results.verdict import Outcome
 
 if TYPE_CHECKING:
@@ -23,35 +23,14 @@ if TYPE_CHECKING:
 
 __all__ = ["render"]
 
-# For each event, the name of the phase that it ends, and the style of the phase's bar. The events
-# that a guest has marked come after these.
-_PHASES = {
-    timeline.LOADED: ("loading the next kernel", "load"),
-    timeline.REBOOT_CALLED: ("up to the call of reboot() or systemctl", "leave"),
-    timeline.SYSTEMCTL_CALLED: ("up to the call of reboot() or systemctl", "leave"),
-    timeline.NEW_KERNEL: ("leaving the old kernel", "jump"),
-    timeline.WORKER_UP: ("booting the new kernel", "boot"),
-}
-_MARKED = "restore"
-_VM = "vm"
 _NAME_LIMIT = 13  # characters of each of the two names in a label
-
-
-@dataclass(frozen=True, slots=True)
-class _Bar:
-    """The bar of a phase of a live update; `start` and `end` are seconds since the update began."""
-
-    name: str
-    style: str
-    start: float
-    end: float
 
 
 @dataclass(frozen=True, slots=True)
 class _VmRow:
     """The row of a VM below that of a live update: its bar, and what is said of it."""
 
-    bar: _Bar
+    bar: Phase
     label: str
     words: str
 
@@ -65,7 +44,7 @@ class _Row:
     """
 
     label: str
-    bars: list[_Bar]
+    bars: list[Phase]
     landed: bool
     blackout: float | None
     before: float
@@ -108,11 +87,7 @@ def render(cells: Sequence[Cell]) -> str:
             )
         ),
         outcomes=Counter(cell.outcome.value for cell in cells),
-        phases=[
-            *dict.fromkeys(_PHASES.values()),
-            ("what the guest marked", _MARKED),
-            ("a VM stands still", _VM),
-        ],
+        phases=[(name, style) for style, name in STYLES.items()],
         longest=max(ends, default=0.0),
     )
 
@@ -121,7 +96,7 @@ def _rows(jumps: Sequence[Jump]) -> list[_Row]:
     return [
         _Row(
             f"{number}: {_shorten(jump.origin)} to {_shorten(jump.target)}",
-            _bars(jump),
+            phases(jump),
             jump.landed,
             jump.blackout,
             max((-vm.bar.start for vm in vms), default=0.0),
@@ -144,24 +119,10 @@ def _vm_rows(jump: Jump) -> list[_VmRow]:
             label += f"; its counter: +{gap.counted}"
         words = " · ".join(f"{event.name} {event.at - started:+.2f} s" for event in gap.events)
         regressed = "; ".join(gap.regressions)
-        rows.append(_VmRow(_Bar(gap.vm, _VM, start, end), label, regressed or words))
+        rows.append(_VmRow(Phase(gap.vm, VM, start, end), label, regressed or words))
     return rows
 
 
 def _shorten(name: str) -> str:
     """Return a name, but only the end of a long one, because the end of a path says most."""
     return name if len(name) <= _NAME_LIMIT else f"…{name[1 - _NAME_LIMIT :]}"
-
-
-def _bars(jump: Jump) -> list[_Bar]:
-    """Return a bar for each event, which begins at the event before it.
-
-    If several events have the same name, there is one bar for them.
-    """
-    moments = {event.name: jump.timeline.at(event.name) for event in jump.timeline.events}
-    bars, start = [], 0.0
-    for name, at in moments.items():
-        what, style = _PHASES.get(name, (f"up to: {name}", _MARKED))
-        bars.append(_Bar(what, style, start, at))
-        start = at
-    return bars

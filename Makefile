@@ -1,7 +1,7 @@
 # make demo    show a live update, after installing what it needs
 # make check   run the linters and the tests that need no guest; asks for no root
-# make test    the same, and then the tests with guests, but for the next ones
-# make test-vms  test VMs in guests: half an hour, as an emulated host emulates them slowly
+# make test    the same, and then the tests with guests
+# make test-vms  test VMs in guests, of which `make test` has only the first ones: half an hour more
 # make soak    test the state machines, the store, the crashes of guests and the kernel
 #              `debug`, which it builds, for hours: see SOAK_* below
 # make bench   measure times, as ratios of one another: see BENCH_ROUNDS below
@@ -43,6 +43,9 @@ DEBUG_TESTS := vm-tests/deaths/test_debug_kernel.py
 # VMs in guests. Of these, `make test` has the tests that an author of a VMM would start from.
 VMS := vm-tests/kvm vm-tests/update
 FIRST_VMS := vm-tests/kvm/test_examples.py
+# Before the tests, because several processes must not make the same file.
+EXAMPLES = for each in mini_vmm passthrough_vm qemu_live_update; do \
+	$(MAKE) -s -C examples/$$each || exit 1; done
 OTHERS := $(filter-out $(VMS:%=%/) vm-tests/__pycache__/,$(wildcard vm-tests/*/))
 
 # How often each time is measured.
@@ -66,6 +69,7 @@ test: packages browser check docs
 test-vms: packages $(BIN)/.dev
 	$(BIN)/pyluo vm kernel build stable previous
 	$(BIN)/pyluo vm root build sid
+	$(EXAMPLES)
 	$(BIN)/pytest -n 2 --dist loadfile --durations 20 $(VMS)
 
 soak: packages $(BIN)/.dev
@@ -73,6 +77,7 @@ soak: packages $(BIN)/.dev
 		$(BIN)/pytest -s -rA vm-tests/stores/test_interrupted.py vm-tests/stores/test_keepers.py \
 		vm-tests/stores/test_stores.py::test_a_store_is_renewed_hop_after_hop_and_nothing_is_lost \
 		vm-tests/sessions/test_state_machine.py vm-tests/stores/test_store_machine.py
+	$(EXAMPLES)
 	PYLUO_VM_HOPS=$(SOAK_VM_HOPS) $(BIN)/pytest -n 2 --dist loadfile $(VMS)
 	PYLUO_ROUNDS=$(SOAK_ROUNDS) $(BIN)/pytest vm-tests/deaths/test_deaths.py
 	$(BIN)/pyluo vm kernel build debug
@@ -101,12 +106,12 @@ man: $(BIN)/.dev
 		--project-name pyluo --manual-title "User Commands" --output build/pyluo.1
 
 sdist: $(BIN)/.dev
-	$(BIN)/python release/sdist.py
+	$(BIN)/python -m release.sdist
 
 wheel: $(BIN)/.dev
-	$(BIN)/python release/wheels.py
+	$(BIN)/python -m release.wheels
 
-# A bill of materials in CycloneDX's format, of what pip installs with pyluo[vm].
+# A bill of materials in CycloneDX's format: a new environment, pip included, with pyluo[vm].
 sbom: $(BIN)/python
 	$(PYTHON) -m venv --clear build/sbom build/cyclonedx
 	build/sbom/bin/pip install -q --disable-pip-version-check '.[vm]'
@@ -125,7 +130,7 @@ clean:
 	rm -rf examples/*/program.elf examples/qemu_live_update/build
 	rm -f examples/qemu_live_update/guest.cpio
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
-	find pyluo examples tests vm-tests -name __pycache__ -prune -exec rm -rf {} +
+	find pyluo benchmarks docs examples release tests vm-tests -name __pycache__ -prune -exec rm -rf {} +
 
 # A shell command that prints the packages among its arguments that are not installed.
 MISSING := missing() { for package; do \

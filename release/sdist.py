@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 
 def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "dist"
+    refuse_changes()
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
         build = [sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", temporary]
@@ -52,9 +53,19 @@ def repack(data: bytes, time: int) -> bytes:
     return output.getvalue()
 
 
+def refuse_changes() -> None:
+    """Exit if the checkout has changes that are not committed: a release is what a commit says."""
+    if changes := _git("status", "--porcelain"):
+        sys.exit(f"commit or remove first:\n{changes}")
+
+
 def _time_of_last_commit() -> int:
-    command = ["git", "-C", str(ROOT), "log", "-1", "--format=%ct"]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return int(_git("log", "-1", "--format=%ct"))
+
+
+def _git(*words: str) -> str:
+    command = ["git", "-C", str(ROOT), *words]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from release import sdist
+
 ROOT = Path(__file__).parents[1]
 ARCHITECTURES = ("x86_64", "aarch64")
 PYTHONS = [f"python3.{minor}" for minor in range(11, 15)]
@@ -28,6 +30,7 @@ with pyluo.Memfd.create("ram", 4096) as memfd:
 
 def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "dist"
+    sdist.refuse_changes()
     folder.mkdir(parents=True, exist_ok=True)
     wheels = {name: build(name, folder) for name in ARCHITECTURES}
     for wheel in wheels.values():

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pyluo.guest.port import PAUSED, mark_vm
+from pyluo.guest.port import PAUSED, RESUMED, mark_vm
 
 if TYPE_CHECKING:
     from pyluo.vm import VM
@@ -98,8 +98,8 @@ def test_a_vm_goes_on_where_it_was(vm: VM, hops: int) -> None:
         vm.live_update()
         vm.call(start, "resume")
         wait_for(vm, "runs again", TOLD)
-        vm.call(mark_vm, NAME, "resumed")
-        wait_for(vm, "clock=", SAID, 2)  # one of them may have begun before the jump
+        vm.call(mark_vm, NAME, RESUMED)
+        wait_for(vm, "clock=", SAID, 3)  # the first one may have begun before the jump
         vm.call(mark, "heard again", 0)
         wait_for(vm, "clock=", SAID, 5)
         line = vm.call(read, -1)

@@ -56,21 +56,22 @@ def add_parser(subparsers: Subparsers) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.vm:
         return _run_vm(arguments)
+    from pyluo.vm.results import plot
     from pyluo.vm.run.round_trip import run_round_trip
 
+    if arguments.plot:
+        plot.check_format(arguments.plot)
     result = run_round_trip(
         arguments.kernel, arguments.to, size=arguments.size or _SIZE, corrupt=arguments.corrupt
     )
-    if arguments.plot:
-        from pyluo.vm.results import plot
-
-        jump = Jump(arguments.kernel, arguments.to or arguments.kernel, True, result.timeline)
-        plot.draw([jump], arguments.plot)
     if arguments.json:
         data = dataclasses.asdict(result)
         print(json.dumps(data | {"passed": result.passed, "blackout": result.timeline.blackout}))
     else:
         _print(result)
+    if arguments.plot:
+        jump = Jump(arguments.kernel, arguments.to or arguments.kernel, True, result.timeline)
+        plot.draw([jump], arguments.plot)
     return PASSED if result.passed else FAILED
 
 

@@ -37,10 +37,10 @@ def add_command(
     )
 
 
-class _Formatter(argparse.HelpFormatter):
-    """Wraps descriptions, and leaves what lies behind the options as it is."""
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Leaves examples as they are, and wraps descriptions."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         if text.startswith("examples:\n"):
-            return "".join(indent + line for line in text.splitlines(keepends=True))
-        return super()._fill_text(text, width, indent)
+            return super()._fill_text(text, width, indent)
+        return argparse.HelpFormatter._fill_text(self, text, width, indent)

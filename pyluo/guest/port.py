@@ -6,12 +6,15 @@ import os
 
 from pyluo.guest import wire
 
-__all__ = ["CONTROL", "HEARTBEAT", "PAUSED", "TERMINAL", "Port", "mark", "mark_vm", "open_by_name"]
+__all__ = [
+    "CONTROL", "HEARTBEAT", "PAUSED", "RESUMED", "TERMINAL", "Port", "mark", "mark_vm",
+    "open_by_name",
+]  # fmt: skip
 
 CONTROL = "pyluo.control"
 HEARTBEAT = "pyluo.heartbeat"
 TERMINAL = "pyluo.terminal"
-PAUSED = "paused"  # the event of a VM with which a gap begins
+PAUSED, RESUMED = "paused", "resumed"  # the events of a VM between which it stands still
 _PORTS = "/sys/class/virtio-ports"
 
 
@@ -122,13 +125,13 @@ def mark(event: str) -> None:
 def mark_vm(vm: str, event: str, *, clock: int | None = None, counter: int | None = None) -> None:
     """Add an event of a VM, whose host this guest is, to the host's timeline.
 
-    A gap begins with the event `PAUSED`; further events before the jump belong to it, and those
-    after the jump that carried the VM over. The clock and the counter of a VM must not go back in a
-    gap: the next check of the guest raises a `VmRegression` if they do.
+    A gap begins with the event `PAUSED`; what follows belongs to it, after the jump as well, until
+    the VM is paused again. The VM stands still until the event `RESUMED`. Its clock and its counter
+    must not go back in a gap: the next check of the guest raises a `VmRegression` if they do.
 
     Args:
         vm: the name of the VM.
-        event: the name of the event, a word for the VM's state: "stored", "resumed".
+        event: the name of the event: a word for the state of the VM, such as "stored".
         clock: the VM's own clock in nanoseconds, if it is known.
         counter: the number that the VM has counted to, if it is known.
 

@@ -26,11 +26,12 @@ if TYPE_CHECKING:
         GuestFailure,
         HarnessError,
         KernelComplaint,
+        VmRegression,
     )
     from pyluo.vm.kernels.kernel import Kernel
     from pyluo.vm.machine.accelerator import Accelerator
     from pyluo.vm.machine.lives import Life
-    from pyluo.vm.machine.timeline import Event, Timeline
+    from pyluo.vm.machine.timeline import Event, Gap, Jump, Timeline, VmEvent
     from pyluo.vm.machine.vm import VM
     from pyluo.vm.roots.root import Root
 
@@ -40,15 +41,19 @@ __all__ = [
     "Complaint",
     "Death",
     "Event",
+    "Gap",
     "GuestCrash",
     "GuestFailure",
     "GuestObject",
     "HarnessError",
+    "Jump",
     "Kernel",
     "KernelComplaint",
     "Life",
     "Root",
     "Timeline",
+    "VmEvent",
+    "VmRegression",
 ]
 
 _MODULES = {
@@ -57,15 +62,19 @@ _MODULES = {
     "Complaint": "pyluo.vm.errors",
     "Death": "pyluo.vm.errors",
     "Event": "pyluo.vm.machine.timeline",
+    "Gap": "pyluo.vm.machine.timeline",
     "GuestCrash": "pyluo.vm.errors",
     "GuestFailure": "pyluo.vm.errors",
     "GuestObject": "pyluo.guest.wire",
     "HarnessError": "pyluo.vm.errors",
+    "Jump": "pyluo.vm.machine.timeline",
     "Kernel": "pyluo.vm.kernels.kernel",
     "KernelComplaint": "pyluo.vm.errors",
     "Life": "pyluo.vm.machine.lives",
     "Root": "pyluo.vm.roots.root",
     "Timeline": "pyluo.vm.machine.timeline",
+    "VmEvent": "pyluo.vm.machine.timeline",
+    "VmRegression": "pyluo.vm.errors",
 }
 
 
@@ -73,3 +82,7 @@ def __getattr__(name: str) -> object:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Cause", "Complaint", "Death", "GuestCrash", "GuestFailure", "HarnessError",
-    "KernelComplaint", "cause_of",
+    "KernelComplaint", "VmRegression", "cause_of",
 ]  # fmt: skip
 
 

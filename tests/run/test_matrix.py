@@ -321,6 +321,19 @@ def test_the_gap_of_each_vm_is_below_its_live_update() -> None:
     assert "the counter of the VM vm1 went back: 7 when it was paused, 6 when it was" in page
 
 
+def test_what_cannot_be_drawn_in_proportion_is_shown_all_the_same() -> None:
+    for timeline in (
+        Timeline(100.0, ()),  # the guest died before anything happened
+        Timeline(100.0, LANDED.events, (VmEvent("late", "resumed", 104.0),)),
+        Timeline(100.0, LANDED.events, (VmEvent("lost", "paused", 99.0),)),
+    ):
+        log = GuestLog("old", (Jump("old", "new", False, timeline),), "")
+        page = render([Cell(Route(OLD, NEW, 1), run(Verdict("t", Outcome.CRASHED, guests=(log,))))])
+        widths = [float(width) for width in re.findall(r'style="width: (-?[\d.]+)%"', page)]
+        assert all(0 <= width <= 100 for width in widths)
+        assert ("lost: did not go on" in page) == any(e.vm == "lost" for e in timeline.vm_events)
+
+
 def test_a_matrix_of_kernels_that_are_not_there_is_no_verdict(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -45,5 +45,6 @@ def test_the_examples_tests_pass_and_record_the_gap_of_each_vm(tmp_path: Path) -
         assert gap.counted >= 0
         assert gap.clock is not None
         assert gap.clock > 0
+        assert gap.length is not None
         assert jump.blackout is not None
         assert gap.length > jump.blackout

@@ -15,8 +15,10 @@ from pyluo.vm import progress
 from pyluo.vm.machine import options
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pyluo.cli.parsers import Subparsers
-    from pyluo.vm import VM, Kernel, Timeline
+    from pyluo.vm import VM, Jump, Kernel, Timeline
 
 __all__ = ["add_parser"]
 
@@ -64,12 +66,15 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def _live_update(arguments: argparse.Namespace) -> int:
+    if arguments.plot:
+        from pyluo.vm.results import plot
+
+        plot.check_format(arguments.plot)
     if arguments.before or arguments.after:
         if arguments.json:
             print("pyluo: --json excludes --before and --after", file=sys.stderr)
             return USAGE
         return _run_before_and_after(arguments)
-    from pyluo.vm.results import plot
     from pyluo.vm.run import hops
 
     guest = options.GuestOptions.of(arguments)
@@ -78,8 +83,6 @@ def _live_update(arguments: argparse.Namespace) -> int:
         tally = hops.run_hops(lambda: _make_guest(arguments, kernel, to), arguments.hops)
         outcome.append(f"{tally.landed} of {tally.hops} live updates came back")
         outcome += map(str, tally.failures)
-    if arguments.plot:
-        plot.draw(tally.jumps, arguments.plot)
     if arguments.json:
         failures = [{"cause": each.cause.value, "text": str(each)} for each in tally.failures]
         data = {"hops": tally.hops, "landed": tally.landed, "median_blackout": tally.median}
@@ -87,13 +90,12 @@ def _live_update(arguments: argparse.Namespace) -> int:
     else:
         median = f", blackout {tally.median:.2f} s (median)" if tally.median else ""
         print(f"{tally.landed} of {tally.hops} live updates came back{median}")
+    _draw(tally.jumps, arguments.plot)
     return PASSED if tally.passed else FAILED
 
 
 def _run_before_and_after(arguments: argparse.Namespace) -> int:
     """Run a program on the first kernel and another one on the last; return the exit status."""
-    from pyluo.vm.results import plot
-
     before, after = (command or ["true"] for command in (arguments.before, arguments.after))
     guest = options.GuestOptions.of(arguments)
     kernel, to = guest.find_kernel(), guest.find_next()
@@ -108,9 +110,16 @@ def _run_before_and_after(arguments: argparse.Namespace) -> int:
                 vm.live_update()
             status = program.relay(vm, after, arguments.timeout)
             outcome.append(f"exit status {status} after the jump")
-        if arguments.plot:
-            plot.draw(vm.jumps, arguments.plot)
+        _draw(vm.jumps, arguments.plot)
         return status
+
+
+def _draw(jumps: Sequence[Jump], path: str | None) -> None:
+    if path:
+        from pyluo.vm.results import plot
+
+        sys.stdout.flush()  # what was printed is not lost if the file cannot be written
+        plot.draw(jumps, path)
 
 
 def _make_guest(arguments: argparse.Namespace, kernel: Kernel, to: Kernel | None) -> VM:

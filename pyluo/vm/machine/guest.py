@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 from qemu.qmp import QMPClient, QMPError
 
-from pyluo.guest import port, wire
+from pyluo.guest import wire
 from pyluo.vm.errors import Death, GuestCrash, HarnessError, KernelComplaint
 from pyluo.vm.machine import postmortem, timeline
 from pyluo.vm.machine.console import Console
 from pyluo.vm.machine.lives import Lives
 from pyluo.vm.machine.postmortem import Postmortem
 from pyluo.vm.machine.qemu import Machine, QemuProcess
-from pyluo.vm.machine.timeline import Gap, VmEvent
+from pyluo.vm.machine.timeline import VmEvent, VmEvents
 from pyluo.vm.machine.trace import trace
 from pyluo.vm.machine.vitals import Vitals
 from pyluo.vm.machine.watch import Watch
@@ -102,8 +102,7 @@ class Guest:
         self._hello: asyncio.Future[wire.Message] = asyncio.get_running_loop().create_future()
         self._started = time.monotonic()
         self._events: list[timeline.Event] = []
-        self._vm_events: list[VmEvent] = []
-        self._next_gaps: dict[str, list[VmEvent]] = {}  # of VMs that wait for a jump
+        self._vm_events = VmEvents()
         self.on_event: Callable[[timeline.Timeline], None] = lambda _: None
         self._writers: list[asyncio.StreamWriter] = []
         self._console_transport: asyncio.ReadTransport | None = None
@@ -180,8 +179,7 @@ class Guest:
                 raise await self.watch.cause_of_death()
             self._started = time.monotonic()
             self._events = []
-            self._vm_events = [event for gap in self._next_gaps.values() for event in gap]
-            self._next_gaps.clear()
+            self._vm_events.begin_jump()
             before = self._hello
             self._hello = asyncio.get_running_loop().create_future()
             self.lives.begin_jump(kernel)
@@ -248,6 +246,7 @@ class Guest:
     def ignore_reports(self) -> None:
         """Make the next `check` ignore the reports so far, because another failure is raised."""
         self._checked_reports = len(self.console.reports)
+        self.take_regressions()
 
     async def check(self, expected: frozenset[Cause]) -> None:
         """Raise an error if the kernel has printed an unexpected report since the last check.
@@ -286,12 +285,14 @@ class Guest:
     @property
     def timeline(self) -> timeline.Timeline:
         """The events since the guest was started, or since the last time it was told to jump."""
-        return timeline.Timeline(self._started, tuple(self._events), tuple(self._vm_events))
+        of_vms = self._vm_events.of_last_jump()
+        return timeline.Timeline(self._started, tuple(self._events), of_vms)
 
-    @property
-    def gaps_without_jump(self) -> tuple[Gap, ...]:
-        """The gaps of VMs that were paused since the last jump."""
-        return tuple(Gap(name, tuple(events)) for name, events in self._next_gaps.items())
+    def take_regressions(self) -> list[str]:
+        """Return what the VMs in the guest went back in, a sentence each, and forget it."""
+        found = self._vm_events.regressions[:]
+        del self._vm_events.regressions[: len(found)]
+        return found
 
     async def close(self) -> None:
         """Kill QEMU and close all channels."""
@@ -350,7 +351,7 @@ class Guest:
     def _take_message(self, message: wire.Message) -> None:
         if (mark := message.get("mark")) and "vm" in message:
             readings = message["clock"], message["counter"]
-            self._add_vm_event(VmEvent(message["vm"], mark, time.monotonic(), *readings))
+            self._vm_events.add(VmEvent(message["vm"], mark, time.monotonic(), *readings))
         elif mark:
             self._add_event(mark, time.monotonic())
         elif hello := message.get("hello"):
@@ -383,12 +384,6 @@ class Guest:
     def _note_new_kernel(self, at: float) -> None:
         self.lives.note_new_kernel()
         self._add_event(timeline.NEW_KERNEL, at)
-
-    def _add_vm_event(self, event: VmEvent) -> None:
-        if event.name == port.PAUSED:
-            self._next_gaps[event.vm] = [event]
-        else:
-            self._next_gaps.get(event.vm, self._vm_events).append(event)
 
     def _add_event(self, name: str, at: float) -> None:
         self._events.append(timeline.Event(name, at))

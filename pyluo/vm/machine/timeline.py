@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-__all__ = ["Event", "Gap", "GuestLog", "Jump", "Timeline", "VmEvent"]
+from pyluo.guest.port import PAUSED, RESUMED
+
+__all__ = ["Event", "Gap", "GuestLog", "Jump", "Timeline", "VmEvent", "VmEvents"]
 
 LOADED = "loaded"
 REBOOT_CALLED = "reboot called"
@@ -60,9 +62,14 @@ class Gap:
     events: tuple[VmEvent, ...]
 
     @property
-    def length(self) -> float:
-        """Seconds from the first of its events to the last, on the clock of the harness."""
-        return self.events[-1].at - self.events[0].at
+    def end(self) -> float | None:
+        """When the VM went on, on the clock of the harness; None if it did not."""
+        return next((event.at for event in self.events if event.name == RESUMED), None)
+
+    @property
+    def length(self) -> float | None:
+        """Seconds that the VM stood still, on the harness's clock; None if it never went on."""
+        return None if self.end is None else self.end - self.events[0].at
 
     @property
     def clock(self) -> float | None:
@@ -85,11 +92,12 @@ class Gap:
             for before, after in pairwise(read):
                 first, second = getattr(before, what), getattr(after, what)
                 if second < first:
-                    found.append(
+                    text = (
                         f"the {what} of the VM {self.vm} went back: {first} when it was "
                         f"{before.name}, {second} when it was {after.name}"
                     )
-        return tuple(found)
+                    found.append((after.at, text))
+        return tuple(text for _, text in sorted(found))
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +154,43 @@ class Timeline:
         first = SYSTEMCTL_CALLED if SYSTEMCTL_CALLED in marked else REBOOT_CALLED
         last = DESCRIPTOR_RETRIEVED if DESCRIPTOR_RETRIEVED in marked else WORKER_UP
         return self.between(first, last)
+
+
+class VmEvents:
+    """The events of the VMs whose host a guest is, as they come in.
+
+    Attributes:
+        regressions: a sentence for each time that the clock or the counter of a VM went back.
+    """
+
+    def __init__(self) -> None:
+        self._last_jump: list[VmEvent] = []
+        self._next_jump: dict[str, list[VmEvent]] = {}  # of VMs that were paused since the last one
+        self.regressions: list[str] = []
+
+    def add(self, event: VmEvent) -> None:
+        """Add an event: to the gap of its VM, or as the first of a new gap."""
+        if event.name == PAUSED:
+            self._next_jump[event.vm] = [event]
+            return
+        events = self._next_jump.get(event.vm, self._last_jump)
+        before = self._regressions(event.vm, events)
+        events.append(event)
+        after = self._regressions(event.vm, events)
+        self.regressions += after[len(before) :]
+
+    def begin_jump(self) -> None:
+        """Take what comes from now on for what happens after this jump."""
+        self._last_jump = [event for gap in self._next_jump.values() for event in gap]
+        self._next_jump.clear()
+
+    def of_last_jump(self) -> tuple[VmEvent, ...]:
+        """Return the events of the VMs that were paused before the last jump."""
+        return tuple(self._last_jump)
+
+    @staticmethod
+    def _regressions(vm: str, events: list[VmEvent]) -> tuple[str, ...]:
+        return Gap(vm, tuple(event for event in events if event.vm == vm)).regressions
 
 
 @dataclass(frozen=True, slots=True)

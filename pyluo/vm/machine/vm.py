@@ -97,8 +97,8 @@ class VM:
 
     Attributes:
         requests: how many requests the guest was sent, including jumps.
-        on_event: is called with the timeline of a live update after each of its events, from
-            another thread; set it before the block begins.
+        on_event: is called with the timeline of the boot, or of a live update, after each of the
+            guest's own events, in another thread; set it before the block begins.
 
     Raises:
         ValueError: there are `units`, but no `root`.
@@ -106,6 +106,7 @@ class VM:
         GuestCrash: the guest died; raised at the start of the block, and by each request.
         KernelComplaint: the kernel complained of something unexpected; raised at the end of the
             block.
+        VmRegression: a VM whose host the guest is went back; raised at the end of the block.
     """
 
     def __init__(
@@ -152,7 +153,6 @@ class VM:
         self._notes = count(1)  # numbers the lines that `check` writes to the kernel's log
         self._settings = ""
         self._used = False  # whether there was a request or a jump since the last check
-        self._regressions: set[str] = set()  # of VMs, that were raised
         self.requests: int = 0
         self.on_event: Callable[[Timeline], None] = lambda _: None
         self._loop: LoopThread | None = None
@@ -407,17 +407,8 @@ class VM:
                 "a program in the guest has lowered the console's log level, as `dmesg -n` does: "
                 "leave it at 6",
             )
-        self._check_vms(guest)
-
-    def _check_vms(self, guest: Guest) -> None:
-        """Raise an error if a VM went back, which was not raised before."""
-        gaps = [gap for jump in self.jumps for gap in jump.timeline.gaps]
-        gaps += [*guest.timeline.gaps, *guest.gaps_without_jump]
-        found = dict.fromkeys(text for gap in gaps for text in gap.regressions)
-        new = [text for text in found if text not in self._regressions]
-        self._regressions.update(new)
-        if new:
-            raise VmRegression("; ".join(new))
+        if regressions := guest.take_regressions():
+            raise VmRegression("; ".join(regressions))
 
     @contextmanager
     def expecting(self, *causes: Cause) -> Iterator[None]:
@@ -429,6 +420,7 @@ class VM:
         Raises:
             KernelComplaint: the kernel complained of something unexpected before or in the block.
             GuestCrash: the guest died of something unexpected, and this was not raised before.
+            VmRegression: see `check`.
         """
         self.check()
         guest = self._running_guest()

@@ -42,11 +42,6 @@ class Phase:
     start: float
     end: float
 
-    @property
-    def span(self) -> tuple[float, float]:
-        """The start and the end."""
-        return self.start, self.end
-
 
 def phases(jump: Jump) -> list[Phase]:
     """Return a phase for each event, which begins at the event before it.

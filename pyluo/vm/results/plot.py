@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyluo.vm.errors import HarnessError
-from pyluo.vm.results.phases import MARKED, VM, phases
+from pyluo.vm.results.phases import MARKED, STYLES, VM, phases
 
 if TYPE_CHECKING:
     import os
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from pyluo.vm.machine.timeline import Jump
 
-__all__ = ["draw"]
+__all__ = ["check_format", "draw"]
 
 _COLOURS = {
     "load": "#6e7781", "leave": "#afb8c1", "jump": "#bf8700", "boot": "#0969da",
@@ -42,14 +42,9 @@ def draw(jumps: Sequence[Jump], path: str | os.PathLike[str]) -> None:
     """
     from matplotlib.figure import Figure
 
+    check_format(path)
     rows = [row for number, jump in enumerate(jumps, 1) for row in _rows(number, jump)]
     figure = Figure(figsize=(_WIDTH, 1.2 + _ROW * len(rows)), layout="constrained")
-    known = figure.canvas.get_supported_filetypes()
-    kind = Path(path).suffix.removeprefix(".")
-    if kind not in known:
-        raise HarnessError(
-            f"a picture cannot be written to {path}", f"end its name in {', .'.join(known)}"
-        )
     axes = figure.subplots()
     for place, (label, bars) in enumerate(rows):
         for style, name, start, end in bars:
@@ -62,6 +57,22 @@ def draw(jumps: Sequence[Jump], path: str | os.PathLike[str]) -> None:
     axes.spines[["left", "right", "top"]].set_visible(False)
     _add_legend(axes)
     figure.savefig(path)
+
+
+def check_format(path: str | os.PathLike[str]) -> None:
+    """Refuse a file that no picture can be written to, before there is one.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+        HarnessError: it does not write this format.
+    """
+    from matplotlib.figure import Figure
+
+    known = Figure().canvas.get_supported_filetypes()
+    if Path(path).suffix.removeprefix(".") not in known:
+        raise HarnessError(
+            f"a picture cannot be written to {path}", f"end its name in .{', .'.join(known)}"
+        )
 
 
 def _add_legend(axes: Axes) -> None:
@@ -81,13 +92,11 @@ def _rows(number: int, jump: Jump) -> list[tuple[str, list[tuple[str, str, float
     end = "did not land" if not jump.landed else ""
     if jump.blackout is not None:
         end = f"blackout {jump.blackout:.2f} s"
-    bars = [
-        (each.style, "what the guest marked" if each.style == MARKED else each.name, *each.span)
-        for each in phases(jump)
-    ]
+    bars = [(each.style, STYLES[each.style], each.start, each.end) for each in phases(jump)]
     rows = [(f"{number}: {jump.origin} to {jump.target}, {end}", bars)] if bars else []
     for gap in jump.timeline.gaps:
-        start, last = (gap.events[at].at - jump.timeline.started for at in (0, -1))
-        words = f"{gap.vm}: {gap.length:.2f} s"
-        rows.append((words, [(VM, "a VM stands still", start, last)]))
+        words = "did not go on" if gap.length is None else f"{gap.length:.2f} s"
+        times = gap.events[0].at, gap.end or gap.events[-1].at
+        first, last = (time - jump.timeline.started for time in times)
+        rows.append((f"{gap.vm}: {words}", [(VM, STYLES[VM], first, last)]))
     return rows

@@ -88,7 +88,8 @@ def render(cells: Sequence[Cell]) -> str:
         ),
         outcomes=Counter(cell.outcome.value for cell in cells),
         phases=[(name, style) for style, name in STYLES.items()],
-        longest=max(ends, default=0.0),
+        # Of a page without bars, nothing is drawn in proportion to it.
+        longest=max(ends, default=0.0) or 1.0,
     )
 
 
@@ -99,7 +100,7 @@ def _rows(jumps: Sequence[Jump]) -> list[_Row]:
             phases(jump),
             jump.landed,
             jump.blackout,
-            max((-vm.bar.start for vm in vms), default=0.0),
+            max([0.0, *(-vm.bar.start for vm in vms)]),
             vms,
         )
         for number, jump in enumerate(jumps, 1)
@@ -111,15 +112,17 @@ def _vm_rows(jump: Jump) -> list[_VmRow]:
     started = jump.timeline.started
     rows = []
     for gap in jump.timeline.gaps:
-        start, end = (gap.events[place].at - started for place in (0, -1))
-        label = f"{gap.vm}: {gap.length:.2f} s"
+        start, end = gap.events[0].at, gap.end
+        label = (
+            f"{gap.vm}: did not go on" if gap.length is None else f"{gap.vm}: {gap.length:.2f} s"
+        )
         if gap.clock is not None:
             label += f"; its own clock: {gap.clock:.3f} s"
         if gap.counted is not None:
-            label += f"; its counter: +{gap.counted}"
+            label += f"; its counter: {gap.counted:+d}"
         words = " · ".join(f"{event.name} {event.at - started:+.2f} s" for event in gap.events)
-        regressed = "; ".join(gap.regressions)
-        rows.append(_VmRow(Phase(gap.vm, VM, start, end), label, regressed or words))
+        bar = Phase(gap.vm, VM, start - started, (end or gap.events[-1].at) - started)
+        rows.append(_VmRow(bar, label, "; ".join(gap.regressions) or words))
     return rows
 
 

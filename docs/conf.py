@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import re
+import types
+from importlib import import_module
 from importlib.metadata import version as installed_version
 from typing import TYPE_CHECKING
 
+from sphinx.util import logging
+
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
+    from sphinx.environment import BuildEnvironment
+
+# The packages of the reference; each name that they export must be in it.
+API = ["", *(f".{name}" for name in (
+    "handoff", "iommufd", "kexec", "kho", "kvm", "network", "probe", "update", "vfio", "vm",
+))]  # fmt: skip
 
 project = "pyluo"
 version = release = installed_version("pyluo")
@@ -38,6 +48,7 @@ html_copy_source = False
 def setup(app: Sphinx) -> None:
     """Connect what Sphinx calls while it reads the pages."""
     app.connect("source-read", _link_to_the_pages_of_examples)
+    app.connect("env-check-consistency", _warn_of_what_is_not_in_the_reference)
 
 
 def _link_to_the_pages_of_examples(app: Sphinx, name: str, source: list[str]) -> None:
@@ -45,3 +56,13 @@ def _link_to_the_pages_of_examples(app: Sphinx, name: str, source: list[str]) ->
     source[0] = re.sub(
         r"\]\(\.\./\.\./examples/(\w+)(/README\.md)?\)", r"](../examples/\1.md)", source[0]
     )
+
+
+def _warn_of_what_is_not_in_the_reference(app: Sphinx, environment: BuildEnvironment) -> None:
+    described = environment.domains["py"].data["objects"]
+    for package in API:
+        module = import_module(f"pyluo{package}")
+        for name in module.__all__:
+            is_module = isinstance(getattr(module, name), types.ModuleType)
+            if not is_module and f"{module.__name__}.{name}" not in described:
+                logging.getLogger("pyluo").warning("no page has %s.%s", module.__name__, name)

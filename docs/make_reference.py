@@ -66,9 +66,10 @@ IOCTLS = """\
 # The ioctls
 
 This page is made from the docstrings: see `docs/make_reference.py`. It has each ioctl that pyluo
-makes, what makes it, and the oldest kernel on which that works. A kernel that lacks a request,
-or a field of its struct, raises a `KernelTooOldError`. `pyluo/_uapi` has the declarations, which a
-test compares with the kernel's own headers.
+makes, what makes it, and the oldest kernel on which that works. A kernel of LUO's or iommufd's that
+lacks a request, or a field of its struct, raises a `KernelTooOldError`; for the others see [the
+exceptions](errors.md). `pyluo/_uapi` has the declarations, which a test compares with the kernel's
+own headers.
 
 | ioctl | struct | made by | since |
 | --- | --- | --- | --- |

@@ -100,7 +100,8 @@ class IommuFd(IommuContext):
         """The IOAS that VFIO's container interface uses on this descriptor; None if there is none.
 
         Raises:
-            IommuError: the kernel has no such interface (ENOTTY, EOPNOTSUPP).
+            KernelTooOldError: the kernel has no such interface (ENOTTY).
+            IommuUnsupportedError: this kernel was built without it (EOPNOTSUPP).
 
         Source: include/uapi/linux/iommufd.h, IOMMU_VFIO_IOAS. Linux 6.2.
         """

@@ -70,7 +70,7 @@ class Interrupted:
 
     Only after this exit can the state of the vCPU be saved.
 
-    Source: Documentation/virt/kvm/api.rst, KVM_RUN, EINTR
+    KVM_RUN returns EINTR then.
     """
 
 

@@ -118,8 +118,8 @@ def save(
         KvmError: the kernel refused a request.
 
     Source: Documentation/virt/kvm/api.rst, KVM_GET_CPUID2, KVM_GET_DEBUGREGS, KVM_GET_IRQCHIP,
-    KVM_GET_LAPIC, KVM_GET_MP_STATE, KVM_GET_MSRS, KVM_GET_PIT2, KVM_GET_VCPU_EVENTS, KVM_GET_XCRS,
-    KVM_GET_XSAVE2. Linux 5.19.
+    KVM_GET_LAPIC, KVM_GET_MP_STATE, KVM_GET_MSRS, KVM_GET_PIT2, KVM_GET_REGS, KVM_GET_SREGS2,
+    KVM_GET_VCPU_EVENTS, KVM_GET_XCRS, KVM_GET_XSAVE2. Linux 5.19.
     """
     saved = tuple(_save_vcpu(vcpu) for vcpu in vcpus)
     parts = {name: _get_chip(vm, number) for name, number in _CHIPS.items()}
@@ -147,8 +147,9 @@ def restore(
         ValueError: the vCPUs are not those of the state.
         KvmError: this CPU or this kernel cannot have such a state (EINVAL).
 
-    Source: Documentation/virt/kvm/api.rst, KVM_SET_DEBUGREGS, KVM_SET_IRQCHIP, KVM_SET_LAPIC,
-    KVM_SET_MP_STATE, KVM_SET_MSRS, KVM_SET_PIT2, KVM_SET_VCPU_EVENTS, KVM_SET_XCRS, KVM_SET_XSAVE;
+    Source: Documentation/virt/kvm/api.rst, KVM_SET_CPUID2, KVM_SET_DEBUGREGS, KVM_SET_IRQCHIP,
+    KVM_SET_LAPIC, KVM_SET_MP_STATE, KVM_SET_MSRS, KVM_SET_PIT2, KVM_SET_REGS, KVM_SET_SREGS2,
+    KVM_SET_VCPU_EVENTS, KVM_SET_XCRS, KVM_SET_XSAVE;
     Documentation/virt/kvm/devices/vcpu.rst, KVM_HAS_DEVICE_ATTR, KVM_GET_DEVICE_ATTR,
     KVM_SET_DEVICE_ATTR. Linux 5.19.
     """

@@ -90,7 +90,7 @@ class Kernel:
         """Return whether the kernel was built with an option; False if its config is not known.
 
         Args:
-            option: the name of the option, with CONFIG_.
+            option: the name of the option, with its prefix ``CONFIG_``.
         """
         return self.config is not None and f"{option}=y" in self.config.read_text().splitlines()
 

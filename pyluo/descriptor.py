@@ -158,9 +158,18 @@ class ReceivedFd(OwnedFd):
 
     If the last descriptor of a live update session is closed, the session's files are lost. So the
     descriptor of a session stays open when this object is dropped.
+
+    Attributes:
+        undecided: whether the descriptor may be the last one of its file, as its sender may be
+            dead: it then stays open as well. What is dropped together with this object may decide
+            that later, because the garbage collector keeps to no order.
     """
 
-    __slots__ = ()
+    __slots__ = ("undecided",)
+
+    def __init__(self, fd: int) -> None:
+        super().__init__(fd)
+        self.undecided: bool = False
 
     @property
     def is_session(self) -> bool:
@@ -168,7 +177,12 @@ class ReceivedFd(OwnedFd):
         return self._fd >= 0 and read_link(self._fd).startswith(SESSION_LINK)
 
     def __del__(self) -> None:
-        if self.is_session:
+        if self._fd >= 0 and getattr(self, "undecided", False):
+            what = (
+                "was dropped before the handoff was decided; it stays open, as it may be the last"
+            )
+            warnings.warn(f"{self!r} {what}", ResourceWarning, stacklevel=2, source=self)
+        elif self.is_session:
             what = "was dropped; it stays open, because closing it could lose a session's files"
             warnings.warn(f"{self!r} {what}", ResourceWarning, stacklevel=2, source=self)
         else:

@@ -89,6 +89,8 @@ class Receiver(Machine):
     def _after_receiving(self, base: _State, kind: Kind, number: int) -> _State:
         assert base.last is not None
         files = base.last.files
+        for file in files:
+            file.undecided = kind is Kind.FILES
         if kind is Kind.OFFER:
             manifest = Manifest.read(
                 files[0].fileno(), max_files=self._max_files, max_state=self._max_state
@@ -116,6 +118,8 @@ class Receiver(Machine):
     def _taken(self, state: _State) -> _State:
         """Return the state in which the files belong to this process."""
         assert state.manifest is not None
+        for file in state.files:
+            file.undecided = False
         names = [entry.name for entry in state.manifest.entries]
         files = dict(zip(names, state.files, strict=False))
         taken = Handoff(files, state.manifest.state, state.peer, tuple(names[len(files) :]))

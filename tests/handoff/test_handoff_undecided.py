@@ -240,6 +240,22 @@ def test_a_dropped_handoff_of_a_dead_sender_stays_open(pair: Pair) -> None:
         os.close(number)
 
 
+def test_no_order_of_finalizers_loses_the_files_of_a_dead_sender(pair: Pair) -> None:
+    with sender(pair, "FILES", die) as pid:
+        receiving = fail_to_receive(pair[1])
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        (file,) = receiving._machine._state.files
+        number = file.fileno()
+        with pytest.warns(ResourceWarning, match="dropped before the handoff was decided"):
+            file.__del__()  # as the garbage collector may do first
+        assert os.pread(number, 1 << 20, 0) == CONTENTS
+        taken = receiving.take_over(partial=True)  # nothing is dropped yet
+        assert not file.undecided
+        taken.close()
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(number)
+
+
 def test_a_dropped_handoff_is_left_to_a_sender_that_lives(pair: Pair) -> None:
     ours, theirs = pair
     receiving = Receiving(theirs)

@@ -18,7 +18,11 @@ from pathlib import Path
 from release import sdist
 
 ROOT = Path(__file__).parents[1]
-ARCHITECTURES = ("x86_64", "aarch64")
+# The packages of Debian with the compiler for each.
+ARCHITECTURES = {
+    "x86_64": "gcc libc6-dev",
+    "aarch64": "gcc-aarch64-linux-gnu libc6-dev-arm64-cross",
+}
 PYTHONS = [f"python3.{minor}" for minor in range(11, 15)]
 USE = """
 import pyluo
@@ -47,9 +51,7 @@ def build(architecture: str, folder: Path) -> Path:
     """Build a wheel, name it after the oldest glibc that it runs with, and return its path."""
     compiler = f"{architecture}-linux-gnu-gcc"
     if shutil.which(compiler) is None:
-        sys.exit(
-            f"{compiler} is missing: apt install gcc-{architecture.replace('_', '-')}-linux-gnu"
-        )
+        sys.exit(f"{compiler} is missing: apt install {ARCHITECTURES[architecture]}")
     environment = os.environ | {
         "CC": compiler,
         "LDSHARED": f"{compiler} -shared",

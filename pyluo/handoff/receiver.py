@@ -89,8 +89,6 @@ class Receiver(Machine):
     def _after_receiving(self, base: _State, kind: Kind, number: int) -> _State:
         assert base.last is not None
         files = base.last.files
-        for file in files:
-            file.undecided = kind is Kind.FILES
         if kind is Kind.OFFER:
             manifest = Manifest.read(
                 files[0].fileno(), max_files=self._max_files, max_state=self._max_state
@@ -105,6 +103,7 @@ class Receiver(Machine):
             for entry, file in zip(base.manifest.entries[len(base.files) :], files, strict=False):
                 if not entry.matches(file.fileno()):
                     raise self.protocol_error(f"{entry.name!r} is of another file than announced")
+                file.undecided = True
             return self._request_more(replace(base, files=(*base.files, *files), keeps_files=True))
         return replace(base, owner=Owner.RECEIVER, pending=Outgoing.make(Kind.TAKEN, number))
 

@@ -180,6 +180,16 @@ def test_live_updates_are_counted_shown_as_they_happen_and_drawn(tmp_path: Path)
     assert "2: stable to stable, blackout" in drawn
 
 
+def test_a_watcher_that_is_gone_costs_no_verdict() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [*MODULE, "vm", "live-update", "--watch", "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=write, timeout=120)
+    os.close(write)
+    tally = json.loads(done.stdout)
+    assert (tally["landed"], tally["failures"]) == (1, [])
+
+
 def test_live_updates_that_were_never_tried_are_no_success() -> None:
     done = pyluo("vm", "live-update", "--hops", "2", "--append", "rootfstype=nothing", "--json")
     assert done.returncode == 1

@@ -387,7 +387,8 @@ class Guest:
 
     def _add_event(self, name: str, at: float) -> None:
         self._events.append(timeline.Event(name, at))
-        self.on_event(self.timeline)
+        # Not from here: what it raises would end the reading of what the guest says.
+        asyncio.get_running_loop().call_soon(self.on_event, self.timeline)
 
 
 async def _connect(

@@ -76,7 +76,14 @@ def test_all_pairs_with_three_hops_each(tmp_path: Path, kunit_parser: Any) -> No
     parsed = kunit_parser.parse_run_tests(lines, kunit_parser.Printer(print=False))
     assert (parsed.counts.passed, parsed.counts.failed) == (6, 2)
     page = files["html"].read_text()
-    assert page.count('<div class="bar">') == 8
+    updates = [
+        jump
+        for cell in cells
+        for test in cell["tests"]
+        for guest in test["guests"]
+        for jump in guest["jumps"]
+    ]
+    assert page.count('<div class="bar">') == len(updates) == 16
     assert all(release in page for release in releases.values())
 
 

@@ -2,11 +2,13 @@
 
 Over 9p, a guest takes some five milliseconds to find a module and to read its bytecode, and each
 life begins with a hundred modules. The same Python writes the archive, on the host.
+
+What this module imports itself cannot come from the archive, so at its top it imports only what
+Python has loaded anyway.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import marshal
 import os
 import sys
@@ -58,7 +60,9 @@ class _Finder:
         if length:
             loader = _Loader(name, file, os.pread(self._fd, length, at))
         if name in _LAZY:
-            loader = importlib.util.LazyLoader(loader)
+            from importlib.util import LazyLoader
+
+            loader = LazyLoader(loader)
         spec = ModuleSpec(name, loader, origin=file, is_package=is_package)
         spec.has_location = True
         if spec.submodule_search_locations is not None:
@@ -116,9 +120,11 @@ def write(path: str, names: Iterable[str]) -> None:
         path: the path of the archive, which is replaced in one step.
         names: the names of the modules; one that cannot be imported is left out.
     """
+    from importlib import import_module
+
     for name in names:
         try:
-            importlib.import_module(name)
+            import_module(name)
         except Exception:  # the guest is told of it, if it imports that module
             continue
     index: dict[str, Entry] = {}

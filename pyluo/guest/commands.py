@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from contextlib import suppress
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -100,6 +99,8 @@ def jump_by_systemctl() -> NoReturn:
     Raises:
         RuntimeError: systemd refused.
     """
+    import signal  # here, as in `run`
+
     # It returns when systemd has begun; this process may live until the jump.
     status, _, complaint = run(["systemctl", "kexec"], "/", _SYSTEMCTL_TIMEOUT)
     if status:

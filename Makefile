@@ -48,6 +48,10 @@ EXAMPLES = for each in mini_vmm passthrough_vm qemu_live_update; do \
 	$(MAKE) -s -C examples/$$each || exit 1; done
 OTHERS := $(filter-out $(VMS:%=%/) vm-tests/__pycache__/,$(wildcard vm-tests/*/))
 
+# A service with the RAM of a VM, and its live updates; `make test` has two of these.
+SERVICE := vm-tests/stores/test_vm_service.py
+SERVICE_UPDATES := 5
+
 # How often each time is measured.
 BENCH_ROUNDS ?= 5
 
@@ -68,9 +72,10 @@ test: packages browser check docs
 
 test-vms: packages $(BIN)/.dev
 	$(BIN)/pyluo vm kernel build stable previous
-	$(BIN)/pyluo vm root build sid
+	$(BIN)/pyluo vm root build sid qemu
 	$(EXAMPLES)
-	$(BIN)/pytest -n 2 --dist loadfile --durations 20 $(VMS)
+	PYLUO_SERVICE_UPDATES=$(SERVICE_UPDATES) \
+		$(BIN)/pytest -n 2 --dist loadfile --durations 20 $(SERVICE) $(VMS)
 
 soak: packages $(BIN)/.dev
 	PYLUO_STORE_HOPS=$(SOAK_HOPS) PYLUO_MACHINE_STEPS=$(SOAK_STEPS) PYLUO_LINE_STEP=1 PYLUO_RENEWALS=300 \

@@ -7,6 +7,8 @@ import inspect
 import os
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pyluo.guest import archive
@@ -29,6 +31,7 @@ _NAMES = (
 )
 _PROGRAMS = "init.py", "service.py"  # importing them would run them
 _LEFT_OUT = "vm", "cli"
+_KEPT = 7 * 24 * 3600.0  # seconds for which an archive is kept that nobody uses
 _WRITE = """
 import sys
 _, path, folders, *names = sys.argv
@@ -64,9 +67,14 @@ def _write(path: Path, folders: list[str]) -> None:
     command = [sys.executable, "-B", "-I", "-S", "-X", "utf8", "-c", _WRITE]
     command += [os.fspath(path), ":".join(folders), *_names()]
     subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+    for other in path.parent.glob("modules-*"):  # of another checkout, or of an older pyluo
+        with suppress(FileNotFoundError):
+            if other.stat().st_mtime < time.time() - _KEPT:
+                other.unlink()
 
 
 def _read_index(path: Path) -> dict[str, archive.Entry]:
+    os.utime(path)  # it is in use
     with path.open("rb") as file:
         return archive.read_index(file.fileno())
 

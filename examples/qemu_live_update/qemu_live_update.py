@@ -3,7 +3,8 @@
 `run NAME -- OPTIONS` starts QEMU with these options and with RAM that is in a store from the
 beginning. SIGUSR1 pauses the VM and stores the state of its devices beside the RAM; then the host
 may jump. `resume NAME`, after the jump, starts another QEMU, possibly a newer one, which goes on
-where the VM was. SIGUSR2 lets a VM that was stored run on without a jump; SIGTERM ends the VM,
+where the VM was. `run-or-resume NAME -- OPTIONS` is for services: it resumes a VM that was stored,
+and else starts one. SIGUSR2 lets a VM that was stored run on without a jump; SIGTERM ends the VM,
 unless it is stored.
 
 The state of the devices is what QEMU would send to another host in a migration, without the RAM,
@@ -404,15 +405,11 @@ async def run(arguments: argparse.Namespace, keeper: KeeperChoice) -> int:
     return await vm.serve(events)
 
 
-async def resume(arguments: argparse.Namespace, keeper: KeeperChoice) -> int:
+async def resume(arguments: argparse.Namespace, incoming: IncomingStore) -> int:
     """Go on with a VM that was stored before the jump."""
     began = time.monotonic()
     events = listen()
     name = arguments.name
-    try:
-        incoming = IncomingStore.retrieve(name, keeper=keeper, wait=_PATIENCE)
-    except SessionNotFoundError as error:
-        raise Lost(str(error)) from error
     ram = incoming.get_ram("ram")
     lock = ram.lock()
     state_file = incoming.get("state", Memfd)
@@ -448,6 +445,19 @@ async def resume(arguments: argparse.Namespace, keeper: KeeperChoice) -> int:
     return await vm.serve(events)
 
 
+async def run_or_resume(arguments: argparse.Namespace, keeper: KeeperChoice) -> int:
+    """Do what the command says."""
+    if arguments.command != "run":
+        try:
+            incoming = IncomingStore.retrieve(arguments.name, keeper=keeper, wait=_PATIENCE)
+        except SessionNotFoundError as error:
+            if arguments.command == "resume":
+                raise Lost(str(error)) from error
+        else:
+            return await resume(arguments, incoming)
+    return await run(arguments, keeper)
+
+
 def listen() -> Events:
     """Return a queue that gets the number of each signal from now on."""
     events: Events = asyncio.Queue()
@@ -472,27 +482,32 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-keeper", action="store_true", help="nothing keeps what it stores")
     parser.add_argument("--qemu", default="qemu-system-x86_64", help="QEMU's name or path")
     commands = parser.add_subparsers(dest="command", required=True)
-    start = commands.add_parser("run", help="start a VM; QEMU's options follow after --")
-    start.add_argument("name")
-    start.add_argument("--memory", type=int, default=128, metavar="MIB")
-    start.add_argument("--machine", default="q35", help="QEMU's type of the machine")
-    start.add_argument(
-        "--tap",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="a tap, which is the network backend NAME of the options after --; may be repeated",
-    )
-    start.add_argument(
-        "--state-room",
-        type=int,
-        default=_STATE_ROOM,
-        metavar="KIB",
-        help="memory for the state of its devices",
-    )
-    after = commands.add_parser("resume", help="go on with a VM after the jump")
-    after.add_argument("name")
-    for command in (start, after):
+    new = [
+        commands.add_parser("run", help="start a VM; QEMU's options follow after --"),
+        commands.add_parser(
+            "run-or-resume", help="go on with the VM if there is one, else start it; for a service"
+        ),
+    ]
+    for command in new:
+        command.add_argument("--memory", type=int, default=128, metavar="MIB")
+        command.add_argument("--machine", default="q35", help="QEMU's type of the machine")
+        command.add_argument(
+            "--tap",
+            action="append",
+            default=[],
+            metavar="NAME",
+            help="a tap, which is the network backend NAME of the options after --; may be "
+            "repeated",
+        )
+        command.add_argument(
+            "--state-room",
+            type=int,
+            default=_STATE_ROOM,
+            metavar="KIB",
+            help="memory for the state of its devices",
+        )
+    for command in (*new, commands.add_parser("resume", help="go on with a VM after the jump")):
+        command.add_argument("name")
         command.add_argument(
             "--coordinator",
             type=Path,
@@ -504,9 +519,8 @@ def main(words: Sequence[str] | None = None) -> int:
     own = words.index("--") if "--" in words else len(words)
     chosen = parser.parse_args(words[:own], argparse.Namespace(options=words[own + 1 :]))
     keeper = KeeperChoice.NONE if chosen.no_keeper else KeeperChoice.DEFAULT
-    action = run if chosen.command == "run" else resume
     try:
-        return asyncio.run(action(chosen, keeper))
+        return asyncio.run(run_or_resume(chosen, keeper))
     except (RequestError, Lost, StateError, TimeoutError) as error:
         tell(f"{chosen.name}: {error or 'QEMU took too long'}")
         return 1

@@ -67,12 +67,24 @@ def start(
     *options: str,
     vmm: Path = MINI_VMM,
     device: str = "",
+    qemu: str = "",
     killed_before: str = "",
 ) -> None:
-    """Start a VMM, which gives a new VM a device; see killed_vmm.py for `killed_before`."""
+    """Start a VMM.
+
+    Args:
+        command: what it does: run or resume.
+        name: the name of the VM.
+        options: the VMM's options for the VM.
+        vmm: the VMM.
+        device: a PCI device for a new VM.
+        qemu: the path of the QEMU that it starts, if that is not the usual one.
+        killed_before: see killed_vmm.py.
+    """
     for log in (output(name), messages(name)):
         log.write_bytes(b"")
     before = ["--device", device] if device else []
+    before += ["--qemu", qemu] if qemu else []
     _processes[name] = _start(name, [*before, command, name, *options], vmm, killed_before)
 
 

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING
 from kvm import guest_bridge, guest_vmm
 from kvm.guest_vmm import changed_pages
 from kvm.stream import Stream
+from pyluo.vm import Root
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pyluo.vm import VM, Kernel
 
 ADDRESS = "10.0.2.77"  # of a VM, in the network of its host
@@ -57,11 +60,12 @@ def start(
     )
 
 
-def resume(host: VM, name: str, *options: str, killed_before: str = "") -> None:
+def resume(host: VM, name: str, *options: str, qemu: str = "", killed_before: str = "") -> None:
     host.call(
         guest_vmm.start,
         *("resume", name, *options),
         vmm=guest_vmm.QEMU,
+        qemu=qemu,
         killed_before=killed_before and f"resume:{killed_before}",
     )
 
@@ -137,6 +141,33 @@ def test_vms_never_notice_a_reboot_jump_after_jump(
             assert host.call(guest_vmm.own_memory, name) < 32 << 20
     for name in qemu_vms:
         host.call(guest_vmm.end, name)
+
+
+# Runs the QEMU of another root with that root's own libraries and firmware.
+OTHER_QEMU = """\
+#!/bin/sh
+root={root}
+libraries=$root/usr/lib/x86_64-linux-gnu
+exec "$root/lib64/ld-linux-x86-64.so.2" --library-path "$libraries" \\
+    "$root/usr/bin/qemu-system-x86_64" -L "$root/usr/share/qemu" -L "$root/usr/share/seabios" "$@"
+"""
+
+
+def test_a_newer_qemu_goes_on_after_the_jump(host: VM, kernel: Kernel, tmp_path: Path) -> None:
+    newer = tmp_path / "qemu"
+    newer.write_text(OTHER_QEMU.format(root=Root.find("qemu").folder))
+    newer.chmod(0o755)
+    versions = [host.run([qemu, "--version"]).stdout for qemu in ("qemu-system-x86_64", newer)]
+    assert all(versions)
+    assert versions[0] != versions[1]
+    start(host, kernel, "ages", cpus=2)
+    host.call(guest_vmm.wait_for_text, "ages", "vm boot=")
+    said, checksums = host.call(guest_vmm.store, "ages")
+    host.live_update()
+    assert changed_pages(checksums, host.call(guest_vmm.checksums_in_store, "ages")) == []
+    resume(host, "ages", qemu=os.fspath(newer))
+    wait_until_all_goes_on(host, "ages", said, cpus=2)
+    host.call(guest_vmm.end, "ages")
 
 
 def test_a_connection_with_a_vm_outlives_five_jumps(host: VM, kernel: Kernel) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyluo.cli.exit import PASSED
-from pyluo.cli.parsers import add_command
+from pyluo.cli.parsers import add_command, walk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    import argparse
 
     from pyluo.cli.parsers import Subparsers
 
@@ -42,17 +41,9 @@ def _run(arguments: argparse.Namespace) -> int:
     from pyluo.cli import make_parser
 
     parser = make_parser()
-    for action in _actions(parser):
-        if action.type is Path:
-            action.complete = shtab.FILE  # type: ignore[attr-defined]
+    for command in walk(parser):
+        for action in command._actions:
+            if action.type is Path:
+                action.complete = shtab.FILE  # type: ignore[attr-defined]
     print(shtab.complete(parser, shell=arguments.shell))
     return PASSED
-
-
-def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
-    """Yield the actions of a parser and of its commands."""
-    for action in parser._actions:
-        yield action
-        if isinstance(action, argparse._SubParsersAction):
-            for command in action.choices.values():
-                yield from _actions(command)

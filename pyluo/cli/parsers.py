@@ -6,11 +6,13 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 else:
     Subparsers = object
 
-__all__ = ["Subparsers", "add_command"]
+__all__ = ["Subparsers", "add_command", "walk"]
 
 
 def add_command(
@@ -35,6 +37,15 @@ def add_command(
         epilog=f"examples:\n{shown}\n{notes and chr(10)}{notes}",
         formatter_class=_Formatter,
     )
+
+
+def walk(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """Yield the parsers of the commands of a parser, and of their actions, in the help's order."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield command
+                yield from walk(command)
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 import shlex
 from typing import TYPE_CHECKING
@@ -10,18 +9,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pyluo.cli import make_parser
+from pyluo.cli.parsers import walk
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Iterator
-
-
-def walk(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
-    """Yield the parsers of all commands and of their actions."""
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for each in action.choices.values():
-                yield each
-                yield from walk(each)
 
 
 PARSERS = {parser.prog: parser for parser in walk(make_parser())}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,6 +43,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "kernel", type=Path, help="a bzImage, a unified kernel image (UKI), or a compressed one"
     )
     add_image_options(load)
+    load.add_argument("--json", action="store_true", help="print what was loaded, as JSON")
     load.set_defaults(run=_load, parser=load)
     loaded = add_command(
         actions,
@@ -49,6 +52,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "pyluo kexec loaded",
         "pyluo kexec loaded && pyluo kexec reboot",
     )
+    loaded.add_argument("--json", action="store_true", help="print JSON")
     loaded.set_defaults(run=_loaded)
     unload = add_command(
         actions,
@@ -100,7 +104,7 @@ def add_image_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load_image(arguments: argparse.Namespace) -> None:
+def load_image(arguments: argparse.Namespace) -> kexec.LoadedImage:
     """Load the image that the options choose; `parser` is what they were parsed by."""
     try:
         loaded = kexec.load(
@@ -114,16 +118,22 @@ def load_image(arguments: argparse.Namespace) -> None:
         arguments.parser.error("give --cmdline or --reuse-cmdline: the image has no command line")
     for sentence in loaded.unknown:
         print(f"pyluo: {sentence}", file=sys.stderr)
+    return loaded
 
 
 def _load(arguments: argparse.Namespace) -> int:
-    load_image(arguments)
+    image = load_image(arguments)
+    if arguments.json:
+        print(json.dumps(dataclasses.asdict(image)))
     return PASSED
 
 
 def _loaded(arguments: argparse.Namespace) -> int:
     loaded = kexec.loaded()
-    print("an image is loaded" if loaded else "no image is loaded")
+    if arguments.json:
+        print(json.dumps({"loaded": loaded}))
+    else:
+        print("an image is loaded" if loaded else "no image is loaded")
     return PASSED if loaded else FAILED
 
 

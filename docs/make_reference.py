@@ -1,4 +1,4 @@
-"""Write the pages of the manual about exceptions and ioctls, from the code.
+"""Write the pages of the manual about exceptions, ioctls and JSON, from the code and the schemas.
 
 With --check, say whether the pages are up to date, by the exit status.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import pkgutil
 import re
 import sys
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import pyluo
 from pyluo import errors
 from pyluo._sys import Ioctl, PlainIoctl
+from pyluo.cli import make_parser
+from pyluo.cli.parsers import walk
 from pyluo.errors import RequestError, errno_name
 from pyluo.operation import Operation, declared
 
@@ -75,6 +78,24 @@ own headers.
 | --- | --- | --- | --- |
 """
 
+JSON = """\
+# What `--json` prints
+
+This page is made from the schemas: see `docs/make_reference.py`. For each command with `--json`
+there is a [JSON Schema](https://json-schema.org/draft/2020-12) in `docs/reference/json`; the tests
+compare with it what the commands print. More members may come: a program passes over those that it
+does not know.
+
+A command that cannot do its work says on stderr why, and prints no JSON, or what it has come to so
+far; [the exit status](commands.md#exit-status) tells.
+
+In the tables, `a[].b` is the member `b` of each object in the array `a`.
+"""
+_JSON_HEAD = """
+| member | type | unit | meaning |
+| --- | --- | --- | --- |
+"""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -82,7 +103,8 @@ def main() -> None:
     check = parser.parse_args().check
     for name in pyluo.__all__:
         getattr(pyluo, name)  # imports the modules, whose requests are declared then
-    for name, text in {"errors.md": make_errors(), "ioctls.md": make_ioctls()}.items():
+    pages = {"errors.md": make_errors(), "ioctls.md": make_ioctls(), "json.md": make_json()}
+    for name, text in pages.items():
         page = FOLDER / name
         if not check:
             page.write_text(text)
@@ -148,6 +170,81 @@ def _docstrings_of(value: Any) -> Iterator[tuple[str, str]]:
 
 def _is_private(value: Any) -> bool:
     return not (inspect.isclass(value) or inspect.isfunction(value)) or value.__name__[0] == "_"
+
+
+def make_json() -> str:
+    """Return the text of the page about what commands print with --json.
+
+    Raises:
+        OSError: there is no schema for a command.
+    """
+    sections = [JSON]
+    for command in walk(make_parser()):
+        if "--json" in command._option_string_actions:
+            name = command.prog.removeprefix("pyluo ").replace(" ", "-")
+            sections.append(_section(f"json/{name}.schema.json", f"`{command.prog}`"))
+    for part in sorted(FOLDER.glob("json/parts/*")):
+        sections.append(_section(f"json/parts/{part.name}"))
+    return "".join(sections)
+
+
+def _section(path: str, title: str = "") -> str:
+    """Return the section about a schema.
+
+    Args:
+        path: the path of the schema in the folder of the page.
+        title: the title of the section; by default that of the schema.
+    """
+    schema = json.loads((FOLDER / path).read_text())
+    text = f"\n## {title or _capital(schema['title'])}\n\n{schema['description']} "
+    text += f"[The schema]({path}).\n"
+    for choice in schema.get("oneOf", [schema]):
+        if "$ref" in choice:
+            text += f"\n{_capital(_link(choice))}.\n"
+            continue
+        if choice is not schema:
+            text += f"\n{_capital(choice['title'])}:\n"
+        if choice["type"] == "array":
+            text += "\nAn array of objects:\n"
+        text += _JSON_HEAD + "\n".join(_members(choice, "")) + "\n"
+    return text
+
+
+def _members(schema: dict[str, Any], prefix: str) -> Iterator[str]:
+    """Yield the rows of a table about the members of an object, or of the objects in an array."""
+    while "items" in schema:
+        schema, prefix = schema["items"], f"{prefix}[]"
+    for name, member in schema.get("properties", {}).items():
+        path = f"{prefix}.{name}" if prefix else name
+        meaning = member["description"]
+        if name not in schema["required"]:
+            meaning += "; not always there"
+        unit = member.get("x-unit") or member.get("items", {}).get("x-unit", "")
+        yield f"| `{path}` | {_type(member)} | {unit} | {meaning} |"
+        yield from _members(member, path)
+
+
+def _type(schema: dict[str, Any]) -> str:
+    if "$ref" in schema:
+        return _link(schema)
+    if "enum" in schema:
+        return " or ".join(f"`{json.dumps(value)}`" for value in schema["enum"])
+    if schema["type"] == "array":
+        return f"array: {_type(schema['items'])}"
+    types = schema["type"]
+    return types if isinstance(types, str) else " or ".join(types)
+
+
+def _link(schema: dict[str, Any]) -> str:
+    """Return a link to the section about the schema that is referred to."""
+    part = FOLDER / "json" / "parts" / schema["$ref"].rpartition("/")[2]
+    title = json.loads(part.read_text())["title"]
+    return f"[{title}](#{title.lower().replace(' ', '-')})"
+
+
+def _capital(text: str) -> str:
+    start = 1 if text.startswith("[") else 0  # of a link
+    return text[:start] + text[start].upper() + text[start + 1 :]
 
 
 def make_errors() -> str:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import pty
 import shutil
@@ -13,6 +12,7 @@ import pytest
 import pyluo
 from pyluo import kho
 from pyluo.cli import main
+from tests.json_output import read_json
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_status_says_what_is_missing_and_how_to_get_it(capsys: pytest.CaptureFix
 @pytest.mark.usefixtures("no_device")
 def test_status_tells_a_program_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", "--json"]) == 1
-    status = json.loads(capsys.readouterr().out)
+    status = read_json("status", capsys.readouterr().out)
     assert status["live_update"] is False
     assert status["release"] == os.uname().release
     assert all(obstacle["missing"] and obstacle["remedy"] for obstacle in status["obstacles"])

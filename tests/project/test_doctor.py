@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import pytest
 
 from pyluo.vm import HarnessError
 from pyluo.vm.machine.qemu import find_binary
+from tests.json_output import read_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,7 +26,7 @@ def doctor(*words: str, **environment: str) -> tuple[int, dict[str, Any]]:
         check=False,
     )
     assert not done.stderr
-    parts = json.loads(done.stdout)
+    parts = read_json("doctor", done.stdout)
     return done.returncode, {each["subject"]: each for part in parts.values() for each in part}
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
+
+from tests.json_output import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -171,7 +172,7 @@ def test_a_step_that_cannot_be_told_is_no_verdict(
 def test_the_step_as_data() -> None:
     done = bisect("--json", "../test_it.py::test_fails")
     assert done.returncode == 1
-    step = json.loads(done.stdout)
+    step = read_json("vm bisect", done.stdout)
     assert (step["mark"], step["release"]) == ("bad", "7.9.9")
     assert [test["outcome"] for test in step["tests"]] == ["failed"]
     assert "1 failed" in done.stderr
@@ -182,7 +183,7 @@ def test_a_test_that_still_ran_at_the_limit_has_not_passed(background: list[str]
     tests = ["../test_it.py::test_passes", "../test_it.py::test_waits"]
     command = [*background, *PYLUO, "--json", "--limit=8", *tests]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    step = json.loads(done.stdout)
+    step = read_json("vm bisect", done.stdout)
     assert (step["mark"], step["reason"]) == ("skip", "the tests still ran after 8 s")
     assert [(test["outcome"], test["reason"]) for test in step["tests"]] == [
         ("passed", ""), ("no verdict", "it was not run to its end"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from pyluo.cli import main
 from pyluo.vm.results.pytest_run import PytestRun
 from pyluo.vm.results.verdict import Outcome, Verdict
 from pyluo.vm.run import pytest_process
+from tests.json_output import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,7 +63,7 @@ def test_what_a_route_came_to_before_an_interruption_is_told(
 ) -> None:
     status, out = run_interrupted([*MATRIX, "--hops=1,2,3", "--json", "../test_it.py"])
     assert status == 130
-    cells = json.loads(out)
+    cells = read_json("vm matrix", out)
     assert [cell["outcome"] for cell in cells] == ["passed", "failed", "no verdict"]
     assert [[test["outcome"] for test in cell["tests"]] for cell in cells] == [
         ["passed", "passed"], ["failed", "no verdict"], [],
@@ -83,7 +83,7 @@ def test_a_mistake_in_the_program_costs_no_result(
     assert main([*WORDS, "--hops=1,2", "--json"]) == 69
     printed = capsys.readouterr()
     assert "ValueError: a mistake" in printed.err
-    cells = json.loads(printed.out)
+    cells = read_json("vm matrix", printed.out)
     assert [cell["outcome"] for cell in cells] == ["passed", "no verdict"]
 
 

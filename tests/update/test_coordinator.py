@@ -21,6 +21,7 @@ from pyluo.update.client import ask
 from pyluo.update.coordinator import Coordinator, UpdateAborted
 from pyluo.update.host import Host
 from pyluo.update.messages import JUMP, VERSION, Done, Progress, Update
+from tests.json_output import read_json_lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
@@ -480,6 +481,11 @@ def test_the_command_shows_who_takes_part_and_what_happens(
     with joined(running, "one") as (one,):
         assert main(["update", "status", "--socket", str(running.path)]) == 0
         assert capsys.readouterr().out == "one: takes part\n"
+        assert main(["update", "status", "--socket", str(running.path), "--json"]) == 0
+        assert read_json_lines("update status", capsys.readouterr().out) == [
+            {"seconds": 0.0, "name": "one", "text": "takes part"},
+            {"failure": ""},
+        ]
 
         def take_part() -> None:
             for _ in range(2):
@@ -491,10 +497,11 @@ def test_the_command_shows_who_takes_part_and_what_happens(
         words = ["--dry-run", "--rounds", "2", "--limit", "20", "--json"]
         assert main(["update", "run", "--socket", str(running.path), *words]) == 0
         thread.join(LIMIT)
-    said = capsys.readouterr().out
-    assert said.count('"name": "one", "text": "ready"') == 2
-    assert said.count('"name": "one", "text": "runs on"') == 2
-    assert said.endswith('{"failure": ""}\n')
+    *said, end = read_json_lines("update run", capsys.readouterr().out)
+    told = [(each["name"], each["text"]) for each in said]
+    assert told.count(("one", "ready")) == 2
+    assert told.count(("one", "runs on")) == 2
+    assert end == {"failure": ""}
 
 
 def test_a_coordinator_that_ends_while_the_host_jumps_is_no_failure(running: Running) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pyluo.vm import VM
+from tests.json_output import read_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +23,7 @@ MODULE = [sys.executable, "-m", "pyluo"]
 def test_status_on_a_host_that_can_live_update(shared_vm: VM) -> None:
     done = shared_vm.run([*MODULE, "status", "--json"])
     assert done.returncode == 0, done.stderr
-    status = json.loads(done.stdout)
+    status = read_json("status", done.stdout)
     assert status["live_update"] is True
     assert status["updates"] == 0
     text = shared_vm.run([*MODULE, "status"])
@@ -32,7 +33,7 @@ def test_status_on_a_host_that_can_live_update(shared_vm: VM) -> None:
 def test_the_doctor_finds_a_guest_ready(shared_vm: VM) -> None:
     done = shared_vm.run([*MODULE, "doctor", "live-update", "--json"])
     assert done.returncode == 0, done.stderr
-    checks = {check["subject"]: check for check in json.loads(done.stdout)["live-update"]}
+    checks = {check["subject"]: check for check in read_json("doctor", done.stdout)["live-update"]}
     for subject in (
         "kernel",
         "access to the device",
@@ -52,7 +53,7 @@ def test_the_doctor_says_what_keeps_a_kernel_from_a_live_update() -> None:
         vm.run(["sh", "-c", "echo 2 >/proc/sys/vm/memfd_noexec"])
         done = vm.run([*MODULE, "doctor", "live-update", "--json"])
     assert done.returncode == 1
-    checks = json.loads(done.stdout)["live-update"]
+    checks = read_json("doctor", done.stdout)["live-update"]
     missing = {each["subject"]: each["found"] for each in checks if each["verdict"] == "missing"}
     assert "liveupdate=on" in missing["kernel"]
     assert missing["loading the next kernel"] == "kernel.kexec_load_disabled is 1"
@@ -63,19 +64,23 @@ def test_kexec_loads_looks_and_unloads(shared_vm: VM) -> None:
     image = os.fspath(shared_vm.kernel.image)
     for action, status in (
         (["loaded"], 1),
-        (["load", image, "--reuse-cmdline"], 0),
-        (["loaded"], 0),
+        (["load", image, "--reuse-cmdline", "--json"], 0),
+        (["loaded", "--json"], 0),
         (["unload"], 0),
         (["reboot"], 1),
     ):
         done = shared_vm.run([*MODULE, "kexec", *action])
         assert done.returncode == status, (action, done.stderr)
+        if action[0] == "load":
+            assert read_json("kexec load", done.stdout)["release"] == shared_vm.life.release
+        elif "--json" in action:
+            assert read_json("kexec loaded", done.stdout) == {"loaded": True}
 
 
 def test_the_demo_passes_and_tells_the_moments_in_order() -> None:
     done = pyluo("demo", "--json")
     assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+    report = read_json("demo", done.stdout)
     assert report["passed"] is True
     assert report["preserved"] == report["retrieved"]
     assert [event["name"] for event in report["timeline"]["events"]] == [
@@ -169,7 +174,7 @@ def test_live_updates_are_counted_shown_as_they_happen_and_drawn(tmp_path: Path)
     words = ["--hops", "2", "--cpus", "2", "--watch", "--json", "--plot", f"{tmp_path}/drawn.svg"]
     done = pyluo("vm", "live-update", *words)
     assert done.returncode == 0, done.stderr
-    tally = json.loads(done.stdout)
+    tally = read_json("vm live-update", done.stdout)
     assert (tally["hops"], tally["landed"], tally["failures"]) == (2, 2, [])
     shown = [line.strip().partition(" s  ")[2] or line for line in done.stderr.decode().split("\n")]
     jump = ["loaded", "reboot called", "first sign of the new kernel", "worker up"]
@@ -186,14 +191,14 @@ def test_a_watcher_that_is_gone_costs_no_verdict() -> None:
     command = [*MODULE, "vm", "live-update", "--watch", "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=write, timeout=120)
     os.close(write)
-    tally = json.loads(done.stdout)
+    tally = read_json("vm live-update", done.stdout)
     assert (tally["landed"], tally["failures"]) == (1, [])
 
 
 def test_live_updates_that_were_never_tried_are_no_success() -> None:
     done = pyluo("vm", "live-update", "--hops", "2", "--append", "rootfstype=nothing", "--json")
     assert done.returncode == 1
-    tally = json.loads(done.stdout)
+    tally = read_json("vm live-update", done.stdout)
     assert (tally["hops"], tally["landed"], len(tally["failures"])) == (0, 0, 1)
 
 

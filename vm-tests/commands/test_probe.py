@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from sessions import guest_files, guest_requests
 from pyluo import IncomingSession, LiveUpdate, OutgoingSession
 from pyluo.open_sessions import open_sessions
 from pyluo.probe import Verdict, probe
+from tests.json_output import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,7 +53,7 @@ def test_a_kernel_is_asked_for_every_kind_of_file(guest: Callable[..., VM], name
     assert by_verdict[Verdict.ABSENT] == set()
     assert text.returncode == 0
     assert b"eventfd                  refused    ENOENT" in text.stdout
-    kinds = {kind["kind"]: kind["verdict"] for kind in json.loads(data.stdout)["kinds"]}
+    kinds = {kind["kind"]: kind["verdict"] for kind in read_json("probe", data.stdout)["kinds"]}
     assert kinds == {finding.kind: finding.verdict.value for finding in findings}
 
 
@@ -72,7 +72,7 @@ def test_sessions_are_found_by_who_holds_them_and_which_way_they_go(
     both, worker = cold_vm.hold(open_both_directions), cold_vm.call(os.getpid)
     found = {holder.session: holder for holder in cold_vm.call(open_sessions)}
     text = cold_vm.run([PYLUO, "status"]).stdout.decode()
-    data = json.loads(cold_vm.run([PYLUO, "status", "--json"]).stdout)
+    data = read_json("status", cold_vm.run([PYLUO, "status", "--json"]).stdout)
     cold_vm.call(close_both_directions, both)
     assert cold_vm.call(open_sessions) == []
     assert found["vm0"].direction == "incoming"

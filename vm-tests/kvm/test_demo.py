@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
+
+from tests.json_output import read_json
 
 
 def test_the_demo_with_a_vm_passes_and_tells_what_happened_in_order() -> None:
@@ -12,7 +13,7 @@ def test_the_demo_with_a_vm_passes_and_tells_what_happened_in_order() -> None:
         [sys.executable, "-m", "pyluo", "demo", "--vm", "--json"], capture_output=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+    report = read_json("demo", done.stdout)
     assert report["passed"] is True
     last, first, later = (report[name] for name in ("last", "first", "later"))
     assert last["boot"] == first["boot"] == later["boot"]

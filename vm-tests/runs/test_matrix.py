@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from pyluo.vm import Kernel
+from tests.json_output import read_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,7 +49,7 @@ def test_all_pairs_with_three_hops_each(tmp_path: Path, kunit_parser: Any) -> No
         text=True,
     )
     assert done.returncode == 1, done.stderr
-    cells = json.loads(done.stdout)
+    cells = read_json("vm matrix", done.stdout)
     releases = {name: Kernel.find(name).release for name in ("previous", "stable")}
     outcomes = [(cell["from"], cell["to"], cell["direction"], cell["outcome"]) for cell in cells]
     assert outcomes == [
@@ -135,6 +135,6 @@ def test_what_was_tried_before_an_interruption_is_told(tmp_path: Path) -> None:
             if matrix.poll() is None:
                 os.killpg(matrix.pid, signal.SIGKILL)
     assert matrix.returncode == 130
-    assert [cell["outcome"] for cell in json.loads(out)] == ["passed", "no verdict"]
+    assert [cell["outcome"] for cell in read_json("vm matrix", out)] == ["passed", "no verdict"]
     assert "it was not run to its end" in page.read_text()
     assert [path.name for path in tmp_path.glob("*.part")] == []

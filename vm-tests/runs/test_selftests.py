@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import io
-import json
 import os
 import re
 import signal
@@ -24,6 +23,7 @@ from pyluo.vm import VM, Complaint, Death, HarnessError, Kernel
 from pyluo.vm.results.verdict import Outcome, Verdict, passed
 from pyluo.vm.run.programs import run_program, run_selftests, run_staged
 from pyluo.vm.run.selftests import SUITES, Selftest, find_selftests
+from tests.json_output import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,7 +68,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Report]:
             timeout=600,
         )
         assert done.returncode in (0, 1), done.stdout + done.stderr
-        report = json.loads(done.stdout)
+        report = read_json("vm selftests", done.stdout)
         return Report(done.returncode, report, *(file.read_text() for file in files.values()))
 
     return run_once

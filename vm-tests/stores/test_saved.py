@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shlex
 import sys
@@ -15,6 +14,7 @@ from sessions import guest_files
 
 from pyluo.open_sessions import open_sessions
 from stores import guest_saved
+from tests.json_output import read_json
 
 if TYPE_CHECKING:
     import subprocess
@@ -43,7 +43,7 @@ def test_files_come_back_as_they_were(vm: VM) -> None:
     files = vm.call(guest_saved.make_files)
     saved = pyluo(vm, "save", "--json", "vm0", "--", *PATHS)
     assert saved.returncode == 0, saved.stderr
-    report = json.loads(saved.stdout)
+    report = read_json("save", saved.stdout)
     assert {file["name"]: file["sha256"] for file in report["files"]} == {
         name: digest for name, (_, _, digest) in files.items()
     }
@@ -52,9 +52,9 @@ def test_files_come_back_as_they_were(vm: VM) -> None:
     assert holder.command == "pyluo-holder"
     assert report["kept_by"] == f"process {holder.pid}"
     vm.live_update()
-    restored = pyluo(vm, "restore", "vm0", "/run/target")
+    restored = pyluo(vm, "restore", "--json", "vm0", "/run/target")
     assert restored.returncode == 0, restored.stderr
-    assert b"Session 'vm0' is finished." in restored.stdout
+    assert read_json("restore", restored.stdout) == {"session": "vm0", "files": report["files"]}
     assert vm.call(guest_saved.describe, Path("/run/target")) == files
     assert vm.call(open_sessions) == []
     assert vm.call(guest_saved.list_sockets) == []
@@ -74,8 +74,10 @@ def test_what_was_saved_can_be_discarded_on_either_side(vm: VM) -> None:
     assert [holder.session for holder in vm.call(open_sessions)] == ["vm1"]
     assert pyluo(vm, "save", "vm0", "--", *PATHS).returncode == 0
     vm.live_update()
-    assert json.loads(pyluo(vm, "discard", "--json", "vm1").stdout)["direction"] == "incoming"
-    assert pyluo(vm, "restore", "vm0", "/run/target").returncode == 0
+    discarded = pyluo(vm, "discard", "--json", "vm1")
+    assert read_json("discard", discarded.stdout) == {"session": "vm1", "direction": "incoming"}
+    restored = pyluo(vm, "restore", "vm0", "/run/target")
+    assert b"Session 'vm0' is finished." in restored.stdout, restored.stderr
     gone = pyluo(vm, "discard", "vm1")
     assert gone.returncode == 1
     assert b"ENOENT" in gone.stderr

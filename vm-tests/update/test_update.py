@@ -14,6 +14,7 @@ from kvm.test_mini_vmm import LINES, check
 from kvm.test_qemu_live_update import ADDRESS, PORT, resume, start
 
 from pyluo.vm import VM, HarnessError
+from tests.json_output import check_json
 from update import guest_update
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ def test_two_vms_live_through_an_update_and_what_comes_before_it(host: VM, kerne
     before = host.call(guest_update.open_files)
     status, said = host.call(guest_update.ask, *words, "--rounds", str(DRY_RUNS))
     assert (status, said[-1]) == (0, {"failure": ""})
+    for line in said:
+        check_json("update run", line)
     for name in NAMES:
         assert [each["text"] for each in said if each.get("name") == name].count(
             "ready"
@@ -86,6 +89,8 @@ def test_two_vms_live_through_an_update_and_what_comes_before_it(host: VM, kerne
         assert first["stopped"] == last["stopped"] + 1
     status, said = host.call(guest_update.ask, "status")
     assert status == 0
+    for line in said:
+        check_json("update status", line)
     for name, each in zip(NAMES, said, strict=False):
         assert each["name"] == name
         assert "takes part, was paused for" in each["text"]

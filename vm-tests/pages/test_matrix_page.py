@@ -16,7 +16,7 @@ from pyluo.vm.results.pytest_run import PytestRun
 from pyluo.vm.results.verdict import Outcome, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from playwright.sync_api import Browser, Page
 
@@ -136,12 +136,17 @@ def test_the_consoles_open_without_a_mouse(browser: Browser, path: Path) -> None
 
 
 def test_only_what_is_seen_of_a_page_of_500_routes_is_drawn(
-    browser: Browser, tmp_path: Path
+    browser: Browser, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     file = tmp_path / "large.html"
     file.write_text(render(cells(500)))
     page = show(browser, file, viewport=PHONE)
+    assert page.evaluate("document.readyState") == "complete"
+    seconds = page.evaluate("performance.getEntriesByType('navigation')[0].duration / 1000")
+    record_property("seconds", seconds)
+    print(f"{file.stat().st_size >> 20} MiB opened in {seconds:.2f} s")
     assert page.locator("section").count() == 500
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     drawn = page.evaluate(
         """[...document.querySelectorAll("section h3")].filter(
             each => each.checkVisibility({contentVisibilityAuto: true})).length"""

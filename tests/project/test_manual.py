@@ -8,30 +8,21 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
+import tomllib
 from typing import TYPE_CHECKING
 
 import pytest
 
 from pyluo.cli import make_parser
+from tests.snippets import FENCE, NOT_RUN, PAGES, ROOT, SNIPPETS, blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-PAGES = sorted(
-    page
-    for pattern in ("*.md", "docs/**/*.md", "examples/*/*.md", ".github/**/*.md")
-    for page in ROOT.glob(pattern)
-)
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # What stands for something else in a command line.
 STANDS_FOR = {"NAME": "vm0", "SUITE": "iommu", "DIR": "/tmp", "FILE": "/tmp/file", "N": "3"}
-
-
-def blocks(page: Path, *languages: str) -> list[str]:
-    return [text for language, text in FENCE.findall(page.read_text()) if language in languages]
 
 
 def command_lines(page: Path) -> Iterator[str]:
@@ -59,6 +50,36 @@ def test_what_snippets_import_is_there(page: Path) -> None:
             for alias in node.names:
                 if not hasattr(module, alias.name):
                     importlib.import_module(f"{module.__name__}.{alias.name}")
+
+
+def test_each_snippet_is_run_by_a_test_or_there_is_a_reason() -> None:
+    shown = {}
+    for page, name in zip(PAGES, NAMES, strict=True):
+        languages = [each for each, _ in FENCE.findall(page.read_text()) if each[:1] != "{"]
+        if languages:
+            shown[name] = len(languages)
+    assert {name: len(fates) for name, fates in SNIPPETS.items()} == shown
+    for name, fates in SNIPPETS.items():
+        for fate in fates:
+            if not fate.startswith(NOT_RUN):
+                page = ROOT / name
+                assert page.name in (ROOT / fate).read_text(), (name, fate)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_make_has_the_targets_and_pyluo_the_extras_and_the_tests(page: Path) -> None:
+    text = page.read_text()
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^    make ([a-z][a-z-]*)|`make ([a-z][a-z-]*)`", text, re.MULTILINE):
+        assert re.search(rf"^{''.join(target)}:", makefile, re.MULTILINE), target
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    for extra in re.findall(r"'(?:pyluo|\.)\[(\w+)\]'", text):
+        assert extra in extras
+    for line in re.findall(r"^    .*pytest .*", text, re.MULTILINE):
+        for path in re.findall(r"(?:vm-)?tests/\w+/\w+\.py", line):
+            assert (ROOT / path).exists(), path
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)

@@ -52,7 +52,7 @@ OTHERS := $(filter-out $(VMS:%=%/) vm-tests/__pycache__/,$(wildcard vm-tests/*/)
 SERVICE := vm-tests/stores/test_vm_service.py
 SERVICE_UPDATES := 5
 
-# How often each time is measured.
+# Of how many pairs of times each ratio is made: at least five.
 BENCH_ROUNDS ?= 5
 
 .DELETE_ON_ERROR:
@@ -89,11 +89,11 @@ soak: packages $(BIN)/.dev
 	PYLUO_ROUNDS=$(SOAK_ROUNDS) $(BIN)/pytest $(DEBUG_TESTS)
 
 bench: packages $(BIN)/.dev
+	$(BIN)/python -m benchmarks --rounds $(BENCH_ROUNDS)
 	$(BIN)/python -m benchmarks.handoffs --rounds $(BENCH_ROUNDS)
 	$(BIN)/python -m benchmarks.layouts --rounds $(BENCH_ROUNDS)
 	$(BIN)/python -m benchmarks.moves --rounds $(BENCH_ROUNDS)
 	$(BIN)/python -m benchmarks.side_by_side --rounds $(BENCH_ROUNDS)
-	$(BIN)/python -m benchmarks.stores --rounds $(BENCH_ROUNDS)
 
 lint: $(BIN)/.dev
 	$(BIN)/ruff check

@@ -4,7 +4,8 @@
 # make test-vms  test VMs in guests, of which `make test` has only the first ones: half an hour more
 # make soak    test the state machines, the store, the crashes of guests and the kernel
 #              `debug`, which it builds, for hours: see SOAK_* below
-# make bench   measure times, as ratios of one another: see BENCH_ROUNDS below
+# make bench   measure times, as ratios of one another and by size, and write them to
+#              build/bench.json and build/bench.html: see BENCH_ROUNDS below
 # make docs    make a site of the manual, build/docs/index.html; a warning is an error
 # make sdist   build the sdist, the same bytes each time
 # make wheel   build the wheels for x86-64 and aarch64, and use the first one; needs a cross compiler
@@ -90,10 +91,6 @@ soak: packages $(BIN)/.dev
 
 bench: packages $(BIN)/.dev
 	$(BIN)/python -m benchmarks --rounds $(BENCH_ROUNDS)
-	$(BIN)/python -m benchmarks.handoffs --rounds $(BENCH_ROUNDS)
-	$(BIN)/python -m benchmarks.layouts --rounds $(BENCH_ROUNDS)
-	$(BIN)/python -m benchmarks.moves --rounds $(BENCH_ROUNDS)
-	$(BIN)/python -m benchmarks.side_by_side --rounds $(BENCH_ROUNDS)
 
 lint: $(BIN)/.dev
 	$(BIN)/ruff check

@@ -1,66 +1,110 @@
-"""What the benchmarks have in common that measure the same for several sizes."""
+"""What the bench measures by size: times that are drawn as curves, with the exponents fitted."""
 
 from __future__ import annotations
 
-import argparse
-import math
 import statistics
-from typing import TYPE_CHECKING
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+from benchmarks import carried, layouts, moves
+from benchmarks.ratios import fit_exponent
 from pyluo.vm import progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    # Seconds, by what was measured and by the size.
-    Measured = dict[str, dict[str, list[float]]]
+    from benchmarks.carried import Points
 
-__all__ = ["fit_exponent", "measure", "parse"]
+__all__ = ["CURVES", "Curve", "measure", "summarize"]
+
+_FITTED = 3
+"""To how many of the largest sizes an exponent is fitted: small ones show what each call costs."""
 
 
-def parse(description: str, sizes: Sequence[int]) -> argparse.Namespace:
-    """Return what the command line chooses: `rounds`, `sizes`, `kernel` and `json`.
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Times by size.
 
-    Args:
-        description: the docstring of the benchmark.
-        sizes: the sizes, unless the command line has others.
+    Attributes:
+        title: what is measured.
+        unit: what the size counts.
+        sizes: the sizes, from the least to the greatest.
+        points: measures all sizes in turns, a number of times, with the guests' kernel of a name.
     """
-    parser = argparse.ArgumentParser(description=description.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5, help="how often each is measured")
-    parser.add_argument("--sizes", type=int, nargs="+", default=sizes, metavar="N")
-    parser.add_argument("--kernel", default="stable")
-    parser.add_argument("--json", action="store_true", help="as data, in seconds")
-    return parser.parse_args()
+
+    title: str
+    unit: str
+    sizes: tuple[int, ...]
+    points: Callable[[str, Sequence[int], int], Points]
+
+
+CURVES = {
+    "descriptors": Curve(
+        "memfds of 4 KiB in one session", "descriptors", (1, 10, 100, 1000, 10_000),
+        carried.descriptors,
+    ),
+    "memory": Curve("one memfd", "MiB", carried.choose_sizes(), carried.memory),
+    "sessions": Curve(
+        "sessions with a memfd of 4 KiB each", "sessions", (1, 10, 100, 1000, 10_000),
+        carried.sessions,
+    ),
+    "mappings": Curve(
+        "the layout of an I/O address space", "mappings", (500, 1000, 2000, 4000), layouts.mappings
+    ),
+    "moves": Curve(
+        "the pause of a VM that moves to another build of its VMM", "MiB", (32, 128, 512),
+        moves.moves,
+    ),
+}  # fmt: skip
 
 
 def measure(
-    what: str, arguments: argparse.Namespace, run: Callable[[int], dict[str, float]]
-) -> Measured:
-    """Measure all sizes in turns, as often as `arguments` says.
+    name: str, curve: Curve, kernel: str, sizes: Sequence[int], rounds: int
+) -> dict[str, Any]:
+    """Measure a curve, and return what bench.json has of it.
 
     Args:
-        what: the name of the benchmark, for the progress bar.
-        arguments: what `parse` returned.
-        run: measures a size once; returns seconds, by what was measured.
+        name: its name, for the progress bar.
+        curve: what to measure.
+        kernel: the kernel of the guests.
+        sizes: the sizes.
+        rounds: how often each size is measured.
     """
-    measured: Measured = {}
-    sizes = arguments.sizes
-    with progress.bar(what, arguments.rounds * len(sizes)) as advance:
-        for number in range(arguments.rounds):
-            for position, size in enumerate(sizes):
-                for name, seconds in run(size).items():
-                    measured.setdefault(name, {}).setdefault(str(size), []).append(seconds)
-                advance(number * len(sizes) + position + 1)
-    return measured
+    times: dict[str, dict[int, list[float]]] = {}
+    done = 0
+    with (
+        progress.bar(name, rounds * len(sizes)) as advance,
+        closing(curve.points(kernel, sizes, rounds)) as measuring,
+    ):
+        for size, seen in measuring:
+            for what, seconds in seen.items():
+                times.setdefault(what, {}).setdefault(size, []).append(seconds)
+            done += 1
+            advance(done)
+    return summarize(curve, times)
 
 
-def fit_exponent(times: dict[str, list[float]]) -> float:
-    """Return the exponent of a power law through the medians, by least squares: 1 is linear."""
-    points = [
-        (math.log(int(size)), math.log(statistics.median(seconds)))
-        for size, seconds in times.items()
-    ]
-    middle_x = statistics.fmean(x for x, _ in points)
-    middle_y = statistics.fmean(y for _, y in points)
-    above = sum((x - middle_x) * (y - middle_y) for x, y in points)
-    return above / sum((x - middle_x) ** 2 for x, _ in points)
+def summarize(curve: Curve, times: dict[str, dict[int, list[float]]]) -> dict[str, Any]:
+    """Return the medians in seconds and the exponents, as bench.json has them.
+
+    Args:
+        curve: what was measured.
+        times: the seconds, by what was measured and by the size.
+    """
+    sizes = sorted(next(iter(times.values())))
+    medians = {
+        what: [statistics.median(by_size[size]) for size in sizes]
+        for what, by_size in times.items()
+    }
+    return {
+        "title": curve.title,
+        "unit": curve.unit,
+        "sizes": sizes,
+        "seconds": medians,
+        "exponents": {
+            what: fit_exponent(sizes[-_FITTED:], seconds[-_FITTED:])
+            for what, seconds in medians.items()
+            if len(sizes) > 1
+        },
+    }

@@ -1,80 +1,110 @@
-"""Measure how long no process drives a device during a handoff, next to a whole live update.
+"""The pause of a handoff of 1,000 mappings to a process that waits at a socket, and that in C.
 
-The pause of a handoff lasts from the last access by the process that has the device until its
-successor can make the first one, with the memory accounted to the successor; a transfer is running
-meanwhile. By then a successor by socket is waiting at the socket, while exec starts a new Python
-first. A live update is measured from the reboot until the first transfer after it: the memory is
-retrieved, the device bound and attached, and the preserved data checked by DMA. All of these are
-measured in turns in one guest, so that the load of the machine affects them alike.
+The pause lasts from the last moment in which the first process could have driven the device until
+the memory is accounted to its successor, which knows all mappings by then.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import statistics
+import os
+import socket
+import subprocess
 import sys
+import time
 from pathlib import Path
-
-from rich.console import Console
-from rich.table import Table
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "vm-tests"))
 
-from handoff import guest_handoff
-from vfio import guest_dma, guest_edu
+from vfio import guest_edu
 
-from pyluo.vm import VM, progress
-from pyluo.vm.machine.timeline import REBOOT_CALLED
+from benchmarks.floors import compile_floor
+from benchmarks.guests import patient_vm
+from benchmarks.ratios import Pair
+from pyluo import IoasLayout, Memfd, handoff
+from pyluo.iommufd import IommuFd
+from pyluo.vfio import VfioDevice
 
+if TYPE_CHECKING:
+    from benchmarks.ratios import Pairs
+    from pyluo import OwnedFd
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5, help="how often each is measured")
-    parser.add_argument("--kernel", default="stable")
-    parser.add_argument("--json", action="store_true", help="as data, in seconds")
-    arguments = parser.parse_args()
-    measured = measure(arguments.kernel, arguments.rounds)
-    if arguments.json:
-        print(json.dumps(measured))
-    else:
-        show(measured)
+__all__ = ["handoff_ratio"]
 
-
-def measure(kernel: str, rounds: int) -> dict[str, list[float]]:
-    """Return the measured times in seconds, by what was measured."""
-    measured: dict[str, list[float]] = {"socket": [], "exec": [], "live update": []}
-    with (
-        VM(kernel, **guest_edu.GUEST) as vm,  # type: ignore[arg-type]
-        progress.bar("handing over", rounds) as advance,
-    ):
-        for number in range(rounds):
-            for how in ("socket", "exec"):
-                seen = vm.call(guest_handoff.hand_over, how, "user")
-                wrong = {key: seen.get(key) for key in ("wrong", "faults", "refused")}
-                if any(wrong.values()):
-                    sys.exit(f"by {how}: {wrong}")
-                measured[how].append(seen["pause"])
-            vm.hold(guest_dma.preserve_machine)
-            vm.live_update()
-            vm.hold(guest_dma.restore_machine, 1)
-            pause = vm.timeline.between(REBOOT_CALLED, guest_dma.DRIVEN)
-            measured["live update"].append(pause)
-            vm.live_update()  # so that no process has the device in the next round
-            advance(number + 1)
-    return measured
+COUNT = 1000
+PAGE = 4096
+STRIDE = 2 * PAGE  # the mappings are not adjacent: each is one of its own
 
 
-def show(measured: dict[str, list[float]]) -> None:
-    """Print a table that shows each median also as a fraction of the live update's."""
-    whole = statistics.median(measured["live update"])
-    table = Table("", "median", "least", "most", "of a live update", box=None)
-    for what, seconds in measured.items():
-        median = statistics.median(seconds)
-        times = (median, min(seconds), max(seconds))
-        table.add_row(what, *(f"{time * 1000:.0f} ms" for time in times), f"{median / whole:.3f}")
-    Console().print(table)
+def handoff_ratio(kernel: str, rounds: int) -> Pairs:
+    """Hand a device behind an emulated IOMMU over, again and again."""
+    floor = compile_floor("handoff")
+    with patient_vm(kernel, devices=guest_edu.DEVICES, append=guest_edu.APPEND) as vm:
+        for _ in range(rounds):
+            yield Pair(*vm.call(hand_over, floor, COUNT))
 
 
-if __name__ == "__main__":
-    main()
+# What runs in the guest:
+
+
+def hand_over(floor: Path, count: int) -> tuple[float, float]:
+    """Hand a device with its memory over, and have the floor do the same; return both pauses."""
+    edu, ioas, ram = guest_edu.open_with_ram(PAGE, 0)
+    iommufd = ioas.iommufd
+    try:
+        for number in range(1, count + 1):
+            ioas.map_file(ram, iova=number * STRIDE)
+        state = {
+            "layout": IoasLayout.record(ioas, {"ram": ram}).as_json(),
+            "ioas": ioas.id,
+            "device": edu.device.iommu_device.id,
+        }
+        files: dict[str, OwnedFd] = {"iommufd": iommufd, "device": edu.device, "ram": ram}
+        seconds = _hand_over(files, json.dumps(state).encode())
+        iommufd.change_process()  # back to this one
+        fds = [file.fileno() for file in files.values()]
+        arguments = (*fds, ioas.id, PAGE, STRIDE, count)
+        done = subprocess.run(
+            [floor, *map(str, arguments)], pass_fds=fds, capture_output=True, check=True
+        )
+        return seconds, float(done.stdout)
+    finally:
+        edu.close()
+        iommufd.close()
+        ram.close()
+
+
+def _hand_over(files: dict[str, OwnedFd], state: bytes) -> float:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    call = "import sys; from benchmarks import handoffs; handoffs.succeed(int(sys.argv[1]))"
+    with ours, theirs:
+        successor = subprocess.Popen(
+            [sys.executable, "-c", call, str(theirs.fileno())],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            pass_fds=[theirs.fileno()],
+            stdout=subprocess.PIPE,
+        )
+        theirs.close()
+        assert ours.recv(100) == b"ready"
+        left = time.monotonic()
+        handoff.send(ours, files, state)
+        output, _ = successor.communicate()
+    return float(output) - left
+
+
+def succeed(number: int) -> None:
+    """Run the successor at the other end of a socket; print when it had taken everything over."""
+    with socket.socket(fileno=number) as theirs:
+        theirs.send(b"ready")
+        with handoff.receive(theirs) as given:
+            iommufd = given.take("iommufd", IommuFd)
+            device = given.take("device", VfioDevice)
+            ram = given.take("ram", Memfd)
+            state = json.loads(given.state)
+    ioas = IoasLayout.from_json(state["layout"]).adopt(iommufd, state["ioas"], {"ram": ram})
+    device.adopt(iommufd, state["device"], attached=ioas)
+    iommufd.change_process()
+    print(time.monotonic())
+    for each in (device, iommufd, ram):
+        each.close()

@@ -8,6 +8,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from benchmarks.guests import patient_vm
 from benchmarks.ratios import Pair
 
 if TYPE_CHECKING:
@@ -18,10 +19,8 @@ __all__ = ["import_ratio"]
 
 def import_ratio(kernel: str, rounds: int) -> Pairs:
     """Start Python, import pyluo and end; in the environment of this process."""
-    from pyluo.vm import VM
-
     path = os.environ.get("PYTHONPATH")
-    with VM(kernel) as vm:
+    with patient_vm(kernel) as vm:
         for program in ("pass", "import pyluo"):  # which reads the files for the first time
             vm.call(run_python, program, path)
         for _ in range(rounds):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from benchmarks import imports, sessions, stores
+from benchmarks import boots, dma, handoffs, imports, sessions, side_by_side, stores, vms
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,6 +35,18 @@ class Key:
 
 
 KEYS = {
+    "cycle_ratio": Key(
+        "cold boot, preserve 16 MiB, live update, retrieve, verify, power off: VM and worker",
+        "the same steps of a first process in C", 1.3, boots.cycle_ratio,
+    ),
+    "blackout_ratio": Key(
+        "reboot() to the first byte read of the retrieved file: VM and worker",
+        "the same of a first process in C", 1.25, boots.blackout_ratio,
+    ),
+    "lean_blackout_ratio": Key(
+        "reboot() to the first byte read: a first process in C on this kernel",
+        "the same on the leanest kernel that can do a live update", 1.2, boots.lean_blackout_ratio,
+    ),
     "preserve_ratio": Key(
         "preserve_many of 5,000 memfds of 4 KiB", "the same ioctls from C", 1.05,
         sessions.preserve_ratio,
@@ -53,5 +65,21 @@ KEYS = {
     ),
     "import_ratio": Key(
         'python -c "import pyluo" in the guest', "python -c pass", 1.5, imports.import_ratio
+    ),
+    "dma_map_ratio": Key(
+        "5,000 map-file of 2 MiB for a device's DMA, and 5,000 unmap", "the same ioctls from C",
+        1.15, dma.dma_map_ratio,
+    ),
+    "parallel_ratio": Key(
+        "tests in two guests at once", "the same tests in one after the other", 0.52,
+        side_by_side.parallel_ratio,
+    ),
+    "handoff_ratio": Key(
+        "the pause of a handoff of 1,000 mappings by a socket", "the same from C", 1.3,
+        handoffs.handoff_ratio,
+    ),
+    "vm_pause_ratio": Key(
+        "the pause of a VM in QEMU over a live update of its host",
+        "the bare blackout of the same jump", 1.2, vms.vm_pause_ratio,
     ),
 }  # fmt: skip

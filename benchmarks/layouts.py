@@ -1,40 +1,41 @@
-"""Measure what the layout of an I/O address space takes that has many mappings.
+"""What the layout of an I/O address space takes that has many mappings.
 
 Each mapping is a page of one memfd. `rebuild` maps them, `record` describes them, `adopt` takes
 them over as the successor of a process does while nobody drives the device, and `unmap` unmaps them
 one by one. The floor asks the kernel for each mapping whether it is there, as `adopt` does, and
-does nothing else. All run in one guest, in turns. For each of these, an exponent is fitted to the
-times of several numbers of mappings: 1 is linear.
+does nothing else.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import statistics
 import time
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
-
-from benchmarks import curves
+from benchmarks.guests import patient_vm
 from pyluo import IoasLayout, Memfd
 from pyluo.iommu_layout import NamedMapping
 from pyluo.iommufd import Access, IommuFd
-from pyluo.vm import VM
 
-COUNTS = (500, 1000, 2000, 4000)
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from benchmarks.carried import Points
+
+__all__ = ["mappings"]
+
 PAGE = 4096
 
 
-def main() -> None:
-    arguments = curves.parse(__doc__, COUNTS)
-    with VM(arguments.kernel, call_timeout=600) as vm:
-        measured = curves.measure("layouts", arguments, lambda count: vm.call(use_layout, count))
-    if arguments.json:
-        print(json.dumps(measured))
-    else:
-        show(measured)
+def mappings(kernel: str, sizes: Sequence[int], rounds: int) -> Points:
+    """Use layouts of several sizes in one guest."""
+    with patient_vm(kernel) as vm:
+        for _ in range(rounds):
+            for size in sizes:
+                yield size, vm.call(use_layout, size)
+
+
+# What runs in the guest:
 
 
 def use_layout(count: int) -> dict[str, float]:
@@ -68,22 +69,3 @@ def use_layout(count: int) -> dict[str, float]:
             ioas.unmap(mapping)
         seen["unmap"] = time.perf_counter() - began
     return seen
-
-
-def show(measured: dict[str, dict[str, list[float]]]) -> None:
-    """Print a table with the medians, as multiples of the floor's, and the exponents."""
-    counts = list(measured["floor"])
-    floor = {count: statistics.median(measured["floor"][count]) for count in counts}
-    table = Table("", *(f"{count} mappings" for count in counts), "exponent", box=None)
-    for what, by_count in measured.items():
-        medians = {count: statistics.median(by_count[count]) for count in counts}
-        cells = [
-            f"{medians[count] * 1000:.0f} ms ({medians[count] / floor[count]:.1f})"
-            for count in counts
-        ]
-        table.add_row(what, *cells, f"{curves.fit_exponent(by_count):.2f}")
-    Console().print(table)
-
-
-if __name__ == "__main__":
-    main()

@@ -56,11 +56,14 @@ def measure(name: str, key: Key, kernel: str, rounds: int) -> Measured:
     return Measured(ratio, above, below, max(0.0, others / seconds))
 
 
-def as_json(measured: Mapping[str, Measured], machine: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what bench.json contains: the ratios by their names, and what ran.
+def as_json(
+    measured: Mapping[str, Measured], curves: Mapping[str, Any], machine: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what bench.json contains: the ratios by their names, the curves, and what ran.
 
     Args:
         measured: the ratios.
+        curves: the curves.
         machine: what ran.
     """
     noise = {
@@ -73,4 +76,4 @@ def as_json(measured: Mapping[str, Measured], machine: Mapping[str, Any]) -> dic
         for name, each in measured.items()
     }
     ratios = {name: asdict(each.ratio) for name, each in measured.items()}
-    return {**ratios, "machine": {**machine, "noise": noise}}
+    return {**ratios, "curves": dict(curves), "machine": {**machine, "noise": noise}}

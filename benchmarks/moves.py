@@ -1,42 +1,40 @@
-"""Measure for how long a VM pauses when it moves to another build of its VMM.
+"""How long a VM pauses when it moves to another build of its VMM.
 
 The mini VMM of the examples moves a VM to a successor through a socket, and through an exec. The
-pause is what the VM's own kvmclock says. It must not grow with the VM's memory: the exponent that
-is fitted to the pauses of several sizes is 0 then. The VM runs in an emulated guest, where
-everything takes many times what it takes elsewhere.
+pause is what the VM's own kvmclock says. It must not grow with the VM's memory: the exponent is 0
+then. The VM runs in an emulated guest, where everything takes many times what it takes elsewhere.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
-import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
+from benchmarks.guests import patient_vm
 
-from benchmarks import curves
-from pyluo.vm import VM
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
-SIZES = (32, 128, 512)  # MiB
+    from benchmarks.carried import Points
+
+__all__ = ["moves"]
+
 EXAMPLE = Path(__file__).parent.parent / "examples" / "mini_vmm"
 PATIENCE = 120.0  # seconds
 
 
-def main() -> None:
-    arguments = curves.parse(__doc__, SIZES)
+def moves(kernel: str, sizes: Sequence[int], rounds: int) -> Points:
+    """Move VMs with several sizes of memory, in MiB, in one guest."""
     subprocess.run(["make", "-s", "-C", EXAMPLE], check=True)
-    with VM(arguments.kernel, memory=2 << 30, cpus=2, call_timeout=600, silence=120) as vm:
-        measured = curves.measure("moves", arguments, lambda size: vm.call(move, size))
-    if arguments.json:
-        print(json.dumps(measured))
-    else:
-        show(measured)
+    with patient_vm(kernel, memory=2 << 30, cpus=2) as vm:
+        for _ in range(rounds):
+            for size in sizes:
+                yield size, vm.call(move, size)
 
 
 # What runs in the guest:
@@ -82,24 +80,3 @@ def _read_pause(process: subprocess.Popen[str]) -> float:
     found = re.search(r"paused for ([0-9.]+) ms", _wait_for(process, "runs here"))
     assert found is not None
     return float(found[1]) / 1000
-
-
-# What is made of the times:
-
-
-def show(measured: curves.Measured) -> None:
-    """Print a table with the medians, and the exponents."""
-    sizes = list(measured["socket"])
-    table = Table("paused", *(f"{size} MiB" for size in sizes), "exponent", box=None)
-    for what, by_size in measured.items():
-        cells = [
-            f"{statistics.median(seconds) * 1000:.1f} ms "
-            f"({min(seconds) * 1000:.1f}-{max(seconds) * 1000:.1f})"
-            for seconds in by_size.values()
-        ]
-        table.add_row(what, *cells, f"{curves.fit_exponent(by_size):.2f}")
-    Console().print(table)
-
-
-if __name__ == "__main__":
-    main()

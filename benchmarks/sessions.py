@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.floors import compile_floor, run_floor
+from benchmarks.guests import patient_vm
 from benchmarks.ratios import Pair
 from pyluo import LiveUpdate, Memfd
 
@@ -33,10 +34,8 @@ def preserve_each_ratio(kernel: str, rounds: int) -> Pairs:
 
 def retrieve_ratio(kernel: str, rounds: int) -> Pairs:
     """Retrieve them one by one, and close each."""
-    from pyluo.vm import VM
-
     floor = compile_floor("sessions")
-    with VM(kernel, call_timeout=600) as vm:
+    with patient_vm(kernel) as vm:
         for _ in range(rounds):
             run_floor(vm, floor, "hold", "floor", 1, COUNT, SIZE)
             vm.hold(hold, COUNT)
@@ -46,10 +45,8 @@ def retrieve_ratio(kernel: str, rounds: int) -> Pairs:
 
 
 def _compare_preserving(kernel: str, rounds: int, preserve: Any) -> Pairs:
-    from pyluo.vm import VM
-
     floor = compile_floor("sessions")
-    with VM(kernel, call_timeout=600) as vm:
+    with patient_vm(kernel) as vm:
         for _ in range(rounds):
             above = vm.call(preserve, COUNT)
             yield Pair(above, run_floor(vm, floor, "preserve", "floor", 1, COUNT, SIZE))

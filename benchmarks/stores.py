@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.floors import compile_floor, run_floor
+from benchmarks.guests import patient_vm
 from benchmarks.ratios import Pair
 from benchmarks.sessions import SIZE, make_files
 from pyluo import IncomingStore, KeeperChoice, Memfd, OutgoingStore
@@ -24,10 +25,8 @@ META = {"text": "x" * 88}  # 100 bytes as JSON
 
 def store_ratio(kernel: str, rounds: int) -> Pairs:
     """Add the entries one by one, renew the store after a jump, and retrieve all after another."""
-    from pyluo.vm import VM
-
     floor = compile_floor("sessions")
-    with VM(kernel, memory=2 << 30, call_timeout=600) as vm:
+    with patient_vm(kernel, memory=2 << 30) as vm:
         for _ in range(rounds):
             above = below = 0.0
             for operation, function in (("hold", add), ("renew", renew)):

@@ -184,23 +184,9 @@ class VM:
     def _start(self, accelerator: Accelerator) -> None:
         # Tests import this module in guests, too, where it would take seconds to import these.
         from pyluo.vm.machine.loop_thread import LoopThread
-        from pyluo.vm.machine.qemu import Machine
 
         self._check_options(self._first)
-        self._settings = _settings(accelerator)
-        machine = Machine(
-            image=self._first.image,
-            cmdline=self._cmdline(self._first, self._append),
-            accelerator=accelerator,
-            memory=self._memory,
-            cpus=self._cpus,
-            devices=self._devices,
-            network=self._network,
-            root=self._userland.root,
-            mapped=self._userland.mapped,
-            translations=max(self._userland.translations, self._memory >> 25),
-            files=self._userland.files,
-        )
+        machine = self.machine(accelerator)
         self._loop = LoopThread()
         try:
             self._run(self._make_guest(machine))
@@ -215,6 +201,32 @@ class VM:
         except BaseException:
             self.close()
             raise
+
+    def machine(self, accelerator: Accelerator) -> Machine:
+        """Return the machine that boots the first kernel, as QEMU is to emulate it.
+
+        Args:
+            accelerator: what runs the guest's instructions.
+
+        Raises:
+            HarnessError: the kernel would not understand its command line.
+        """
+        from pyluo.vm.machine.qemu import Machine  # see `_start`
+
+        self._settings = _settings(accelerator)
+        return Machine(
+            image=self._first.image,
+            cmdline=self._cmdline(self._first, self._append),
+            accelerator=accelerator,
+            memory=self._memory,
+            cpus=self._cpus,
+            devices=self._devices,
+            network=self._network,
+            root=self._userland.root,
+            mapped=self._userland.mapped,
+            translations=max(self._userland.translations, self._memory >> 25),
+            files=self._userland.files,
+        )
 
     def _check_options(self, kernel: Kernel) -> None:
         check_options(

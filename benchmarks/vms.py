@@ -1,0 +1,49 @@
+"""The pause of a VM in QEMU over a live update of its host, and the blackout of the same jump.
+
+The host is a guest itself, so that the VM runs by KVM in an emulated machine, mostly.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+sys.path.insert(0, str(EXAMPLES.parent))
+
+from benchmarks.guests import patient_vm
+from benchmarks.ratios import Pair
+from examples.qemu_live_update import test_qemu_vm as example
+from pyluo.guest import port
+
+if TYPE_CHECKING:
+    from benchmarks.ratios import Pairs
+    from pyluo.vm import VM
+
+__all__ = ["vm_pause_ratio"]
+
+
+def vm_pause_ratio(kernel: str, rounds: int) -> Pairs:
+    """Live-update the host of one VM again and again."""
+    subprocess.run(["make", "-s", "-C", EXAMPLES / "qemu_live_update"], check=True)
+    with patient_vm(kernel, memory=4 << 30, cpus=2) as vm:
+        vm.call(example.start, "run", *example.options(str(vm.kernel.image)))
+        example.wait_for(vm, "backwards=", example.SAID, 3)
+        for _ in range(rounds):
+            yield _live_update(vm)
+        vm.call(example.end)
+
+
+def _live_update(vm: VM) -> Pair:
+    vm.call(example.pause)
+    example.wait_for(vm, "is stored", example.TOLD)
+    vm.live_update()
+    vm.call(example.start, "resume")
+    example.wait_for(vm, "runs again", example.TOLD)
+    vm.call(port.mark_vm, example.NAME, port.RESUMED)
+    [gap] = vm.timeline.gaps
+    assert gap.length is not None
+    example.wait_for(vm, "backwards=", example.SAID, 3)
+    return Pair(gap.length, vm.timeline.blackout)

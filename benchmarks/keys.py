@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from benchmarks import boots, dma, handoffs, imports, sessions, side_by_side, stores, vms
+from benchmarks import boots, builds, dma, handoffs, imports, sessions, side_by_side, stores, vms
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,6 +69,19 @@ KEYS = {
     "dma_map_ratio": Key(
         "5,000 map-file of 2 MiB for a device's DMA, and 5,000 unmap", "the same ioctls from C",
         1.15, dma.dma_map_ratio,
+    ),
+    "build_ratio": Key(
+        "kernel tree to first verdict, nothing built before: pyluo vm bisect",
+        "the kernel's own selftests/liveupdate/vmtest.sh on the same tree", 1.1,
+        builds.build_ratio, builds=True,
+    ),
+    "warm_ratio": Key(
+        "the same again, everything built before", "vmtest.sh run again", 0.4,
+        builds.warm_ratio, builds=True,
+    ),
+    "tree_ratio": Key(
+        "a line changed in a tree to its verdict: pyluo vm bisect",
+        "make, and a boot and a live update of our own", 1.2, builds.tree_ratio, builds=True,
     ),
     "parallel_ratio": Key(
         "tests in two guests at once", "the same tests in one after the other", 0.52,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Plot", "render"]
 
 _WIDTH, _HEIGHT = 640, 320  # of a drawing; its place on the page may be narrower
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 10, 34
+_LEFT, _RIGHT, _TOP, _BOTTOM = 84, 12, 14, 44
 
 
 @dataclass(frozen=True, slots=True)

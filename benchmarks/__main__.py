@@ -88,6 +88,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print what build/bench.json has")
     arguments = parser.parse_args(argv)
     arguments.sizes = dict(arguments.sizes)
+    builds = {name for name, key in KEYS.items() if key.builds}
+    if not arguments.builds and (asked := builds.intersection(arguments.only or ())):
+        parser.error(f"{', '.join(sorted(asked))}: builds kernels, for hours: say --builds as well")
     return arguments
 
 

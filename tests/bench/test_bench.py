@@ -88,6 +88,14 @@ def test_what_builds_kernels_is_measured_only_if_it_is_asked_for() -> None:
     assert builds <= set(program.chosen(program.parse(["--builds"])))
 
 
+def test_what_builds_kernels_is_refused_without_the_option_for_it() -> None:
+    with pytest.raises(SystemExit) as end:
+        program.parse(["--only", "build_ratio"])
+    assert end.value.code == 2
+    arguments = program.parse(["--only", "build_ratio", "--builds"])
+    assert program.chosen(arguments) == ["build_ratio"]
+
+
 def test_only_what_is_named_is_measured_in_the_order_of_the_tables() -> None:
     arguments = program.parse(["--only", "memory", "store_ratio", "cycle_ratio"])
     assert program.chosen(arguments) == ["cycle_ratio", "store_ratio", "memory"]

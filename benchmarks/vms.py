@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,13 +38,33 @@ def vm_pause_ratio(kernel: str, rounds: int) -> Pairs:
 
 
 def _live_update(vm: VM) -> Pair:
-    vm.call(example.pause)
-    example.wait_for(vm, "is stored", example.TOLD)
+    vm.call(pause)
     vm.live_update()
-    vm.call(example.start, "resume")
-    example.wait_for(vm, "runs again", example.TOLD)
-    vm.call(port.mark_vm, example.NAME, port.RESUMED)
+    vm.call(resume)
     [gap] = vm.timeline.gaps
     assert gap.length is not None
     example.wait_for(vm, "backwards=", example.SAID, 3)
     return Pair(gap.length, vm.timeline.blackout)
+
+
+# What runs in the guest, which sees sooner than the host what the VMM has said:
+
+
+def pause() -> None:
+    """Pause the VM, and wait until its state is stored."""
+    example.pause()
+    _wait_for("is stored")
+
+
+def resume() -> None:
+    """Start the VM again, and mark when it runs."""
+    example.start("resume")
+    _wait_for("runs again")
+    port.mark_vm(example.NAME, port.RESUMED)
+
+
+def _wait_for(text: str) -> None:
+    deadline = time.monotonic() + example.PATIENCE
+    while not example.count(text, example.TOLD):
+        assert time.monotonic() < deadline, f"no {text!r} in {example.TOLD}"
+        time.sleep(0.02)

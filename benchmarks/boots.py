@@ -54,12 +54,14 @@ def lean_blackout_ratio(kernel: str, rounds: int) -> Pairs:
     """Compare the first process in C on the harness's kernel with the same on the leanest one."""
     from benchmarks.floors import first_process
     from pyluo.vm import Kernel
+    from pyluo.vm.errors import HarnessError
     from pyluo.vm.kernels.build import build
     from pyluo.vm.kernels.files import IMAGE
     from pyluo.vm.kernels.kconfig import Fragment
 
     found = Kernel.find(kernel)
-    assert found.source is not None
+    if found.source is None:
+        raise HarnessError(f"{kernel} has no source for a lean kernel", "name one of kernels.toml")
     machine = _machine(kernel)
     images = found.image, build(found.source, [Fragment.read(str(LEAN))]) / IMAGE
     ramdisks = [first_process.make_ramdisk_with_kernel(image) for image in images]

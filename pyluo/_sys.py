@@ -463,10 +463,12 @@ class Ioctl(Operation):
         """
         size = self.struct.size + len(tail)
         memory = ffi.new("unsigned char[]", size)
-        ffi.buffer(memory)[self.struct.size :] = bytes(tail)
-        struct = ffi.cast(f"struct {self.struct.name} *", memory)
-        sizes = {} if self._size_field is None else {self._size_field: size}
-        _set_fields(self.struct.name, struct, sizes | fields)
+        if tail:
+            ffi.buffer(memory)[self.struct.size :] = bytes(tail)
+        struct = ffi.cast(self.struct._pointer, memory)
+        if self._size_field is not None:
+            fields.setdefault(self._size_field, size)
+        _set_fields(self.struct.name, struct, fields)
         return Request(self._number, struct, memory)
 
     def put(self, fd: int, subject: str, data: Buffer, /) -> Reply:
@@ -479,7 +481,7 @@ class Ioctl(Operation):
         if len(data) < self.struct.size:
             raise ValueError(f"{len(data)} bytes, not the {self.struct.size} of {self.struct.name}")
         memory = ffi.new("unsigned char[]", bytes(data))
-        request = Request(self._number, ffi.cast(f"struct {self.struct.name} *", memory), memory)
+        request = Request(self._number, ffi.cast(self.struct._pointer, memory), memory)
         request.attempt(fd)
         if request.errno:
             raise self.error(request.errno, subject)

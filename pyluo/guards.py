@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import re
 import time
@@ -97,9 +98,9 @@ class MemoryDemand:
 
     def add(self, fd: int) -> None:
         """Add a file."""
-        size = _allocated_size(fd)
+        size, holes = _allocation(fd)
         self._size += size
-        self._holes += _size_of_holes(fd)
+        self._holes += holes
         self._largest = max(self._largest, size)
 
     def refuse_excess(self, subject: Callable[[], str], *, in_scratch: bool = True) -> None:
@@ -165,27 +166,29 @@ class MemoryDemand:
 class _Allowance:
     """Memory that was free a moment ago, and that small files may take without another look.
 
-    Looking takes longer than preserving a small file.
+    Looking takes longer than preserving or retrieving a small file.
     """
 
     def __init__(self) -> None:
         self._deadline = 0.0
-        self._left = 0
+        self._left = 0.0
 
     def renew(self, room: float) -> None:
-        """Set the allowance after a look that found `room` bytes free."""
-        self._left = int(max(min(room, RESERVE // 8), 0))
+        """Set the allowance after a look that found `room` bytes free; infinity is no limit."""
+        self._left = room if room == math.inf else max(min(room, RESERVE // 8), 0)
         self._deadline = time.monotonic() + _ALLOWANCE_PERIOD
 
-    def take(self, size: int) -> bool:
+    def take(self, size: float) -> bool:
         """Return whether `size` bytes are allowed; if so, take them from the allowance."""
         if size > self._left or time.monotonic() > self._deadline:
             return False
-        self._left -= size
+        if self._left != math.inf:
+            self._left -= size
         return True
 
 
 _granted_lately = _Allowance()
+_room_lately = _Allowance()  # in the memory cgroup
 
 
 def refuse_full_cgroup(size: int | None, subject: str) -> None:
@@ -202,9 +205,12 @@ def refuse_full_cgroup(size: int | None, subject: str) -> None:
     Raises:
         PreservedMemoryError: the cgroup has too little room (ENOMEM).
     """
-    if size == 0:
+    if size == 0 or _room_lately.take(math.inf if size is None else size):
         return
     room, group = room_in_cgroups()
+    if room == math.inf:
+        _room_lately.renew(room)
+        return
     if size is None:
         memory = _read_meminfo()
         wanted = float(memory["MemTotal"] - memory["MemFree"])
@@ -222,6 +228,7 @@ def refuse_full_cgroup(size: int | None, subject: str) -> None:
             f"The file would be lost: {advice}, or retrieve it outside of the cgroup; it is "
             "still in the session",
         )
+    _room_lately.renew(room - wanted)
 
 
 def room_in_cgroups() -> tuple[float, str]:
@@ -232,7 +239,7 @@ def room_in_cgroups() -> tuple[float, str]:
 
     Source: Documentation/admin-guide/cgroup-v2.rst, memory.max, memory.current, memory.stat
     """
-    room, tightest = float("inf"), "/"
+    room, tightest = math.inf, "/"
     path = ""
     with suppress(OSError), open("/proc/self/cgroup") as file:
         for line in file:
@@ -278,20 +285,17 @@ def preservable_memory() -> int:
     return memory["MemAvailable"] - memory["CmaFree"]
 
 
-def _allocated_size(fd: int) -> int:
-    """Return the bytes that a file takes when preserved, in whole pages.
+def _allocation(fd: int) -> tuple[int, int]:
+    """Return the bytes that a file takes when preserved, in whole pages, and those in holes of it.
 
-    The result is 0 for a file that the kernel refuses: it is not on a tmpfs, or has huge pages.
+    Preserving the file allocates the holes. Both are 0 for a file that the kernel refuses: it is
+    not on a tmpfs, or has huge pages.
     """
     if not supports_seals(fd) or os.fstatvfs(fd).f_bsize != _PAGE:
-        return 0
-    return -(-os.fstat(fd).st_size // _PAGE) * _PAGE
-
-
-def _size_of_holes(fd: int) -> int:
-    """Return the bytes of a file that preserving it would allocate, because they are in holes."""
-    allocation = _allocated_size(fd)
-    return max(allocation - os.fstat(fd).st_blocks * 512, 0) if allocation else 0
+        return 0, 0
+    status = os.fstat(fd)
+    size = -(-status.st_size // _PAGE) * _PAGE
+    return size, max(size - status.st_blocks * 512, 0)
 
 
 def _scratch_in_use() -> int:

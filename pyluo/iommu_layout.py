@@ -110,7 +110,7 @@ class IoasLayout:
                 hint = "The kernel takes no range of one byte"
                 raise _error(errno.EINVAL, "create", f"allowed {allowed}", hint)
         for one, other in pairwise(self.mappings):
-            if other.iova <= one.range.last:
+            if other.iova < one.iova + one.length:
                 subject = f"{one.range} and {other.range}"
                 raise _error(errno.EINVAL, "create", subject, "They overlap, or are not sorted")
 
@@ -441,7 +441,9 @@ def _split(mapping: NamedMapping, parts: Sequence[_Part]) -> Iterator[tuple[_Par
     for part in parts:
         first = max(mapping.offset, part.start)
         after = end if part is parts[-1] else min(end, part.start + part.size)
-        if first < after:
+        if part.start == 0 and (first, after) == (mapping.offset, end):
+            yield part, mapping
+        elif first < after:
             iova = mapping.iova + first - mapping.offset
             offset = first - part.start
             yield part, replace(mapping, iova=iova, length=after - first, offset=offset)

@@ -6,6 +6,7 @@ import errno
 import itertools
 import os
 import warnings
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from pyluo._sys import Exported, Ioctl, Struct, constant
@@ -606,7 +607,7 @@ class Ioas(IommuObject):
         self._settle()
         wanted = list(mappings)
         known = (mapping for mapping, _ in self._mapped.values())
-        ranges = sorted(mapping.range for mapping in (*known, *wanted))
+        ranges = sorted((mapping.range for mapping in (*known, *wanted)), key=attrgetter("start"))
         for one, other in itertools.pairwise(ranges):
             if one.overlaps(other):
                 raise ValueError(f"{other} overlaps {one}")

@@ -157,13 +157,18 @@ def show(result: dict[str, Any]) -> None:
             )
         console.print(table)
     if result["curves"]:
-        table = Table("curve", "time", "for", "seconds", "exponent", box=None)
+        headings = ("seconds", "of the floor", "exponent", "without the floor")
+        table = Table("curve", "time", "for", *headings, box=None)
         for name, curve in result["curves"].items():
             for what, seconds in curve["seconds"].items():
                 most = f"{curve['sizes'][-1]} {curve['unit']}"
-                exponent = curve["exponents"].get(what)
-                fitted = "-" if exponent is None else f"{exponent:.2f}"
-                table.add_row(name, what, most, f"{seconds[-1]:.3g}", fitted)
+                numbers = (
+                    curve["multiples"].get(what, [None])[-1],
+                    curve["exponents"].get(what),
+                    curve["exponents"].get(f"{what} without the floor"),
+                )
+                cells = ("" if each is None else f"{each:.2f}" for each in numbers)
+                table.add_row(name, what, most, f"{seconds[-1]:.3g}", *cells)
         console.print(table)
     console.print(
         f"Linux {machine['kernel']} by {machine['accelerator']}, {machine['qemu']}, "

@@ -123,6 +123,22 @@ def test_an_exponent_is_that_of_the_largest_sizes() -> None:
     assert exponents["jump"] == pytest.approx(2, abs=0.01)
 
 
+def test_what_is_left_without_the_floor_has_an_exponent_of_its_own() -> None:
+    sizes = (1000, 2000, 4000)
+    floor = {size: [1e-6 * size**2] for size in sizes}
+    ours = {size: [1e-6 * size**2 + 1e-3 * size] for size in sizes}
+    seen = curves.summarize(CURVES["sessions"], {"preserve": ours, "preserve, C": floor})
+    assert seen["exponents"]["preserve, C"] == pytest.approx(2)
+    assert seen["exponents"]["preserve without the floor"] == pytest.approx(1)
+    assert seen["multiples"] == {"preserve": pytest.approx([2, 1.5, 1.25])}
+
+
+def test_what_is_no_slower_than_its_floor_has_no_exponent_without_it() -> None:
+    times = {"preserve": {1: [1.0], 10: [2.0]}, "preserve, C": {1: [1.0], 10: [3.0]}}
+    exponents = curves.summarize(CURVES["sessions"], times)["exponents"]
+    assert list(exponents) == ["preserve", "preserve, C"]
+
+
 def test_a_curve_of_one_size_has_no_exponent() -> None:
     assert curves.summarize(CURVES["sessions"], {"jump": {7: [1.0]}})["exponents"] == {}
 

@@ -2,7 +2,8 @@
 
 There is one for x86-64 and one for aarch64, for every Python from 3.11 on: the extension module
 uses the stable ABI. The second is made by a cross compiler, and only looked at. The first is
-installed, without this checkout, for each Python that is found, and used.
+installed, without this checkout, for each Python that is found, here or in a root for guests, and
+used.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from pyluo.vm import HarnessError, Root
 from release import sdist
 
 ROOT = Path(__file__).parents[1]
@@ -39,7 +41,7 @@ def main() -> None:
     wheels = {name: build(name, folder) for name in ARCHITECTURES}
     for wheel in wheels.values():
         print(wheel)
-    used = [python for python in PYTHONS if (path := find(python)) and use(path, wheels["x86_64"])]
+    used = [python for python in PYTHONS if use(python, wheels["x86_64"])]
     print(f"installed and used: {', '.join(used)}")
     if missing := sorted(set(PYTHONS) - set(used)):
         print(f"not tried, as they are not installed: {', '.join(missing)}")
@@ -91,21 +93,48 @@ def find(python: str) -> str | None:
     return path
 
 
+def find_in_root(python: str) -> list[str]:
+    """Return the command that runs a Python of a root for guests; empty if the root has not it."""
+    try:
+        root = Root.find("sid").folder
+    except HarnessError as error:
+        print(f"{python} is not in a root for guests: {error}")
+        return []
+    binary, libraries = root / "usr/bin" / python, root / "usr/lib/x86_64-linux-gnu"
+    if not binary.exists():
+        return []
+    loader = root / "usr/lib64/ld-linux-x86-64.so.2"
+    return [os.fspath(loader), "--library-path", os.fspath(libraries), os.fspath(binary)]
+
+
 def use(python: str, wheel: Path) -> bool:
-    """Install a wheel into a new environment, and use it there."""
+    """Install a wheel for a Python and use it; return whether that Python was found.
+
+    A Python of this machine gets a virtual environment. That of a root has no pip, and gets a
+    folder that pip of this process fills.
+    """
     with tempfile.TemporaryDirectory() as temporary:
-        environment = Path(temporary, "environment")
-        subprocess.run([python, "-m", "venv", environment], check=True)
-        pip = os.fspath(environment / "bin" / "pip")
-        install = [pip, "install", "-q", "--disable-pip-version-check", os.fspath(wheel)]
-        subprocess.run(install, check=True, stderr=subprocess.DEVNULL)
-        used = subprocess.run(
-            [environment / "bin" / "python", "-c", USE],
-            check=True,
-            capture_output=True,
-            text=True,
-            cwd=temporary,
-        )
+        place = Path(temporary, "environment")
+        quietly = ["install", "-q", "--disable-pip-version-check"]
+        if path := find(python):
+            subprocess.run([path, "-m", "venv", place], check=True)
+            command = [os.fspath(place / "bin" / "python"), "-I", "-c", USE]
+            install = [os.fspath(place / "bin" / "pip"), *quietly]
+        elif in_root := find_in_root(python):
+            command = [
+                *in_root,
+                "-I",
+                "-S",
+                "-c",
+                f"import sys; sys.path.append({str(place)!r}){USE}",
+            ]
+            install = [sys.executable, "-m", "pip", *quietly, "--target", os.fspath(place)]
+            version = python.removeprefix("python")
+            install += ["--python-version", version, "--only-binary", ":all:"]
+        else:
+            return False
+        subprocess.run([*install, os.fspath(wheel)], check=True, stderr=subprocess.DEVNULL)
+        used = subprocess.run(command, check=True, capture_output=True, text=True, cwd=temporary)
         file, word = used.stdout.split()
         if not file.startswith(temporary) or word != "used":
             sys.exit(f"{python}: {used.stdout}")

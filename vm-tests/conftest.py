@@ -43,7 +43,7 @@ LONGEST = (
     "test_a_vms_ram_outlives_kills_after_each_step_restarts_and_updates",
     "test_any_order_of_requests_and_jumps_does_what_the_manual_says",
     "test_a_store_is_renewed_hop_after_hop_and_nothing_is_lost",
-    "test_the_examples_tests_pass_and_record_the_gap_of_each_vm",
+    "test_an_example_passes_and_records_the_gap_of_its_vm",
 )
 KUNIT = "tools/testing/kunit"
 

@@ -49,6 +49,7 @@ _CGROUPS = "/sys/fs/cgroup"
 _MEMINFO = "/proc/meminfo"
 _PAGETYPEINFO = "/proc/pagetypeinfo"
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_SMALL = 1 << 16  # bytes
 _MEMINFO_NAMES = ("MemTotal", "MemFree", "MemAvailable", "CmaFree", "SwapTotal", "SwapFree")
 _MEMINFO_FIELDS = re.compile(rf"^({'|'.join(_MEMINFO_NAMES)}): +(\d+) kB", re.M)
 _ALLOWANCE_PERIOD = 0.05  # seconds
@@ -166,29 +167,27 @@ class MemoryDemand:
 class _Allowance:
     """Memory that was free a moment ago, and that small files may take without another look.
 
-    Looking takes longer than preserving or retrieving a small file.
+    Looking takes longer than preserving a small file.
     """
 
     def __init__(self) -> None:
         self._deadline = 0.0
-        self._left = 0.0
+        self._left = 0
 
     def renew(self, room: float) -> None:
-        """Set the allowance after a look that found `room` bytes free; infinity is no limit."""
-        self._left = room if room == math.inf else max(min(room, RESERVE // 8), 0)
+        """Set the allowance after a look that found `room` bytes free."""
+        self._left = int(max(min(room, RESERVE // 8), 0))
         self._deadline = time.monotonic() + _ALLOWANCE_PERIOD
 
-    def take(self, size: float) -> bool:
+    def take(self, size: int) -> bool:
         """Return whether `size` bytes are allowed; if so, take them from the allowance."""
         if size > self._left or time.monotonic() > self._deadline:
             return False
-        if self._left != math.inf:
-            self._left -= size
+        self._left -= size
         return True
 
 
 _granted_lately = _Allowance()
-_room_lately = _Allowance()  # in the memory cgroup
 
 
 def refuse_full_cgroup(size: int | None, subject: str) -> None:
@@ -205,11 +204,11 @@ def refuse_full_cgroup(size: int | None, subject: str) -> None:
     Raises:
         PreservedMemoryError: the cgroup has too little room (ENOMEM).
     """
-    if size == 0 or _room_lately.take(math.inf if size is None else size):
+    if size == 0:
         return
+    # Each time, because a limit may have been set just now, and a file may be all of a guest's RAM.
     room, group = room_in_cgroups()
     if room == math.inf:
-        _room_lately.renew(room)
         return
     if size is None:
         memory = _read_meminfo()
@@ -228,7 +227,6 @@ def refuse_full_cgroup(size: int | None, subject: str) -> None:
             f"The file would be lost: {advice}, or retrieve it outside of the cgroup; it is "
             "still in the session",
         )
-    _room_lately.renew(room - wanted)
 
 
 def room_in_cgroups() -> tuple[float, str]:
@@ -241,10 +239,10 @@ def room_in_cgroups() -> tuple[float, str]:
     """
     room, tightest = math.inf, "/"
     path = ""
-    with suppress(OSError), open("/proc/self/cgroup") as file:
-        for line in file:
+    with suppress(OSError):
+        for line in _read("/proc/self/cgroup").splitlines():
             if line.startswith("0::"):
-                path = line.removeprefix("0::").strip()
+                path = line.removeprefix("0::")
     while path:
         with suppress(OSError, ValueError):
             limit = _read_number(f"{_CGROUPS}{path}/memory.max")
@@ -269,8 +267,16 @@ def _reclaimable(path: str) -> int:
 
 
 def _read_number(path: str) -> int:
-    with open(path) as file:
-        return int(file.read())  # "max" raises ValueError: there is no limit
+    return int(_read(path))  # "max" raises ValueError: there is no limit
+
+
+def _read(path: str) -> str:
+    """Return the text of a small file of the kernel's; a file object would take longer."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.fsdecode(os.read(fd, _SMALL))
+    finally:
+        os.close(fd)
 
 
 def preservable_memory() -> int:

@@ -13,6 +13,8 @@ from benchmarks.ratios import Pair
 from pyluo import LiveUpdate, Memfd
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from benchmarks.ratios import Pairs
     from pyluo import OutgoingSession
 
@@ -66,33 +68,30 @@ def make_files(count: int, size: int = SIZE) -> list[Memfd]:
 
 def preserve_at_once(count: int) -> float:
     """Preserve files by one call, and give them up; return the seconds of the first."""
-    files = make_files(count)
-    began = time.perf_counter()
-    with LiveUpdate() as device:
-        session = device.create_session("many")
-    session.preserve_many(dict(enumerate(files, 1)))
-    seconds = time.perf_counter() - began
-    _give_up(session, files)
-    return seconds
+    return _time(count, lambda session, files: session.preserve_many(files))
 
 
 def preserve_each(count: int) -> float:
     """Preserve files one by one, and give them up; return the seconds of the first."""
-    files = make_files(count)
+    return _time(count, _preserve_one_by_one)
+
+
+def _preserve_one_by_one(session: OutgoingSession, files: dict[int, Memfd]) -> None:
+    for token, file in files.items():
+        session.preserve(file, token)
+
+
+def _time(count: int, preserve: Callable[[OutgoingSession, dict[int, Memfd]], None]) -> float:
+    files = dict(enumerate(make_files(count), 1))
     began = time.perf_counter()
     with LiveUpdate() as device:
-        session = device.create_session("each")
-    for token, file in enumerate(files, 1):
-        session.preserve(file, token)
+        session = device.create_session("preserved")
+    preserve(session, files)
     seconds = time.perf_counter() - began
-    _give_up(session, files)
-    return seconds
-
-
-def _give_up(session: OutgoingSession, files: list[Memfd]) -> None:
     session.discard()
-    for file in files:
+    for file in files.values():
         file.close()
+    return seconds
 
 
 def hold(count: int) -> OutgoingSession:

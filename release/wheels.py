@@ -4,6 +4,9 @@ There is one for x86-64 and one for aarch64, for every Python from 3.11 on: the 
 uses the stable ABI. The second is made by a cross compiler, and only looked at. The first is
 installed, without this checkout, for each Python that is found, here or in a root for guests, and
 used.
+
+Free-threaded Pythons have no stable ABI before 3.15. If one is found, it builds a wheel of its own,
+and uses it, without its lock.
 """
 
 from __future__ import annotations
@@ -15,9 +18,13 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pyluo.vm import HarnessError, Root
 from release import sdist
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 ROOT = Path(__file__).parents[1]
 # The packages of Debian with the compiler for each.
@@ -26,8 +33,13 @@ ARCHITECTURES = {
     "aarch64": "gcc-aarch64-linux-gnu libc6-dev-arm64-cross",
 }
 PYTHONS = [f"python3.{minor}" for minor in range(11, 15)]
+FREE_THREADED = "python3.14t"
 USE = """
+import sys
+import warnings
+warnings.simplefilter("error")  # of an extension module that enables the lock again
 import pyluo
+assert "t" not in sys.abiflags or not sys._is_gil_enabled()
 with pyluo.Memfd.create("ram", 4096) as memfd:
     memfd.write(b"used", 0)
     print(pyluo.__file__, memfd.read(4, 0).decode())
@@ -42,9 +54,16 @@ def main() -> None:
     for wheel in wheels.values():
         print(wheel)
     used = [python for python in PYTHONS if use(python, wheels["x86_64"])]
+    if python := find(FREE_THREADED):
+        wheel = build_free_threaded(python, folder)
+        print(wheel)
+        use(FREE_THREADED, wheel)
+        used.append(FREE_THREADED)
     print(f"installed and used: {', '.join(used)}")
-    if missing := sorted(set(PYTHONS) - set(used)):
+    if missing := [python for python in [*PYTHONS, FREE_THREADED] if python not in used]:
         print(f"not tried, as they are not installed: {', '.join(missing)}")
+    if FREE_THREADED in missing:
+        print(f"there is no wheel for {FREE_THREADED}: put one into PATH, and make wheel again")
     if not used:
         sys.exit("no Python was found")
 
@@ -61,9 +80,7 @@ def build(architecture: str, folder: Path) -> Path:
         "PATH": os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]]),
     }
     with tempfile.TemporaryDirectory() as temporary:
-        # What an earlier build left in the checkout may be of another architecture.
-        source = Path(temporary, "source")
-        subprocess.run(["git", "clone", "-q", ROOT, source], check=True)
+        source = clone(temporary)
         command = [
             sys.executable,
             "-m",
@@ -74,21 +91,49 @@ def build(architecture: str, folder: Path) -> Path:
             temporary,
         ]
         subprocess.run([*command, source], check=True, env=environment, stdout=subprocess.DEVNULL)
-        [built] = Path(temporary).glob("*.whl")
-        show = [sys.executable, "-m", "auditwheel", "show", os.fspath(built)]
-        shown = subprocess.run(show, check=True, capture_output=True, text=True, env=environment)
-        found = re.search(rf'"(manylinux_\d+_\d+_{architecture})"', shown.stdout)
-        if found is None:
-            sys.exit(f"{built.name} is no manylinux wheel: {shown.stdout}")
-        rename = [sys.executable, "-m", "wheel", "tags", "--platform-tag", found[1], built]
-        renamed = subprocess.run(rename, check=True, capture_output=True, text=True).stdout.strip()
-        return Path(shutil.move(built.with_name(renamed), folder / renamed))
+        return move(temporary, folder, architecture, environment)
+
+
+def build_free_threaded(python: str, folder: Path) -> Path:
+    """Build a wheel for a free-threaded Python of x86-64, and return its path."""
+    with tempfile.TemporaryDirectory() as temporary:
+        environment = Path(temporary, "environment")
+        subprocess.run([python, "-m", "venv", environment], check=True)
+        pip = os.fspath(environment / "bin" / "pip")
+        build = [pip, "wheel", "-q", "--no-deps", "-w", temporary]
+        subprocess.run([*build, clone(temporary)], check=True)
+        return move(temporary, folder, "x86_64", os.environ)
+
+
+def clone(folder: str) -> Path:
+    """Return the folder of a clone of the checkout, which may have what earlier builds left."""
+    source = Path(folder, "source")
+    subprocess.run(["git", "clone", "-q", ROOT, source], check=True)
+    return source
+
+
+def move(built_in: str, folder: Path, architecture: str, environment: Mapping[str, str]) -> Path:
+    """Name the only wheel in a folder after the oldest glibc that it runs with, and move it."""
+    [built] = Path(built_in).glob("*.whl")
+    show = [sys.executable, "-m", "auditwheel", "show", os.fspath(built)]
+    shown = subprocess.run(show, check=True, capture_output=True, text=True, env=environment)
+    found = re.search(rf'"(manylinux_\d+_\d+_{architecture})"', shown.stdout)
+    if found is None:
+        sys.exit(f"{built.name} is no manylinux wheel: {shown.stdout}")
+    rename = [sys.executable, "-m", "wheel", "tags", "--platform-tag", found[1], built]
+    renamed = subprocess.run(rename, check=True, capture_output=True, text=True).stdout.strip()
+    return Path(shutil.move(built.with_name(renamed), folder / renamed))
 
 
 def find(python: str) -> str | None:
-    """Return the path of a Python that runs; shims of version managers may be there without one."""
+    """Return the path of a Python that runs; shims of version managers may be there without one.
+
+    A free-threaded Python may also be installed under the name of the usual one.
+    """
     path = shutil.which(python)
-    if path is None or subprocess.run([path, "-c", ""], capture_output=True).returncode:
+    flags = "t" if python == FREE_THREADED else ""
+    check = f"import sys; sys.exit(sys.abiflags != {flags!r})"
+    if path is None or subprocess.run([path, "-c", check], capture_output=True).returncode:
         return None
     return path
 
@@ -133,7 +178,9 @@ def use(python: str, wheel: Path) -> bool:
             install += ["--python-version", version, "--only-binary", ":all:"]
         else:
             return False
-        subprocess.run([*install, os.fspath(wheel)], check=True, stderr=subprocess.DEVNULL)
+        installed = subprocess.run([*install, os.fspath(wheel)], capture_output=True, text=True)
+        if installed.returncode:
+            sys.exit(f"{wheel.name} cannot be installed for {python}: {installed.stderr}")
         used = subprocess.run(command, check=True, capture_output=True, text=True, cwd=temporary)
         file, word = used.stdout.split()
         if not file.startswith(temporary) or word != "used":

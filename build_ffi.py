@@ -34,6 +34,12 @@ int pyluo_ioctl(int fd, unsigned long request, void *argument, int *outcome);
 int pyluo_pidfd_getfd(int pidfd, int fd);
 uint64_t pyluo_load(uint64_t address, int bits);
 void pyluo_store(uint64_t address, int bits, uint64_t value);
+struct pyluo_files {
+    uint64_t size, holes, largest;
+    size_t noexec;
+};
+void pyluo_look(size_t count, const int32_t *fds, uint64_t page, struct pyluo_files *found);
+int pyluo_read_file(const char *path, char *text, size_t size);
 uint64_t pyluo_read_tsc(void);
 int pyluo_preserve_many(int session, size_t count, const int32_t *fds, const uint64_t *tokens,
                         size_t *preserved);
@@ -126,10 +132,13 @@ static void pyluo_store(uint64_t address, int bits, uint64_t value)
 
 SOURCE = """
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/statfs.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -151,6 +160,54 @@ static int pyluo_ioctl(int fd, unsigned long request, void *argument, int *outco
 static int pyluo_pidfd_getfd(int pidfd, int fd)
 {
     return result_of(syscall(SYS_pidfd_getfd, pidfd, fd, 0));
+}
+
+/* What preserving some files takes, in bytes of whole pages, and the first of them that is sealed
+   noexec, `count` if none is. */
+struct pyluo_files {
+    uint64_t size, holes, largest;
+    size_t noexec;
+};
+
+static void pyluo_look(size_t count, const int32_t *fds, uint64_t page, struct pyluo_files *found)
+{
+    memset(found, 0, sizeof(*found));
+    found->noexec = count;
+    for (size_t number = 0; number < count; number++) {
+        struct statfs system;
+        struct stat status;
+        long seals = syscall(SYS_fcntl, fds[number], F_GET_SEALS);
+
+        if (seals < 0)
+            continue; /* it is on no tmpfs, or not open: the kernel refuses it */
+        if (seals & F_SEAL_EXEC && found->noexec == count)
+            found->noexec = number;
+        if (fstatfs(fds[number], &system) || (uint64_t)system.f_bsize != page ||
+            fstat(fds[number], &status))
+            continue; /* it has huge pages: the kernel refuses it */
+        uint64_t size = ((uint64_t)status.st_size + page - 1) / page * page;
+        uint64_t allocated = (uint64_t)status.st_blocks * 512;
+
+        found->size += size;
+        if (size > allocated)
+            found->holes += size - allocated;
+        if (size > found->largest)
+            found->largest = size;
+    }
+}
+
+static int pyluo_read_file(const char *path, char *text, size_t size)
+{
+    FILE *file = fopen(path, "re");
+    int length;
+
+    if (!file)
+        return -errno;
+    length = fread(text, 1, size, file);
+    if (ferror(file))
+        length = -errno;
+    fclose(file);
+    return length;
 }
 
 static int pyluo_preserve_many(int session, size_t count, const int32_t *fds,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyluo._ffi import ffi, lib
 from pyluo.errors import (
@@ -37,6 +37,7 @@ __all__ = [
     "MMAP",
     "Exported",
     "FdNumber",
+    "Files",
     "Ioctl",
     "PacketBuffer",
     "PlainIoctl",
@@ -47,11 +48,13 @@ __all__ = [
     "constant",
     "kexec_file_load",
     "kexec_load_exists",
+    "look",
     "madvise",
     "map_over",
     "mount",
     "pidfd_getfd",
     "preserve_many",
+    "read_small_file",
     "read_tsc",
     "reboot",
 ]
@@ -165,6 +168,9 @@ _MADVISE = {
         },
     ),
 }
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_SMALL = 1 << 16  # bytes
+_small = ffi.new_allocator(should_clear_after_alloc=False)
 _NOT_CALLED = -(1 << 31)  # the outcome of an ioctl before the call: the negative of no errno
 
 
@@ -673,6 +679,52 @@ class PlainIoctl(Operation):
         """Call the ioctl once; return 0, or its errno, which may be EINTR. Other threads run."""
         result = int(lib.pyluo_ioctl(fd, constant(self.name), ffi.NULL, ffi.new("int *")))
         return -min(result, 0)
+
+
+class Files(NamedTuple):
+    """What preserving some files takes, as `look` finds it.
+
+    Attributes:
+        size: the bytes of all files, in whole pages.
+        holes: those of them that are not allocated yet.
+        largest: the bytes of the largest file.
+        noexec: the index of the first file that is sealed noexec; None if none is.
+    """
+
+    size: int
+    holes: int
+    largest: int
+    noexec: int | None
+
+
+def look(fds: Sequence[int]) -> Files:
+    """Return what preserving some files takes.
+
+    A file that the kernel refuses counts as empty: it is not open, is not on a tmpfs, or has huge
+    pages.
+
+    Source: fcntl(2), F_GET_SEALS; fstatfs(2); fstat(2)
+    """
+    found = ffi.new("struct pyluo_files *")
+    lib.pyluo_look(len(fds), ffi.new("int32_t[]", fds), _PAGE, found)
+    noexec = int(found.noexec)
+    return Files(
+        int(found.size),
+        int(found.holes),
+        int(found.largest),
+        noexec if noexec < len(fds) else None,
+    )
+
+
+def read_small_file(path: str) -> str:
+    """Return the text of a small file of the kernel's; nothing if it cannot be read.
+
+    One call does it, and no exception is made for a file that is not there, as there may be one to
+    look for with each file that is retrieved.
+    """
+    text = _small("char[]", _SMALL)
+    length = int(lib.pyluo_read_file(os.fsencode(path), text, _SMALL))
+    return "" if length < 0 else bytes(ffi.buffer(text, length)).decode(errors="surrogateescape")
 
 
 def preserve_many(session: int, fds: Sequence[int], tokens: Sequence[int]) -> tuple[int, int]:

@@ -35,14 +35,19 @@ class Exclusive:
         self._lock = threading.RLock()
         self._subject = subject
 
-    def refuse_reentry(self, operation: str) -> None:
-        """Raise RequestError (EDEADLK) if this thread holds the lock."""
+    def refuse_reentry(self, owner: object, method: str) -> None:
+        """Raise RequestError (EDEADLK) if this thread holds the lock.
+
+        Args:
+            owner: the object that has the lock.
+            method: the name of its method that was called.
+        """
         # _is_owned is what threading.Condition uses. A flag of our own could not be kept right: an
         # exception in a signal handler can come between any two instructions.
         if self._lock._is_owned():  # type: ignore[attr-defined]
             raise RequestError(
                 errno.EDEADLK,
-                operation,
+                f"{type(owner).__name__}.{method}",
                 self._subject,
                 "This thread is using it already: a signal handler must not use it as well",
             )
@@ -72,7 +77,7 @@ def exclusively(
 
     @wraps(method)
     def locked(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        self._exclusive.refuse_reentry(f"{type(self).__name__}.{method.__name__}")
+        self._exclusive.refuse_reentry(self, method.__name__)
         # In one line: a trace function that raises can do so before each line, and so could come
         # between the end of the block and the release of the lock, if that were a line of its own.
         with self._exclusive.lock: return method(self, *args, **kwargs)  # noqa: E701  # fmt: skip

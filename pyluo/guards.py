@@ -10,20 +10,21 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from pyluo._sys import look, read_small_file
 from pyluo.errors import NotPreservableError, PreservedMemoryError
-from pyluo.memfd import Seal, forbids_executable_memfds, read_seals, supports_seals
+from pyluo.memfd import forbids_executable_memfds
 from pyluo.operation import raising
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 __all__ = [
     "RESERVE",
     "SIZE_LIMIT",
     "MemoryDemand",
+    "noexec_error",
     "preservable_memory",
     "refuse_full_cgroup",
-    "refuse_noexec",
     "room_in_cgroups",
 ]
 
@@ -49,44 +50,36 @@ _CGROUPS = "/sys/fs/cgroup"
 _MEMINFO = "/proc/meminfo"
 _PAGETYPEINFO = "/proc/pagetypeinfo"
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-_SMALL = 1 << 16  # bytes
 _MEMINFO_NAMES = ("MemTotal", "MemFree", "MemAvailable", "CmaFree", "SwapTotal", "SwapFree")
 _MEMINFO_FIELDS = re.compile(rf"^({'|'.join(_MEMINFO_NAMES)}): +(\d+) kB", re.M)
 _ALLOWANCE_PERIOD = 0.05  # seconds
 
 
-def refuse_noexec(fd: int, subject: Callable[[], str]) -> None:
-    """Refuse a memfd that would be executable and sealed against writing after the jump.
+def noexec_error(subject: str) -> NotPreservableError:
+    """Return the exception for a memfd that would be executable and sealed against writing.
 
     For a memfd made with MFD_NOEXEC_SEAL, memfd_luo_retrieve() creates an executable file and then
     adds F_SEAL_EXEC, which on an executable memfd implies the seals against writing.
 
     Args:
-        fd: the file.
-        subject: a function that returns words for the file, for the message of an error.
-
-    Raises:
-        NotPreservableError: the memfd was made with MFD_NOEXEC_SEAL (EINVAL).
+        subject: words for the file.
 
     Source: mm/memfd_luo.c, memfd_luo_retrieve(); mm/memfd.c, memfd_add_seals()
     """
-    if read_seals(fd) & Seal.EXEC:
-        if forbids_executable_memfds():
-            remedy = (
-                "vm.memfd_noexec=2 allows no others, so it rules out the live update of memfds: "
-                "set it to 0 or 1"
-            )
-        else:
-            remedy = (
-                "create it with MFD_EXEC (with vm.memfd_noexec=1, memfds are noexec by default)"
-            )
-        raise NotPreservableError(
-            errno.EINVAL,
-            _OPERATION,
-            f"{subject()}, sealed noexec",
-            f"It would come back executable and sealed against writing: {remedy}, or allow it with "
-            "allow_noexec=True",
+    if forbids_executable_memfds():
+        remedy = (
+            "vm.memfd_noexec=2 allows no others, so it rules out the live update of memfds: set it "
+            "to 0 or 1"
         )
+    else:
+        remedy = "create it with MFD_EXEC (with vm.memfd_noexec=1, memfds are noexec by default)"
+    return NotPreservableError(
+        errno.EINVAL,
+        _OPERATION,
+        f"{subject}, sealed noexec",
+        f"It would come back executable and sealed against writing: {remedy}, or allow it with "
+        "allow_noexec=True",
+    )
 
 
 class MemoryDemand:
@@ -97,12 +90,21 @@ class MemoryDemand:
         self._holes = 0
         self._largest = 0
 
-    def add(self, fd: int) -> None:
-        """Add a file."""
-        size, holes = _allocation(fd)
-        self._size += size
-        self._holes += holes
-        self._largest = max(self._largest, size)
+    def add(self, fds: Sequence[int]) -> int | None:
+        """Add files.
+
+        Args:
+            fds: their descriptors.
+
+        Returns:
+            The index of the first file that is sealed noexec, which `noexec_error` is for; None if
+            none is.
+        """
+        files = look(fds)
+        self._size += files.size
+        self._holes += files.holes
+        self._largest = max(self._largest, files.largest)
+        return files.noexec
 
     def refuse_excess(self, subject: Callable[[], str], *, in_scratch: bool = True) -> None:
         """Refuse the files if preserving them would leave too little memory.
@@ -190,7 +192,7 @@ class _Allowance:
 _granted_lately = _Allowance()
 
 
-def refuse_full_cgroup(size: int | None, subject: str) -> None:
+def refuse_full_cgroup(size: int | None, subject: Callable[[], str]) -> None:
     """Refuse to retrieve a file that does not, or might not, fit into the caller's memory cgroup.
 
     The kernel charges the pages to that cgroup. If the limit is exceeded, the retrieval fails and
@@ -199,7 +201,7 @@ def refuse_full_cgroup(size: int | None, subject: str) -> None:
     Args:
         size: the size of the file in bytes; None if it is not known, as the kernel does not tell
             it before the file is retrieved. It cannot exceed the memory that is in use.
-        subject: words for the file, for the message of an error.
+        subject: a function that returns words for the file, for the message of an error.
 
     Raises:
         PreservedMemoryError: the cgroup has too little room (ENOMEM).
@@ -222,7 +224,7 @@ def refuse_full_cgroup(size: int | None, subject: str) -> None:
         raise PreservedMemoryError(
             errno.ENOMEM,
             "LIVEUPDATE_SESSION_RETRIEVE_FD",
-            f"{subject}: {amount}, where the memory cgroup {group} has room for "
+            f"{subject()}: {amount}, where the memory cgroup {group} has room for "
             f"{_format_mib(room)}",
             f"The file would be lost: {advice}, or retrieve it outside of the cgroup; it is "
             "still in the session",
@@ -239,17 +241,17 @@ def room_in_cgroups() -> tuple[float, str]:
     """
     room, tightest = math.inf, "/"
     path = ""
-    with suppress(OSError):
-        for line in _read("/proc/self/cgroup").splitlines():
-            if line.startswith("0::"):
-                path = line.removeprefix("0::")
+    for line in read_small_file("/proc/self/cgroup").splitlines():
+        if line.startswith("0::"):
+            path = line.removeprefix("0::")
     while path:
-        with suppress(OSError, ValueError):
-            limit = _read_number(f"{_CGROUPS}{path}/memory.max")
-            used = _read_number(f"{_CGROUPS}{path}/memory.current")
-            left = limit - used + _reclaimable(f"{_CGROUPS}{path}/memory.stat")
-            if left < room:
-                room, tightest = max(left, 0), path
+        limit = read_small_file(f"{_CGROUPS}{path}/memory.max")
+        if limit[:1].isdigit():  # neither missing nor "max"
+            with suppress(OSError, ValueError):
+                used = int(read_small_file(f"{_CGROUPS}{path}/memory.current"))
+                left = int(limit) - used + _reclaimable(f"{_CGROUPS}{path}/memory.stat")
+                if left < room:
+                    room, tightest = max(left, 0), path
         # Check "/" too: in a container it is the container's own cgroup, which may have a limit.
         path = os.path.dirname(path) if path != "/" else ""
     return room, tightest
@@ -266,19 +268,6 @@ def _reclaimable(path: str) -> int:
     return total
 
 
-def _read_number(path: str) -> int:
-    return int(_read(path))  # "max" raises ValueError: there is no limit
-
-
-def _read(path: str) -> str:
-    """Return the text of a small file of the kernel's; a file object would take longer."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.fsdecode(os.read(fd, _SMALL))
-    finally:
-        os.close(fd)
-
-
 def preservable_memory() -> int:
     """Return how many bytes of memory are available outside the scratch areas.
 
@@ -289,19 +278,6 @@ def preservable_memory() -> int:
     """
     memory = _read_meminfo()
     return memory["MemAvailable"] - memory["CmaFree"]
-
-
-def _allocation(fd: int) -> tuple[int, int]:
-    """Return the bytes that a file takes when preserved, in whole pages, and those in holes of it.
-
-    Preserving the file allocates the holes. Both are 0 for a file that the kernel refuses: it is
-    not on a tmpfs, or has huge pages.
-    """
-    if not supports_seals(fd) or os.fstatvfs(fd).f_bsize != _PAGE:
-        return 0, 0
-    status = os.fstat(fd)
-    size = -(-status.st_size // _PAGE) * _PAGE
-    return size, max(size - status.st_blocks * 512, 0)
 
 
 def _scratch_in_use() -> int:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import errno
 import os
 import warnings
-from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Self, TypeVar, overload
 
 from pyluo import guards
@@ -37,7 +36,7 @@ from pyluo.exclusive import Exclusive, exclusively
 from pyluo.file_kind import SESSION_LINK, describe_file, missing_support, read_link
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from pyluo._sys import Request
     from pyluo.operation import Operation
@@ -314,10 +313,10 @@ class OutgoingSession(_Session):
                 stay in the session; the attribute `preserved` of the exception lists their tokens.
         """
         session = self.fileno()
-        if guarded:
-            self.check(files, allow_noexec=allow_noexec)
         tokens = list(files)
         numbers = [fileno_of(fd) for fd in files.values()]
+        if guarded:
+            self._check(tokens, numbers, allow_noexec)
         done, failure = preserve_in_one_call(session, numbers, tokens)
         if failure:
             error = self._preserve_error(failure, numbers[done], tokens[done])
@@ -357,15 +356,15 @@ class OutgoingSession(_Session):
         Raises:
             RequestError: see `preserve`, where an error says that pyluo refuses.
         """
-        for token in files:
+        self._check(list(files), [fileno_of(fd) for fd in files.values()], allow_noexec)
+
+    def _check(self, tokens: Sequence[int], numbers: Sequence[int], allow_noexec: bool) -> None:
+        for token in tokens:
             _check_token(token)
-        numbers = {token: fileno_of(fd) for token, fd in files.items()}
-        if not allow_noexec:
-            for token, number in numbers.items():
-                guards.refuse_noexec(number, partial(self._describe, number, token))
         demand = guards.MemoryDemand()
-        for number in numbers.values():
-            demand.add(number)
+        noexec = demand.add(numbers)
+        if noexec is not None and not allow_noexec:
+            raise guards.noexec_error(self._describe(numbers[noexec], tokens[noexec]))
         demand.refuse_excess(self._subject)
 
     @exclusively
@@ -464,7 +463,7 @@ class IncomingSession(_Session):
     @exclusively
     def _retrieve(self, token: int, size: int | None) -> int:
         _check_token(token)
-        guards.refuse_full_cgroup(size, self._subject(f"token {token}"))
+        guards.refuse_full_cgroup(size, lambda: self._subject(f"token {token}"))
         reply = _RETRIEVE_FD.attempt(self.fileno(), fd=-1, token=token)
         if reply.errno:
             raise self._error_for(reply.errno, _RETRIEVE_FD, self._subject(f"token {token}"))

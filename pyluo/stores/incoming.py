@@ -286,7 +286,7 @@ class IncomingStore(Store):
             guarded: whether to check that the cgroup has room for it.
         """
         if guarded and entry.name not in self._retrieved:
-            subject = f"store {self._name!r}, entry {entry.name!r}"
+            subject = partial(str, f"store {self._name!r}, entry {entry.name!r}")
             guards.refuse_full_cgroup(entry.size, subject)
         files: list[OwnedFd] = []
         try:
@@ -427,16 +427,16 @@ class IncomingStore(Store):
         Files that have not grown take no additional memory.
         """
         missing = [entry.size for entry in entries if entry.name not in self._retrieved]
-        guards.refuse_full_cgroup(sum(missing), f"store {self._name!r}, all entries")
+        subject = partial(str, f"store {self._name!r}, all entries")
+        guards.refuse_full_cgroup(sum(missing), subject)
         demand = guards.MemoryDemand()
         for entry, new in zip(entries, renumbered, strict=True):
             self._retrieve_required(entry, guarded=False)
             retrieved = self._retrieve_files(entry, guarded=False)
             for token, file in zip(new.tokens, retrieved, strict=True):
-                if not allow_noexec:
-                    subject = partial(str, f"store {self._name!r}, entry {entry.name!r}")
-                    guards.refuse_noexec(file.fileno(), subject)
-                demand.add(file.fileno())
+                noexec = demand.add([file.fileno()])
+                if noexec is not None and not allow_noexec:
+                    raise guards.noexec_error(f"store {self._name!r}, entry {entry.name!r}")
                 yield token, file
         demand.refuse_excess(partial(str, f"store {self._name!r}"), in_scratch=False)
 

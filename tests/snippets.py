@@ -1,11 +1,22 @@
-"""The snippets of the pages, and what runs each of them."""
+"""The snippets and command lines of the pages, and what runs each of them."""
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["NOT_RUN", "PAGES", "ROOT", "SNIPPETS", "blocks", "snippets"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = [
+    "COMMANDS", "NOT_RUN", "PAGES", "ROOT", "SNIPPETS", "blocks", "command", "command_lines",
+    "run_command", "snippets",
+]  # fmt: skip
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -15,6 +26,10 @@ PAGES = sorted(
 )
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOT_RUN = "not run: "
+# Behind a prompt, or in a list of commands in YAML.
+COMMAND = re.compile(
+    r"(?:- |\S+[#$] )?((?:\S*/)?(?:git|make|pip|pyluo|pytest|python3|systemctl)(?: .*)?)"
+)
 
 _HARNESS = "vm-tests/harness/test_harness.py"
 _GUEST = "vm-tests/commands/test_snippets.py"
@@ -27,7 +42,7 @@ SNIPPETS = {
         f"{NOT_RUN}boots guests that have to warn, as vm-tests/deaths/test_deaths.py does",
         f"{NOT_RUN}needs the memory of a dead guest, as vm-tests/deaths/test_vmcore.py does",
     ],
-    "docs/guides/ci.md": [f"{NOT_RUN}a workflow for GitHub; its command lines are parsed"],
+    "docs/guides/ci.md": [f"{NOT_RUN}a workflow; its command lines are in COMMANDS"],
     "docs/guides/dma.md": [_GUEST, _GUEST, _GUEST],
     "docs/guides/faults.md": [_GUEST],
     "docs/guides/guest-ram.md": [_GUEST],
@@ -57,6 +72,60 @@ SNIPPETS = {
 }
 """The file of the test that runs each snippet of a page, in order, or why none can."""
 
+_INSTALLS = f"{NOT_RUN}installs from the network; the fixture `installed` has its environment"
+_TESTS = f"{NOT_RUN}runs the tests, this one among them"
+_HOURS = f"{NOT_RUN}runs for hours"
+_BISECT = "vm-tests/runs/test_bisect.py"
+_MATRIX = "vm-tests/runs/test_matrix.py"
+_SELFTESTS = "vm-tests/runs/test_selftests.py"
+_CLI = "vm-tests/commands/test_cli.py"
+_SHELL = "vm-tests/commands/test_shell.py"
+_ROOT = "vm-tests/harness/test_root.py"
+_SAVED = "vm-tests/stores/test_saved.py"
+_SCALE_OUT = "vm-tests/harness/test_scale_out.py"
+_EXAMPLES = "vm-tests/kvm/test_examples.py"
+
+COMMANDS = {
+    ".github/ISSUE_TEMPLATE/kernel-regression.md": [
+        f"{NOT_RUN}for the reporter to fill in; {_CLI} runs the same with commands"
+    ],
+    "CONTRIBUTING.md": [
+        f"{NOT_RUN}clones from an address of the reader's",
+        *[_TESTS] * 3,
+        *[_HOURS] * 2,
+        f"{NOT_RUN}fetches pyright",
+    ],
+    "README.md": [_CLI, *[_TESTS] * 3, *[_HOURS] * 2],
+    "docs/guides/bisection.md": [_BISECT, _BISECT],
+    "docs/guides/ci.md": [_INSTALLS, "tests/project/test_doctor.py", _SELFTESTS, _MATRIX],
+    "docs/guides/files.md": [_SAVED, _SAVED, _SAVED],
+    "docs/guides/kernel-tree.md": [_CLI, _CLI, _SELFTESTS, _SELFTESTS, _MATRIX],
+    "docs/guides/matrix.md": [_MATRIX, _EXAMPLES, _EXAMPLES],
+    "docs/guides/roots.md": [_ROOT, _ROOT, _ROOT],
+    "docs/guides/scale-out.md": [_SCALE_OUT, _SCALE_OUT],
+    "docs/guides/systemd-host.md": [
+        f"{NOT_RUN}the guests of the tests enable their units by `VM(units=...)`",
+        "vm-tests/update/test_systemd.py",
+    ],
+    "docs/guides/terminal.md": [_SHELL] * 4,
+    "docs/reference/kernel-bugs.md": [_TESTS],
+    "docs/tutorials/a-vm-lives-through.md": ["vm-tests/kvm/test_demo.py"],
+    "docs/tutorials/bisect-a-regression.md": [_BISECT] * 4,
+    "docs/tutorials/first-live-update.md": [
+        f"{NOT_RUN}clones from an address of the reader's",
+        f"{NOT_RUN}is the README's, which {_CLI} runs",
+    ],
+    "docs/tutorials/first-test.md": [_HARNESS, _HARNESS],
+    "examples/mini_vmm/README.md": ["vm-tests/kvm/test_mini_vmm.py"] * 4,
+    "examples/passthrough_vm/README.md": ["vm-tests/kvm/test_passthrough_vm.py"] * 2,
+    "examples/qemu_live_update/README.md": ["vm-tests/kvm/test_qemu_live_update.py"] * 2,
+    "examples/test-project/README.md": [_INSTALLS, _INSTALLS, _SCALE_OUT],
+}
+"""The file of the test that runs each command line of a page, in order, or why none can.
+
+Those in blocks of a shell are not among them: such a block is a snippet, and is run as a whole.
+"""
+
 
 def blocks(page: Path, *languages: str) -> list[str]:
     """Return the texts of the blocks of a page that are in these languages."""
@@ -71,3 +140,47 @@ def snippets(page: str, language: str = "python") -> list[str]:
         language: the language of the snippets.
     """
     return blocks(ROOT / page, language)
+
+
+def command_lines(page: Path) -> list[str]:
+    """Return the command lines of a page: those indented by four columns, and those in YAML."""
+    indented = re.findall(r"^    (.*)$", FENCE.sub("", page.read_text()), re.MULTILINE)
+    shown = "\n".join([*indented, *blocks(page, "yaml")])
+    lines = re.sub(r" *\\\n *", " ", shown).splitlines()
+    return [found[1] for line in lines if (found := COMMAND.fullmatch(line.strip()))]
+
+
+def command(page: str, number: int, replaced: Mapping[str, object] | None = None) -> str:
+    """Return a command line of a page, without its comment.
+
+    Args:
+        page: the path of the page.
+        number: the place of the command line among those of the page, from 0.
+        replaced: what stands in the test for names of the reader's, and for numbers that would
+            take long.
+    """
+    line = re.sub(r" +# .*", "", command_lines(ROOT / page)[number])
+    for old, new in (replaced or {}).items():
+        assert old in line, (old, line)
+        line = line.replace(old, str(new))
+    return line
+
+
+def run_command(
+    page: str, number: int, replaced: Mapping[str, object] | None = None, *more: str, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run a command line of a page in a shell that finds the programs of this environment.
+
+    Args:
+        page: the path of the page.
+        number: the place of the command line among those of the page, from 0.
+        replaced: what stands in the test for something else.
+        more: words that are added at the end.
+        options: for `subprocess.run`, such as `cwd` and variables for `env`.
+    """
+    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
+    options["env"] = os.environ | {"PATH": path} | options.get("env", {})
+    line = " ".join([command(page, number, replaced), *map(shlex.quote, more)])
+    return subprocess.run(
+        line, shell=True, stdin=subprocess.DEVNULL, capture_output=True, text=True, **options
+    )

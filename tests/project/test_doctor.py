@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ import pytest
 from pyluo.vm import HarnessError
 from pyluo.vm.machine.qemu import find_binary
 from tests.json_output import read_json
+from tests.snippets import run_command
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,12 +19,9 @@ if TYPE_CHECKING:
 
 def doctor(*words: str, **environment: str) -> tuple[int, dict[str, Any]]:
     """Run the command; return its status, and its checks by their subjects."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pyluo", "doctor", *words, "--json"],
-        capture_output=True,
-        env=os.environ | {"PYLUO_ACCEL": "tcg"} | environment,
-        check=False,
-    )
+    shown = {"venv/bin/pyluo": f"{sys.executable} -m pyluo", "harness": " ".join(words)}
+    environment = {"PYLUO_ACCEL": "tcg"} | environment
+    done = run_command("docs/guides/ci.md", 1, shown, "--json", env=environment)
     assert not done.stderr
     parts = read_json("doctor", done.stdout)
     return done.returncode, {each["subject"]: each for part in parts.values() for each in part}

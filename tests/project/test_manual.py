@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pyluo.cli import make_parser
-from tests.snippets import FENCE, NOT_RUN, PAGES, ROOT, SNIPPETS, blocks
+from tests.snippets import COMMANDS, FENCE, NOT_RUN, PAGES, ROOT, SNIPPETS, blocks, command_lines
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
@@ -25,19 +25,16 @@ NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 STANDS_FOR = {"NAME": "vm0", "SUITE": "iommu", "DIR": "/tmp", "FILE": "/tmp/file", "N": "3"}
 
 
-def command_lines(page: Path) -> Iterator[str]:
-    """Yield the command lines of a page: in blocks of a shell, or indented by four columns."""
-    text = page.read_text()
-    without_fences = FENCE.sub("", text)
-    shown = [*blocks(page, "sh", "yaml"), *re.findall(r"^    (.*)$", without_fences, re.MULTILINE)]
-    for line in "\n".join(shown).splitlines():
+def pyluo_lines(page: Path) -> Iterator[str]:
+    """Yield the command lines of pyluo on a page, those in blocks of a shell among them."""
+    for line in [*command_lines(page), *"\n".join(blocks(page, "sh")).splitlines()]:
         if found := re.search(r"(?:^|[\s/])(pyluo [a-z].*)$", line):
             yield found[1]
 
 
 def test_there_are_pages_and_command_lines() -> None:
     assert len(PAGES) > 50
-    assert sum(len(list(command_lines(page))) for page in PAGES) > 25
+    assert sum(len(list(pyluo_lines(page))) for page in PAGES) > 25
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
@@ -58,8 +55,22 @@ def test_each_snippet_is_run_by_a_test_or_there_is_a_reason() -> None:
         languages = [each for each, _ in FENCE.findall(page.read_text()) if each[:1] != "{"]
         if languages:
             shown[name] = len(languages)
-    assert {name: len(fates) for name, fates in SNIPPETS.items()} == shown
-    for name, fates in SNIPPETS.items():
+    check_fates(SNIPPETS, shown)
+
+
+def test_each_command_line_is_run_by_a_test_or_there_is_a_reason() -> None:
+    shown = {
+        name: len(lines)
+        for page, name in zip(PAGES, NAMES, strict=True)
+        if (lines := command_lines(page))
+    }
+    check_fates(COMMANDS, shown)
+
+
+def check_fates(listed: Mapping[str, Sequence[str]], shown: Mapping[str, int]) -> None:
+    """Check that each of what the pages show is listed, with a test that names its page."""
+    assert {name: len(fates) for name, fates in listed.items()} == shown
+    for name, fates in listed.items():
         for fate in fates:
             if not fate.startswith(NOT_RUN):
                 page = ROOT / name
@@ -84,7 +95,7 @@ def test_make_has_the_targets_and_pyluo_the_extras_and_the_tests(page: Path) -> 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_the_parser_takes_each_command_line(page: Path) -> None:
-    for line in command_lines(page):
+    for line in pyluo_lines(page):
         words = shlex.split(re.split(r" (?:&&|\|\|?|<<?|>>?|;) ?|; |<<", line)[0], comments=True)
         words = [STANDS_FOR.get(word.strip(".…"), word) for word in words[1:]]
         make_parser(words).parse_args(words)  # which shows what is wrong, and exits

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
+import textwrap
 from typing import TYPE_CHECKING
 
 import pytest
 
-from pyluo.vm import VM
+from pyluo.vm import VM, Kernel
 from tests.json_output import read_json
+from tests.snippets import ROOT, run_command
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 MODULE = [sys.executable, "-m", "pyluo"]
+TREE = "docs/guides/kernel-tree.md"
+OUTPUT = re.compile(r"<!-- output of make demo -->\n\n(.*)\n<!-- end of output -->", re.DOTALL)
 
 
 def test_status_on_a_host_that_can_live_update(shared_vm: VM) -> None:
@@ -90,6 +95,21 @@ def test_the_demo_passes_and_tells_the_moments_in_order() -> None:
     assert report["blackout"] > 0
 
 
+def test_make_demo_prints_what_the_readme_shows() -> None:
+    binaries = os.path.dirname(sys.executable)
+    # The packages and the environment are there.
+    made = [f"BIN={binaries}", "-o", "packages", "-o", f"{binaries}/.vm", "--no-print-directory"]
+    done = run_command("README.md", 0, None, *made, cwd=ROOT, timeout=120)
+    assert done.returncode == 0, done.stderr
+    [shown] = OUTPUT.findall((ROOT / "README.md").read_text())
+    # Numbers, versions and checksums differ, and the columns with them.
+    one, other = (
+        re.sub(r"\b([0-9a-f]{64}|\d+(\.\d+)*)\b", "N", re.sub(" +", " ", text)).strip()
+        for text in (done.stdout, textwrap.dedent(shown))
+    )
+    assert one == other
+
+
 def test_the_demo_fails_when_a_byte_is_flipped() -> None:
     done = pyluo("demo", "--corrupt")
     assert done.returncode == 1
@@ -158,25 +178,30 @@ def test_run_tells_what_cannot_be_run_from_what_is_not_there(
     assert message in done.stderr
 
 
+def test_a_program_runs_on_a_kernel() -> None:
+    done = run_command(TREE, 0, {"--kernel .": "--kernel previous"}, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == Kernel.find("previous").release
+
+
 def test_live_update_runs_a_program_on_each_side() -> None:
     done = pyluo(
         "vm", "live-update", "--kernel", "previous", "--to", "stable",
         "--before", "uname -r", "--after", "uname -r",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    from pyluo.vm import Kernel
-
     releases = [Kernel.find(name).release for name in ("previous", "stable")]
     assert done.stdout.decode().split() == releases
 
 
 def test_live_updates_are_counted_shown_as_they_happen_and_drawn(tmp_path: Path) -> None:
-    words = ["--hops", "2", "--cpus", "2", "--watch", "--json", "--plot", f"{tmp_path}/drawn.svg"]
-    done = pyluo("vm", "live-update", *words)
+    words = ["--cpus", "2", "--watch", "--json", "--plot", f"{tmp_path}/drawn.svg"]
+    replaced = {"--kernel .": "--kernel stable", "--hops 20": "--hops 2"}
+    done = run_command(TREE, 1, replaced, *words, timeout=120)
     assert done.returncode == 0, done.stderr
     tally = read_json("vm live-update", done.stdout)
     assert (tally["hops"], tally["landed"], tally["failures"]) == (2, 2, [])
-    shown = [line.strip().partition(" s  ")[2] or line for line in done.stderr.decode().split("\n")]
+    shown = [line.strip().partition(" s  ")[2] or line for line in done.stderr.split("\n")]
     jump = ["loaded", "reboot called", "first sign of the new kernel", "worker up"]
     expected = ["cold boot", *jump[2:], "live update 1", *jump, "live update 2", *jump]
     assert [line for line in shown if line in expected] == expected

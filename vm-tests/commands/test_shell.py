@@ -19,6 +19,7 @@ import pytest
 
 from pyluo.vm import Kernel
 from pyluo.vm.terminal.shell import Shell
+from tests.snippets import ROOT, command_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -304,12 +305,11 @@ def test_the_status_of_a_script_is_passed_on() -> None:
 
 @pytest.mark.parametrize("shell", ["/bin/dash", "/bin/bash"])
 def test_a_script_goes_on_in_the_next_life_after_the_line_that_jumped(shell: str) -> None:
-    image = Kernel.find("stable").image
-    done = run_script(
-        f"cd /usr/share\necho before\npyluo kexec load {image} --reuse-cmdline\n"
-        "pyluo kexec reboot\necho after\npwd\nexit 6",
-        SHELL=shell,
-    )
+    _, shown, load, reboot = command_lines(ROOT / "docs/guides/terminal.md")
+    assert shown == "pyluo vm shell <<'EOF'"
+    load = load.replace("~/bzImage", os.fspath(Kernel.find("stable").image))
+    lines = ["cd /usr/share", "echo before", load, reboot, "echo after", "pwd", "exit 6"]
+    done = run_script("\n".join(lines), SHELL=shell)
     assert done.stdout.decode().splitlines() == ["before", "after", "/usr/share"]
     assert done.returncode == 6
     assert done.stderr.startswith(b"[life 2: Linux ")

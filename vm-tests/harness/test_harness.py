@@ -7,7 +7,7 @@ import functools
 import importlib
 import importlib.util
 import os
-import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -22,14 +22,21 @@ from pyluo import RequestError
 from pyluo.guest.port import PAUSED, mark_vm
 from pyluo.vm import VM, HarnessError, Kernel
 from pyluo.vm.errors import VmRegression
+from tests.snippets import command, snippets
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs/tutorials/first-test.md"]
-TUTORIAL = ROOT / "docs/tutorials/first-live-update.md"
+# Pages with a test, and the number of the command line that runs it.
+PAGES = [
+    ("README.md", None),
+    ("CONTRIBUTING.md", None),
+    ("docs/tutorials/first-test.md", 0),
+    ("docs/tutorials/first-test.md", 1),
+]
+TUTORIAL = "docs/tutorials/first-live-update.md"
 
 
 @pytest.mark.parametrize(
@@ -304,16 +311,19 @@ def test_the_gap_of_a_vm_spans_the_jump_and_a_vm_that_goes_back_fails_the_test(v
     vm.check()  # it was raised
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_a_pages_own_test_passes_as_it_stands(pytester: pytest.Pytester, page: Path) -> None:
-    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
-    (example,) = (block for block in blocks if "def test_" in block)
-    pytester.makepyfile(example)
-    pytester.runpytest_subprocess().assert_outcomes(passed=1)
+@pytest.mark.parametrize(("page", "number"), PAGES)
+def test_a_pages_own_test_passes_as_it_stands(
+    pytester: pytest.Pytester, page: str, number: int | None
+) -> None:
+    (example,) = (block for block in snippets(page) if "def test_" in block)
+    pytester.makepyfile(test_ram=example)
+    tree = {"~/linux": Kernel.find("stable").image} if number == 1 else {}
+    words = [] if number is None else shlex.split(command(page, number, tree))[1:]
+    pytester.runpytest_subprocess(*words).assert_outcomes(passed=1)
 
 
 def test_the_tutorials_script_works_as_it_stands() -> None:
-    [script] = re.findall(r"^```sh\n(.*?)^```", TUTORIAL.read_text(), re.MULTILINE | re.DOTALL)
+    [script] = snippets(TUTORIAL, "sh")
     path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
     done = subprocess.run(
         ["sh", "-ec", script],

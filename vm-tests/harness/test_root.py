@@ -12,6 +12,7 @@ import pytest
 import pyluo
 from harness import guest_actions, guest_root, guest_service
 from pyluo.vm import VM, Complaint, GuestCrash, Root
+from tests.snippets import run_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -103,6 +104,23 @@ def test_a_worker_that_ends_is_the_guests_death() -> None:
             vm.call(guest_actions.end_worker)
         assert caught.value.cause is Complaint.PANIC
         assert any("the worker ended, wait status 0x300" in line for line in caught.value.console)
+
+
+def test_a_root_is_built_and_used_by_commands(tmp_path: Path) -> None:
+    page = "docs/guides/roots.md"
+    built = run_command(page, 0)
+    assert built.returncode == 0, built.stderr
+    assert os.fspath(Root.find("sid").folder) in built.stdout
+    shown = run_command(page, 1)
+    assert shown.stdout.startswith("systemd "), shown.stderr
+    tests = tmp_path / "tests"
+    tests.mkdir()
+    (tests / "test_it.py").write_text(
+        "from pathlib import Path\n"
+        "def test_it(vm): assert vm.call(Path('/proc/1/comm').read_text) == 'systemd\\n'\n"
+    )
+    tested = run_command(page, 2, cwd=tmp_path)
+    assert "1 passed" in tested.stdout, tested.stdout
 
 
 def test_a_guest_on_the_hosts_root_has_no_systemd_to_jump(shared_vm: VM) -> None:

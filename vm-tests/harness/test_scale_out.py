@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyluo.vm.results import json_lines
 from pyluo.vm.results.verdict import Outcome
+from tests.snippets import command
 
 if TYPE_CHECKING:
     import pytest
@@ -59,14 +62,17 @@ def test_a_worker_of_another_environment_runs_the_tests_there_and_reports_home(
     python = installed / "bin" / "python"
     cache = os.environ["XDG_CACHE_HOME"]
     monkeypatch.chdir(near)
+    replaced = {
+        "--tx '2*popen'": "",  # all tests run there
+        "8*ssh=me@big": "ssh=elsewhere",
+        "/srv/project/.venv/bin/python": python,
+        "/srv/project": f"{far}//env:XDG_CACHE_HOME={cache}",
+        "testpaths=tests": "testpaths=test_far.py",
+        "restart=4": "restart=0",
+    }
+    words = shlex.split(command("docs/guides/scale-out.md", 1, replaced))[1:]
     outcome = pytester.runpytest_subprocess(
-        "--dist=loadfile",
-        f"--tx=ssh=elsewhere//python={python}//chdir={far}//env:XDG_CACHE_HOME={cache}",
-        "--max-worker-restart=0",
-        "--rsyncignore=*",
-        "--override-ini=testpaths=test_far.py",
-        f"--pyluo-memory={MEMORY}",
-        "--pyluo-record=record",
+        *words, f"--pyluo-memory={MEMORY}", "--pyluo-record=record"
     )
     outcome.assert_outcomes(passed=1, failed=1)
     outcome.stdout.fnmatch_lines(
@@ -83,10 +89,26 @@ def test_a_worker_of_another_environment_runs_the_tests_there_and_reports_home(
     assert [bool(guest.console) for guest in failed.guests] == [True]
 
 
+def test_files_are_spread_over_workers(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        **{f"test_{name}": "def test_nothing(): pass\ndef test_either(): pass" for name in "abc"}
+    )
+    words = shlex.split(command("docs/guides/scale-out.md", 0))[1:]
+    outcome = pytester.runpytest_subprocess(*words, "-v")
+    outcome.assert_outcomes(passed=6)
+    ran = [
+        re.fullmatch(r"\[(gw\d+)\].* PASSED (test_\w+)\.py::.*", each) for each in outcome.outlines
+    ]
+    places = {(each[2], each[1]) for each in ran if each}
+    assert sorted(file for file, _ in places) == ["test_a", "test_b", "test_c"]
+
+
 def test_the_example_project_passes_where_pyluo_is_installed(
     pytester: pytest.Pytester, installed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(shutil.copytree(EXAMPLE, pytester.path / "project"))
+    [binary] = shlex.split(command("examples/test-project/README.md", 2, {".venv": installed}))
+    assert binary == os.fspath(installed / "bin" / "pytest")
     outcome = pytester.run(installed / "bin" / "python", "-m", "pytest")
     outcome.assert_outcomes(passed=1)
     outcome.stdout.fnmatch_lines(["*guests booted: 1, live updates made: 1"])

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 from tests.json_output import read_json
+from tests.snippets import run_command
 
 
 def test_the_demo_with_a_vm_passes_and_tells_what_happened_in_order() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "pyluo", "demo", "--vm", "--json"], capture_output=True, check=False
-    )
+    done = run_command("docs/tutorials/a-vm-lives-through.md", 0, None, "--json")
     assert done.returncode == 0, done.stderr
     report = read_json("demo", done.stdout)
     assert report["passed"] is True

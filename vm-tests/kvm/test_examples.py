@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -11,14 +12,17 @@ import pytest
 from kvm import guest_vmm
 from pyluo.vm.results import json_lines
 from pyluo.vm.results.verdict import Outcome
+from tests.json_output import read_json
+from tests.snippets import run_command
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-@pytest.mark.parametrize(
-    "example", ["mini_vmm/test_mini_vm.py", "qemu_live_update/test_qemu_vm.py"]
-)
+EXAMPLES = ["mini_vmm/test_mini_vm.py", "qemu_live_update/test_qemu_vm.py"]
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
 def test_an_example_passes_and_records_the_gap_of_its_vm(example: str, tmp_path: Path) -> None:
     record = tmp_path / "record"
     done = subprocess.run(
@@ -50,3 +54,20 @@ def test_an_example_passes_and_records_the_gap_of_its_vm(example: str, tmp_path:
     assert gap.length is not None
     assert jump.blackout is not None
     assert gap.length > jump.blackout
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_an_example_passes_on_every_route(example: str, tmp_path: Path) -> None:
+    folder = example.partition("/")[0]
+    page, mini = "docs/guides/matrix.md", "examples/mini_vmm"
+    made = run_command(page, 1, {mini: guest_vmm.EXAMPLES / folder})
+    assert made.returncode == 0, made.stderr
+    replaced = {f"{mini}/": guest_vmm.EXAMPLES / example, "2G": "4G"}
+    done = run_command(page, 2, replaced, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    cells = read_json("vm matrix", done.stdout)
+    routes = [(cell["from"], cell["to"], cell["hops"], cell["outcome"]) for cell in cells]
+    kernels = ("previous", "stable")
+    expected = itertools.product(kernels, kernels, (1, 3), ("passed",))
+    assert sorted(routes) == list(expected)
+    assert (tmp_path / "page.html").read_text().count("its own clock") == 4 * (1 + 3)

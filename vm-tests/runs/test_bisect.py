@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,11 +16,13 @@ import pytest
 from deaths.provocations import make_endless_loop
 
 from pyluo.vm import Kernel, cache
+from tests.snippets import run_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+GUIDE, TUTORIAL = "docs/guides/bisection.md", "docs/tutorials/bisect-a-regression.md"
 PYLUO = [sys.executable, "-m", "pyluo", "vm", "bisect"]
 # Folders of which the kernel compiles no file: more than half of the tree.
 UNUSED = (
@@ -193,17 +197,15 @@ def test_the_culprit_is_found_though_a_commit_does_not_compile(folder: Path, tre
     (folder / "test_seals.py").write_text(TEST)
     small = (f"# CONFIG_{option} is not set\n" for option in SMALL)
     (folder / "small.config").write_text("".join(small))
-    git(tree, "bisect", "start", "HEAD", f"HEAD~{len(HISTORY)}")
     config = ["--config=../small.config", '--config=CONFIG_LOCALVERSION="-bisected"']
-    step = [*PYLUO, *config, "--limit=600", "../test_seals.py"]
-    found = subprocess.run(
-        ["git", "bisect", "run", *step],
-        cwd=tree,
-        env=os.environ | {"XDG_CACHE_HOME": os.fspath(folder / "cache")},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
+
+    step = f"vm bisect {shlex.join(config)} --limit=600"
+    run = functools.partial(
+        run_command, cwd=tree, env={"XDG_CACHE_HOME": os.fspath(folder / "cache")}
     )
+    begun = run(GUIDE, 0, {"BAD": "HEAD", "GOOD": f"HEAD~{len(HISTORY)}"})
+    assert begun.returncode == 0, begun.stderr
+    found = run(GUIDE, 1, {"vm bisect": step, "~/tests/": "../"})
     assert found.returncode == 0, found.stdout + found.stderr
     log = git(tree, "bisect", "log")
     marks = re.findall(r"^# (good|bad|skip): \[\w+\] (.*)$", log, re.MULTILINE)
@@ -215,3 +217,15 @@ def test_the_culprit_is_found_though_a_commit_does_not_compile(folder: Path, tre
     for mark, message in marks:
         if message in names and mark != "skip":
             assert (mark == "bad") == (names.index(message) >= names.index("tidy the seals"))
+    # One step by hand, and the test alone, as the tutorial does; the kernel is built already.
+    git(tree, "checkout", "--quiet", "bisect/bad")
+    in_tutorial = {"~/tests/test_ram.py": "../test_seals.py"}
+    tried = run(TUTORIAL, 1, {"vm bisect": step, **in_tutorial})
+    assert re.search(r"^pyluo: Linux \S+-bisected is bad.*\n1\n$", tried.stdout, re.MULTILINE), (
+        tried
+    )
+    kernels = (folder / "cache" / "pyluo" / "kernels").glob("*/")
+    image = max(kernels, key=lambda kernel: kernel.stat().st_mtime) / "bzImage"  # the last one used
+    tested = run(TUTORIAL, 0, {"--pyluo-kernel .": f"--pyluo-kernel {image}", **in_tutorial})
+    assert tested.returncode == 1, tested.stdout
+    assert re.search("^E .*Seal", tested.stdout, re.MULTILINE), tested.stdout

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 from pyluo.vm import Kernel
 from tests.json_output import read_json
+from tests.snippets import run_command
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,12 +43,9 @@ def test_all_pairs_with_three_hops_each(tmp_path: Path, kunit_parser: Any) -> No
     tests = tmp_path / "test_hops.py"
     tests.write_text(TESTS)
     files = {name: tmp_path / name for name in ("html", "junit", "ktap")}
-    words = [f"--{name}={path}" for name, path in files.items()]
-    done = subprocess.run(
-        [*MATRIX, "--from=previous,stable", "--hops=3", "--limit=600", "--json", *words, tests],
-        capture_output=True,
-        text=True,
-    )
+    replaced = {"--hops 1,3": "--hops 3", "page.html": files["html"], "tests/": tests}
+    more = ["--limit=600", "--json", f"--junit={files['junit']}", f"--ktap={files['ktap']}"]
+    done = run_command("docs/guides/matrix.md", 0, replaced, *more)
     assert done.returncode == 1, done.stderr
     cells = read_json("vm matrix", done.stdout)
     releases = {name: Kernel.find(name).release for name in ("previous", "stable")}
@@ -87,11 +85,14 @@ def test_all_pairs_with_three_hops_each(tmp_path: Path, kunit_parser: Any) -> No
     assert all(release in page for release in releases.values())
 
 
-def test_the_table_and_the_checks_that_come_with_pyluo() -> None:
-    done = subprocess.run(
-        [*MATRIX, "--from=stable", "--hops=1,2", "--limit=600"], capture_output=True, text=True
-    )
+def test_the_table_and_the_checks_that_come_with_pyluo(tmp_path: Path) -> None:
+    replaced = {"venv/bin/": "", ".,stable": "stable"}
+    more = ["--hops=1,2", "--limit=600"]
+    done = run_command("docs/guides/ci.md", 3, replaced, *more, cwd=tmp_path)
     assert done.returncode == 0, done.stderr + done.stdout
+    suites = ElementTree.parse(tmp_path / "matrix.xml").getroot()
+    assert (suites.get("tests"), suites.get("failures"), suites.get("errors")) == ("8", "0", "0")
+    assert "2: stable to stable" in (tmp_path / "matrix.html").read_text()
     release = Kernel.find("stable").release
     header, one, two = [line for line in done.stdout.splitlines() if "stable" in line]
     assert f"to stable {release}" in header
@@ -103,9 +104,8 @@ def test_the_table_and_the_checks_that_come_with_pyluo() -> None:
 def test_a_mistake_in_the_tests_is_no_verdict_on_the_kernels(tmp_path: Path) -> None:
     tests = tmp_path / "test_broken.py"
     tests.write_text("def test_nothing(:\n")
-    done = subprocess.run(
-        [*MATRIX, "--from=stable", "--hops=1", tests], capture_output=True, text=True
-    )
+    replaced = {".,stable": "stable"}
+    done = run_command("docs/guides/kernel-tree.md", 4, replaced, str(tests), cwd=tmp_path)
     assert done.returncode == 69
     assert "pytest ended with status 2" in done.stderr
 

@@ -24,6 +24,7 @@ from pyluo.vm.results.verdict import Outcome, Verdict, passed
 from pyluo.vm.run.programs import run_program, run_selftests, run_staged
 from pyluo.vm.run.selftests import SUITES, Selftest, find_selftests
 from tests.json_output import read_json
+from tests.snippets import ROOT, command, run_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +33,14 @@ if TYPE_CHECKING:
 SUITE = SUITES["liveupdate"]
 IOMMU = SUITES["iommu"]
 COMMAND = [sys.executable, "-m", "pyluo", "vm", "selftests"]
+TREE, CI = "docs/guides/kernel-tree.md", "docs/guides/ci.md"
+# The command lines of the pages that run a suite, on a kernel which is there already.
+SHOWN = {
+    ("liveupdate", "stable"): (CI, 2),
+    ("liveupdate", "previous"): (TREE, 2),
+    ("iommu", "stable"): (TREE, 3),
+}
+FILES = {"ktap": "selftests.ktap", "junit": "selftests.xml"}
 COMPLETE_RUN = "echo 1..1; echo ok 1 a"
 FAILURES = ("failed", "crashed")
 WITH_DMA_BUFS = re.compile(r"iommufd_ioas\.\w+\.dmabuf_\w+")
@@ -59,17 +68,17 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Report]:
     @functools.cache
     def run_once(suite: str, kernel: str) -> Report:
         folder = tmp_path_factory.mktemp(suite)
-        files = {name: folder / name for name in ("junit", "ktap")}
-        options = [word for name, path in files.items() for word in (f"--{name}", str(path))]
-        done = subprocess.run(
-            [*COMMAND, suite, "--kernel", kernel, "--json", *options],
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
+        # The page's --config is the fragment that makes the kernel `selftest` of `stable`.
+        (folder / "kernel-config").symlink_to(ROOT / "kernel-config")
+        shown = SHOWN[suite, kernel]
+        more = [f"--{name}={file}" for name, file in FILES.items() if file not in command(*shown)]
+        replaced = {"venv/bin/": ""} if shown[0] == CI else {}
+        replaced["--kernel ."] = f"--kernel {kernel}"
+        done = run_command(*shown, replaced, "--json", *more, cwd=folder, timeout=600)
         assert done.returncode in (0, 1), done.stdout + done.stderr
         report = read_json("vm selftests", done.stdout)
-        return Report(done.returncode, report, *(file.read_text() for file in files.values()))
+        ktap, junit = ((folder / file).read_text() for file in FILES.values())
+        return Report(done.returncode, report, junit, ktap)
 
     return run_once
 
@@ -77,7 +86,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Report]:
 @pytest.fixture
 def iommu(reported: Callable[..., Report]) -> Report:
     """The report of the iommu tests."""
-    return reported("iommu", "selftest")
+    return reported("iommu", "stable")
 
 
 @pytest.mark.parametrize("name", ["stable", "previous"])

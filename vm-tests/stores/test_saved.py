@@ -15,6 +15,7 @@ from sessions import guest_files
 from pyluo.open_sessions import open_sessions
 from stores import guest_saved
 from tests.json_output import read_json
+from tests.snippets import command
 
 if TYPE_CHECKING:
     import subprocess
@@ -37,6 +38,11 @@ def vm(vm: VM) -> Iterator[VM]:
 
 def pyluo(vm: VM, *words: str) -> subprocess.CompletedProcess[bytes]:
     return vm.run([PYLUO, *words])
+
+
+def shown(number: int, replaced: dict[str, str]) -> list[str]:
+    """Return the words of a command line of the page, behind `pyluo`."""
+    return shlex.split(command("docs/guides/files.md", number, replaced))[1:]
 
 
 def test_files_come_back_as_they_were(vm: VM) -> None:
@@ -65,18 +71,20 @@ def test_files_come_back_as_they_were(vm: VM) -> None:
 
 def test_what_was_saved_can_be_discarded_on_either_side(vm: VM) -> None:
     vm.call(guest_saved.make_files)
+    files = f"-- {shlex.join(PATHS)}"
     for name in ("vm0", "vm1"):
-        assert pyluo(vm, "save", name, "--", *PATHS).returncode == 0
+        assert pyluo(vm, *shown(0, {"NAME": name, "FILE...": files})).returncode == 0
     refused = pyluo(vm, "save", "vm0", "--", *PATHS)
     assert refused.returncode == 1
     assert b"EEXIST" in refused.stderr
-    assert b"outgoing session 'vm0' is discarded" in pyluo(vm, "discard", "vm0").stdout
+    discarded = pyluo(vm, *shown(2, {"NAME": "vm0"}))
+    assert b"outgoing session 'vm0' is discarded" in discarded.stdout
     assert [holder.session for holder in vm.call(open_sessions)] == ["vm1"]
     assert pyluo(vm, "save", "vm0", "--", *PATHS).returncode == 0
     vm.live_update()
     discarded = pyluo(vm, "discard", "--json", "vm1")
     assert read_json("discard", discarded.stdout) == {"session": "vm1", "direction": "incoming"}
-    restored = pyluo(vm, "restore", "vm0", "/run/target")
+    restored = pyluo(vm, *shown(1, {"NAME": "vm0", "DIR": "/run/target"}))
     assert b"Session 'vm0' is finished." in restored.stdout, restored.stderr
     gone = pyluo(vm, "discard", "vm1")
     assert gone.returncode == 1

@@ -15,13 +15,14 @@ from kvm.test_qemu_live_update import parse
 
 import pyluo
 from pyluo.vm import VM, HarnessError, Kernel, Root
+from tests.snippets import command
 from update import guest_update
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 UNITS = guest_vmm.EXAMPLES / "systemd"
-NAMES = ("one", "two")
+NAMES = ("vm0", "vm1")
 UPDATES = 1
 OUTPUT = "/run/{}.output"
 
@@ -103,9 +104,11 @@ def test_vms_of_services_live_through_updates(guest: VM) -> None:
         if update < UPDATES:
             kernel = Kernel.find("previous" if update % 2 else "stable")
             image = guest.path(kernel.image)
-            words = ("run", image, "--reuse-cmdline", "--limit", "120", "--expect", *NAMES)
+            shown = command("docs/guides/systemd-host.md", 1, {"/boot/vmlinuz-next": image})
+            program, group, *words = shown.split()
+            assert (program, group, words[-2:]) == ("pyluo", "update", [*NAMES])
             with pytest.raises(HarnessError, match="booted again"):
-                run(guest, *words)
+                run(guest, *words, "--limit", "120")
             assert guest.life.release == kernel.release
 
 

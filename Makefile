@@ -100,6 +100,7 @@ lint: $(BIN)/.dev
 
 docs: $(BIN)/.dev
 	$(BIN)/python docs/make_reference.py --check
+	$(BIN)/python docs/make_performance.py --check
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/docs
 
 man: $(BIN)/.dev

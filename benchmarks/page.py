@@ -18,7 +18,16 @@ from benchmarks.keys import KEYS
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["Plot", "render"]
+    from jinja2 import Template
+
+__all__ = ["Plot", "draw", "render"]
+
+_COLOURS = {
+    "light": "--c0: #0969da; --c1: #bf5b00; --c2: #1a7f37; --c3: #8250df; --c4: #a40e26; "
+    "--c5: #6e7781; --c6: #0a7a83;",
+    "dark": "--c0: #58a6ff; --c1: #f0883e; --c2: #3fb950; --c3: #a371f7; --c4: #ff8182; "
+    "--c5: #9aa4af; --c6: #39c5cf;",
+}
 
 _WIDTH, _HEIGHT = 640, 320  # of a drawing; its place on the page may be narrower
 _LEFT, _RIGHT, _TOP, _BOTTOM = 84, 12, 14, 44
@@ -92,6 +101,25 @@ def render(result: Mapping[str, Any]) -> str:
     Args:
         result: what bench.json contains.
     """
+    curves = result["curves"]
+    return _template("page.html.jinja").render(
+        keys=KEYS,
+        ratios={name: result[name] for name in KEYS if name in result},
+        machine=result["machine"],
+        curves=[(name, curve, Plot(curve)) for name, curve in curves.items()],
+    )
+
+
+def draw(curve: Mapping[str, Any]) -> str:
+    """Return the drawing of a curve as an SVG file, with a legend.
+
+    Args:
+        curve: a curve as bench.json has it.
+    """
+    return _template("curve.svg.jinja").render(curve=curve, plot=Plot(curve), alone=True)
+
+
+def _template(name: str) -> Template:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=select_autoescape(default=True),
@@ -99,10 +127,5 @@ def render(result: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    curves = result["curves"]
-    return environment.get_template("page.html.jinja").render(
-        keys=KEYS,
-        ratios={name: result[name] for name in KEYS if name in result},
-        machine=result["machine"],
-        curves=[(name, curve, Plot(curve)) for name, curve in curves.items()],
-    )
+    environment.globals["colours"] = _COLOURS
+    return environment.get_template(name)

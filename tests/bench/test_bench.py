@@ -7,6 +7,7 @@ import math
 import re
 import subprocess
 from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from benchmarks.ratios import Pairs
 
 FLOORS = BUILD.parent.parent / "benchmarks" / "floors"
+SVG = "{http://www.w3.org/2000/svg}"
 UAPI = _uapi.__file__.rpartition("/")[0]
 MACHINE = {"accelerator": "tcg", "qemu": "QEMU 7", "kernel": "7.3", "host": "6.1", "cpus": 2}
 TIMES = {
@@ -170,6 +172,15 @@ def test_every_point_of_a_drawing_is_a_number_within_it() -> None:
         for x, y in points:
             assert page.Plot.left <= x <= page.Plot.right
             assert page.Plot.top <= y <= page.Plot.bottom
+
+
+def test_the_drawing_of_a_curve_is_a_file_of_its_own_with_a_legend() -> None:
+    for name, curve in make_result()["curves"].items():
+        drawing = ElementTree.fromstring(page.draw(curve))
+        assert drawing.tag == f"{SVG}svg"
+        assert len(drawing.findall(f"{SVG}polyline")) == len(TIMES), name
+        texts = [text.text for text in drawing.iter(f"{SVG}text")]
+        assert set(TIMES) <= set(texts)
 
 
 def test_the_page_asks_for_no_other_file() -> None:

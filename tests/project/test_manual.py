@@ -115,7 +115,8 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
             assert heading in slugs, target
 
 
-def test_the_reference_is_up_to_date() -> None:
-    command = [sys.executable, str(ROOT / "docs" / "make_reference.py"), "--check"]
+@pytest.mark.parametrize("program", ["make_reference.py", "make_performance.py"])
+def test_the_pages_that_are_made_are_up_to_date(program: str) -> None:
+    command = [sys.executable, str(ROOT / "docs" / program), "--check"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")

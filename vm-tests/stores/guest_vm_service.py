@@ -1,7 +1,8 @@
 """A service that keeps the RAM of a VM over live updates, in the descriptor store of systemd.
 
 As a program, this is the service; its functions are for the worker. It kills itself by SIGKILL once
-in each life after each of the steps in KILL_AFTER, and systemd starts it again.
+in each life after each of the steps in KILL_AFTER, and systemd starts it again. The VM has RAM_MIB
+of memory.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from pyluo import (
 from pyluo.open_sessions import open_sessions
 
 NAME = "vm0"
-SIZE = 256 << 20
+SIZE = int(os.environ.get("RAM_MIB", 0)) << 20
 CHUNK = 1 << 20
 STATE = Path("/run/vm.json")
 KILLED = Path("/run/vm.killed")

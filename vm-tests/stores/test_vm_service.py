@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 UPDATES = int(os.environ.get("PYLUO_SERVICE_UPDATES", 2))
+RAM_MIB = int(os.environ.get("PYLUO_SERVICE_MIB", 32))
 KERNELS = "previous", "stable"  # in turns
 STEPS_OF_FIRST_LIFE = ["created", "added", "ready"]
 STEPS = ["retrieved", "got", "finished", "ready"]
@@ -28,7 +29,7 @@ StartLimitIntervalSec=0
 [Service]
 Type=notify
 ExecStart={PROGRAM}
-Environment={ENVIRONMENT}
+Environment={ENVIRONMENT} RAM_MIB={RAM_MIB}
 Environment="KILL_AFTER={" ".join(STEPS_OF_FIRST_LIFE + STEPS)}"
 NotifyAccess=all
 FileDescriptorStoreMax=16

@@ -94,7 +94,7 @@ class MemoryDemand:
         """Add files.
 
         Args:
-            fds: their descriptors.
+            fds: the descriptor of each file.
 
         Returns:
             The index of the first file that is sealed noexec, which `noexec_error` is for; None if

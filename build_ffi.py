@@ -36,9 +36,9 @@ uint64_t pyluo_load(uint64_t address, int bits);
 void pyluo_store(uint64_t address, int bits, uint64_t value);
 struct pyluo_files {
     uint64_t size, holes, largest;
-    size_t noexec;
+    size_t noexec, failed;
 };
-void pyluo_look(size_t count, const int32_t *fds, uint64_t page, struct pyluo_files *found);
+int pyluo_look(size_t count, const int32_t *fds, uint64_t page, struct pyluo_files *found);
 int pyluo_read_file(const char *path, char *text, size_t size);
 uint64_t pyluo_read_tsc(void);
 int pyluo_preserve_many(int session, size_t count, const int32_t *fds, const uint64_t *tokens,
@@ -162,14 +162,14 @@ static int pyluo_pidfd_getfd(int pidfd, int fd)
     return result_of(syscall(SYS_pidfd_getfd, pidfd, fd, 0));
 }
 
-/* What preserving some files takes, in bytes of whole pages, and the first of them that is sealed
-   noexec, `count` if none is. */
+/* What preserving some files takes, in bytes of whole pages; the first of them that is sealed
+   noexec, `count` if none is; and the one that could not be looked at. */
 struct pyluo_files {
     uint64_t size, holes, largest;
-    size_t noexec;
+    size_t noexec, failed;
 };
 
-static void pyluo_look(size_t count, const int32_t *fds, uint64_t page, struct pyluo_files *found)
+static int pyluo_look(size_t count, const int32_t *fds, uint64_t page, struct pyluo_files *found)
 {
     memset(found, 0, sizeof(*found));
     found->noexec = count;
@@ -178,12 +178,16 @@ static void pyluo_look(size_t count, const int32_t *fds, uint64_t page, struct p
         struct stat status;
         long seals = syscall(SYS_fcntl, fds[number], F_GET_SEALS);
 
-        if (seals < 0)
+        found->failed = number;
+        if (seals < 0 && (errno == EINVAL || errno == EBADF))
             continue; /* it is on no tmpfs, or not open: the kernel refuses it */
+        /* The C library has a function fstat() only since glibc 2.33. */
+        if (seals < 0 || fstatfs(fds[number], &system) ||
+            syscall(SYS_fstat, fds[number], &status))
+            return -errno;
         if (seals & F_SEAL_EXEC && found->noexec == count)
             found->noexec = number;
-        if (fstatfs(fds[number], &system) || (uint64_t)system.f_bsize != page ||
-            fstat(fds[number], &status))
+        if ((uint64_t)system.f_bsize != page)
             continue; /* it has huge pages: the kernel refuses it */
         uint64_t size = ((uint64_t)status.st_size + page - 1) / page * page;
         uint64_t allocated = (uint64_t)status.st_blocks * 512;
@@ -194,6 +198,7 @@ static void pyluo_look(size_t count, const int32_t *fds, uint64_t page, struct p
         if (size > found->largest)
             found->largest = size;
     }
+    return 0;
 }
 
 static int pyluo_read_file(const char *path, char *text, size_t size)

@@ -1,7 +1,8 @@
 """The only module that uses cffi: for the kernel's structs, and for system calls.
 
 No function here returns a cffi object. A system call that fails raises a `RequestError`; only
-`Ioctl.attempt`, `Ioctl.errno_for_unknown_tail` and `preserve_many` return the errno instead.
+`Ioctl.attempt`, `Ioctl.errno_for_unknown_tail` and `preserve_many` return the errno instead, and
+`read_small_file` returns no text.
 """
 
 from __future__ import annotations
@@ -123,6 +124,7 @@ _REBOOT = Operation(
     },
 )
 _MOUNT = Operation("mount")
+_LOOK = Operation("fstat")
 _PIDFD_GETFD = Operation("pidfd_getfd")
 # Of a memfd.
 MMAP = Operation(
@@ -703,10 +705,16 @@ def look(fds: Sequence[int]) -> Files:
     A file that the kernel refuses counts as empty: it is not open, is not on a tmpfs, or has huge
     pages.
 
+    Raises:
+        RequestError: a file cannot be looked at, so that the kernel may preserve what is not
+            counted here.
+
     Source: fcntl(2), F_GET_SEALS; fstatfs(2); fstat(2)
     """
     found = ffi.new("struct pyluo_files *")
-    lib.pyluo_look(len(fds), ffi.new("int32_t[]", fds), _PAGE, found)
+    result = int(lib.pyluo_look(len(fds), ffi.new("int32_t[]", fds), _PAGE, found))
+    if result < 0:
+        raise _LOOK.error(-result, f"descriptor {fds[int(found.failed)]}")
     noexec = int(found.noexec)
     return Files(
         int(found.size),
@@ -719,12 +727,12 @@ def look(fds: Sequence[int]) -> Files:
 def read_small_file(path: str) -> str:
     """Return the text of a small file of the kernel's; nothing if it cannot be read.
 
-    One call does it, and no exception is made for a file that is not there, as there may be one to
-    look for with each file that is retrieved.
+    Each retrieval looks for the limits of cgroups, most of which have none: an exception for each
+    would take longer than to read them.
     """
     text = _small("char[]", _SMALL)
     length = int(lib.pyluo_read_file(os.fsencode(path), text, _SMALL))
-    return "" if length < 0 else bytes(ffi.buffer(text, length)).decode(errors="surrogateescape")
+    return "" if length < 0 else os.fsdecode(bytes(ffi.buffer(text, length)))
 
 
 def preserve_many(session: int, fds: Sequence[int], tokens: Sequence[int]) -> tuple[int, int]:

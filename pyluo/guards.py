@@ -169,7 +169,8 @@ class MemoryDemand:
 class _Allowance:
     """Memory that was free a moment ago, and that small files may take without another look.
 
-    Looking takes longer than preserving a small file.
+    Looking takes longer than preserving a small file. Two threads may take the same part of it at
+    once: it is an eighth of what is left to the kernel.
     """
 
     def __init__(self) -> None:

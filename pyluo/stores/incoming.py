@@ -6,7 +6,6 @@ import dataclasses
 import errno
 import os
 from contextlib import contextmanager, suppress
-from functools import partial
 from typing import TYPE_CHECKING, Self, TypeVar, overload
 
 from pyluo import guards
@@ -286,8 +285,9 @@ class IncomingStore(Store):
             guarded: whether to check that the cgroup has room for it.
         """
         if guarded and entry.name not in self._retrieved:
-            subject = partial(str, f"store {self._name!r}, entry {entry.name!r}")
-            guards.refuse_full_cgroup(entry.size, subject)
+            guards.refuse_full_cgroup(
+                entry.size, lambda: f"store {self._name!r}, entry {entry.name!r}"
+            )
         files: list[OwnedFd] = []
         try:
             for token in entry.tokens:
@@ -427,8 +427,7 @@ class IncomingStore(Store):
         Files that have not grown take no additional memory.
         """
         missing = [entry.size for entry in entries if entry.name not in self._retrieved]
-        subject = partial(str, f"store {self._name!r}, all entries")
-        guards.refuse_full_cgroup(sum(missing), subject)
+        guards.refuse_full_cgroup(sum(missing), lambda: f"store {self._name!r}, all entries")
         demand = guards.MemoryDemand()
         for entry, new in zip(entries, renumbered, strict=True):
             self._retrieve_required(entry, guarded=False)
@@ -438,7 +437,7 @@ class IncomingStore(Store):
                 if noexec is not None and not allow_noexec:
                     raise guards.noexec_error(f"store {self._name!r}, entry {entry.name!r}")
                 yield token, file
-        demand.refuse_excess(partial(str, f"store {self._name!r}"), in_scratch=False)
+        demand.refuse_excess(lambda: f"store {self._name!r}", in_scratch=False)
 
     def _finish_for_renewal(self) -> None:
         self._finishing = True

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from pyluo import Memfd, PreservedMemoryError, guards
-from pyluo._sys import Files, look
+from pyluo._sys import Files, look, read_small_file
 
 MIB = 1 << 20
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -45,6 +49,51 @@ def test_the_first_file_that_is_sealed_noexec_is_found() -> None:
         assert look([usual.fileno(), noexec.fileno(), noexec.fileno()]).noexec == 1
         assert look([usual.fileno()]).noexec is None
         assert guards.MemoryDemand().add([noexec.fileno(), usual.fileno()]) == 0
+
+
+# Looks at a memfd where fstat(2) is refused, as a security module may do.
+LOOK_WITHOUT_FSTAT = """
+import ctypes, struct
+from pyluo import Memfd, RequestError
+from pyluo._sys import look
+
+LOAD, JUMP_IF_EQUAL, RETURN = 0x20, 0x15, 0x06
+FSTAT, EACCES = 5, 13
+ERRNO, ALLOW = 0x00050000, 0x7FFF0000
+program = b"".join(struct.pack("HBBI", *each) for each in (
+    (LOAD, 0, 0, 0), (JUMP_IF_EQUAL, 0, 1, FSTAT), (RETURN, 0, 0, ERRNO | EACCES),
+    (RETURN, 0, 0, ALLOW)))
+
+class Filter(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("program", ctypes.c_char_p)]
+
+prctl = ctypes.CDLL(None).prctl
+with Memfd.create("ram", 4096) as ram:
+    assert prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
+    assert prctl(22, 2, ctypes.byref(Filter(4, program))) == 0  # PR_SET_SECCOMP, a filter
+    try:
+        print(look([0, ram.fileno()]))
+    except RequestError as error:
+        print(error.errno, error.subject == f"descriptor {ram.fileno()}")
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the filter has a number of x86-64")
+def test_a_file_that_cannot_be_looked_at_is_not_taken_for_an_empty_one() -> None:
+    command = [sys.executable, "-c", LOOK_WITHOUT_FSTAT]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == (f"{errno.EACCES} True\n", "")
+
+
+def test_small_files_are_read_and_missing_ones_have_no_text(tmp_path: Path) -> None:
+    file = tmp_path / "name-\udcff"
+    assert read_small_file(str(file)) == read_small_file(str(tmp_path)) == ""
+    file.write_bytes(b"/caf\xe9/\xc3\xa9\n")
+    text = read_small_file(str(file))
+    assert os.fsencode(text) == b"/caf\xe9/\xc3\xa9\n"
+    file.write_bytes(b"x" * (1 << 17))
+    assert read_small_file(str(file)) == "x" * (1 << 16)
+    assert read_small_file("/proc/self/cgroup") == Path("/proc/self/cgroup").read_text()
 
 
 def test_a_limit_that_was_set_just_now_counts_for_the_next_file(

@@ -8,16 +8,18 @@
 #              build/bench.json and build/bench.html: see BENCH_ROUNDS below
 # make docs    make a site of the manual, build/docs/index.html; a warning is an error
 # make sdist   build the sdist, the same bytes each time
-# make wheel   build the wheels for x86-64 and aarch64, and use the first one; needs a cross compiler
+# make wheel   build the wheels for x86-64 and aarch64, and use the first one; needs a cross compiler.
+#              If there is a python3.14t, also the wheel for that free-threaded Python
 # make sbom    write a bill of materials: what an installation consists of
 # make man     write the manual page pyluo.1 into build/
 # make types   check by pyright that an installed pyluo has whole types (fetches pyright by pip and npm)
 # make lint    run ruff, mypy and import-linter
 # make clean   remove what the other targets made here; the kernels and roots in the cache stay
 
-# The system's own, for which the packages below are. Another one in PATH may be built without
-# optimization: with such a Python, guests take a tenth more CPU time.
-PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
+# The system's own, for which the packages below are, unless it is too old. Another one in PATH may
+# be built without optimization, and guests then take a tenth more CPU time. `make PYTHON=...` takes it.
+RECENT := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell /usr/bin/python3 -c '$(RECENT)' 2>/dev/null && echo /usr/bin/ || :)python3
 BIN := .venv/bin
 
 # Guests cannot write bytecode: what the host does not leave them, each of their lives compiles anew.

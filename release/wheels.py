@@ -5,8 +5,8 @@ uses the stable ABI. The second is made by a cross compiler, and only looked at.
 installed, without this checkout, for each Python that is found, here or in a root for guests, and
 used.
 
-Free-threaded Pythons have no stable ABI before 3.15. If one is found, it builds a wheel of its own,
-and uses it, without its lock.
+Free-threaded Pythons have no stable ABI before 3.15. If there is a python3.14t, it makes a wheel
+for itself, which is then used with the global lock off.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ ARCHITECTURES = {
 }
 PYTHONS = [f"python3.{minor}" for minor in range(11, 15)]
 FREE_THREADED = "python3.14t"
+GLIBC = 2, 17
 USE = """
 import sys
 import warnings
@@ -63,7 +64,7 @@ def main() -> None:
     if missing := [python for python in [*PYTHONS, FREE_THREADED] if python not in used]:
         print(f"not tried, as they are not installed: {', '.join(missing)}")
     if FREE_THREADED in missing:
-        print(f"there is no wheel for {FREE_THREADED}: put one into PATH, and make wheel again")
+        print(f"there is no wheel for {FREE_THREADED}: with it in PATH, make wheel makes one")
     if not used:
         sys.exit("no Python was found")
 
@@ -106,20 +107,23 @@ def build_free_threaded(python: str, folder: Path) -> Path:
 
 
 def clone(folder: str) -> Path:
-    """Return the folder of a clone of the checkout, which may have what earlier builds left."""
+    """Return the folder of a clone of the checkout, without what earlier builds left in it."""
     source = Path(folder, "source")
     subprocess.run(["git", "clone", "-q", ROOT, source], check=True)
     return source
 
 
 def move(built_in: str, folder: Path, architecture: str, environment: Mapping[str, str]) -> Path:
-    """Name the only wheel in a folder after the oldest glibc that it runs with, and move it."""
+    """Name the only wheel in a folder after the oldest glibc that it runs with, and move it.
+
+    That glibc must be no newer than that of any system which is still in use.
+    """
     [built] = Path(built_in).glob("*.whl")
     show = [sys.executable, "-m", "auditwheel", "show", os.fspath(built)]
     shown = subprocess.run(show, check=True, capture_output=True, text=True, env=environment)
-    found = re.search(rf'"(manylinux_\d+_\d+_{architecture})"', shown.stdout)
-    if found is None:
-        sys.exit(f"{built.name} is no manylinux wheel: {shown.stdout}")
+    found = re.search(rf'"(manylinux_(\d+)_(\d+)_{architecture})"', shown.stdout)
+    if found is None or (int(found[2]), int(found[3])) > GLIBC:
+        sys.exit(f"{built.name} is no wheel for glibc {'.'.join(map(str, GLIBC))}: {shown.stdout}")
     rename = [sys.executable, "-m", "wheel", "tags", "--platform-tag", found[1], built]
     renamed = subprocess.run(rename, check=True, capture_output=True, text=True).stdout.strip()
     return Path(shutil.move(built.with_name(renamed), folder / renamed))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -128,7 +129,14 @@ def describe_machine(kernel: str) -> dict[str, Any]:
         "kernel": Kernel.find(kernel).release,
         "host": os.uname().release,
         "cpus": len(os.sched_getaffinity(0)),
+        "cpu": find_cpu_model(),
     }
+
+
+def find_cpu_model() -> str:
+    """Return the name of this machine's CPU."""
+    found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return found[1] if found else os.uname().machine
 
 
 def write(result: dict[str, Any]) -> None:
@@ -157,22 +165,17 @@ def show(result: dict[str, Any]) -> None:
             )
         console.print(table)
     if result["curves"]:
-        headings = ("seconds", "of the floor", "exponent", "without the floor")
-        table = Table("curve", "time", "for", *headings, box=None)
+        table = Table("curve", "time", "for", "seconds", *curves.COLUMNS, box=None)
         for name, curve in result["curves"].items():
             for what, seconds in curve["seconds"].items():
                 most = f"{curve['sizes'][-1]} {curve['unit']}"
-                numbers = (
-                    curve["multiples"].get(what, [None])[-1],
-                    curve["exponents"].get(what),
-                    curve["exponents"].get(f"{what} without the floor"),
-                )
-                cells = ("" if each is None else f"{each:.2f}" for each in numbers)
+                cells = curves.describe(curve, what)
                 table.add_row(name, what, most, f"{seconds[-1]:.3g}", *cells)
         console.print(table)
     console.print(
         f"Linux {machine['kernel']} by {machine['accelerator']}, {machine['qemu']}, "
-        f"{machine['cpus']} CPUs of Linux {machine['host']}; {FOLDER / 'bench.html'}",
+        f"{machine['cpus']} CPUs ({machine['cpu']}) of Linux {machine['host']}; "
+        f"{FOLDER / 'bench.html'}",
         highlight=False,
         soft_wrap=True,
     )

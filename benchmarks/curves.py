@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from benchmarks.carried import Points
 
-__all__ = ["CURVES", "Curve", "measure", "summarize"]
+__all__ = ["COLUMNS", "CURVES", "Curve", "describe", "measure", "summarize"]
 
 _FITTED = 3
 """To how many of the largest sizes an exponent is fitted: small ones show what each call costs."""
@@ -128,6 +128,28 @@ def summarize(curve: Curve, times: dict[str, dict[int, list[float]]]) -> dict[st
         "multiples": multiples,
         "exponents": {what: found for what, found in exponents.items() if found is not None},
     }
+
+
+COLUMNS = ("of the floor", "exponent", "without the floor")
+"""What `describe` returns, as headings of a table."""
+
+
+def describe(curve: Mapping[str, Any], what: str) -> list[str]:
+    """Return three numbers about what was measured, as text; empty if there is no such number.
+
+    They are how many times the floor the largest size takes, the exponent, and that of what is left
+    without the floor.
+
+    Args:
+        curve: a curve as bench.json has it.
+        what: what was measured.
+    """
+    numbers = (
+        curve["multiples"].get(what, [None])[-1],
+        curve["exponents"].get(what),
+        curve["exponents"].get(f"{what} without the floor"),
+    )
+    return ["" if number is None else f"{number:.2f}" for number in numbers]
 
 
 def _fit(sizes: Sequence[int], seconds: Sequence[float]) -> float | None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
+from benchmarks.curves import describe
 from benchmarks.keys import KEYS
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ _COLOURS = {
 
 _WIDTH, _HEIGHT = 640, 320  # of a drawing; its place on the page may be narrower
 _LEFT, _RIGHT, _TOP, _BOTTOM = 84, 12, 14, 44
+_LEGEND = 18  # the height of a line of the legend
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +78,18 @@ class Plot:
         x: the axis of the sizes.
         y: the axis of the seconds.
         lines: for each thing that was measured, its name and the points of its line.
+        legend: the places of the lines of a legend, below the drawing.
+        whole: the height of the drawing with a legend.
     """
 
     width, height = _WIDTH, _HEIGHT
     left, right, top, bottom = _LEFT, _WIDTH - _RIGHT, _TOP, _HEIGHT - _BOTTOM
 
     def __init__(self, curve: Mapping[str, Any]) -> None:
+        self.legend = range(
+            _HEIGHT + _LEGEND, _HEIGHT + _LEGEND * (len(curve["seconds"]) + 1), _LEGEND
+        )
+        self.whole = _HEIGHT + _LEGEND * (len(curve["seconds"]) + 1)
         seconds: dict[str, list[float]] = curve["seconds"]
         times = [time for line in seconds.values() for time in line]
         self.x = _Axis.over(curve["sizes"], self.left, self.right)
@@ -127,5 +135,5 @@ def _template(name: str) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals["colours"] = _COLOURS
+    environment.globals |= {"colours": _COLOURS, "describe": describe}
     return environment.get_template(name)

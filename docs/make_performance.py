@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.curves import CURVES
+from benchmarks.curves import COLUMNS, CURVES, describe
 from benchmarks.keys import KEYS
 from benchmarks.page import draw
 
@@ -30,30 +30,31 @@ HEAD = """\
 # Measured performance
 
 This page shows what the bench measured on one machine: Linux {kernel}, run by {accelerator} of
-{qemu}, on {cpus} CPUs of Linux {host}. `make bench` measures the same on your machine, and writes a
-page like this one; `docs/make_performance.py` makes this page of it.
+{qemu}, on {cpus} CPUs ({cpu}) of Linux {host}. `make bench` measures the same on your machine, and
+writes a page; `python docs/make_performance.py build/bench.json` makes this page of it.
 {emulated}
 ## By the least that has to be done
 
-Each ratio is the median of pairs of times that were taken in turns, in the same guest or on the
-same machine: lower is better, and 1 is the floor. The floors are small programs in C, in
+Each ratio is the median of the ratios of pairs of times that were taken in turns, in the same guest
+or on the same machine: lower is better, and 1 is the floor. Most floors are small programs in C, in
 `benchmarks/floors`.
 
 | what | seconds | by | seconds | ratio | least to most | goal |
 | --- | --- | --- | --- | --- | --- | --- |
 """
 EMULATED = """
-This machine's CPU had no virtualization: QEMU translated every instruction of the guests. Python
-then costs more of a ratio than on hardware, because its many short instructions are what
-translation makes slow; the kernel's part, which clears and copies pages, loses less.
+This machine's CPU had no virtualization: QEMU translated every instruction of the guests. Python's
+part of a ratio is larger than on hardware, because translation slows down its many short
+instructions most; the kernel's part, which clears and copies pages, loses less.
 """
 CURVES_HEAD = """
 ## By size
 
 On logarithmic axes a straight line is a power of the size, and its exponent is how steep it is: 1
 is linear, 2 quadratic, 0 does not depend on the size. Exponents are fitted to the three largest
-sizes, since small ones show what each call costs. "Without the floor" is what is left for pyluo
-when the time of the same requests from C is taken away; the kernel's own exponent may be above 1.
+sizes, since small ones show what each call costs. "Of the floor" is how many times the floor the
+largest size takes. "Without the floor" is the exponent of what is left for pyluo when the time of
+the same requests from C is taken away; the kernel's own exponent may be above 1.
 """
 
 
@@ -62,6 +63,8 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="only compare")
     parser.add_argument("measured", nargs="?", type=Path, help="a bench.json")
     arguments = parser.parse_args()
+    if arguments.check and arguments.measured:
+        parser.error("--check only compares")
     if arguments.measured:
         take_over(json.loads(arguments.measured.read_text()))
     result = json.loads(MEASURED.read_text())
@@ -70,8 +73,9 @@ def main() -> None:
     if arguments.check:
         out_of_date = [file for file, text in files.items() if _read(file) != text]
         out_of_date += set(DRAWINGS.glob("*")) - set(files)
-        for file in out_of_date:
-            sys.exit(f"{file} is out of date: run python docs/{Path(__file__).name}")
+        if out_of_date:
+            names = ", ".join(map(str, out_of_date))
+            sys.exit(f"{names} is out of date: run python docs/{Path(__file__).name}")
         return
     shutil.rmtree(DRAWINGS, ignore_errors=True)
     DRAWINGS.mkdir()
@@ -120,8 +124,9 @@ def make_page(result: dict[str, Any]) -> str:
     ]:
         text += f"\nNot measured: {', '.join(f'`{name}`' for name in left_out)}.\n"
     text += CURVES_HEAD
-    for name, curve in result["curves"].items():
-        text += "".join(_section(name, curve))
+    for name in CURVES:
+        if name in result["curves"]:
+            text += "".join(_section(name, result["curves"][name]))
     return text
 
 
@@ -129,19 +134,10 @@ def _section(name: str, curve: dict[str, Any]) -> Iterator[str]:
     """Yield the lines of the section of a curve."""
     title = f"{curve['title'][0].upper()}{curve['title'][1:]}, by {curve['unit']}"
     yield f"\n### {title}\n\n![seconds by {curve['unit']}](../static/curves/{name}.svg)\n\n"
-    yield _row([f"seconds, by {curve['unit']}", *map(str, curve["sizes"]), *_COLUMNS])
-    yield _row(["---"] * (1 + len(curve["sizes"]) + len(_COLUMNS)))
+    yield _row([f"seconds, by {curve['unit']}", *map(str, curve["sizes"]), *COLUMNS])
+    yield _row(["---"] * (1 + len(curve["sizes"]) + len(COLUMNS)))
     for what, seconds in curve["seconds"].items():
-        numbers = (
-            curve["multiples"].get(what, [None])[-1],
-            curve["exponents"].get(what),
-            curve["exponents"].get(f"{what} without the floor"),
-        )
-        cells = ["" if number is None else f"{number:.2f}" for number in numbers]
-        yield _row([what, *(f"{time:.3g}" for time in seconds), *cells])
-
-
-_COLUMNS = ("of the floor", "exponent", "without the floor")
+        yield _row([what, *(f"{time:.3g}" for time in seconds), *describe(curve, what)])
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -27,7 +27,14 @@ if TYPE_CHECKING:
 FLOORS = BUILD.parent.parent / "benchmarks" / "floors"
 SVG = "{http://www.w3.org/2000/svg}"
 UAPI = _uapi.__file__.rpartition("/")[0]
-MACHINE = {"accelerator": "tcg", "qemu": "QEMU 7", "kernel": "7.3", "host": "6.1", "cpus": 2}
+MACHINE = {
+    "accelerator": "tcg",
+    "qemu": "QEMU 7",
+    "kernel": "7.3",
+    "host": "6.1",
+    "cpus": 2,
+    "cpu": "a CPU",
+}
 TIMES = {
     "preserve": {1: [0.5], 10: [0.1, 0.2, 0.3], 100: [2.0]},
     "preserve, C": {1: [0.001], 10: [0.01], 100: [0.1]},

@@ -26,7 +26,7 @@ def docs(tmp_path: Path) -> Path:
 
 
 def make(docs: Path, *words: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, docs / "make_performance.py", *map(str, words)]
+    command = [sys.executable, str(docs / "make_performance.py"), *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True)
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -107,10 +108,13 @@ COMMANDS = {
         f"{NOT_RUN}the guests of the tests enable their units by `VM(units=...)`",
         "vm-tests/update/test_systemd.py",
     ],
-    "docs/guides/terminal.md": [_SHELL] * 4,
+    "docs/guides/terminal.md": [f"{NOT_RUN}is what a terminal shows", *[_SHELL] * 3],
     "docs/reference/kernel-bugs.md": [_TESTS],
     "docs/tutorials/a-vm-lives-through.md": ["vm-tests/kvm/test_demo.py"],
-    "docs/tutorials/bisect-a-regression.md": [_BISECT] * 4,
+    "docs/tutorials/bisect-a-regression.md": [
+        *[_BISECT] * 2,
+        *[f"{NOT_RUN}is as in the guide, whose line {_BISECT} runs"] * 2,
+    ],
     "docs/tutorials/first-live-update.md": [
         f"{NOT_RUN}clones from an address of the reader's",
         f"{NOT_RUN}is the README's, which {_CLI} runs",
@@ -119,7 +123,10 @@ COMMANDS = {
     "examples/mini_vmm/README.md": ["vm-tests/kvm/test_mini_vmm.py"] * 4,
     "examples/passthrough_vm/README.md": ["vm-tests/kvm/test_passthrough_vm.py"] * 2,
     "examples/qemu_live_update/README.md": ["vm-tests/kvm/test_qemu_live_update.py"] * 2,
-    "examples/test-project/README.md": [_INSTALLS, _INSTALLS, _SCALE_OUT],
+    "examples/test-project/README.md": [
+        *[_INSTALLS] * 2,
+        f"{NOT_RUN}is in an environment of its own, in which {_SCALE_OUT} runs pytest",
+    ],
 }
 """The file of the test that runs each command line of a page, in order, or why none can.
 
@@ -150,24 +157,35 @@ def command_lines(page: Path) -> list[str]:
     return [found[1] for line in lines if (found := COMMAND.fullmatch(line.strip()))]
 
 
-def command(page: str, number: int, replaced: Mapping[str, object] | None = None) -> str:
+def command(page: str, number: int, replaced: Mapping[str, str | Path] | None = None) -> str:
     """Return a command line of a page, without its comment.
 
     Args:
         page: the path of the page.
         number: the place of the command line among those of the page, from 0.
         replaced: what stands in the test for names of the reader's, and for numbers that would
-            take long.
+            take long. Paths are quoted.
     """
     line = re.sub(r" +# .*", "", command_lines(ROOT / page)[number])
-    for old, new in (replaced or {}).items():
+    replaced = replaced or {}
+    for old in replaced:
         assert old in line, (old, line)
-        line = line.replace(old, str(new))
-    return line
+
+    def replace(found: re.Match[str]) -> str:
+        new = replaced[found[0]]
+        return new if isinstance(new, str) else shlex.quote(os.fspath(new))
+
+    return re.sub("|".join(map(re.escape, replaced)) or "$^", replace, line)
 
 
 def run_command(
-    page: str, number: int, replaced: Mapping[str, object] | None = None, *more: str, **options: Any
+    page: str,
+    number: int,
+    replaced: Mapping[str, str | Path] | None = None,
+    *more: str,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    timeout: float | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a command line of a page in a shell that finds the programs of this environment.
 
@@ -176,11 +194,21 @@ def run_command(
         number: the place of the command line among those of the page, from 0.
         replaced: what stands in the test for something else.
         more: words that are added at the end.
-        options: for `subprocess.run`, such as `cwd` and variables for `env`.
+        cwd: the folder to run it in.
+        env: variables, besides those of this process.
+        timeout: how many seconds it may take; after that, all that it has started is killed.
     """
-    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
-    options["env"] = os.environ | {"PATH": path} | options.get("env", {})
+    variables = os.environ | dict(env or {})
+    variables["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), variables["PATH"]])
     line = " ".join([command(page, number, replaced), *map(shlex.quote, more)])
-    return subprocess.run(
-        line, shell=True, stdin=subprocess.DEVNULL, capture_output=True, text=True, **options
-    )
+    with subprocess.Popen(
+        line, shell=True, cwd=cwd, env=variables, text=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            stdout, stderr = process.communicate(timeout=timeout)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return subprocess.CompletedProcess(line, process.returncode, stdout, stderr)

@@ -73,8 +73,9 @@ def check_fates(listed: Mapping[str, Sequence[str]], shown: Mapping[str, int]) -
     for name, fates in listed.items():
         for fate in fates:
             if not fate.startswith(NOT_RUN):
-                page = ROOT / name
-                assert page.name in (ROOT / fate).read_text(), (name, fate)
+                test = (ROOT / fate).read_text()
+                assert name in test, (name, fate)
+                assert "from tests.snippets import" in test, fate
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)

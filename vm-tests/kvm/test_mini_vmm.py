@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import ast
 import os
-import re
 import signal
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 
-from kvm import guest_state, guest_vmm
+from kvm import guest_state, guest_vmm, readmes
 from kvm.guest_vmm import changed_pages
+from tests.snippets import command, snippets
 
 if TYPE_CHECKING:
     from pyluo.vm import VM
 
+README = "examples/mini_vmm/README.md"
 LINES = 3  # of the VM, in each of its lives, at least
 SMALL = ("--memory", "24", "--cpus", "1")
 
@@ -237,13 +238,22 @@ def test_a_vm_whose_successor_dies_while_it_moves_goes_on_where_it_was(host: VM)
 
 
 def test_the_readmes_commands_work_as_they_stand(host: VM) -> None:
-    readme = guest_vmm.MINI_VMM.with_name("README.md").read_text()
-    before, after = re.findall(r"^```sh\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
+    before, after = snippets(README, "sh")
     host.call(guest_vmm.run_shell, before)
-    host.live_update()
+    readmes.jump(host, README)
     shown = host.call(guest_vmm.run_shell, after)
     assert "vm0 runs again" in shown
     assert " wrong=0 backwards=0 registers=0" in shown
+    host.call(guest_vmm.kill_vmms)
+    host.call(guest_vmm.discard, "vm0")
+    lines = [
+        "cd examples/mini_vmm",
+        command(README, 2),
+        "until grep -q clock /tmp/vm0.log; do sleep 0.1; done",
+        command(README, 3, {"newer/": ""}) + " 2>/tmp/vm0.newer &",
+        'until grep "runs here" /tmp/vm0.newer; do sleep 0.1; done',
+    ]
+    assert "vm0 runs here" in host.call(guest_vmm.run_shell, "\n".join(lines))
     host.call(guest_vmm.kill_vmms)
     host.call(guest_vmm.discard, "vm0")
 

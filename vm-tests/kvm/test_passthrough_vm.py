@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import re
 import signal
 from typing import TYPE_CHECKING
 
 import pytest
 from vfio import guest_edu
 
-from kvm import guest_vmm
+from kvm import guest_vmm, readmes
 from kvm.guest_vmm import PASSTHROUGH, changed_pages
 from kvm.test_mini_vmm import check, parse
 from pyluo.vm import VM
+from tests.snippets import snippets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+README = "examples/passthrough_vm/README.md"
 CPUS = 2
 LINES = 3  # of the VM, in each of its lives, at least
 TRIES = 20  # of so many lines
@@ -86,10 +87,9 @@ def find_edu() -> str:
 
 
 def test_the_readmes_commands_work_as_they_stand(host: VM) -> None:
-    readme = PASSTHROUGH.with_name("README.md").read_text()
-    before, after = re.findall(r"^```sh\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
+    before, after = snippets(README, "sh")
     host.call(guest_vmm.run_shell, before, {"DEVICE": host.call(find_edu)})
-    host.live_update()
+    readmes.jump(host, README)
     shown = host.call(guest_vmm.run_shell, after)
     assert "vm0 runs again" in shown
     assert " damaged=0 late=0" in shown

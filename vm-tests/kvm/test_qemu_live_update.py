@@ -7,16 +7,18 @@ import re
 import signal
 from typing import TYPE_CHECKING
 
-from kvm import guest_bridge, guest_vmm
+from kvm import guest_bridge, guest_vmm, readmes
 from kvm.guest_vmm import changed_pages
 from kvm.stream import Stream
 from pyluo.vm import Root
+from tests.snippets import snippets
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from pyluo.vm import VM, Kernel
 
+README = "examples/qemu_live_update/README.md"
 ADDRESS = "10.0.2.77"  # of a VM, in the network of its host
 MAC = "52:54:00:00:00:77"
 PORT = 7
@@ -244,12 +246,11 @@ def test_a_vm_whose_vmm_or_qemu_dies_is_stored_whole_or_not_at_all(
 
 
 def test_the_readmes_commands_work_as_they_stand(host: VM, kernel: Kernel) -> None:
-    readme = guest_vmm.QEMU.with_name("README.md").read_text()
-    before, after = re.findall(r"^```sh\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
+    before, after = snippets(README, "sh")
     # KVM of an emulated host has a broken XSAVE.
     variables = {"KERNEL": os.fspath(kernel.image), "VM_CMDLINE": "noxsave"}
     host.call(guest_vmm.run_shell, before, variables)
-    host.live_update()
+    readmes.jump(host, README)
     shown = host.call(guest_vmm.run_shell, after, variables)
     assert "vm0 runs again" in shown
     assert " wrong=0 backwards=0" in shown

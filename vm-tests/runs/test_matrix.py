@@ -43,7 +43,11 @@ def test_all_pairs_with_three_hops_each(tmp_path: Path, kunit_parser: Any) -> No
     tests = tmp_path / "test_hops.py"
     tests.write_text(TESTS)
     files = {name: tmp_path / name for name in ("html", "junit", "ktap")}
-    replaced = {"--hops 1,3": "--hops 3", "page.html": files["html"], "tests/": tests}
+    replaced: dict[str, str | Path] = {
+        "--hops 1,3": "--hops 3",
+        "page.html": files["html"],
+        "tests/": tests,
+    }
     more = ["--limit=600", "--json", f"--junit={files['junit']}", f"--ktap={files['ktap']}"]
     done = run_command("docs/guides/matrix.md", 0, replaced, *more)
     assert done.returncode == 1, done.stderr

@@ -1,0 +1,24 @@
+"""The command lines of the READMEs of the examples, in the guest that is the host."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kvm import guest_vmm
+from pyluo.vm import HarnessError
+from tests.snippets import command
+
+if TYPE_CHECKING:
+    from pyluo.vm import VM
+
+__all__ = ["jump"]
+
+
+def jump(host: VM, readme: str) -> None:
+    """Live-update the host by the first two command lines of a README."""
+    image = {"/boot/vmlinuz-next": host.path(host.kernel.image)}
+    lines = [command(readme, 0, image), command(readme, 1)]
+    with pytest.raises(HarnessError, match="booted again"):
+        host.call(guest_vmm.run_shell, "\n".join(lines))

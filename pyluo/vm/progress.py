@@ -8,11 +8,11 @@ from functools import cache
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from pyluo.vm.output import Console
 
-__all__ = ["MoveBar", "bar", "say"]
+__all__ = ["MoveBar", "bar", "say", "status"]
 
 _LINE_INTERVAL = 60.0  # seconds between two lines about the same work, if stderr is no terminal
 
@@ -76,6 +76,25 @@ def bar(what: str, total: float | None) -> Iterator[MoveBar]:
             progress.update(task, completed=done, total=goal)
 
         yield move_bar
+
+
+@contextmanager
+def status(what: str) -> Iterator[Callable[[str], None]]:
+    """Show on a terminal what is being done in the block, and give the block what changes that.
+
+    Nothing is left of it afterwards. If stderr is no terminal, nothing is shown.
+
+    Args:
+        what: what is being done, for instance "booting".
+    """
+    console = _stderr()
+    if not console.is_terminal:
+        yield lambda what: None
+        return
+    from rich.text import Text  # a plain string could contain markup
+
+    with console.status(Text(what)) as shown:
+        yield lambda what: shown.update(Text(what))
 
 
 def _print_lines(what: str, total: float | None) -> MoveBar:

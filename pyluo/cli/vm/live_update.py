@@ -101,13 +101,14 @@ def _run_before_and_after(arguments: argparse.Namespace) -> int:
     kernel, to = guest.find_kernel(), guest.find_next()
     with (
         report.written(arguments.report, [kernel, to]) as outcome,
-        _make_guest(arguments, kernel, to) as vm,
+        program.booted(_make_guest(arguments, kernel, to)) as vm,
     ):
         status = program.relay(vm, before, arguments.timeout)
         outcome.append(f"exit status {status} before the jump")
         if not status:
-            for _ in range(arguments.hops):
-                vm.live_update()
+            for hop in range(1, arguments.hops + 1):
+                with progress.status(f"live update {hop}"):
+                    vm.live_update()
             status = program.relay(vm, after, arguments.timeout)
             outcome.append(f"exit status {status} after the jump")
         _draw(vm.jumps, arguments.plot)

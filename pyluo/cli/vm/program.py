@@ -1,20 +1,22 @@
-"""Run a program given on the command line in a guest; add the options --timeout and --limit."""
+"""Boot a guest, and run a program given on the command line in it; add --timeout and --limit."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
+from pyluo.vm import progress
 from pyluo.vm.machine.options import count, seconds
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from pyluo.vm import VM
 
-__all__ = ["add_limit", "add_timeout", "relay"]
+__all__ = ["add_limit", "add_timeout", "booted", "relay"]
 
 # The exit statuses of shells and of timeout(1) for these cases.
 _TIMED_OUT, _NOT_RUNNABLE, _NOT_FOUND, _SIGNALLED = 124, 126, 127, 128
@@ -35,6 +37,15 @@ def add_limit(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+@contextmanager
+def booted(guest: VM) -> Iterator[VM]:
+    """Boot a guest for the block, and show on a terminal that it is booting."""
+    with ExitStack() as stack:
+        with progress.status("booting"):
+            vm = stack.enter_context(guest)
+        yield vm
+
+
 def relay(vm: VM, command: Sequence[str], timeout: int) -> int:
     """Run a program in the guest and print its output.
 
@@ -49,7 +60,8 @@ def relay(vm: VM, command: Sequence[str], timeout: int) -> int:
         program cannot be run; 124 after a timeout.
     """
     try:
-        done = vm.run(command, timeout)
+        with progress.status(f"running {command[0]}"):
+            done = vm.run(command, timeout)
     except FileNotFoundError as error:
         missing = error.filename or "folder like the host's current one"
         print(f"pyluo: the guest has no {missing}", file=sys.stderr)

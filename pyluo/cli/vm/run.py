@@ -38,7 +38,10 @@ def add_parser(subparsers: Subparsers) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     guest = options.GuestOptions.of(arguments)
     kernel = guest.find_kernel()
-    with report.written(arguments.report, [kernel]) as outcome, guest.guest(kernel) as vm:
+    with (
+        report.written(arguments.report, [kernel]) as outcome,
+        program.booted(guest.guest(kernel)) as vm,
+    ):
         status = program.relay(vm, arguments.command, arguments.timeout)
         outcome.append(f"exit status {status}")
         return status

@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pyluo.cli.parsers import add_command
+from pyluo.cli.vm import program
 from pyluo.vm.machine import options
 
 if TYPE_CHECKING:
@@ -41,5 +42,5 @@ def add_parser(subparsers: Subparsers) -> None:
 def _shell(arguments: argparse.Namespace) -> int:
     from pyluo.vm.terminal.shell import Shell
 
-    with options.GuestOptions.of(arguments).guest() as vm:
+    with program.booted(options.GuestOptions.of(arguments).guest()) as vm:
         return Shell(vm, arguments.command).run()

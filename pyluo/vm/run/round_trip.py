@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pyluo.guest import demo
+from pyluo.vm import progress
 from pyluo.vm.machine.vm import VM
 
 if TYPE_CHECKING:
@@ -55,11 +56,14 @@ def run_round_trip(kernel: str, to: str | None, *, size: int, corrupt: bool) -> 
         GuestFailure: the guest died, or its kernel complained.
         HarnessError: the guest could not be started.
     """
-    with VM(kernel, to=to) as vm:
+    with progress.status("booting") as show, VM(kernel, to=to) as vm:
         before = vm.life.release
+        show("preserving")
         held = vm.hold(demo.preserve, size)
         preserved = vm.call(demo.digest, held)
+        show("live-updating")
         vm.live_update()
+        show("retrieving")
         retrieved, survivors = vm.call(demo.retrieve, corrupt)
         return RoundTrip(
             before=before,

@@ -109,15 +109,21 @@ def run_vm_round_trip(kernel: str, to: str | None) -> VmRoundTrip:
     """
     program = os.fspath(_EXAMPLE / "qemu_live_update.py")
     _build()
-    with VM(kernel, to=to, cpus=2, memory=_MEMORY, call_timeout=300.0, silence=_SILENCE) as host:
+    with (
+        progress.status("booting") as show,
+        VM(kernel, to=to, cpus=2, memory=_MEMORY, call_timeout=300.0, silence=_SILENCE) as host,
+    ):
         before = host.life.release
-        progress.say("starting a VM in the guest")
+        show("starting a VM in the guest")
         host.call(demo_vm.start, program, _options(host.kernel.image))
+        show("pausing the VM, and storing it")
         began = time.monotonic()
         host.call(demo_vm.store)
         stored = time.monotonic()
         last = host.call(demo_vm.last_line)
+        show("live-updating")
         host.live_update()
+        show("resuming the VM")
         host.call(demo_vm.resume, program)
         events = [Event("VM stored", stored), *host.timeline.events]
         return VmRoundTrip(

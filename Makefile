@@ -1,7 +1,7 @@
 # make demo    show a live update, after installing what it needs
 # make check   run the linters and the tests that need no guest; asks for no root
 # make test    the same, and then the tests with guests
-# make test-vms  test VMs in guests, of which `make test` has only one: half an hour more
+# make test-vms  test VMs in guests, of which `make test` has only one: about an hour more
 # make soak    test the state machines, the store, the crashes of guests and the kernel
 #              `debug`, which it builds, for hours: see SOAK_* below
 # make bench   measure times, as ratios of one another and by size, and write them to

@@ -18,7 +18,9 @@ __all__ = ["jump"]
 
 def jump(host: VM, readme: str) -> None:
     """Live-update the host by the first two command lines of a README."""
+    # The guest's Python has this process's packages, and no script of them in its PATH.
+    program = {"pyluo ": "python3 -m pyluo "}
     image = {"/boot/vmlinuz-next": host.path(host.kernel.image)}
-    lines = [command(readme, 0, image), command(readme, 1)]
+    lines = [command(readme, 0, {**program, **image}), command(readme, 1, program)]
     with pytest.raises(HarnessError, match="booted again"):
         host.call(guest_vmm.run_shell, "\n".join(lines))

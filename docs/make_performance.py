@@ -43,9 +43,8 @@ or on the same machine: lower is better, and 1 is the floor. Most floors are sma
 | --- | --- | --- | --- | --- | --- | --- |
 """
 EMULATED = """
-This machine's CPU had no virtualization: QEMU translated every instruction of the guests. Python's
-part of a ratio is larger than on hardware, because translation slows down its many short
-instructions most; the kernel's part, which clears and copies pages, loses less.
+This machine had no virtualization that works: QEMU translated every instruction of the guests. With
+KVM, times and ratios are others.
 """
 CURVES_HEAD = """
 ## By size
